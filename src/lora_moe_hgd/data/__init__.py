@@ -1,0 +1,1 @@
+"""Reading cases from disk, and phantoms that need no disk."""

@@ -1,0 +1,129 @@
+"""Healthy brains: MNI152 tissue maps under a random affine, a smooth elastic warp and a mirror.
+
+The maps (grey matter, white matter, brain mask; ICBM 152 2009a symmetric, McConnell Brain Imaging Centre) come with
+nilearn and need no download. Axes are those of the template in RAS order: left to right, back to front, bottom to top.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .noise import Shape, chance, gaussian_blur, smooth_noise, uniform
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Tissue fractions of each voxel, in [0, 1], and the grid they lie on.
+
+    Attributes:
+        tissues: CSF, grey matter and white matter, `(3, D, H, W)`; they add up to 1 inside the brain, 0 outside.
+        spacing_mm: Edge of a voxel.
+        affine: Voxel to millimetre in RAS, `(4, 4)`.
+    """
+
+    tissues: Tensor
+    spacing_mm: float
+    affine: np.ndarray
+
+    @property
+    def brain(self) -> Tensor:
+        return self.tissues.sum(dim=0) > 0.5
+
+    @property
+    def shape(self) -> Shape:
+        return (self.tissues.shape[1], self.tissues.shape[2], self.tissues.shape[3])
+
+
+@functools.lru_cache(maxsize=2)
+def template(spacing_mm: float) -> tuple[Tensor, np.ndarray]:
+    """CSF, grey and white matter of the MNI152 template `(3, D, H, W)` at `spacing_mm`, cropped near the brain."""
+    # nilearn takes a second to import, which only a phantom needs to pay.
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
+
+    images = [load(resolution=1) for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)]
+    grey, white, brain = (torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)) for image in images)
+    white = torch.minimum(white.clamp(0, 1), brain)
+    grey = torch.minimum(grey.clamp(0, 1), brain - white)
+    tissues = torch.stack([brain - grey - white, grey, white])
+    margin = 6
+    inside = torch.nonzero(brain)
+    low = (inside.amin(dim=0) - margin).clamp(min=0).tolist()
+    high = (inside.amax(dim=0) + margin + 1).tolist()
+    tissues = tissues[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    size = [round(edge / spacing_mm) for edge in tissues.shape[1:]]
+    resized = nn.functional.interpolate(tissues[None], size=size, mode="area")[0]
+    scale = np.array(tissues.shape[1:]) / np.array(size)  # millimetres, nearly `spacing_mm`
+    affine = images[0].affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ (np.array(low) + (scale - 1) / 2)
+    affine[:3, :3] *= spacing_mm
+    return resized.contiguous(), affine
+
+
+def random_anatomy(*, spacing_mm: float, generator: torch.Generator) -> Anatomy:
+    """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw."""
+    tissues, affine = template(spacing_mm)
+    shape = (tissues.shape[1], tissues.shape[2], tissues.shape[3])
+    offset = _affine_offset(shape, generator) + _elastic_offset(shape, spacing_mm, generator)
+    warped = sample_at_offset(tissues, offset)
+    if chance(0.5, generator):
+        warped = warped.flip(1)
+    warped = _vary_fluid(warped, spacing_mm, generator)
+    return Anatomy(warped, spacing_mm, affine)
+
+
+def identity_grid(shape: Shape) -> Tensor:
+    """Voxel coordinates `(D, H, W, 3)` in the order of the axes."""
+    return torch.stack(torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in shape), indexing="ij"), -1)
+
+
+def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
+    """Read `volumes (C, D, H, W)` trilinearly at each voxel plus `offset (D, H, W, 3)`, in voxels; zero outside."""
+    edges = torch.tensor(volumes.shape[1:], dtype=torch.float32)
+    grid = 2 * (identity_grid(tuple(volumes.shape[1:])) + offset) / (edges - 1) - 1
+    sampled = nn.functional.grid_sample(volumes[None], grid.flip(-1)[None], mode="bilinear", align_corners=True)
+    return sampled[0]
+
+
+def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Rotation up to 8 degrees, scale 0.9 to 1.1 per axis, shear up to 4 percent, about the centre."""
+    matrix = torch.eye(3)
+    for axis in range(3):
+        angle = math.radians(uniform(-8, 8, generator))
+        first, second = [other for other in range(3) if other != axis]
+        rotation = torch.eye(3)
+        rotation[first, first] = rotation[second, second] = math.cos(angle)
+        rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ rotation
+    shear = torch.eye(3) + 0.04 * (2 * torch.rand(3, 3, generator=generator) - 1)
+    scale = torch.diag(0.9 + 0.2 * torch.rand(3, generator=generator))
+    matrix = matrix @ shear @ scale
+    centred = identity_grid(shape) - (torch.tensor(shape, dtype=torch.float32) - 1) / 2
+    return centred @ matrix.inverse().T - centred
+
+
+def _elastic_offset(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Bumps of 45 mm width up to some 5 mm high, and finer ones of 18 mm width that change the folding."""
+    strength_mm = uniform(1.0, 4.0, generator)
+    fields = [
+        strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)
+        + uniform(0.3, 1.5, generator) * smooth_noise(shape, scale_mm=18, spacing_mm=spacing_mm, generator=generator)
+        for _ in range(3)
+    ]
+    sigma = 4 / spacing_mm
+    return torch.stack([gaussian_blur(field, (sigma, sigma, sigma)) for field in fields], dim=-1) / spacing_mm
+
+
+def _vary_fluid(tissues: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Move the border between fluid and brain: wide ventricles and sulci of age, narrow ones of youth."""
+    csf, grey, white = tissues
+    brain = tissues.sum(dim=0)
+    exponent = uniform(0.6, 1.6, generator)
+    csf = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1) ** exponent, 0.0) * brain
+    solid = (grey + white).clamp(min=1e-6)
+    return torch.stack([csf, (brain - csf) * grey / solid, (brain - csf) * white / solid])

@@ -1,0 +1,217 @@
+"""From tissue and tumour maps to the four MRI sequences.
+
+Lesions are painted in robust z-scores against the healthy brain of the same case, drawn from what was measured on real
+gliomas; healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse, FLAIR nearly flat
+with dark fluid). Each case draws its own contrasts, so that a network cannot key on absolute values.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from .anatomy import Anatomy, identity_grid, sample_at_offset
+from .noise import chance, fractal_noise, gaussian_blur, smooth_noise, uniform
+from .tumour import Tumour
+
+# Relative signal of CSF, grey and white matter; only its shape counts, the unit is set by the brain's own spread.
+HEALTHY = {
+    "t1": (-3.6, -0.50, 0.50),
+    "t1c": (-3.6, -0.40, 0.45),
+    "t2": (5.0, 0.55, -0.55),
+    "flair": (-3.6, 0.40, -0.30),
+}
+
+# Robust z of necrosis, oedema and enhancing rim: 10th, 50th and 90th percentile over cases. Between two cohorts that
+# differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa), tails wider than both.
+LESION = {
+    "t1": ((-2.6, -1.3, -0.3), (-0.9, -0.30, 0.3), (-1.2, -0.60, 0.3)),
+    "t1c": ((-3.0, -0.80, 0.5), (-0.9, -0.25, 0.4), (1.0, 2.2, 5.0)),
+    "t2": ((2.5, 7.0, 12.5), (1.6, 4.3, 7.0), (1.8, 4.6, 7.8)),
+    "flair": ((0.5, 2.9, 7.0), (2.2, 4.5, 7.5), (1.6, 3.9, 6.3)),
+}
+# Spread inside a region, in the same units.
+TEXTURE = {
+    "t1": (0.5, 0.35, 0.45),
+    "t1c": (0.6, 0.35, 1.0),
+    "t2": (1.4, 1.0, 1.2),
+    "flair": (0.9, 0.8, 0.9),
+}
+# Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
+GRAIN = {"t1": 0.05, "t1c": 0.05, "t2": 0.07, "flair": 0.07}
+THERMAL = {"t1": 0.09, "t1c": 0.09, "t2": 0.16, "flair": 0.13}
+
+
+def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return one volume `(D, H, W)` per sequence: positive inside the brain, exactly zero outside."""
+    shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
+    shares = _lesion_shares(tumour, spacing_mm)
+    brain = _stripped_brain(anatomy, generator)
+    shared_texture = fractal_noise(shape, scales_mm=(5, 10, 20), spacing_mm=spacing_mm, generator=generator)
+    shared_grain = fractal_noise(shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator)
+    severity = torch.randn(3, generator=generator)
+    vessels = _vessels(anatomy, generator)
+    spots = _white_matter_spots(anatomy, tumour, generator)
+    volumes = {}
+    for name in MODALITIES:
+        z = _healthy(name, anatomy, generator)
+        if name == "t1c":
+            z = z + uniform(1.0, 4.0, generator) * vessels
+        if name in ("t2", "flair"):
+            z = z + uniform(0.5, 2.5, generator) * spots
+        grain = 0.6 * shared_grain + 0.8 * fractal_noise(
+            shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator
+        )
+        z = z + GRAIN[name] * uniform(0.5, 1.6, generator) * grain
+        z = _robust_z(z, brain)
+        own_texture = fractal_noise(shape, scales_mm=(4, 8), spacing_mm=spacing_mm, generator=generator)
+        texture = 0.7 * shared_texture + 0.7 * own_texture
+        lesion = torch.zeros(shape)
+        for region in range(3):
+            level = _quantile(LESION[name][region], severity[region], generator)
+            lesion += shares[region] * (level + TEXTURE[name][region] * uniform(0.5, 1.3, generator) * texture)
+        present = shares.sum(dim=0)
+        z = (1 - present) * z + lesion
+        volumes[name] = _acquire(name, z, brain, spacing_mm, generator)
+    return volumes
+
+
+def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
+    """`(x - median) / MAD` over the brain: the unit in which lesions were measured."""
+    values = volume[brain]
+    median = values.median()
+    return (volume - median) / (values - median).abs().median()
+
+
+def _quantile(percentiles: tuple[float, float, float], severity: Tensor, generator: torch.Generator) -> float:
+    """A draw from a two-piece normal with these 10th, 50th and 90th percentiles.
+
+    `severity` is shared by the sequences of a case: what is bright on T2 tends to be bright on FLAIR.
+    """
+    low, median, high = percentiles
+    # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
+    draw = 0.6 * severity.item() + 0.8 * torch.randn((), generator=generator).item()
+    return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
+
+
+def _lesion_shares(tumour: Tumour, spacing_mm: float) -> Tensor:
+    """How much each voxel shows of necrosis, oedema and rim, `(3, D, H, W)` in [0, 1]; borders are soft."""
+    whole, core, enhancing = tumour.regions
+    necrosis = core & ~enhancing
+    oedema = whole & ~core
+    sigma = (1.0 / spacing_mm,) * 3
+    shares = torch.stack([gaussian_blur(mask.float(), sigma) for mask in (necrosis, oedema, enhancing)])
+    # Oedema thins out towards its border.
+    shares[1] *= 0.85 + 0.15 * tumour.infiltration.sqrt()
+    return shares
+
+
+def _healthy(name: str, anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    csf, grey, white = HEALTHY[name]
+    # Old T1 contrasts hardly tell grey from white matter; fluid stays apart.
+    contrast = uniform(0.35, 1.2, generator)
+    levels = (csf * uniform(0.7, 1.4, generator), contrast * grey, contrast * white)
+    return sum(level * fraction for level, fraction in zip(levels, anatomy.tissues, strict=True))
+
+
+def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """Thin curves (where two smooth fields are both near zero), parts of the brain's hull and of the ventricles."""
+    shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
+    first, second, where = (
+        smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)
+    )
+    curves = torch.exp(-(first**2 + second**2) / 0.03) * (anatomy.tissues[0] + 0.3 * anatomy.tissues[1])
+    brain = anatomy.brain.float()
+    depth = gaussian_blur(brain, (4 / spacing_mm,) * 3)
+    hull = ((depth < 0.72) & (where > 0.7)).float()
+    plexus = ((anatomy.tissues[0] > 0.8) & (depth > 0.98) & (where.abs() > 1.0)).float()
+    drawn = curves + uniform(0, 0.5, generator) * hull + uniform(0, 0.8, generator) * plexus
+    return gaussian_blur(drawn, (0.7 / spacing_mm,) * 3).clamp(0, 1)
+
+
+def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) -> Tensor:
+    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour; many in some cases, none in most."""
+    spacing_mm = anatomy.spacing_mm
+    if chance(0.5, generator):
+        return torch.zeros(anatomy.shape)
+    noise = fractal_noise(anatomy.shape, scales_mm=(6, 12), spacing_mm=spacing_mm, generator=generator)
+    near_fluid = gaussian_blur(anatomy.tissues[0], (4 / spacing_mm,) * 3)
+    field = anatomy.tissues[2] * (0.5 * noise + 3 * near_fluid.clamp(max=0.4))
+    spots = (field > uniform(1.2, 2.2, generator)) & ~tumour.regions[0]
+    return gaussian_blur(spots.float(), (1.0 / spacing_mm,) * 3)
+
+
+def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """The mask a skull-stripping tool would give: smooth, a little too large or too small."""
+    field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
+    waves = smooth_noise(anatomy.shape, scale_mm=25, spacing_mm=anatomy.spacing_mm, generator=generator)
+    return field > uniform(0.35, 0.6, generator) + 0.05 * waves
+
+
+def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Scanner: misregistration, resolution, bias field, gamma, Rician noise, and the brain mask."""
+    shift = torch.randn(3, generator=generator) * 0.3 / spacing_mm
+    z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
+    sigma_mm = [uniform(0.3, 0.9, generator)] * 3
+    if chance(0.5, generator):
+        # Thick slices, interpolated to isotropic voxels by the publisher of the data.
+        sigma_mm[int(torch.randint(3, (), generator=generator))] = uniform(1.0, 2.2, generator)
+    z = gaussian_blur(z, tuple(sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm))
+    gain = uniform(60.0, 160.0, generator)
+    floor = uniform(5.0, 9.0, generator)
+    signal = (floor + z).clamp(min=0.2)
+    signal = floor * (signal / floor) ** uniform(0.8, 1.25, generator)
+    if chance(0.15, generator):
+        signal = signal * (1 + uniform(0.005, 0.03, generator) * _ringing(tuple(z.shape), spacing_mm, generator))
+    bias = smooth_noise(tuple(z.shape), scale_mm=90, spacing_mm=spacing_mm, generator=generator)
+    signal = signal * torch.exp(uniform(0.0, 0.035, generator) * bias)
+    level = THERMAL[name] * uniform(0.4, 1.8, generator)
+    real, imaginary = (level * torch.randn(z.shape, generator=generator) for _ in range(2))
+    # Interpolation to the common grid has smoothed the scanner's noise, too.
+    smoothing = (0.5,) * 3
+    real, imaginary = (gaussian_blur(part, smoothing) * math.sqrt(3) for part in (real, imaginary))
+    return torch.where(brain, gain * torch.sqrt((signal + real) ** 2 + imaginary**2).clamp(min=1e-2), 0.0)
+
+
+def _ringing(shape: tuple[int, int, int], spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Stripes of 6 to 14 mm across a random in-plane direction, as motion leaves them."""
+    angle = uniform(0, math.pi, generator)
+    direction = torch.tensor([math.cos(angle), math.sin(angle), 0.0])
+    phase = 2 * math.pi * spacing_mm / uniform(6, 14, generator) * (identity_grid(shape) @ direction)
+    return torch.sin(phase)
+
+
+def region_levels(volume: Tensor, regions: Tensor) -> list[float | None]:
+    """Robust z of necrosis, oedema and rim in a sequence against the brain outside the tumour; `None` where absent.
+
+    `(median of the region - median of the brain) / MAD of the brain`, the brain being the voxels that are not zero.
+    """
+    whole, core, enhancing = regions
+    brain = volume[(volume != 0) & ~whole]
+    median = brain.median()
+    spread = (brain - median).abs().median()
+    masks = (core & ~enhancing, whole & ~core, enhancing)
+    return [((volume[mask].median() - median) / spread).item() if mask.sum() >= 10 else None for mask in masks]
+
+
+def noise_level(volume: Tensor, regions: Tensor) -> float:
+    """Median absolute Laplacian inside the healthy brain over the brain's MAD: how grainy an image is.
+
+    Healthy means at least two voxels inside the brain and outside the tumour.
+    """
+    brain = volume != 0
+    healthy = brain & ~regions[0]
+    eroded = 1 - nn.functional.max_pool3d((~healthy).float()[None, None], 5, stride=1, padding=2)[0, 0]
+    kernel = torch.zeros(1, 1, 3, 3, 3)
+    for axis in range(3):
+        for side in (0, 2):
+            place = [1, 1, 1]
+            place[axis] = side
+            kernel[0, 0, place[0], place[1], place[2]] = 1
+    kernel[0, 0, 1, 1, 1] = -6
+    laplacian = nn.functional.conv3d(volume[None, None], kernel, padding=1)[0, 0]
+    values = volume[healthy]
+    return (laplacian[eroded > 0].abs().median() / (values - values.median()).abs().median()).item()

@@ -1,0 +1,57 @@
+"""Smooth random fields and blurring: the two brushes a phantom is painted with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of unit variance whose bumps are about `scale_mm` wide, `(D, H, W)`."""
+    coarse = [max(2, math.ceil(edge * spacing_mm / scale_mm) + 1) for edge in shape]
+    field = torch.randn(1, 1, *coarse, generator=generator)
+    field = nn.functional.interpolate(field, size=shape, mode="trilinear", align_corners=True)[0, 0]
+    # Interpolation averages neighbours, which lowers the variance between the coarse points.
+    return field / field.std().clamp(min=1e-6)
+
+
+def fractal_noise(
+    shape: Shape, *, scales_mm: tuple[float, ...], spacing_mm: float, generator: torch.Generator
+) -> Tensor:
+    """Sum of smooth noise at several scales, each weighted by its scale; unit variance."""
+    total = torch.zeros(shape)
+    for scale_mm in scales_mm:
+        total += scale_mm * smooth_noise(shape, scale_mm=scale_mm, spacing_mm=spacing_mm, generator=generator)
+    return total / total.std().clamp(min=1e-6)
+
+
+def gaussian_blur(volume: Tensor, sigma_voxels: tuple[float, float, float]) -> Tensor:
+    """Separable Gaussian blur of `(D, H, W)`; a sigma of zero leaves its axis alone, borders are replicated."""
+    blurred = volume[None, None]
+    for axis, sigma in enumerate(sigma_voxels):
+        if sigma <= 0:
+            continue
+        radius = max(1, math.ceil(3 * sigma))
+        offsets = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = len(kernel)
+        padding = [0, 0, 0, 0, 0, 0]
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
+        padded = nn.functional.pad(blurred, padding, mode="replicate")
+        blurred = nn.functional.conv3d(padded, (kernel / kernel.sum()).reshape(shape))
+    return blurred[0, 0]
+
+
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """One number between `low` and `high`."""
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def chance(probability: float, generator: torch.Generator) -> bool:
+    """True with the given probability."""
+    return torch.rand((), generator=generator).item() < probability

@@ -1,0 +1,85 @@
+"""Random crops and augmentation of a training sample.
+
+Each draw comes from a generator that the caller seeds per sample, so that a sample is the same whatever the number of
+workers or processes. A sample is a pair: `pixel_values (M, D, H, W)` and `labels (R, D, H, W)`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .noise import chance, gaussian_blur, smooth_noise, uniform
+
+FOREGROUND_SHARE = 0.75
+
+
+def random_crop(
+    pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut out a box of `size`, three times in four around a voxel of a random region; small cases are zero-padded."""
+    shape = pixel_values.shape[1:]
+    centre = [int(torch.randint(edge, (), generator=generator)) for edge in shape]
+    if chance(FOREGROUND_SHARE, generator):
+        regions = [region for region in labels if region.any()]
+        if regions:
+            region = regions[int(torch.randint(len(regions), (), generator=generator))]
+            places = torch.nonzero(region)
+            centre = places[int(torch.randint(len(places), (), generator=generator))].tolist()
+            # Tumours are to be seen at the border of a window, too.
+            jitter = [int(torch.randint(-(edge // 4), edge // 4 + 1, (), generator=generator)) for edge in size]
+            centre = [middle + shift for middle, shift in zip(centre, jitter, strict=True)]
+    padding = [0] * 6
+    starts = []
+    for axis, (edge, length, middle) in enumerate(zip(size, shape, centre, strict=True)):
+        starts.append(min(max(middle - edge // 2, 0), max(length - edge, 0)))
+        short = max(edge - length, 0)
+        padding[2 * (2 - axis)], padding[2 * (2 - axis) + 1] = short // 2, short - short // 2
+    box = (slice(None), *(slice(start, start + edge) for start, edge in zip(starts, size, strict=True)))
+    return nn.functional.pad(pixel_values[box], padding), nn.functional.pad(labels[box], padding)
+
+
+def random_flip(pixel_values: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror each axis with probability one half."""
+    axes = [axis for axis in (1, 2, 3) if chance(0.5, generator)]
+    return pixel_values.flip(axes), labels.flip(axes)
+
+
+def random_intensity(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
+    """Change scale, offset, gamma, sharpness, resolution, bias field and noise of each sequence by itself.
+
+    Voxels that are exactly zero, outside the brain, stay zero.
+    """
+    return torch.stack([_one_sequence(volume, generator) for volume in pixel_values])
+
+
+def _one_sequence(volume: Tensor, generator: torch.Generator) -> Tensor:
+    brain = volume != 0
+    if not brain.any():
+        return volume
+    if chance(0.2, generator):
+        sigma = uniform(0.3, 0.9, generator)
+        volume = gaussian_blur(volume, (sigma, sigma, sigma))
+    if chance(0.15, generator):
+        axis = int(torch.randint(3, (), generator=generator))
+        volume = _thick_slices(volume, axis, uniform(1.5, 3.0, generator))
+    if chance(0.3, generator):
+        # Gamma on a scale without negative numbers; -4 is darker than nearly any brain voxel.
+        shifted = (volume + 4).clamp(min=0) / 4
+        volume = 4 * shifted ** uniform(0.75, 1.35, generator) - 4
+    scale, offset = uniform(0.75, 1.3, generator), uniform(-0.3, 0.3, generator)
+    volume = scale * volume + offset
+    if chance(0.2, generator):
+        field = smooth_noise(tuple(volume.shape), scale_mm=40, spacing_mm=1, generator=generator)
+        volume = volume + uniform(0.1, 0.4, generator) * field
+    if chance(0.3, generator):
+        volume = volume + uniform(0.05, 0.35, generator) * torch.randn(volume.shape, generator=generator)
+    return torch.where(brain, volume, 0.0)
+
+
+def _thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
+    """Lose resolution along one axis, and interpolate back."""
+    size = list(volume.shape)
+    size[axis] = max(2, round(size[axis] / factor))
+    coarse = nn.functional.interpolate(volume[None, None], size=size, mode="area")
+    return nn.functional.interpolate(coarse, size=tuple(volume.shape), mode="trilinear", align_corners=False)[0, 0]

@@ -1,0 +1,175 @@
+"""Tumours: infiltrating growth along white matter, a core, necrosis and an enhancing rim that is often incomplete.
+
+Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
+grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas, not growth parameters:
+each region is the set of voxels above the level that gives the wanted volume.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, sample_at_offset
+from .noise import chance, fractal_noise, gaussian_blur, smooth_noise, uniform
+
+GROWTH_SPACING_MM = 4.0
+DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
+
+# Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
+WHOLE_TUMOUR_ML = (130.0, 0.62)
+CORE_SHARE = (0.23, 0.75)
+
+
+@dataclass(frozen=True)
+class Tumour:
+    """Regions and soft quantities that shape the contrast.
+
+    Attributes:
+        regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
+        infiltration: 0 at the border of the oedema to 1 at the core, `(D, H, W)`.
+        displacement: Where each voxel's healthy tissue comes from, in voxels, `(D, H, W, 3)`: the mass effect.
+    """
+
+    regions: Tensor
+    infiltration: Tensor
+    displacement: Tensor
+
+
+def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
+    """One to three foci in one hemisphere or both, of random size, with or without necrosis and enhancement."""
+    voxel_ml = anatomy.spacing_mm**3 / 1000
+    brain_ml = anatomy.brain.sum().item() * voxel_ml
+    whole_ml = _log_normal(*WHOLE_TUMOUR_ML, generator)
+    whole_ml = min(max(whole_ml, 4.0), 0.3 * brain_ml)
+    growth = _grow(anatomy, whole_ml, generator)
+    solid = anatomy.tissues[1:].sum(dim=0)
+    # Oedema keeps out of the fluid and is held up by the cortex.
+    spread = growth * (anatomy.tissues[2] + 0.3 * anatomy.tissues[1])
+    spread = gaussian_blur(spread, (1.5 / anatomy.spacing_mm,) * 3)
+    ragged = fractal_noise(
+        anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator
+    )
+    spread = torch.where(anatomy.brain, spread * (1 + 0.22 * ragged), 0.0)
+    level = _level_of_volume(spread, whole_ml / voxel_ml)
+    whole = (spread > level) & anatomy.brain
+    core = _core(anatomy, growth, whole, whole_ml, voxel_ml, generator)
+    whole |= core
+    enhancing = _enhancing(anatomy, core, generator)
+    top = spread[whole].max().clamp(min=1e-6) if whole.any() else spread.new_tensor(1.0)
+    infiltration = ((spread - level) / (top - level).clamp(min=1e-6)).clamp(0, 1)
+    infiltration = torch.where(core, 1.0, infiltration)
+    return Tumour(
+        regions=torch.stack([whole, core, enhancing]),
+        infiltration=infiltration,
+        displacement=_mass_effect(core & (solid >= 0), anatomy.spacing_mm, generator),
+    )
+
+
+def _log_normal(median: float, spread: float, generator: torch.Generator) -> float:
+    return median * math.exp(spread * torch.randn((), generator=generator).item())
+
+
+def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
+    """The level that about `num_voxels` voxels lie above; positive."""
+    count = int(min(max(num_voxels, 1), field.numel() - 1))
+    return field.flatten().topk(count).values[-1].clamp(min=1e-4)
+
+
+def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator) -> Tensor:
+    """Tumour density in [0, 1] on the anatomy's grid, from one to three seeds in white matter."""
+    factor = anatomy.spacing_mm / GROWTH_SPACING_MM
+    size = [max(4, round(edge * factor)) for edge in anatomy.shape]
+    coarse = nn.functional.interpolate(anatomy.tissues[None], size=size, mode="trilinear", align_corners=False)[0]
+    diffusion = sum(weight * tissue for weight, tissue in zip(DIFFUSION, coarse, strict=True))
+    # No fluid, and not the brainstem and cerebellum, where these gliomas are rare.
+    weight = (coarse[2] * (coarse.sum(dim=0) > 0.9)).clone()
+    weight[:, :, : size[2] // 3] = 0
+    density = torch.zeros(tuple(size))
+    num_foci = 1 + int(chance(0.25, generator)) + int(chance(0.08, generator))
+    for focus in range(num_foci):
+        seed = int(torch.multinomial(weight.flatten(), 1, generator=generator))
+        place = torch.tensor([seed // (size[1] * size[2]), seed // size[2] % size[1], seed % size[2]])
+        axes = torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in size), indexing="ij")
+        # Growth starts from an ellipsoid, so that solid tumours need not follow the fibres alone.
+        radii = [uniform(1.0, 2.2, generator) * (1.0 if focus == 0 else 0.6) for _ in range(3)]
+        distance = sum(((axis - centre) / radius) ** 2 for axis, centre, radius in zip(axes, place, radii, strict=True))
+        density = torch.maximum(density, torch.exp(-0.5 * distance))
+    target = 1.25 * whole_ml / (GROWTH_SPACING_MM**3 / 1000)
+    proliferation = uniform(0.04, 0.12, generator)
+    for _ in range(300):
+        if (density > 0.15).sum() >= target:
+            break
+        density = (density + _diffuse(density, diffusion) + proliferation * density * (1 - density)).clamp(0, 1)
+    return nn.functional.interpolate(
+        density[None, None], size=anatomy.shape, mode="trilinear", align_corners=False
+    )[0, 0]
+
+
+def _diffuse(density: Tensor, diffusion: Tensor) -> Tensor:
+    """One explicit step of `div(D grad u)`; nothing flows where D is zero, nor over the border. Stable: step 1/6."""
+    change = torch.zeros_like(density)
+    for axis in range(3):
+        length = density.shape[axis] - 1
+        lower, upper = density.narrow(axis, 0, length), density.narrow(axis, 1, length)
+        # The harmonic mean lets the slower tissue of two neighbours rule.
+        a, b = diffusion.narrow(axis, 0, length), diffusion.narrow(axis, 1, length)
+        flow = 2 * a * b / (a + b).clamp(min=1e-6) * (upper - lower) / 6
+        change.narrow(axis, 0, length).add_(flow)
+        change.narrow(axis, 1, length).sub_(flow)
+    return change
+
+
+def _core(
+    anatomy: Anatomy, growth: Tensor, whole: Tensor, whole_ml: float, voxel_ml: float, generator: torch.Generator
+) -> Tensor:
+    """Compact part around the densest places, lobulated, of a random share of the whole."""
+    share = min(_log_normal(*CORE_SHARE, generator), 0.8)
+    noise = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
+    inside = gaussian_blur((whole & anatomy.brain).float(), (5.0 / anatomy.spacing_mm,) * 3)
+    field = inside * (0.3 + growth) * (1 + 0.22 * noise).clamp(min=0.05)
+    field = torch.where(whole, gaussian_blur(field, (1.5 / anatomy.spacing_mm,) * 3), 0.0)
+    return (field > _level_of_volume(field, share * whole_ml / voxel_ml)) & whole
+
+
+def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Tensor:
+    """The core without its necrotic inside and without the parts that do not take up contrast."""
+    if chance(0.06, generator):
+        return torch.zeros_like(core)
+    spacing_mm = anatomy.spacing_mm
+    noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
+    solid = chance(0.12, generator)
+    # A blurred mask falls from 1 deep inside to one half at the border: its level sets are shells.
+    width_mm = uniform(3.0, 7.0, generator)
+    depth = gaussian_blur(core.float(), (width_mm / spacing_mm,) * 3)
+    core_depth = depth[core]
+    if solid or core_depth.numel() == 0:
+        necrosis = torch.zeros_like(core)
+    else:
+        share = uniform(0.1, 0.7, generator)
+        field = torch.where(core, depth * (1 + 0.10 * noise), 0.0)
+        necrosis = (field > _level_of_volume(field, share * core_depth.numel())) & core
+    patchy = smooth_noise(anatomy.shape, scale_mm=14, spacing_mm=spacing_mm, generator=generator)
+    silent = core & (patchy > uniform(0.9, 2.5, generator))
+    return core & ~necrosis & ~silent
+
+
+def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """Healthy tissue is read from nearer the core: it looks pushed away, by up to about a centimetre."""
+    sigma = 10 / spacing_mm
+    pressure = gaussian_blur(core.float(), (sigma, sigma, sigma))
+    slope = torch.stack(torch.gradient(pressure), dim=-1)
+    steepest = slope.norm(dim=-1).max()
+    push = uniform(0.0, 9.0, generator) / spacing_mm * min(1.0, core.sum().item() * spacing_mm**3 / 30000)
+    return push * slope / steepest.clamp(min=1e-6)
+
+
+def displace(anatomy: Anatomy, tumour: Tumour) -> Anatomy:
+    """The anatomy under the tumour's mass effect, within the same brain."""
+    tissues = sample_at_offset(anatomy.tissues, tumour.displacement)
+    brain = anatomy.tissues.sum(dim=0)
+    tissues = tissues / tissues.sum(dim=0).clamp(min=1e-3)
+    return Anatomy(tissues.clamp(0, 1) * brain, anatomy.spacing_mm, anatomy.affine)

@@ -1,0 +1,1 @@
+"""Scores over all subsets of the sequences."""

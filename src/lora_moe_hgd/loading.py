@@ -1,0 +1,59 @@
+"""From the name of a checkpoint to a network and its processor.
+
+A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id; each may hold a whole network or
+a PEFT adapter over one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from peft import PeftConfig, PeftModel
+
+from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from .pretrained import pretrained_path
+
+
+def checkpoint_folder(name: str | Path) -> Path:
+    """Return the local folder of a checkpoint; a Hub repository is fetched into the Hub's cache.
+
+    Raises:
+        ValueError: If `name` is a pickle file, or neither a folder nor a name nor a Hub id.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(
+            f"{path} is a file; a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, .bin) are "
+            "not read, because loading one can run any code it holds."
+        )
+    if path.suffix == ".pt" and path.with_suffix("").is_dir():
+        return path.with_suffix("")
+    if str(name) == "tiny":
+        return pretrained_path("tiny")
+    if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
+        raise ValueError(f"No checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path} is there.")
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError as error:
+        raise ValueError(f"'{name}' is neither a folder, nor 'tiny', nor a Hub id.") from error
+
+
+def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+    """Load a network, in evaluation mode, and its processor; an adapter is merged into its base.
+
+    Raises:
+        ValueError: If the checkpoint cannot be found or is a pickle file.
+    """
+    folder = checkpoint_folder(name)
+    if not (folder / "adapter_config.json").is_file():
+        network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
+        return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    network, processor = load_checkpoint(base)
+    adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    return adapted.eval(), processor

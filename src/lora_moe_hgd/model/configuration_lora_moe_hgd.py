@@ -1,0 +1,193 @@
+"""Configuration of the LoRA-MoE-HGD network: everything needed to rebuild it, nothing about how it was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+MODALITIES = ("t1", "t1c", "t2", "flair")
+REGIONS = ("wt", "tc", "et")
+
+STEM_STRIDES = (2, 4, 8)
+TOKEN_STRIDE = 16
+
+
+@strict
+class LoraMoeHgdConfig(PreTrainedConfig):
+    """Sizes of the stem, the encoder, the experts and the holistically guided decoder.
+
+    Args:
+        modalities: MRI sequences in channel order; any non-empty subset of them may be present in a case.
+        regions: Nested target regions in channel order, each containing the next.
+        full_resolution_channels: Channels of the early-fused branch at stride 1.
+        stem_channels: Channels of each sequence's features at strides 2, 4 and 8.
+        stem_depths: Residual blocks at strides 2, 4 and 8.
+        hidden_size: Width of a token, one per present sequence and 16^3 patch.
+        num_hidden_layers: Transformer blocks. Every second one, from the second on, has experts.
+        num_attention_heads: Must divide `hidden_size`.
+        intermediate_size: Width inside the dense feed-forward blocks.
+        expert_intermediate_size: Width inside one expert.
+        num_free_experts: Routed experts that any token may use, beside one owned by each modality.
+        num_experts_per_tok: Routed experts a token is sent to; at most `1 + num_free_experts`.
+        position_grid: Number of patches `(depth, height, width)` the learned positions are stored for; other sizes
+            are interpolated.
+        hidden_state_depths: Three block counts after which hidden states feed the decoder; the last is the output.
+        fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).
+        codeword_size: Length of a codeword and channels of the assembled map (`q`).
+        num_codewords: Codewords made from the image (`n`).
+        num_prior_codewords: Learned codewords that stand for what absent sequences cannot say (`k`).
+        refinement_channels: Channels of the refinement at strides 4, 2 and 1.
+        load_balance_coef: Weight of the load-balance loss.
+        router_z_coef: Weight of the router's z-loss.
+        deep_supervision_weights: Weight of the loss at strides 8 and 4, relative to full resolution.
+        initializer_range: Standard deviation of truncated-normal initial weights in linear layers and embeddings.
+
+    Raises:
+        ValueError: If two fields contradict each other; the message names the rule and the value.
+
+    Example:
+        >>> LoraMoeHgdConfig(hidden_size=100, num_attention_heads=6)
+        Traceback (most recent call last):
+        ...
+        huggingface_hub.errors.StrictDataclassClassValidationError: Class validation error for validator 'validate_heads':
+            ValueError: `hidden_size` must be a multiple of `num_attention_heads` (6), got 100.
+    """
+
+    model_type = "lora_moe_hgd"
+
+    modalities: list[str] | tuple[str, ...] = MODALITIES
+    regions: list[str] | tuple[str, ...] = REGIONS
+    full_resolution_channels: int = 8
+    stem_channels: list[int] | tuple[int, ...] = (16, 32, 64)
+    stem_depths: list[int] | tuple[int, ...] = (1, 2, 2)
+    hidden_size: int = 192
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 6
+    intermediate_size: int = 768
+    expert_intermediate_size: int = 384
+    num_free_experts: int = 4
+    num_experts_per_tok: int = 2
+    position_grid: list[int] | tuple[int, ...] = (4, 4, 4)
+    hidden_state_depths: list[int] | tuple[int, ...] = (2, 4, 6)
+    fusion_size: int = 128
+    codeword_size: int = 128
+    num_codewords: int = 64
+    num_prior_codewords: int = 16
+    refinement_channels: list[int] | tuple[int, ...] = (64, 32, 16)
+    load_balance_coef: float = 1e-2
+    router_z_coef: float = 1e-3
+    deep_supervision_weights: list[float] | tuple[float, ...] = (0.25, 0.5)
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # The base class keeps unknown keys as attributes: a typo would silently become a default.
+        names = [field.name for field in dataclasses.fields(self)]
+        for unknown in kwargs:
+            if close := difflib.get_close_matches(unknown, names, n=1, cutoff=0.8):
+                raise ValueError(f"Unknown field `{unknown}`; did you mean `{close[0]}`?")
+        # JSON has no tuples: without this a reloaded configuration would differ from the saved one.
+        for name in (
+            "modalities",
+            "regions",
+            "stem_channels",
+            "stem_depths",
+            "position_grid",
+            "hidden_state_depths",
+            "refinement_channels",
+            "deep_supervision_weights",
+        ):
+            setattr(self, name, tuple(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    def validate_lengths(self) -> None:
+        for name, length in (
+            ("stem_channels", len(STEM_STRIDES)),
+            ("stem_depths", len(STEM_STRIDES)),
+            ("position_grid", 3),
+            ("hidden_state_depths", 3),
+            ("refinement_channels", 3),
+            ("deep_supervision_weights", 2),
+        ):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"`{name}` must have {length} entries, got {getattr(self, name)}.")
+
+    def validate_names(self) -> None:
+        for name in ("modalities", "regions"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"`{name}` must be distinct names, at least one, got {values}.")
+
+    def validate_positive(self) -> None:
+        for name in (
+            "full_resolution_channels",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "expert_intermediate_size",
+            "num_experts_per_tok",
+            "fusion_size",
+            "codeword_size",
+            "num_codewords",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("num_free_experts", "num_prior_codewords"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+    def validate_heads(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads` ({self.num_attention_heads}), "
+                f"got {self.hidden_size}."
+            )
+
+    def validate_experts(self) -> None:
+        if self.num_experts_per_tok > 1 + self.num_free_experts:
+            raise ValueError(
+                f"`num_experts_per_tok` must be at most 1 + `num_free_experts` ({1 + self.num_free_experts}): a token "
+                f"may use its own modality's expert and the free ones, got {self.num_experts_per_tok}."
+            )
+
+    def validate_depths(self) -> None:
+        depths = list(self.hidden_state_depths)
+        if depths != sorted(set(depths)) or depths[0] < 1 or depths[-1] != self.num_hidden_layers:
+            raise ValueError(
+                f"`hidden_state_depths` must increase from at least 1 to `num_hidden_layers` "
+                f"({self.num_hidden_layers}), got {self.hidden_state_depths}."
+            )
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether block number `layer`, counted from 0, is a mixture of experts: every second one, not the first."""
+        return layer % 2 == 1
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> LoraMoeHgdConfig:
+        """The size that trains and runs on two CPU cores."""
+        return cls(**overrides)
+
+    @classmethod
+    def base(cls, **overrides: Any) -> LoraMoeHgdConfig:
+        """The size for a GPU."""
+        sizes: dict[str, Any] = {
+            "full_resolution_channels": 16,
+            "stem_channels": (32, 64, 128),
+            "hidden_size": 384,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 1536,
+            "expert_intermediate_size": 768,
+            "position_grid": (8, 8, 8),
+            "hidden_state_depths": (4, 8, 12),
+            "fusion_size": 256,
+            "codeword_size": 256,
+            "num_codewords": 128,
+            "num_prior_codewords": 32,
+            "refinement_channels": (128, 64, 32),
+        }
+        return cls(**{**sizes, **overrides})

@@ -1,0 +1,130 @@
+"""Where a volume lies, and how to bring it to another voxel size and back.
+
+Axes of canonical volumes are those of RAS order: left to right, back to front, bottom to top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CaseGeometry:
+    """All that is needed to bring a prediction back to the grid a case came on.
+
+    Attributes:
+        shape: Shape of the case's own array.
+        affine: Voxel to millimetre of the case's own array, `(4, 4)`.
+        box: First and one-past-last voxel of the brain along each canonical axis.
+        resampled_shape: Shape of the brain's box at the network's spacing, before padding.
+    """
+
+    shape: Shape
+    affine: np.ndarray
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    resampled_shape: Shape
+
+    @property
+    def box_shape(self) -> Shape:
+        (d0, d1), (h0, h1), (w0, w1) = self.box
+        return (d1 - d0, h1 - h0, w1 - w0)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel of the case's own grid, in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    def to_own_grid(self, volume: np.ndarray) -> np.ndarray:
+        """Paste `volume`, on the brain's box in canonical order, into the case's own array; zero elsewhere."""
+        axes, flips = orientation(self.affine)
+        canonical = np.zeros([self.shape[axis] for axis in axes], dtype=volume.dtype)
+        canonical[tuple(slice(low, high) for low, high in self.box)] = volume
+        flipped = np.flip(canonical, axis=[axis for axis in range(3) if flips[axis]])
+        return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
+
+
+def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """How to bring an array into RAS order: `np.transpose(array, axes)`, then flip each axis whose flag is set.
+
+    Each anatomical axis takes the array axis that runs most nearly along it, the clearest match first.
+
+    Raises:
+        ValueError: If the affine is singular or not finite.
+
+    Example:
+        >>> orientation(np.diag([-1.0, -1.0, 1.0, 1.0]))  # LPS
+        ((0, 1, 2), (True, True, False))
+    """
+    directions = np.asarray(affine, dtype=np.float64)[:3, :3]
+    if not np.isfinite(directions).all() or abs(np.linalg.det(directions)) < 1e-9:
+        raise ValueError(f"The affine must be finite and not singular, got {np.asarray(affine).tolist()}.")
+    closeness = np.abs(directions / np.linalg.norm(directions, axis=0))
+    axes = [0, 0, 0]
+    for _ in range(3):
+        anatomical, array_axis = np.unravel_index(np.argmax(closeness), (3, 3))
+        axes[anatomical] = int(array_axis)
+        closeness[anatomical, :] = -1
+        closeness[:, array_axis] = -1
+    flips = [bool(directions[anatomical, axes[anatomical]] < 0) for anatomical in range(3)]
+    return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
+
+
+def to_canonical(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The array in RAS order; values are moved, never interpolated."""
+    axes, flips = orientation(affine)
+    return np.ascontiguousarray(
+        np.flip(np.transpose(volume, axes), axis=[axis for axis in range(3) if flips[axis]])
+    )
+
+
+def canonical_spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Distance between voxel centres along the canonical axes, in millimetres."""
+    axes, _ = orientation(affine)
+    spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return (float(spacing[axes[0]]), float(spacing[axes[1]]), float(spacing[axes[2]]))
+
+
+def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
+    """Number of voxels that cover the same field of view at about `target_mm`; at least one an axis."""
+    edges = [
+        max(1, round(edge * spacing / target))
+        for edge, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
+    ]
+    return (edges[0], edges[1], edges[2])
+
+
+def resample(volume: Tensor, shape: Shape) -> Tensor:
+    """Bring `(..., D, H, W)` to `shape` over the same field of view.
+
+    Along an axis that gets coarser, each new voxel is the mean of what it covers, as a coarser scan would be; along one
+    that gets finer, values are interpolated linearly between voxel centres. An axis of equal length is left untouched.
+    """
+    for axis, size in zip((-3, -2, -1), shape, strict=True):
+        if volume.shape[axis] != size:
+            weights = _axis_weights(volume.shape[axis], size).to(volume)
+            volume = torch.movedim(torch.movedim(volume, axis, -1) @ weights.T, -1, axis)
+    return volume.contiguous()
+
+
+def _axis_weights(old: int, new: int) -> Tensor:
+    """Matrix `(new, old)` whose rows add up to 1."""
+    step = old / new
+    if new < old:
+        edges = torch.arange(new + 1, dtype=torch.float64) * step
+        cells = torch.arange(old, dtype=torch.float64)
+        overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+        return overlap.clamp(min=0) / step
+    centres = ((torch.arange(new, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, old - 1)
+    low = centres.floor().long().clamp(max=max(old - 2, 0))
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    rows = torch.arange(new)
+    weights[rows, low] = 1 - (centres - low)
+    if old > 1:
+        weights[rows, low + 1] = centres - low
+    return weights

@@ -1,0 +1,159 @@
+"""Holistically guided decoder, moved to 3-D and to tokens that may be missing, and the refinement behind it.
+
+EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487): a codebook of holistic codewords is made from the
+coarse tokens and assembled at stride 8 under a fine guidance map. Two things differ from the paper: absent tokens are
+masked in the spatial softmax, and learned prior codewords join those made from the image. A head at stride 8 alone
+cannot draw the enhancing tumour (its best Dice on real masks is about .82), hence the refinement to full resolution.
+
+Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords made, k prior codewords,
+V voxels of the stride-8 map.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_lora_moe_hgd import LoraMoeHgdConfig
+from .encoder import EncoderOutput, TokenLayout
+from .stem import ResidualBlock3d, StemOutput, group_norm
+
+
+def upsample(x: Tensor, size: torch.Size) -> Tensor:
+    """Trilinear interpolation of `(B, C, ...)` to the spatial `size`."""
+    return nn.functional.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+class PointwiseBlock(nn.Sequential):
+    """`ReLU(norm(conv1(x)))` on a volume."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(nn.Conv3d(in_channels, out_channels, kernel_size=1), group_norm(out_channels), nn.ReLU())
+
+
+class HolisticCodebook(nn.Module):
+    """Codewords from the tokens: each is a convex combination of the present tokens' base vectors.
+
+    `m = Linear(cat[X_l1, X_l2, X_L])`, `Bas = ReLU(norm(Linear m))`, `A = softmax over tokens of MLP(m)`,
+    `C = Bas^T A`, `C+ = cat[C, P]`.
+    """
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        self.fusion = nn.Linear(len(config.hidden_state_depths) * config.hidden_size, config.fusion_size)
+        self.base = nn.Linear(config.fusion_size, config.codeword_size)
+        self.base_norm = nn.LayerNorm(config.codeword_size)
+        self.weighting = nn.Sequential(
+            nn.Linear(config.fusion_size, config.num_codewords),
+            nn.ReLU(),
+            nn.Linear(config.num_codewords, config.num_codewords),
+        )
+        self.prior = nn.Embedding(config.num_prior_codewords, config.codeword_size)
+
+    def forward(self, hidden_states: tuple[Tensor, ...], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Return the codebook `C+ (B, q, n + k)` and the mean base vector `(B, q)`."""
+        fused_BNd = self.fusion(torch.cat(hidden_states, dim=-1))
+        base_BNq = nn.functional.relu(self.base_norm(self.base(fused_BNd)))
+        logits_BNn = self.weighting(fused_BNd).float()
+        logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
+        weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
+        codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
+        prior_Bqk = self.prior.weight.T.to(codewords_Bqn.dtype).expand(len(codewords_Bqn), -1, -1)
+        return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
+
+
+class HolisticallyGuidedAssembly(nn.Module):
+    """Assembly of the codewords at stride 8.
+
+    `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W = ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`
+    with `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out = ReLU(norm(conv1(cat[F, G])))`: the output reads `G`,
+    not `G + g`, and the coefficients `W` pass a ReLU, no softmax.
+    """
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        num_codewords = config.num_codewords + config.num_prior_codewords
+        self.guidance = PointwiseBlock(config.stem_channels[-1] + config.hidden_size, config.codeword_size)
+        self.coefficients = nn.Sequential(
+            PointwiseBlock(config.codeword_size, num_codewords), PointwiseBlock(num_codewords, num_codewords)
+        )
+        self.output = PointwiseBlock(2 * config.codeword_size, config.codeword_size)
+
+    def forward(self, fine: Tensor, context: Tensor, codebook: Tensor, mean_base: Tensor) -> Tensor:
+        """Assemble.
+
+        Args:
+            fine: Fused stem features at stride 8, `(B, C, *S8)`.
+            context: Last hidden state averaged over the present sequences, `(B, hidden, *S16)`.
+            codebook: `(B, q, n + k)`.
+            mean_base: `(B, q)`.
+
+        Returns:
+            Features at stride 8, `(B, q, *S8)`.
+        """
+        guidance = self.guidance(torch.cat([fine, upsample(context, fine.shape[2:]).to(fine.dtype)], dim=1))
+        coefficients = self.coefficients(guidance + mean_base[..., None, None, None])
+        assembled = codebook @ coefficients.flatten(2) * codebook.shape[2] ** -0.5
+        return self.output(torch.cat([assembled.unflatten(2, guidance.shape[2:]), guidance], dim=1))
+
+
+class RefinementStage(nn.Module):
+    """Twice the resolution: reduce, upsample, join the skip, mix."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(in_channels, skip_channels, kernel_size=1)
+        self.mix = nn.Conv3d(2 * skip_channels, out_channels, kernel_size=3, padding=1)
+        self.norm = group_norm(out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Refine `x (B, in, *S)` with `skip (B, skip, *2S)` to `(B, out, *2S)`."""
+        x = torch.cat([upsample(self.reduce(x), skip.shape[2:]).to(skip.dtype), skip], dim=1)
+        return nn.functional.leaky_relu(self.norm(self.mix(x)))
+
+
+@dataclass
+class DecoderOutput:
+    """Region logits from coarse to fine and what made them.
+
+    Attributes:
+        logits: At strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32.
+        codebook: `(B, q, n + k)`.
+    """
+
+    logits: tuple[Tensor, Tensor, Tensor]
+    codebook: Tensor
+
+
+class HolisticallyGuidedDecoder(nn.Module):
+    """Codebook, assembly at stride 8, refinement over strides 4 and 2 to 1, and a head at strides 8, 4 and 1."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        half, quarter, eighth = config.stem_channels
+        at4, at2, at1 = config.refinement_channels
+        self.codebook = HolisticCodebook(config)
+        self.assembly = HolisticallyGuidedAssembly(config)
+        self.refine4 = RefinementStage(config.codeword_size, quarter, at4)
+        self.block4 = ResidualBlock3d(at4)
+        self.refine2 = RefinementStage(at4, half, at2)
+        self.block2 = ResidualBlock3d(at2)
+        self.refine1 = RefinementStage(at2, config.full_resolution_channels, at1)
+        self.heads = nn.ModuleList(
+            nn.Conv3d(channels, len(config.regions), kernel_size=1) for channels in (config.codeword_size, at4, at1)
+        )
+
+    def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
+        codebook, mean_base = self.codebook(encoded.hidden_states, encoded.layout)
+        context = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])
+        at8 = self.assembly(stem.skips[2], context, codebook, mean_base)
+        at4 = self.block4(self.refine4(at8, stem.skips[1]))
+        at2 = self.block2(self.refine2(at4, stem.skips[0]))
+        at1 = self.refine1(at2, stem.full_resolution)
+        logits8, logits4, logits1 = (
+            head(features).float() for head, features in zip(self.heads, (at8, at4, at1), strict=True)
+        )
+        return DecoderOutput((logits8, logits4, logits1), codebook)

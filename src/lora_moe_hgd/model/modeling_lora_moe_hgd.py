@@ -1,0 +1,233 @@
+"""LoRA-MoE-HGD: brain-tumour segmentation from any non-empty subset of the MRI sequences.
+
+Stem and transformer encoder over the present sequences (UNETR-style, https://arxiv.org/abs/2103.10504) with mixtures of
+experts, and a holistically guided decoder (https://arxiv.org/abs/2008.10487). Every file of this folder is imported
+here, so that the whole folder travels with a saved model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
+from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
+from .hgd_decoder import HolisticallyGuidedDecoder
+from .losses import segmentation_losses, total_loss
+from .moe import ExpertRouter, load_balancing_loss, router_z_loss
+from .sliding_window import sliding_window_logits
+from .stem import ModalityStem, StemOutput
+
+
+@dataclass
+class LoraMoeHgdEncoderOutput(ModelOutput):
+    """What the encoder alone gives.
+
+    Attributes:
+        last_hidden_state: `(B, N, hidden)`, N the tokens of the present sequences; padded where cases differ.
+        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LoraMoeHgdSegmenterOutput(ModelOutput):
+    """Segmentation of a batch.
+
+    Attributes:
+        loss: Scalar, when labels were given.
+        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32.
+        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
+        codebook: On request, `(B, codeword size, codewords)`.
+        losses: The parts of the loss by name, before their coefficients, when labels were given.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    codebook: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+class LoraMoeHgdPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by the encoder and the segmenter."""
+
+    config: LoraMoeHgdConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer"]
+    # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise each kind of module that owns parameters; any other kind is an error, never garbage."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, ExpertRouter):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv3d):
+            init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            init.ones_(module.weight)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(f"No initialisation is defined for the parameters of {type(module).__name__}.")
+        if isinstance(module, nn.Linear | nn.Conv3d | nn.LayerNorm | nn.GroupNorm) and module.bias is not None:
+            init.zeros_(module.bias)
+        if isinstance(module, ModalityStem):
+            # Unlike volumes that are constant in a crop must differ already before the first norm.
+            init.normal_(module.modality_embedding.weight, std=0.5)
+
+    def _check_inputs(self, pixel_values: Tensor, modality_mask: Tensor | None) -> Tensor:
+        """Return the boolean mask `(B, M)`; all true when none was given."""
+        num_modalities = len(self.config.modalities)
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != num_modalities:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, {num_modalities}, depth, height, width) with the channels "
+                f"{', '.join(self.config.modalities)}, got {tuple(pixel_values.shape)}."
+            )
+        if any(edge % TOKEN_STRIDE for edge in pixel_values.shape[2:]):
+            raise ValueError(
+                f"Each spatial edge of `pixel_values` must be a multiple of {TOKEN_STRIDE} voxels, "
+                f"got {tuple(pixel_values.shape[2:])}."
+            )
+        if modality_mask is None:
+            return torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        if modality_mask.shape != pixel_values.shape[:2]:
+            raise ValueError(
+                f"`modality_mask` must have shape {tuple(pixel_values.shape[:2])} (batch, modalities), "
+                f"got {tuple(modality_mask.shape)}."
+            )
+        return modality_mask.bool()
+
+
+class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
+    """Stem and transformer encoder, without a decoder."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__(config)
+        self.stem = ModalityStem(config)
+        self.vit = VisionTransformer(config)
+        self.post_init()
+
+    def encode(self, pixel_values: Tensor, modality_mask: Tensor) -> tuple[StemOutput, EncoderOutput]:
+        """Run stem and transformer on checked inputs; what the decoder reads."""
+        stem = self.stem(pixel_values, modality_mask)
+        return stem, self.vit(stem.patches, stem.presence)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        modality_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_router_logits: bool = False,
+    ) -> LoraMoeHgdEncoderOutput:
+        """Encode the present sequences; arguments as in `LoraMoeHgdForSegmentation.forward`."""
+        _, encoded = self.encode(pixel_values, self._check_inputs(pixel_values, modality_mask))
+        return LoraMoeHgdEncoderOutput(
+            last_hidden_state=encoded.hidden_states[-1],
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            router_logits=encoded.router_logits if output_router_logits else None,
+        )
+
+
+class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
+    """The whole network: nested tumour regions from any non-empty subset of the sequences."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__(config)
+        self.encoder = LoraMoeHgdModel(config)
+        self.decoder = HolisticallyGuidedDecoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        modality_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        region_weights: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_router_logits: bool = False,
+        output_codebook: bool = False,
+    ) -> LoraMoeHgdSegmenterOutput:
+        """Segment a batch.
+
+        Args:
+            pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
+            modality_mask: `(B, M)`, true where a sequence was acquired; all when `None`. Channels marked false are
+                never read, so their content does not matter.
+            labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
+            region_weights: `(R,)`, weight of each region in the loss; equal when `None`.
+            output_hidden_states: Return the encoder states that feed the decoder.
+            output_router_logits: Return the router logits.
+            output_codebook: Return the codebook.
+
+        Raises:
+            ValueError: If a shape does not fit or a case has no sequence at all.
+        """
+        modality_mask = self._check_inputs(pixel_values, modality_mask)
+        stem, encoded = self.encoder.encode(pixel_values, modality_mask)
+        decoded = self.decoder(stem, encoded)
+        loss, losses = None, None
+        if labels is not None:
+            losses = self._losses(decoded.logits, encoded.router_logits, labels, region_weights)
+            loss = total_loss(
+                losses,
+                {"load_balance": self.config.load_balance_coef, "router_z": self.config.router_z_coef},
+            )
+        return LoraMoeHgdSegmenterOutput(
+            loss=loss,
+            logits=decoded.logits[-1],
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            router_logits=encoded.router_logits if output_router_logits else None,
+            codebook=decoded.codebook if output_codebook else None,
+            losses=losses,
+        )
+
+    def _losses(
+        self,
+        logits: tuple[Tensor, ...],
+        router_logits: tuple[Tensor, ...],
+        labels: Tensor,
+        region_weights: Tensor | None,
+    ) -> dict[str, Tensor]:
+        if labels.shape != logits[-1].shape:
+            raise ValueError(
+                f"`labels` must be region masks of shape {tuple(logits[-1].shape)} "
+                f"(batch, {', '.join(self.config.regions)}, depth, height, width), got {tuple(labels.shape)}."
+            )
+        if region_weights is None:
+            region_weights = logits[-1].new_ones(len(self.config.regions))
+        losses = segmentation_losses(
+            logits,
+            labels,
+            scale_weights=(*self.config.deep_supervision_weights, 1.0),
+            region_weights=region_weights.to(logits[-1]),
+        )
+        experts_per_token = self.config.num_experts_per_tok
+        if router_logits:
+            losses["load_balance"] = torch.stack(
+                [load_balancing_loss(layer, experts_per_token) for layer in router_logits]
+            ).mean()
+            losses["router_z"] = torch.stack([router_z_loss(layer) for layer in router_logits]).mean()
+        return losses
+
+    def segment_volume(self, pixel_values: Tensor, modality_mask: Tensor, **options) -> Tensor:
+        """Logits of a whole case by sliding window; see `sliding_window.sliding_window_logits`."""
+        return sliding_window_logits(self, pixel_values, modality_mask, **options)
+
+
+__all__ = ["LoraMoeHgdForSegmentation", "LoraMoeHgdModel", "LoraMoeHgdPreTrainedModel", "EncoderLayer"]

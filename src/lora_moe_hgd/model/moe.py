@@ -1,0 +1,119 @@
+"""Sparse mixture of feed-forward experts, some of them owned by one MRI sequence each.
+
+Token-choice top-k routing (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538) beside one shared expert that is
+always on. A token may go to the expert of its own modality and to the free experts, so the expert of an absent sequence
+has no tokens and no say.
+
+Shape letters: T tokens, D hidden size, M modalities, E routed experts (the M owned ones first), K experts per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_lora_moe_hgd import LoraMoeHgdConfig
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between; as a dense block and as one expert."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class ExpertRouter(nn.Module):
+    """Scores every routed expert for every token, in float32."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        self.num_modalities = len(config.modalities)
+        self.num_free_experts = config.num_free_experts
+        self.weight = nn.Parameter(torch.empty(self.num_modalities + self.num_free_experts, config.hidden_size))
+
+    def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
+        """Return logits `(T, E)` in float32; minus infinity where a token may not use an expert."""
+        # Route in float32 whatever the autocast dtype: near-tied experts must not flip with rounding.
+        with torch.autocast(device_type=x_TD.device.type, enabled=False):
+            logits_TE = nn.functional.linear(x_TD.float(), self.weight.float())
+        own_TM = nn.functional.one_hot(modality_T, self.num_modalities).bool()
+        free_TF = own_TM.new_ones(len(own_TM), self.num_free_experts)
+        return logits_TE.masked_fill(~torch.cat([own_TM, free_TF], dim=1), -math.inf)
+
+
+class SparseMoe(nn.Module):
+    """One shared expert plus, per token, the weighted sum of its top-k routed experts."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        self.experts_per_token = config.num_experts_per_tok
+        self.router = ExpertRouter(config)
+        self.shared_expert = FeedForward(config.hidden_size, config.expert_intermediate_size)
+        self.experts = nn.ModuleList(
+            FeedForward(config.hidden_size, config.expert_intermediate_size)
+            for _ in range(len(config.modalities) + config.num_free_experts)
+        )
+
+    def forward(self, x_TD: Tensor, modality_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output `(T, D)` and the router logits `(T, E)`."""
+        logits_TE = self.router(x_TD, modality_T)
+        weight_TK, expert_TK = logits_TE.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
+        weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
+        y_TD = self.shared_expert(x_TD)
+        # Experts without tokens run on zero rows: skipping them would break DDP, FSDP and full-graph compilation.
+        for index, expert in enumerate(self.experts):
+            token, choice = torch.where(expert_TK == index)
+            routed = expert(x_TD[token]) * weight_TK[token, choice, None].to(y_TD.dtype)
+            y_TD = y_TD.index_add(0, token, routed.to(y_TD.dtype))
+        return y_TD, logits_TE
+
+
+def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Tensor:
+    """Penalty that is smallest when each expert gets the same share of the tokens that may use it.
+
+    Equations (4) to (6) of the Switch Transformer (https://arxiv.org/abs/2101.03961), generalised to top-k and to
+    experts that only some tokens may use: `mean_e (A f_e) (A p_e)`, over the experts that any token may use, with `A`
+    the number of experts allowed to a token, `f_e` the fraction of the allowed tokens' choices that fall on expert `e`,
+    and `p_e` its mean probability over the allowed tokens. With every expert allowed to every token this is the
+    published `E * sum_e f_e p_e`. Perfect balance gives 1.
+
+    Args:
+        router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token is allowed the
+            same number of experts.
+        experts_per_token: Number of experts a token is sent to.
+
+    Returns:
+        Scalar, differentiable through `p_e` only (`f_e` is a count).
+
+    Example:
+        >>> even = torch.eye(4).repeat(8, 1)  # 32 tokens, each sure of a different expert
+        >>> round(load_balancing_loss(50 * even, experts_per_token=1).item(), 4)
+        1.0
+    """
+    allowed_TE = router_logits_TE.isfinite()
+    probability_TE = router_logits_TE.softmax(dim=-1)
+    chosen_TE = torch.zeros_like(probability_TE).scatter(
+        1, probability_TE.topk(experts_per_token, dim=-1).indices, 1.0 / experts_per_token
+    )
+    tokens_E = allowed_TE.sum(dim=0)
+    num_allowed = allowed_TE.sum() / len(allowed_TE)
+    share_E = num_allowed * chosen_TE.sum(dim=0) / tokens_E.clamp(min=1)
+    mean_probability_E = num_allowed * probability_TE.sum(dim=0) / tokens_E.clamp(min=1)
+    return (share_E * mean_probability_E).sum() / (tokens_E > 0).sum()
+
+
+def router_z_loss(router_logits_TE: Tensor) -> Tensor:
+    """Mean squared log-sum-exp of the allowed logits (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5).
+
+    Example:
+        >>> router_z_loss(torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])).item()
+        0.0
+    """
+    return router_logits_TE.logsumexp(dim=-1).square().mean()

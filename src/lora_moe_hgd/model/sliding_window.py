@@ -1,0 +1,100 @@
+"""Logits of a whole case from overlapping windows, blended with Gaussian weights.
+
+The same positions and weights as MONAI's `sliding_window_inference` with `mode="gaussian"` and `sigma_scale=0.125`; windows
+without any brain are skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+# What a voxel gets that only windows without brain cover: a firm "no tumour" (sigmoid 5e-5).
+BACKGROUND_LOGIT = -10.0
+
+
+def sliding_window_logits(
+    model: Callable[..., object],
+    pixel_values: Tensor,
+    modality_mask: Tensor,
+    *,
+    window: tuple[int, int, int] = (64, 64, 64),
+    overlap: float = 0.5,
+    batch_size: int = 2,
+    progress: bool = False,
+) -> Tensor:
+    """Run `model` over windows of one case and blend.
+
+    Args:
+        model: Called as `model(pixel_values=..., modality_mask=...)`; its result has `logits (B, R, *window)`.
+        pixel_values: `(1, M, D, H, W)`, zero outside the brain; smaller cases are zero-padded to the window.
+        modality_mask: `(1, M)`, true where a sequence is present.
+        window: Edges of a window in voxels.
+        overlap: Share of a window that it has in common with the next, in [0, 1).
+        batch_size: Windows per call of the model.
+        progress: Show a progress bar.
+
+    Returns:
+        `(1, R, D, H, W)` float32. A voxel that only windows without brain cover gets -10 in each region.
+
+    Raises:
+        ValueError: If `overlap` is outside [0, 1), or there is more than one case.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
+    if len(pixel_values) != 1:
+        raise ValueError(f"`pixel_values` must hold one case, got {len(pixel_values)}.")
+    shape = pixel_values.shape[2:]
+    missing = [max(0, edge - size) for edge, size in zip(window, shape, strict=True)]
+    low = [short // 2 for short in missing]
+    padding = [0] * 6
+    for axis in range(3):
+        padding[2 * (2 - axis)], padding[2 * (2 - axis) + 1] = low[axis], missing[axis] - low[axis]
+    present = torch.where(modality_mask.bool()[..., None, None, None], pixel_values, 0.0)
+    padded = nn.functional.pad(present, padding)
+    starts = itertools.product(
+        *(_starts(size, edge, overlap) for size, edge in zip(padded.shape[2:], window, strict=True))
+    )
+    places = [tuple(slice(at, at + edge) for at, edge in zip(start, window, strict=True)) for start in starts]
+    places = [place for place in places if padded[(0, slice(None), *place)].any()]
+    weight = _gaussian(window).to(pixel_values.device)
+    total: Tensor | None = None
+    weights = torch.zeros(padded.shape[2:], device=pixel_values.device)
+    batches = range(0, len(places), batch_size)
+    for first in tqdm(batches, desc="windows", unit="batch", disable=not progress):
+        chosen = places[first : first + batch_size]
+        crops = torch.cat([padded[(slice(None), slice(None), *place)] for place in chosen])
+        logits = model(pixel_values=crops, modality_mask=modality_mask.expand(len(chosen), -1)).logits.float()
+        if total is None:
+            total = torch.zeros(logits.shape[1], *padded.shape[2:], device=logits.device)
+        for place, window_logits in zip(chosen, logits, strict=True):
+            total[(slice(None), *place)] += weight * window_logits
+            weights[place] += weight
+    if total is None:
+        raise ValueError("No voxel of the present sequences differs from zero: there is nothing to segment.")
+    blended = torch.where(weights > 0, total / weights.clamp(min=torch.finfo(torch.float32).tiny), BACKGROUND_LOGIT)
+    own = tuple(slice(at, at + size) for at, size in zip(low, shape, strict=True))
+    return blended[(slice(None), *own)][None]
+
+
+def _starts(size: int, edge: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis; the last window ends with the volume."""
+    step = max(1, int(edge * (1 - overlap)))
+    count = math.ceil((size - edge) / step) + 1
+    return [min(index * step, size - edge) for index in range(count)]
+
+
+def _gaussian(window: tuple[int, int, int]) -> Tensor:
+    """Weight of each voxel of a window, 1 at the centre, never below 1e-3 of it."""
+    weight = torch.ones(window)
+    for axis, edge in enumerate(window):
+        distance = torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2
+        shape = [1, 1, 1]
+        shape[axis] = edge
+        weight = weight * torch.exp(-0.5 * (distance / (0.125 * edge)) ** 2).reshape(shape)
+    return weight.clamp(min=1e-3)

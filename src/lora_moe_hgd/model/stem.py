@@ -1,0 +1,160 @@
+"""Convolutional stem that reads only the sequences that are present.
+
+The present volumes of a batch are packed along the batch axis, so that an absent sequence costs nothing and cannot leak.
+
+Shape letters: B cases, M modalities, P present volumes in the whole batch, C channels, D H W voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_lora_moe_hgd import STEM_STRIDES, LoraMoeHgdConfig
+
+
+def group_norm(num_channels: int) -> nn.GroupNorm:
+    """Group normalisation of up to four groups.
+
+    `eps` is large: a volume that is constant in a crop has next to no variance, and each norm in a chain would
+    multiply its gradients by `eps ** -0.5`.
+    """
+    return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
+
+
+class ResidualBlock3d(nn.Module):
+    """`x + conv(act(norm(x)))` with a 3^3 convolution; keeps the shape `(P, C, D, H, W)`."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(num_channels)
+        self.conv = nn.Conv3d(num_channels, num_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(nn.functional.leaky_relu(self.norm(x)))
+
+
+@dataclass
+class Presence:
+    """Which volume of which case is present, in packed order (sorted by case, then by modality).
+
+    Attributes:
+        case_P: Case index of each present volume.
+        modality_P: Modality index of each present volume.
+        counts: Number of present volumes of each case; all at least 1.
+    """
+
+    case_P: Tensor
+    modality_P: Tensor
+    counts: list[int]
+
+    @classmethod
+    def from_mask(cls, modality_mask: Tensor) -> Presence:
+        """Read a `(B, M)` boolean mask, true where a sequence was acquired.
+
+        Raises:
+            ValueError: If a case has no sequence at all.
+        """
+        counts = modality_mask.sum(dim=1).tolist()
+        if 0 in counts:
+            raise ValueError(
+                f"Each case needs at least one present sequence, but `modality_mask` has none for case {counts.index(0)}."
+            )
+        case_P, modality_P = torch.where(modality_mask)
+        return cls(case_P, modality_P, counts)
+
+    def sum_per_case(self, packed: Tensor) -> Tensor:
+        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`; in a fixed order, so that it is reproducible."""
+        return torch.stack([part.sum(dim=0) for part in packed.split(self.counts)])
+
+
+class ModalityFusion(nn.Module):
+    """Mean over the present sequences of a case, weighted per voxel by a softmax over learned gates."""
+
+    def __init__(self, num_channels: int, num_modalities: int) -> None:
+        super().__init__()
+        self.num_modalities = num_modalities
+        self.gate = nn.Conv3d(num_channels, 1, kernel_size=1)
+
+    def forward(self, features: Tensor, presence: Presence) -> Tensor:
+        """Fuse `(P, C, D, H, W)` to `(B, C, D, H, W)`."""
+        gates = self.gate(features).squeeze(1).float()  # (P, D, H, W)
+        logits = gates.new_full((len(presence.counts), self.num_modalities, *gates.shape[1:]), -math.inf)
+        logits = logits.index_put((presence.case_P, presence.modality_P), gates)
+        weights = logits.softmax(dim=1)[presence.case_P, presence.modality_P].unsqueeze(1)
+        return presence.sum_per_case(features * weights.to(features.dtype))
+
+
+@dataclass
+class StemOutput:
+    """What the stem hands on.
+
+    Attributes:
+        full_resolution: Early-fused features at stride 1, `(B, C, D, H, W)`.
+        skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`.
+        patches: One vector per present volume and patch, `(P, hidden, D/16, H/16, W/16)`.
+        presence: Where each packed volume belongs.
+    """
+
+    full_resolution: Tensor
+    skips: tuple[Tensor, Tensor, Tensor]
+    patches: Tensor
+    presence: Presence
+
+
+class ModalityStem(nn.Module):
+    """Features of each present sequence at strides 2, 4, 8 and patch vectors at stride 16, with shared weights."""
+
+    def __init__(self, config: LoraMoeHgdConfig) -> None:
+        super().__init__()
+        num_modalities = len(config.modalities)
+        widths = (1, *config.stem_channels)
+        self.full_resolution = nn.Conv3d(num_modalities, config.full_resolution_channels, kernel_size=3, padding=1)
+        self.availability = nn.Linear(num_modalities, config.full_resolution_channels)
+        self.full_resolution_norm = group_norm(config.full_resolution_channels)
+        self.modality_embedding = nn.Embedding(num_modalities, config.stem_channels[0])
+        self.downsample = nn.ModuleList(
+            nn.Conv3d(fine, coarse, kernel_size=3, stride=2, padding=1)
+            for fine, coarse in zip(widths, widths[1:], strict=False)
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock3d(width) for _ in range(depth)))
+            for width, depth in zip(config.stem_channels, config.stem_depths, strict=True)
+        )
+        self.fusions = nn.ModuleList(ModalityFusion(width, num_modalities) for width in config.stem_channels)
+        self.patch_norm = group_norm(config.stem_channels[-1])
+        self.patch_projection = nn.Conv3d(config.stem_channels[-1], config.hidden_size, kernel_size=2, stride=2)
+
+    def forward(self, pixel_values: Tensor, modality_mask: Tensor) -> StemOutput:
+        """Read `pixel_values (B, M, D, H, W)` where `modality_mask (B, M)` is true, and nowhere else.
+
+        Raises:
+            ValueError: If a case has no sequence.
+        """
+        presence = Presence.from_mask(modality_mask)
+        pixel_values = pixel_values.to(self.full_resolution.weight.dtype)
+        x = pixel_values[presence.case_P, presence.modality_P].unsqueeze(1)  # (P, 1, D, H, W)
+        skips = []
+        for stage in range(len(STEM_STRIDES)):
+            x = self.downsample[stage](x)
+            if stage == 0:
+                x = x + self.modality_embedding(presence.modality_P)[..., None, None, None].to(x.dtype)
+            x = self.blocks[stage](x)
+            skips.append(self.fusions[stage](x, presence))
+        patches = self.patch_projection(nn.functional.leaky_relu(self.patch_norm(x)))
+        return StemOutput(
+            full_resolution=self._fuse_early(pixel_values, modality_mask),
+            skips=(skips[0], skips[1], skips[2]),
+            patches=patches,
+            presence=presence,
+        )
+
+    def _fuse_early(self, pixel_values: Tensor, modality_mask: Tensor) -> Tensor:
+        present = torch.where(modality_mask[..., None, None, None], pixel_values, 0.0)
+        availability = self.availability(modality_mask.to(pixel_values.dtype))
+        x = self.full_resolution(present)
+        x = x + availability[..., None, None, None].to(x.dtype)
+        return nn.functional.leaky_relu(self.full_resolution_norm(x))

@@ -1,0 +1,1 @@
+"""Training: configuration, schedules, adapters and the loop."""

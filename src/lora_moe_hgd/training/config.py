@@ -1,0 +1,281 @@
+"""The configuration of a run: one YAML file, one tree of dataclasses, each field also a command-line option.
+
+A key that does not exist is an error, with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def _require(condition: bool, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{rule}, got {value}.")
+
+
+@dataclass
+class DataConfig:
+    """Where cases come from.
+
+    Attributes:
+        root: Folder of labelled cases; `None` to train on phantoms.
+        phantoms: Number of phantoms to train on, when there is no `root`.
+        val_phantoms: Number of other phantoms to validate on.
+        val_fraction: Share of the cases below `root` kept for validation, at least one.
+        val_on_train: Validate on the training cases instead: for seeing whether a network can overfit.
+        cache_dir: Where phantoms are kept.
+        num_workers: Processes that load samples.
+    """
+
+    root: str | None = None
+    phantoms: int = 0
+    val_phantoms: int = 8
+    val_fraction: float = 0.2
+    val_on_train: bool = False
+    cache_dir: str = "~/.cache/lora-moe-hgd"
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.root is None) != (self.phantoms == 0), "Give either `data.root` or `data.phantoms`", vars(self)
+        )
+        _require(0 < self.val_fraction < 1, "`data.val_fraction` must be between 0 and 1", self.val_fraction)
+        _require(self.num_workers >= 0, "`data.num_workers` must not be negative", self.num_workers)
+
+
+@dataclass
+class SampleConfig:
+    """What a training sample is.
+
+    Attributes:
+        crop_size: Edges of a crop in voxels, multiples of 16.
+        crops_per_case: Crops of each case in an epoch.
+        batch_size: Crops a process sees at once.
+        spacing_mm: Voxel size for training from scratch; otherwise the base's own counts.
+    """
+
+    crop_size: tuple[int, int, int] = (64, 64, 64)
+    crops_per_case: int = 4
+    batch_size: int = 2
+    spacing_mm: float = 2.0
+
+    def __post_init__(self) -> None:
+        self.crop_size = tuple(self.crop_size)
+        _require(
+            len(self.crop_size) == 3 and all(edge > 0 and edge % 16 == 0 for edge in self.crop_size),
+            "`sample.crop_size` must be three positive multiples of 16",
+            self.crop_size,
+        )
+        for name in ("crops_per_case", "batch_size"):
+            _require(getattr(self, name) >= 1, f"`sample.{name}` must be at least 1", getattr(self, name))
+
+
+@dataclass
+class OptimConfig:
+    """How weights change.
+
+    Attributes:
+        lr: Highest learning rate of AdamW.
+        weight_decay: On matrices and kernels; biases, norms and embeddings have none.
+        warmup: Share of the run over which the learning rate rises.
+        max_grad_norm: Gradients are scaled down to this norm.
+        ema_decay: Decay of the moving average of the weights, which is what is validated and saved.
+        accumulate: Batches per step.
+        precision: `no` for float32, or `bf16`, `fp16`.
+        gradient_checkpointing: Recompute encoder blocks in the backward pass to save memory.
+    """
+
+    lr: float = 1.0e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    precision: str = "bf16"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "`optim.lr` must be positive", self.lr)
+        _require(self.weight_decay >= 0, "`optim.weight_decay` must not be negative", self.weight_decay)
+        _require(0 < self.warmup < 1, "`optim.warmup` must be between 0 and 1", self.warmup)
+        _require(self.max_grad_norm > 0, "`optim.max_grad_norm` must be positive", self.max_grad_norm)
+        _require(0 <= self.ema_decay < 1, "`optim.ema_decay` must be in [0, 1)", self.ema_decay)
+        _require(self.accumulate >= 1, "`optim.accumulate` must be at least 1", self.accumulate)
+        _require(
+            self.precision in ("no", "bf16", "fp16"), "`optim.precision` must be no, bf16 or fp16", self.precision
+        )
+
+
+@dataclass
+class ValidationConfig:
+    """When and on what a run is scored.
+
+    Attributes:
+        every: Epochs between validations; the last epoch is always validated.
+        subsets: Subsets of the sequences, such as `t1c+flair`; `all` is the complete case.
+    """
+
+    every: int = 1
+    subsets: tuple[str, ...] = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
+
+    def __post_init__(self) -> None:
+        self.subsets = tuple(self.subsets)
+        _require(self.every >= 1, "`validation.every` must be at least 1", self.every)
+        _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset", self.subsets)
+
+
+@dataclass
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+        base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
+        size: `tiny` or `base`, when training from scratch.
+        adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
+        lora_rank: Rank of the adapter.
+        epochs: Passes over the cases.
+        seed: Of weights, split and samples.
+        output_dir: Gets `best`, `last`, `logs` and the state to go on from.
+    """
+
+    base: str | None = "tiny"
+    size: str = "tiny"
+    adapter: str = "lora+decoder"
+    lora_rank: int = 8
+    epochs: int = 50
+    seed: int = 0
+    output_dir: str = "checkpoints"
+    data: DataConfig = field(default_factory=lambda: DataConfig(phantoms=100))
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.size in ("tiny", "base"), "`size` must be tiny or base", self.size)
+        _require(
+            self.adapter in ("lora", "lora+decoder", "none"),
+            "`adapter` must be lora, lora+decoder or none",
+            self.adapter,
+        )
+        _require(
+            self.base is not None or self.adapter == "none", "Without a `base`, `adapter` must be none", self.adapter
+        )
+        _require(self.lora_rank >= 1, "`lora_rank` must be at least 1", self.lora_rank)
+        _require(self.epochs >= 1, "`epochs` must be at least 1", self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def read_config(argv: Sequence[str]) -> RunConfig:
+    """Read `--config FILE` and any `--field value` or `--part.field value`, with - or _ alike.
+
+    Raises:
+        ValueError: On an unknown key, with the nearest known one; on a wrong type; or on a broken rule.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train on a folder of cases or on phantoms.",
+        epilog="Fields: " + ", ".join(f"--{name.replace('_', '-')}" for name in _leaves(RunConfig)),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    args, rest = parser.parse_known_args(argv)
+    if not args.config.is_file():
+        raise ValueError(f"There is no configuration file {args.config}.")
+    values = yaml.safe_load(args.config.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{args.config} must hold keys and values, got {type(values).__name__}.")
+    for path, text in _overrides(rest):
+        part = values
+        for name in path[:-1]:
+            part = part.setdefault(name, {})
+        part[path[-1]] = yaml.safe_load(text)
+    return _build(RunConfig, values, where=str(args.config))
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
+    """Pairs of field path and text from `--name value` and `--name=value`."""
+    leaves = _leaves(RunConfig)
+    found = []
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"Expected an option such as --epochs, got '{word}'.")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise ValueError(f"The option --{name} needs a value.")
+            text = words.pop(0)
+        key = name.replace("-", "_")
+        matches = [path for path in leaves.values() if ".".join(path) == key or path[-1] == key]
+        if len(matches) != 1:
+            known = list(leaves) + [path[-1] for path in leaves.values()]
+            raise ValueError(f"Unknown option --{name}.{_nearest(key, known)}")
+        found.append((matches[0], text))
+    return found
+
+
+def _leaves(part: type, prefix: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Dotted name and path of each field below `part`."""
+    leaves: dict[str, tuple[str, ...]] = {}
+    for name, kind in typing.get_type_hints(part).items():
+        if dataclasses.is_dataclass(kind):
+            leaves |= _leaves(typing.cast(type, kind), (*prefix, name))
+        else:
+            leaves[".".join((*prefix, name))] = (*prefix, name)
+    return leaves
+
+
+def _build(part: type, values: Any, *, where: str) -> Any:
+    """Make the dataclass `part` from `values`; a typo must not become a default."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold keys and values, got {values!r}.")
+    kinds = typing.get_type_hints(part)
+    built = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in kinds:
+            raise ValueError(f"Unknown key '{key}' in {where}.{_nearest(name, list(kinds))}")
+        if dataclasses.is_dataclass(kinds[name]):
+            built[name] = _build(typing.cast(type, kinds[name]), value, where=f"{name} of {where}")
+        else:
+            built[name] = _typed(value, kinds[name], where=f"{name} of {where}")
+    return part(**built)
+
+
+def _typed(value: Any, kind: Any, *, where: str) -> Any:
+    """Return `value` as `kind`, or raise; whole numbers pass as floats, lists as tuples."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        item_kind = typing.get_args(kind)[0]
+        return tuple(_typed(item, item_kind, where=where) for item in items)
+    # YAML reads `no` as false, which is also a precision.
+    if kind is str and value is False:
+        return "no"
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        hint = " Write numbers as 2.0e-4: YAML reads 2e-4 as text." if kind is float and isinstance(value, str) else ""
+        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}.{hint}")
+    return value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(sorted(set(known)))}."

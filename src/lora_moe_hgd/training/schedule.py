@@ -1,0 +1,78 @@
+"""What changes over a run, as pure functions of its progress from 0 to 1.
+
+The curriculum goes from the whole tumour over the core to the enhancing part, and from complete cases to all subsets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Progress at which a region starts to count more and at which it counts fully; the whole tumour counts from the start.
+TUMOUR_CORE_RAMP = (0.0, 0.15)
+ENHANCING_RAMP = (0.05, 0.25)
+FIRST_WEIGHT = 0.1
+
+# Up to this progress at most one, and at most two, sequences are dropped.
+ONE_DROPPED_UNTIL = 0.05
+TWO_DROPPED_UNTIL = 0.15
+
+COMPLETE_SHARE = 0.2
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Rise smoothly from 0 at `start` to 1 at `end`.
+
+    Example:
+        >>> [ramp(progress, 0.2, 0.4) for progress in (0.0, 0.3, 1.0)]
+        [0.0, 0.5, 1.0]
+    """
+    position = min(max((progress - start) / (end - start), 0.0), 1.0)
+    return round(position * position * (3 - 2 * position), 12)
+
+
+def region_weights(progress: float) -> tuple[float, float, float]:
+    """Weight of WT, TC and ET in the loss."""
+    core = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *TUMOUR_CORE_RAMP)
+    enhancing = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *ENHANCING_RAMP)
+    return 1.0, core, enhancing
+
+
+def most_dropped(progress: float) -> int:
+    """Largest number of sequences that may be dropped."""
+    if progress < ONE_DROPPED_UNTIL:
+        return 1
+    return 2 if progress < TWO_DROPPED_UNTIL else 3
+
+
+def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+    """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
+
+    One sample in five keeps all; the others take each non-empty subset that drops at most `most_dropped` with equal
+    probability.
+    """
+    if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
+        return acquired.clone()
+    present = torch.where(acquired)[0].tolist()
+    subsets = [
+        [modality for bit, modality in enumerate(present) if code >> bit & 1] for code in range(1, 2 ** len(present))
+    ]
+    allowed = [subset for subset in subsets if len(present) - len(subset) <= most_dropped(progress)]
+    chosen = allowed[int(torch.randint(len(allowed), (), generator=generator))]
+    kept = torch.zeros_like(acquired)
+    kept[chosen] = True
+    return kept
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Linear rise over the first `warmup` of a run, then half a cosine down to zero.
+
+    Example:
+        >>> [round(learning_rate_factor(progress, warmup=0.1), 3) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

@@ -1,0 +1,6 @@
+"""Train: `accelerate launch train.py --config configs/brats2018.yaml`, or plainly with `python`."""
+
+from lora_moe_hgd.training.engine import main
+
+if __name__ == "__main__":
+    main()
