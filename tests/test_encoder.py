@@ -78,7 +78,7 @@ def test_checkpointed_gradients_equal_plain_ones() -> None:
     for checkpointing in (False, True):
         network = small_network().train()
         if checkpointing:
-            network.gradient_checkpointing_enable()
+            network.activation_checkpointing_enable()
         labels = torch.rand(2, 3, 16, 32, 48, generator=torch.Generator().manual_seed(0)) > 0.8
         network(random_volumes(), labels=labels).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})

@@ -71,4 +71,8 @@ def test_logits_come_at_strides_8_4_and_1() -> None:
     network = small_network()
     stem, encoded = network.encoder.encode(random_volumes(), torch.ones(2, 4, dtype=torch.bool))
     decoded = network.decoder(stem, encoded)
-    assert [tuple(logits.shape) for logits in decoded.logits] == [(2, 3, 2, 4, 6), (2, 3, 4, 8, 12), (2, 3, 16, 32, 48)]
+    assert [tuple(logits.shape) for logits in decoded.logits] == [
+        (2, 3, 2, 4, 6),
+        (2, 3, 4, 8, 12),
+        (2, 3, 16, 32, 48),
+    ]

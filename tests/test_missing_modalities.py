@@ -38,9 +38,7 @@ def test_a_case_in_a_mixed_batch_gives_the_logits_it_gives_alone() -> None:
     modality_mask = torch.tensor(EVERY_SUBSET)
     with torch.no_grad():
         together = network(pixel_values, modality_mask).logits
-        alone = torch.cat(
-            [network(pixel_values[[i]], modality_mask[[i]]).logits for i in range(len(EVERY_SUBSET))]
-        )
+        alone = torch.cat([network(pixel_values[[i]], modality_mask[[i]]).logits for i in range(len(EVERY_SUBSET))])
     assert_close(together, alone, rtol=1e-4, atol=1e-4)  # float32 kernels sum in another order for other shapes
 
 
@@ -56,7 +54,7 @@ def test_each_present_sequence_changes_the_logits() -> None:
 
 
 def test_a_case_without_any_sequence_is_refused_by_number() -> None:
-    with pytest.raises(ValueError, match="at least one present sequence.*case 1"):
+    with pytest.raises(ValueError, match=r"at least one present sequence.*case 1"):
         small_network()(random_volumes(), torch.tensor([[True] * 4, [False] * 4]))
 
 

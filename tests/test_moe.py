@@ -22,7 +22,7 @@ def test_output_equals_a_loop_over_single_tokens() -> None:
     moe, x_TD, modality_T = random_moe()
     y_TD, _ = moe(x_TD, modality_T)
     for token, (x, modality) in enumerate(zip(x_TD, modality_T.tolist(), strict=True)):
-        scores = {expert: float(moe.router.weight[expert] @ x) for expert in (modality, 4, 5, 6, 7)}
+        scores = {expert: float(moe.router.weight[expert].detach() @ x) for expert in (modality, 4, 5, 6, 7)}
         first, second = sorted(scores, key=lambda expert: -scores[expert])[:2]
         ratio = 1 / (1 + math.exp(scores[second] - scores[first]))  # two-way softmax = renormalised top-2
         expected = moe.shared_expert(x) + ratio * moe.experts[first](x) + (1 - ratio) * moe.experts[second](x)

@@ -1,7 +1,7 @@
 """From the name of a checkpoint to a network and its processor.
 
-A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id; each may hold a whole network or
-a PEFT adapter over one.
+A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id; each may hold a whole network
+or a PEFT adapter over one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def checkpoint_folder(name: str | Path) -> Path:
         return path
     if path.is_file():
         raise ValueError(
-            f"{path} is a file; a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, .bin) are "
-            "not read, because loading one can run any code it holds."
+            f"{path} is a file; a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, .bin) "
+            "are not read, because loading one can run any code it holds."
         )
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
@@ -53,7 +53,7 @@ def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMo
     if not (folder / "adapter_config.json").is_file():
         network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     network, processor = load_checkpoint(base)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     return adapted.eval(), processor

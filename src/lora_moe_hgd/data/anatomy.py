@@ -46,7 +46,9 @@ def template(spacing_mm: float) -> tuple[Tensor, np.ndarray]:
     # nilearn takes a second to import, which only a phantom needs to pay.
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 
-    images = [load(resolution=1) for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)]
+    images = [
+        load(resolution=1) for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
+    ]
     grey, white, brain = (torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)) for image in images)
     white = torch.minimum(white.clamp(0, 1), brain)
     grey = torch.minimum(grey.clamp(0, 1), brain - white)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .anatomy import Anatomy, identity_grid, sample_at_offset
-from .noise import chance, fractal_noise, gaussian_blur, smooth_noise, uniform
+from .noise import Shape, chance, fractal_noise, gaussian_blur, smooth_noise, uniform
 from .tumour import Tumour
 
 # Relative signal of CSF, grey and white matter; only its shape counts, the unit is set by the brain's own spread.
@@ -26,7 +26,8 @@ HEALTHY = {
 }
 
 # Robust z of necrosis, oedema and enhancing rim: 10th, 50th and 90th percentile over cases. Between two cohorts that
-# differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa), tails wider than both.
+# differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa), tails wider than
+# both.
 LESION = {
     "t1": ((-2.6, -1.3, -0.3), (-0.9, -0.30, 0.3), (-1.2, -0.60, 0.3)),
     "t1c": ((-3.0, -0.80, 0.5), (-0.9, -0.25, 0.4), (1.0, 2.2, 5.0)),
@@ -133,7 +134,7 @@ def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
 
 
 def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) -> Tensor:
-    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour; many in some cases, none in most."""
+    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour; half of the cases have some."""
     spacing_mm = anatomy.spacing_mm
     if chance(0.5, generator):
         return torch.zeros(anatomy.shape)
@@ -159,14 +160,14 @@ def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: 
     if chance(0.5, generator):
         # Thick slices, interpolated to isotropic voxels by the publisher of the data.
         sigma_mm[int(torch.randint(3, (), generator=generator))] = uniform(1.0, 2.2, generator)
-    z = gaussian_blur(z, tuple(sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm))
+    z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
     gain = uniform(60.0, 160.0, generator)
     floor = uniform(5.0, 9.0, generator)
     signal = (floor + z).clamp(min=0.2)
     signal = floor * (signal / floor) ** uniform(0.8, 1.25, generator)
     if chance(0.15, generator):
-        signal = signal * (1 + uniform(0.005, 0.03, generator) * _ringing(tuple(z.shape), spacing_mm, generator))
-    bias = smooth_noise(tuple(z.shape), scale_mm=90, spacing_mm=spacing_mm, generator=generator)
+        signal = signal * (1 + uniform(0.005, 0.03, generator) * _ringing(z.shape, spacing_mm, generator))
+    bias = smooth_noise(z.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
     signal = signal * torch.exp(uniform(0.0, 0.035, generator) * bias)
     level = THERMAL[name] * uniform(0.4, 1.8, generator)
     real, imaginary = (level * torch.randn(z.shape, generator=generator) for _ in range(2))
@@ -176,7 +177,7 @@ def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: 
     return torch.where(brain, gain * torch.sqrt((signal + real) ** 2 + imaginary**2).clamp(min=1e-2), 0.0)
 
 
-def _ringing(shape: tuple[int, int, int], spacing_mm: float, generator: torch.Generator) -> Tensor:
+def _ringing(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Stripes of 6 to 14 mm across a random in-plane direction, as motion leaves them."""
     angle = uniform(0, math.pi, generator)
     direction = torch.tensor([math.cos(angle), math.sin(angle), 0.0])

@@ -153,7 +153,13 @@ class CropDataset(Dataset):
     """
 
     def __init__(
-        self, source: CaseSource, *, crop_size: tuple[int, int, int], crops_per_case: int, seed: int, draw_subset: SubsetDraw
+        self,
+        source: CaseSource,
+        *,
+        crop_size: tuple[int, int, int],
+        crops_per_case: int,
+        seed: int,
+        draw_subset: SubsetDraw,
     ) -> None:
         self.source = source
         self.crop_size = crop_size

@@ -32,8 +32,8 @@ class BadInputError(ValueError):
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
     """Read one 3-D volume as float32 with its affine; trailing axes of length one are dropped.
 
-    Sizes are judged from the header, before any voxel is read. A `.npy` array has no geometry: it is taken to be in RAS
-    order with voxels of `npy_spacing_mm`.
+    Sizes are judged from the header, before any voxel is read. A `.npy` array has no geometry: it is taken to be in
+    RAS order with voxels of `npy_spacing_mm`.
 
     Raises:
         BadInputError: If the file is missing, damaged, too large, not 3-D, or has an affine that is singular.
@@ -44,6 +44,8 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
         if path.suffix == ".npy":
             return _read_npy(path, npy_spacing_mm)
         image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise BadInputError(path, "must be a NIfTI file", type(image).__name__)
         _check_header(path, image.shape, image.header.get_data_dtype().itemsize)
         array = np.asarray(image.dataobj, dtype=np.float32)
     except BadInputError:
@@ -55,7 +57,16 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise BadInputError(path, "its affine must be finite and not singular", affine[:3].tolist())
-    return nib.Nifti1Image(array.reshape(array.shape[:3]), affine)
+    return nib.Nifti1Image(array.reshape(array.shape[:3]), affine, _geometry_only(image.header))
+
+
+def _geometry_only(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """A header with the geometry of `header` and none of its text."""
+    clean = nib.Nifti1Header()
+    clean.set_xyzt_units(header.get_xyzt_units()[0])
+    clean.set_qform(header.get_qform(), int(header["qform_code"]))
+    clean.set_sform(header.get_sform(), int(header["sform_code"]))
+    return clean
 
 
 def _read_npy(path: Path, spacing_mm: float) -> nib.Nifti1Image:
@@ -75,11 +86,10 @@ def _check_header(path: Path, shape: tuple[int, ...], bytes_per_voxel: int) -> N
         raise BadInputError(path, f"must take at most {MAX_BYTES} bytes unpacked", f"{size}")
 
 
-def write_image(path: Path, array: np.ndarray, *, affine: np.ndarray) -> None:
-    """Write a NIfTI file beside `path` and rename it; only geometry is in its header."""
+def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
+    """Write a NIfTI file beside `path` and rename it; affine and geometry of the header are those of `like`."""
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
+    image = nib.Nifti1Image(array, like.affine, _geometry_only(like.header), dtype=array.dtype)
     try:
         nib.save(image, scratch)
         os.replace(scratch, path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]
+Shape = Sequence[int]
 
 
 def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
@@ -29,7 +30,7 @@ def fractal_noise(
     return total / total.std().clamp(min=1e-6)
 
 
-def gaussian_blur(volume: Tensor, sigma_voxels: tuple[float, float, float]) -> Tensor:
+def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
     """Separable Gaussian blur of `(D, H, W)`; a sigma of zero leaves its axis alone, borders are replicated."""
     blurred = volume[None, None]
     for axis, sigma in enumerate(sigma_voxels):

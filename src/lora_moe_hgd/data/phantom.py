@@ -79,9 +79,9 @@ def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["
         whole.rename(folder)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Write phantom cases into a folder."""
-    parser = argparse.ArgumentParser(prog="make_dummy_data.py", description="Write phantom cases with ground truth.")
+    parser = argparse.ArgumentParser(description="Write phantom cases with ground truth.")
     parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = [args.root / f"case_{index:03d}" for index in range(args.n)]
     for folder in folders:
         if folder.exists():
-            parser.error(f"{folder} exists already; choose another --root or remove it.")
+            raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
         write_phantom_case(
             make_phantom(args.seed + index, spacing_mm=args.spacing_mm), folder, file_format=args.format

@@ -70,7 +70,7 @@ def _one_sequence(volume: Tensor, generator: torch.Generator) -> Tensor:
     scale, offset = uniform(0.75, 1.3, generator), uniform(-0.3, 0.3, generator)
     volume = scale * volume + offset
     if chance(0.2, generator):
-        field = smooth_noise(tuple(volume.shape), scale_mm=40, spacing_mm=1, generator=generator)
+        field = smooth_noise(volume.shape, scale_mm=40, spacing_mm=1, generator=generator)
         volume = volume + uniform(0.1, 0.4, generator) * field
     if chance(0.3, generator):
         volume = volume + uniform(0.05, 0.35, generator) * torch.randn(volume.shape, generator=generator)

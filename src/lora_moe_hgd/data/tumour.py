@@ -50,9 +50,7 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
     # Oedema keeps out of the fluid and is held up by the cortex.
     spread = growth * (anatomy.tissues[2] + 0.3 * anatomy.tissues[1])
     spread = gaussian_blur(spread, (1.5 / anatomy.spacing_mm,) * 3)
-    ragged = fractal_noise(
-        anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator
-    )
+    ragged = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
     spread = torch.where(anatomy.brain, spread * (1 + 0.22 * ragged), 0.0)
     level = _level_of_volume(spread, whole_ml / voxel_ml)
     whole = (spread > level) & anatomy.brain
@@ -96,7 +94,9 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator) -> Tens
         axes = torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in size), indexing="ij")
         # Growth starts from an ellipsoid, so that solid tumours need not follow the fibres alone.
         radii = [uniform(1.0, 2.2, generator) * (1.0 if focus == 0 else 0.6) for _ in range(3)]
-        distance = sum(((axis - centre) / radius) ** 2 for axis, centre, radius in zip(axes, place, radii, strict=True))
+        distance = sum(
+            ((axis - centre) / radius) ** 2 for axis, centre, radius in zip(axes, place, radii, strict=True)
+        )
         density = torch.maximum(density, torch.exp(-0.5 * distance))
     target = 1.25 * whole_ml / (GROWTH_SPACING_MM**3 / 1000)
     proliferation = uniform(0.04, 0.12, generator)
@@ -104,9 +104,9 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator) -> Tens
         if (density > 0.15).sum() >= target:
             break
         density = (density + _diffuse(density, diffusion) + proliferation * density * (1 - density)).clamp(0, 1)
-    return nn.functional.interpolate(
-        density[None, None], size=anatomy.shape, mode="trilinear", align_corners=False
-    )[0, 0]
+    return nn.functional.interpolate(density[None, None], size=anatomy.shape, mode="trilinear", align_corners=False)[
+        0, 0
+    ]
 
 
 def _diffuse(density: Tensor, diffusion: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..data.layouts import CaseFiles, find_cases
 from ..data.nifti import read_image
+from ..inference.segment import segment
 from ..loading import load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -56,13 +57,10 @@ def validate(
     mask = torch.tensor([subset], device=pixel_values.device)
     logits = sliding_window_logits(network, pixel_values[None], mask)[0]
     predicted = logits.sigmoid().cummin(dim=0).values > 0.5
-    wt, tc, et = (
-        dice(region.cpu(), target.cpu()) for region, target in zip(predicted, labels.bool(), strict=True)
-    )
+    wt, tc, et = (dice(region.cpu(), target.cpu()) for region, target in zip(predicted, labels.bool(), strict=True))
     return wt, tc, et
 
 
-@torch.no_grad()
 def evaluate(
     network: LoraMoeHgdForSegmentation,
     processor: LoraMoeHgdImageProcessor,
@@ -83,15 +81,11 @@ def evaluate(
         truth = label_scheme(case.label_scheme).decode(np.asarray(read_image(case.labelled()).dataobj))
         images = {name: read_image(path) for name, path in case.images.items()}
         for subset in subsets:
-            chosen = {name: images.get(name) for name, used in zip(MODALITIES, subset, strict=True) if used}
-            if None in chosen.values():
+            wanted = [name for name, used in zip(MODALITIES, subset, strict=True) if used]
+            if not set(wanted) <= set(images):
                 continue
-            inputs = processor(chosen)
-            logits = sliding_window_logits(network, inputs["pixel_values"], inputs["modality_mask"])
-            (label_map,) = processor.post_process_semantic_segmentation(
-                logits, inputs["geometry"], label_scheme=case.label_scheme
-            )
-            predicted = label_scheme(case.label_scheme).decode(label_map)
+            chosen = {name: images[name] for name in wanted}
+            predicted = segment(network, processor, chosen).regions
             values = [dice(region, target) for region, target in zip(predicted, truth, strict=True)]
             scores.append(Score(case.case_id, subset_name(subset), *values))
     return scores
@@ -117,9 +111,9 @@ def to_markdown(rows: Sequence[dict[str, float | str | int]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Score a checkpoint and write `scores.csv`, `table.md` and `table.json`."""
-    parser = argparse.ArgumentParser(prog="lora-moe-hgd evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id")
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")

@@ -39,5 +39,7 @@ def parse_subset(name: str) -> Mask:
     names = [part.strip().lower() for part in name.split("+")]
     unknown = sorted(set(names) - set(MODALITIES))
     if unknown:
-        raise ValueError(f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(MODALITIES)}.")
+        raise ValueError(
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(MODALITIES)}."
+        )
     return tuple(modality in names for modality in MODALITIES)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CaseGeometry:
         axes, flips = orientation(self.affine)
         canonical = np.zeros([self.shape[axis] for axis in axes], dtype=volume.dtype)
         canonical[tuple(slice(low, high) for low, high in self.box)] = volume
-        flipped = np.flip(canonical, axis=[axis for axis in range(3) if flips[axis]])
+        flipped = np.flip(canonical, axis=tuple(axis for axis in range(3) if flips[axis]))
         return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
 
 
@@ -79,15 +80,21 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The array in RAS order; values are moved, never interpolated."""
     axes, flips = orientation(affine)
     return np.ascontiguousarray(
-        np.flip(np.transpose(volume, axes), axis=[axis for axis in range(3) if flips[axis]])
+        np.flip(np.transpose(volume, axes), axis=tuple(axis for axis in range(3) if flips[axis]))
     )
 
 
-def canonical_spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
+def voxel_spacing_mm(affine: np.ndarray) -> Spacing:
+    """Distance between voxel centres along the array's own axes, in millimetres."""
+    first, second, third = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return (float(first), float(second), float(third))
+
+
+def canonical_spacing_mm(affine: np.ndarray) -> Spacing:
     """Distance between voxel centres along the canonical axes, in millimetres."""
     axes, _ = orientation(affine)
-    spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    return (float(spacing[axes[0]]), float(spacing[axes[1]]), float(spacing[axes[2]]))
+    spacing = voxel_spacing_mm(affine)
+    return (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]])
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
@@ -102,8 +109,9 @@ def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tupl
 def resample(volume: Tensor, shape: Shape) -> Tensor:
     """Bring `(..., D, H, W)` to `shape` over the same field of view.
 
-    Along an axis that gets coarser, each new voxel is the mean of what it covers, as a coarser scan would be; along one
-    that gets finer, values are interpolated linearly between voxel centres. An axis of equal length is left untouched.
+    Along an axis that gets coarser, each new voxel is the mean of what it covers, as a coarser scan would be; along
+    one that gets finer, values are interpolated linearly between voxel centres. An axis of equal length is left
+    untouched.
     """
     for axis, size in zip((-3, -2, -1), shape, strict=True):
         if volume.shape[axis] != size:

@@ -1,8 +1,8 @@
 """Holistically guided decoder, moved to 3-D and to tokens that may be missing, and the refinement behind it.
 
-EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487): a codebook of holistic codewords is made from the
-coarse tokens and assembled at stride 8 under a fine guidance map. Two things differ from the paper: absent tokens are
-masked in the spatial softmax, and learned prior codewords join those made from the image. A head at stride 8 alone
+EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487): a codebook of holistic codewords is made from
+the coarse tokens and assembled at stride 8 under a fine guidance map. Two things differ from the paper: absent tokens
+are masked in the spatial softmax, and learned prior codewords join those made from the image. A head at stride 8 alone
 cannot draw the enhancing tumour (its best Dice on real masks is about .82), hence the refinement to full resolution.
 
 Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords made, k prior codewords,
@@ -133,7 +133,7 @@ class HolisticallyGuidedDecoder(nn.Module):
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()
-        half, quarter, eighth = config.stem_channels
+        half, quarter, _ = config.stem_channels
         at4, at2, at1 = config.refinement_channels
         self.codebook = HolisticCodebook(config)
         self.assembly = HolisticallyGuidedAssembly(config)

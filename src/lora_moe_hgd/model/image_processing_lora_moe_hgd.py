@@ -1,4 +1,4 @@
-"""Image processor: MRI sequences of a case, some of them absent, to network input, and logits back to the case's grid."""
+"""Image processor: the sequences of a case, some of them absent, to network input, and logits back to its own grid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .label_schemes import label_scheme as find_label_scheme
 try:
     import nibabel as nib
 except ImportError:
-    nib = None
+    nib = None  # type: ignore[assignment]
 
 AFFINE_TOLERANCE_MM = 1e-3
 
@@ -73,7 +73,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         self.intensity_clip = float(intensity_clip)
         self.label_scheme = find_label_scheme(label_scheme).name
 
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, **kwargs)
 
     def preprocess(
@@ -160,7 +160,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         scheme = find_label_scheme(label_scheme or self.label_scheme)
-        results = []
+        results: list[Any] = []
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
@@ -184,7 +184,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         present = {name: case[name] for name in self.modalities if case.get(name) is not None}
         if not present:
             raise ValueError(f"At least one of {', '.join(self.modalities)} must be given in {where}, got none.")
-        arrays, affine, first = {}, np.eye(4), ""
+        arrays: dict[str, np.ndarray] = {}
+        affine, first = np.eye(4), ""
         for name, source in present.items():
             array, own_affine = _read(source, spacing_mm)
             if not first:
@@ -196,8 +197,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 )
             if not np.allclose(own_affine, affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
                 raise ValueError(
-                    f"All sequences of {where} must lie on one grid, but the affines of {name} and {first} differ by up "
-                    f"to {np.abs(own_affine - affine).max():.3g} mm."
+                    f"All sequences of {where} must lie on one grid, but the affines of {name} and {first} differ by "
+                    f"up to {np.abs(own_affine - affine).max():.3g} mm."
                 )
             if not np.isfinite(array).all():
                 count = int((~np.isfinite(array)).sum())
@@ -251,7 +252,7 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to plus and minus `clip`; zero elsewhere.
+    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`; zero elsewhere.
 
     A constant sequence has no spread and becomes zero everywhere.
 
@@ -293,9 +294,7 @@ def _read(source: Any, spacing_mm: float | Sequence[float]) -> tuple[np.ndarray,
 
 def _pad_and_stack(volumes: Sequence[Tensor]) -> Tensor:
     """Stack `(C, D, H, W)` volumes, zero-padded at the far end to a common multiple of 16."""
-    edges = [
-        -(-max(volume.shape[axis] for volume in volumes) // TOKEN_STRIDE) * TOKEN_STRIDE for axis in (1, 2, 3)
-    ]
+    edges = [-(-max(volume.shape[axis] for volume in volumes) // TOKEN_STRIDE) * TOKEN_STRIDE for axis in (1, 2, 3)]
     stacked = volumes[0].new_zeros(len(volumes), volumes[0].shape[0], *edges)
     for number, volume in enumerate(volumes):
         stacked[number, :, : volume.shape[1], : volume.shape[2], : volume.shape[3]] = volume

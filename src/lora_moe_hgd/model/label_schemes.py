@@ -1,7 +1,7 @@
 """Label schemes: which integer of a label map means which nested region.
 
-A scheme gives one label to each of the three disjoint parts of a tumour: the part of WT outside TC (oedema), the part of
-TC outside ET (necrosis and non-enhancing tumour), and ET.
+A scheme gives one label to each of the three disjoint parts of a tumour: the part of WT outside TC (oedema), the part
+of TC outside ET (necrosis and non-enhancing tumour), and ET.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LabelScheme:
             ]
             raise ValueError(
                 f"Label(s) {unknown} are not of the scheme '{self.name}' (0 background, {self.edema} oedema, "
-                f"{self.core} core, {self.enhancing} enhancing). Schemes that have them: {', '.join(fitting) or 'none'}."
+                f"{self.core} core, {self.enhancing} enhancing). Schemes that fit: {', '.join(fitting) or 'none'}."
             )
         labels = np.rint(labels)
         enhancing = labels == self.enhancing

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def soft_dice_loss(logits: Tensor, targets: Tensor, *, smooth: float = 1.0) -> Tensor:
     """One minus the soft Dice of each case and region, `(B, R, ...) -> (B, R)`.
 
-    Computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is added above and
-    below: two empty masks agree and lose nothing.
+    Computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is added above
+    and below: two empty masks agree and lose nothing.
 
     Example:
         >>> soft_dice_loss(torch.full((1, 1, 2, 2, 2), -50.0), torch.zeros(1, 1, 2, 2, 2))
@@ -62,9 +62,9 @@ def segmentation_losses(
         scale_targets = nn.functional.avg_pool3d(targets, stride) if stride > 1 else targets
         dice, cross_entropy = region_losses(scale_logits, scale_targets)
         losses["dice"] = losses["dice"] + weight / scale_total * (dice * region_weights).sum()
-        losses["cross_entropy"] = losses["cross_entropy"] + weight / scale_total * (
-            cross_entropy * region_weights
-        ).sum()
+        losses["cross_entropy"] = (
+            losses["cross_entropy"] + weight / scale_total * (cross_entropy * region_weights).sum()
+        )
     return losses
 
 

@@ -1,11 +1,9 @@
 """LoRA-MoE-HGD: brain-tumour segmentation from any non-empty subset of the MRI sequences.
 
-Stem and transformer encoder over the present sequences (UNETR-style, https://arxiv.org/abs/2103.10504) with mixtures of
-experts, and a holistically guided decoder (https://arxiv.org/abs/2008.10487). Every file of this folder is imported
+Stem and transformer encoder over the present sequences (UNETR-style, https://arxiv.org/abs/2103.10504) with mixtures
+of experts, and a holistically guided decoder (https://arxiv.org/abs/2008.10487). Every file of this folder is imported
 here, so that the whole folder travels with a saved model.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -66,8 +64,9 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     config: LoraMoeHgdConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = ["EncoderLayer"]
     # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
@@ -75,9 +74,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise each kind of module that owns parameters; any other kind is an error, never garbage."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, ExpertRouter):
+        if isinstance(module, nn.Linear | nn.Embedding | ExpertRouter):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
             init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
@@ -225,9 +222,19 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             losses["router_z"] = torch.stack([router_z_loss(layer) for layer in router_logits]).mean()
         return losses
 
-    def segment_volume(self, pixel_values: Tensor, modality_mask: Tensor, **options) -> Tensor:
-        """Logits of a whole case by sliding window; see `sliding_window.sliding_window_logits`."""
-        return sliding_window_logits(self, pixel_values, modality_mask, **options)
+    def segment_volume(
+        self,
+        pixel_values: Tensor,
+        modality_mask: Tensor,
+        *,
+        overlap: float = 0.5,
+        batch_size: int = 2,
+        progress: bool = False,
+    ) -> Tensor:
+        """Logits `(1, R, D, H, W)` of a whole case `(1, M, D, H, W)`, see `sliding_window.sliding_window_logits`."""
+        return sliding_window_logits(
+            self, pixel_values, modality_mask, overlap=overlap, batch_size=batch_size, progress=progress
+        )
 
 
-__all__ = ["LoraMoeHgdForSegmentation", "LoraMoeHgdModel", "LoraMoeHgdPreTrainedModel", "EncoderLayer"]
+__all__ = ["EncoderLayer", "LoraMoeHgdForSegmentation", "LoraMoeHgdModel", "LoraMoeHgdPreTrainedModel"]

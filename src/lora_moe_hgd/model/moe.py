@@ -1,8 +1,8 @@
 """Sparse mixture of feed-forward experts, some of them owned by one MRI sequence each.
 
 Token-choice top-k routing (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538) beside one shared expert that is
-always on. A token may go to the expert of its own modality and to the free experts, so the expert of an absent sequence
-has no tokens and no say.
+always on. A token may go to the expert of its own modality and to the free experts, so the expert of an absent
+sequence has no tokens and no say.
 
 Shape letters: T tokens, D hidden size, M modalities, E routed experts (the M owned ones first), K experts per token.
 """
@@ -80,8 +80,8 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Ten
 
     Equations (4) to (6) of the Switch Transformer (https://arxiv.org/abs/2101.03961), generalised to top-k and to
     experts that only some tokens may use: `mean_e (A f_e) (A p_e)`, over the experts that any token may use, with `A`
-    the number of experts allowed to a token, `f_e` the fraction of the allowed tokens' choices that fall on expert `e`,
-    and `p_e` its mean probability over the allowed tokens. With every expert allowed to every token this is the
+    the number of experts allowed to a token, `f_e` the fraction of the allowed tokens' choices that fall on expert
+    `e`, and `p_e` its mean probability over the allowed tokens. With every expert allowed to every token this is the
     published `E * sum_e f_e p_e`. Perfect balance gives 1.
 
     Args:

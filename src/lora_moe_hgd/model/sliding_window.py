@@ -1,7 +1,7 @@
 """Logits of a whole case from overlapping windows, blended with Gaussian weights.
 
-The same positions and weights as MONAI's `sliding_window_inference` with `mode="gaussian"` and `sigma_scale=0.125`; windows
-without any brain are skipped.
+The same positions and weights as MONAI's `sliding_window_inference` with `mode="gaussian"` and `sigma_scale=0.125`;
+windows without any brain are skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from tqdm.auto import tqdm
 BACKGROUND_LOGIT = -10.0
 
 
+@torch.no_grad()
 def sliding_window_logits(
-    model: Callable[..., object],
+    model: Callable[..., Any],
     pixel_values: Tensor,
     modality_mask: Tensor,
     *,
@@ -60,26 +62,28 @@ def sliding_window_logits(
     starts = itertools.product(
         *(_starts(size, edge, overlap) for size, edge in zip(padded.shape[2:], window, strict=True))
     )
-    places = [tuple(slice(at, at + edge) for at, edge in zip(start, window, strict=True)) for start in starts]
-    places = [place for place in places if padded[(0, slice(None), *place)].any()]
+    places: list[tuple[slice, ...]] = [
+        tuple(slice(at, at + edge) for at, edge in zip(start, window, strict=True)) for start in starts
+    ]
+    places = [place for place in places if padded[0][:, *place].any()]
     weight = _gaussian(window).to(pixel_values.device)
     total: Tensor | None = None
     weights = torch.zeros(padded.shape[2:], device=pixel_values.device)
     batches = range(0, len(places), batch_size)
     for first in tqdm(batches, desc="windows", unit="batch", disable=not progress):
         chosen = places[first : first + batch_size]
-        crops = torch.cat([padded[(slice(None), slice(None), *place)] for place in chosen])
+        crops = torch.cat([padded[:, :, *place] for place in chosen])
         logits = model(pixel_values=crops, modality_mask=modality_mask.expand(len(chosen), -1)).logits.float()
         if total is None:
             total = torch.zeros(logits.shape[1], *padded.shape[2:], device=logits.device)
         for place, window_logits in zip(chosen, logits, strict=True):
-            total[(slice(None), *place)] += weight * window_logits
+            total[:, *place] += weight * window_logits
             weights[place] += weight
     if total is None:
         raise ValueError("No voxel of the present sequences differs from zero: there is nothing to segment.")
     blended = torch.where(weights > 0, total / weights.clamp(min=torch.finfo(torch.float32).tiny), BACKGROUND_LOGIT)
     own = tuple(slice(at, at + size) for at, size in zip(low, shape, strict=True))
-    return blended[(slice(None), *own)][None]
+    return blended[:, *own][None]
 
 
 def _starts(size: int, edge: int, overlap: float) -> list[int]:

@@ -1,12 +1,14 @@
 """Convolutional stem that reads only the sequences that are present.
 
-The present volumes of a batch are packed along the batch axis, so that an absent sequence costs nothing and cannot leak.
+The present volumes of a batch are packed along the batch axis, so that an absent sequence costs nothing and cannot
+leak.
 
 Shape letters: B cases, M modalities, P present volumes in the whole batch, C channels, D H W voxels.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -61,13 +63,13 @@ class Presence:
         counts = modality_mask.sum(dim=1).tolist()
         if 0 in counts:
             raise ValueError(
-                f"Each case needs at least one present sequence, but `modality_mask` has none for case {counts.index(0)}."
+                f"Each case needs at least one present sequence, `modality_mask` has none for case {counts.index(0)}."
             )
         case_P, modality_P = torch.where(modality_mask)
         return cls(case_P, modality_P, counts)
 
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`; in a fixed order, so that it is reproducible."""
+        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`, always in one order."""
         return torch.stack([part.sum(dim=0) for part in packed.split(self.counts)])
 
 
@@ -117,8 +119,7 @@ class ModalityStem(nn.Module):
         self.full_resolution_norm = group_norm(config.full_resolution_channels)
         self.modality_embedding = nn.Embedding(num_modalities, config.stem_channels[0])
         self.downsample = nn.ModuleList(
-            nn.Conv3d(fine, coarse, kernel_size=3, stride=2, padding=1)
-            for fine, coarse in zip(widths, widths[1:], strict=False)
+            nn.Conv3d(fine, coarse, kernel_size=3, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(*(ResidualBlock3d(width) for _ in range(depth)))

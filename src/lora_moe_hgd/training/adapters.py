@@ -1,7 +1,7 @@
 """LoRA through PEFT (Hu et al. 2021, https://arxiv.org/abs/2106.09685): two presets.
 
-`lora` can be merged, weighted and combined; `lora+decoder` also trains stem, routers and decoder in full, which is better
-on few cases and cannot be combined with another.
+`lora` can be merged, weighted and combined; `lora+decoder` also trains stem, routers and decoder in full, which is
+better on few cases and cannot be combined with another.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class WeightAverage:
     """Moving average of the parameters that are trained.
 
-    The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that a short run is not held back by
-    its first weights.
+    The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that a short run is not held back
+    by its first weights.
 
     Args:
         network: Its trained parameters are averaged.

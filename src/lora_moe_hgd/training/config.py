@@ -46,9 +46,7 @@ class DataConfig:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        _require(
-            (self.root is None) != (self.phantoms == 0), "Give either `data.root` or `data.phantoms`", vars(self)
-        )
+        _require((self.root is None) != (self.phantoms == 0), "Give either `data.root` or `data.phantoms`", vars(self))
         _require(0 < self.val_fraction < 1, "`data.val_fraction` must be between 0 and 1", self.val_fraction)
         _require(self.num_workers >= 0, "`data.num_workers` must not be negative", self.num_workers)
 
@@ -70,7 +68,6 @@ class SampleConfig:
     spacing_mm: float = 2.0
 
     def __post_init__(self) -> None:
-        self.crop_size = tuple(self.crop_size)
         _require(
             len(self.crop_size) == 3 and all(edge > 0 and edge % 16 == 0 for edge in self.crop_size),
             "`sample.crop_size` must be three positive multiples of 16",
@@ -184,7 +181,6 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         ValueError: On an unknown key, with the nearest known one; on a wrong type; or on a broken rule.
     """
     parser = argparse.ArgumentParser(
-        prog="train.py",
         description="Train on a folder of cases or on phantoms.",
         epilog="Fields: " + ", ".join(f"--{name.replace('_', '-')}" for name in _leaves(RunConfig)),
         allow_abbrev=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,13 +34,9 @@ Network = LoraMoeHgdForSegmentation | PeftModel
 VALIDATION_SEED = 9_000_000
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run training from the command line; a wish that cannot be met ends in one line and exit code 2."""
-    try:
-        train(read_config(sys.argv[1:] if argv is None else argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+def main(argv: Sequence[str]) -> None:
+    """Train as the command line says."""
+    train(read_config(argv))
 
 
 def train(config: RunConfig) -> Path:
@@ -63,9 +58,10 @@ def train(config: RunConfig) -> Path:
     with accelerator.main_process_first():
         source, validation = build_data(config, processor, show=accelerator.is_main_process)
     run = RunFolder(config)
-    state = run.open() if accelerator.is_main_process else None
+    if accelerator.is_main_process:
+        run.open()
     accelerator.wait_for_everyone()
-    return _Loop(config, accelerator, network, processor, source, validation, run, state).run_epochs()
+    return _Loop(config, accelerator, network, processor, source, validation, run).run_epochs()
 
 
 def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
@@ -76,9 +72,9 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
         processor = LoraMoeHgdImageProcessor(target_spacing_mm=(config.sample.spacing_mm,) * 3)
     else:
         network, processor = load_checkpoint(config.base)
-    network.to(memory_format=torch.channels_last_3d)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps it without its type
     if config.optim.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        network.activation_checkpointing_enable()
     if config.adapter == "none" or config.base is None:
         return network, processor
     base = str(checkpoint_folder(config.base).resolve())
@@ -88,7 +84,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
 def build_data(
     config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
 ) -> tuple[CaseSource, list[CaseSource]]:
-    """Training cases and validation cases; every file is read once here, so that a bad one is found before training."""
+    """Training and validation cases; every file is read once here: a bad one is found before training."""
     data = config.data
     if data.root is None:
         cache = Path(data.cache_dir).expanduser()
@@ -116,7 +112,8 @@ def build_data(
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels only."""
-    decayed, free = [], []
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
     for name, value in trained_parameters(network):
         (free if value.ndim < 2 or name in embeddings else decayed).append(value)
@@ -136,7 +133,6 @@ class _Loop:
         source: CaseSource,
         validation: list[CaseSource],
         run: RunFolder,
-        state: RunState | None,
     ) -> None:
         self.config, self.accelerator, self.processor, self.run = config, accelerator, processor, run
         self.validation = validation
@@ -159,7 +155,7 @@ class _Loop:
         self.network, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.average = WeightAverage(self.bare, decay=config.optim.ema_decay)
         self.place = Place()
-        if state is not None:
+        if (state := run.read_state()) is not None:
             self._restore(state)
         self.total_steps = config.epochs * math.ceil(len(self.loader) / config.optim.accumulate)
 
@@ -184,15 +180,15 @@ class _Loop:
                 self._save_state()
         except KeyboardInterrupt:
             self.accelerator.print(
-                f"\nStopped in epoch {self.place.epoch + 1} of {self.config.epochs}. The same command goes on from the "
-                f"end of epoch {self.place.epoch}; checkpoints so far are in {self.run.path}."
+                f"\nStopped in epoch {self.place.epoch + 1} of {self.config.epochs}. The same command goes on from "
+                f"the end of epoch {self.place.epoch}; checkpoints so far are in {self.run.path}."
             )
             raise SystemExit(130) from None
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             self.run.close()
         self.accelerator.print(
-            f"Best mean Dice {self.place.best_dice:.3f}. Checkpoints: {self.run.path / 'best'}, {self.run.path / 'last'}."
+            f"Best mean Dice {self.place.best_dice:.3f}. Checkpoints are in {self.run.path}: best, last."
         )
         return self.run.path / "best"
 
@@ -236,8 +232,8 @@ class _Loop:
     def _check_finite(self, loss: Tensor) -> None:
         if not loss.isfinite():
             raise ValueError(
-                f"The loss must be finite, got {loss.item()} at step {self.place.step}. Lower `optim.lr`, or train with "
-                f"--precision no; the last good state is in {self.run.path}."
+                f"The loss must be finite, got {loss.item()} at step {self.place.step}. Lower `optim.lr`, or train "
+                f"with --precision no; the last good state is in {self.run.path}."
             )
 
     @torch.no_grad()
@@ -263,9 +259,7 @@ class _Loop:
                 if any(present):
                     volume, labels = case["pixel_values"], case["labels"]
                     with self.accelerator.autocast():
-                        scores.append(
-                            validate(self.bare, volume.to(self.accelerator.device), labels, present)
-                        )
+                        scores.append(validate(self.bare, volume.to(self.accelerator.device), labels, present))
             if scores:
                 dice = torch.tensor(scores).mean(dim=0).tolist()
                 means.append(sum(dice) / len(dice))

@@ -1,8 +1,8 @@
 """The folder of a run: `best`, `last`, `logs`, and the state to go on from.
 
-    run.json       configuration and whether the run has ended
-    resume/        weights, moving average (safetensors), optimizer and place in the run
-    best/, last/   checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
+run.json       configuration and whether the run has ended
+resume/        weights, moving average (safetensors), optimizer and place in the run
+best/, last/   checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
 """
 
 from __future__ import annotations
@@ -69,22 +69,20 @@ class RunFolder:
         self.config = config
         self.path = Path(config.output_dir)
 
-    def open(self) -> RunState | None:
-        """Prepare the folder; return the state of the same run if it was broken off.
+    def open(self) -> None:
+        """Make the folder ready: keep the state of the same run if it was broken off, move any other run aside.
 
-        Whatever else is there is moved aside under a dated name.
+        Raises:
+            ValueError: If the folder holds something that is no run; it is left alone.
         """
-        state = None
-        if self.path.exists() and any(self.path.iterdir()):
-            if self._is_unfinished_same_run():
-                state = self._read_state()
-            else:
-                aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
-                self.path.rename(aside)
-                print(f"{self.path} held another or a finished run; it is now {aside}.")
+        if self.path.exists() and any(self.path.iterdir()) and not self._is_unfinished_same_run():
+            if not (self.path / "run.json").is_file():
+                raise ValueError(f"`output_dir` must be a new folder or that of a run, but {self.path} is neither.")
+            aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            self.path.rename(aside)
+            print(f"{self.path} held another or a finished run; it is now {aside}.")
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_run(finished=False)
-        return state
 
     def close(self) -> None:
         """Mark the run as finished; what only resuming needs goes."""
@@ -94,8 +92,12 @@ class RunFolder:
     def save_state(self, state: RunState) -> None:
         """Replace `resume/` as a whole."""
         scratch = self._scratch("resume")
-        save_file({name: tensor.contiguous() for name, tensor in state.weights.items()}, scratch / "weights.safetensors")
-        save_file({name: tensor.contiguous() for name, tensor in state.average.items()}, scratch / "average.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.weights.items()}, scratch / "weights.safetensors"
+        )
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.average.items()}, scratch / "average.safetensors"
+        )
         torch.save(state.optimizer, scratch / "optimizer.bin")
         (scratch / "place.json").write_text(json.dumps(asdict(state.place)))
         self._put_in_place(scratch, "resume")
@@ -108,7 +110,7 @@ class RunFolder:
         merged(network).save_pretrained(scratch)
         processor.save_pretrained(scratch)
         if isinstance(network, PeftModel):
-            network.save_pretrained(scratch / "adapter")
+            network.save_pretrained(str(scratch / "adapter"))
         self._put_in_place(scratch, name)
 
     def _scratch(self, name: str) -> Path:
@@ -144,7 +146,8 @@ class RunFolder:
                 return self.path / name
         return None
 
-    def _read_state(self) -> RunState | None:
+    def read_state(self) -> RunState | None:
+        """The state to go on from; `None` at the start of a run."""
         folder = self._state_folder()
         if folder is None:
             return None

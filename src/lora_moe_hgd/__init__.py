@@ -1,0 +1,33 @@
+"""Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR.
+
+Importing the package makes its classes known to the `Auto` classes of transformers, so that no `trust_remote_code` is
+needed.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+
+from .loading import load_checkpoint
+from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig
+from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdModel
+from .pretrained import pretrained_path
+
+__version__ = version("lora-moe-hgd")
+
+AutoConfig.register(LoraMoeHgdConfig.model_type, LoraMoeHgdConfig)
+AutoModel.register(LoraMoeHgdConfig, LoraMoeHgdForSegmentation)
+AutoModelForSemanticSegmentation.register(LoraMoeHgdConfig, LoraMoeHgdForSegmentation)
+AutoImageProcessor.register(LoraMoeHgdConfig, image_processor_classes={"pil": LoraMoeHgdImageProcessor})
+
+__all__ = [
+    "LoraMoeHgdConfig",
+    "LoraMoeHgdForSegmentation",
+    "LoraMoeHgdImageProcessor",
+    "LoraMoeHgdModel",
+    "load_checkpoint",
+    "pretrained_path",
+]

@@ -1,0 +1,45 @@
+"""The console script `lora-moe-hgd`, and what the launchers in the repository's root call."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Each subcommand is the `main` of a module, imported only when asked for.
+COMMANDS = {
+    "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
+    "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
+    "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
+    "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
+}
+
+
+def run(command: str, argv: Sequence[str] | None = None) -> None:
+    """Run a subcommand with the given or the process's arguments.
+
+    Bad input and refused files end in one line on standard error and exit code 2.
+    """
+    module = importlib.import_module(COMMANDS[command][0])
+    try:
+        module.main(sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    words = sys.argv[1:]
+    if not words or words[0] not in COMMANDS:
+        asked_for_help = bool(words) and words[0] in ("-h", "--help")
+        print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
+        raise SystemExit(0 if asked_for_help else 2)
+    # argparse takes the name in its help from here.
+    sys.argv[0] = f"lora-moe-hgd {words[0]}"
+    run(words[0], words[1:])
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *lines, "", "lora-moe-hgd COMMAND --help tells more."])

@@ -1,0 +1,1 @@
+"""From a case's files to its segmentation, volumes and picture."""

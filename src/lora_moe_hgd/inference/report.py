@@ -1,0 +1,56 @@
+"""What a run of inference did, as JSON; nothing from the image headers' text fields gets in."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.geometry import voxel_spacing_mm
+from ..model.label_schemes import LabelScheme
+
+
+def make_report(
+    *,
+    case_id: str,
+    checkpoint: str,
+    sequences: list[str],
+    scheme: LabelScheme,
+    volumes_ml: dict[str, float],
+    image: nib.Nifti1Image,
+    seconds: float,
+) -> dict[str, Any]:
+    """Collect the report; volumes in millilitres, spacing in millimetres along the array's own axes."""
+    return {
+        "case_id": case_id,
+        "tumour_found": volumes_ml["wt"] > 0,
+        "volumes_ml": {name: round(volume, 3) for name, volume in volumes_ml.items()},
+        "sequences_used": sequences,
+        "sequences_not_used": [name for name in MODALITIES if name not in sequences],
+        "label_scheme": {
+            "name": scheme.name,
+            "edema": scheme.edema,
+            "core": scheme.core,
+            "enhancing": scheme.enhancing,
+        },
+        "shape": list(image.shape),
+        "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
+        "checkpoint": checkpoint,
+        "seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in ("lora-moe-hgd", "torch", "transformers", "nibabel")}
+        | {"python": platform.python_version()},
+        "notice": "Research use, not a medical device.",
+    }
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write beside `path` and rename."""
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    scratch.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(scratch, path)
