@@ -58,6 +58,7 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
                     axis.contour(outline, levels=[0.5], colors=[colour], linewidths=1.3)
             axis.invert_xaxis()
             axis.set_axis_off()
+            axis.set_anchor("N")
             axis.set_title(f"{plane}, {name}", color="white", fontsize=9, pad=3)
         if not masks.any():
             axes[1].text(0.5, 0.03, "no tumour found", color="white", ha="center", transform=axes[1].transAxes)

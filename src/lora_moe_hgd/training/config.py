@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from ..evaluation.subsets import parse_subset
+
 
 def _require(condition: bool, rule: str, value: object) -> None:
     if not condition:
@@ -129,6 +131,8 @@ class ValidationConfig:
         self.subsets = tuple(self.subsets)
         _require(self.every >= 1, "`validation.every` must be at least 1", self.every)
         _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset", self.subsets)
+        for name in self.subsets:
+            parse_subset(name)
 
 
 @dataclass
@@ -189,7 +193,10 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     args, rest = parser.parse_known_args(argv)
     if not args.config.is_file():
         raise ValueError(f"There is no configuration file {args.config}.")
-    values = yaml.safe_load(args.config.read_text()) or {}
+    try:
+        values = yaml.safe_load(args.config.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{args.config} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{args.config} must hold keys and values, got {type(values).__name__}.")
     for path, text in _overrides(rest):

@@ -1,0 +1,82 @@
+"""Cases and samples: the same whatever reads them, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from lora_moe_hgd.data.datasets import CaseDataset, CropDataset, PhantomDataset
+from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.training.schedule import draw_subset
+
+PROCESSOR = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
+
+
+def crops(source, seed: int = 0) -> CropDataset:
+    return CropDataset(source, crop_size=(32, 32, 32), crops_per_case=2, seed=seed, draw_subset=draw_subset)
+
+
+def test_a_phantom_read_from_disk_is_the_one_that_was_made(tmp_path: Path) -> None:
+    phantoms = PhantomDataset(2, seed=5, processor=PROCESSOR, cache_dir=tmp_path)
+    phantoms.make_all(num_workers=0, progress=False)
+    files = sorted(phantoms.folder.iterdir())
+    written = [path.stat().st_mtime_ns for path in files]
+    again = PhantomDataset(2, seed=5, processor=PROCESSOR, cache_dir=tmp_path)
+    assert_close(again[1]["pixel_values"], phantoms[1]["pixel_values"], rtol=0, atol=0)
+    assert [path.stat().st_mtime_ns for path in files] == written
+    assert [path.name for path in files] == ["5.safetensors", "6.safetensors"]
+
+
+def test_other_settings_do_not_meet_old_phantoms(tmp_path: Path) -> None:
+    coarser = LoraMoeHgdImageProcessor(target_spacing_mm=(3.9, 3.9, 3.9))
+    folders = {
+        PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path).folder for processor in (PROCESSOR, coarser)
+    }
+    assert len(folders) == 2
+
+
+def test_a_case_on_disk_has_nested_labels_on_the_images_grid(dummy_root: Path) -> None:
+    case = CaseDataset(find_cases(dummy_root), processor=PROCESSOR)[0]
+    assert case["labels"].shape[1:] == case["pixel_values"].shape[1:]
+    assert case["modality_mask"].tolist() == [True] * 4
+    whole, core, enhancing = case["labels"]
+    assert whole.any()
+    assert (core <= whole).all()
+    assert (enhancing <= core).all()
+
+
+def test_a_sample_depends_on_seed_epoch_and_number_only(dummy_root: Path) -> None:
+    source = CaseDataset(find_cases(dummy_root), processor=PROCESSOR)
+    dataset = crops(source)
+    dataset.begin_epoch(3, progress=0.5)
+    alone = [dataset[index] for index in reversed(range(len(dataset)))][::-1]
+    torch.rand(7)
+    for number, sample in enumerate(DataLoader(dataset, batch_size=None, num_workers=2)):
+        for name in alone[number]:
+            assert_close(sample[name], alone[number][name], rtol=0, atol=0)
+    dataset.begin_epoch(4, progress=0.5)
+    assert not torch.equal(dataset[0]["pixel_values"], alone[0]["pixel_values"])
+    other = crops(source, seed=1)
+    other.begin_epoch(3, progress=0.5)
+    assert not torch.equal(other[0]["pixel_values"], alone[0]["pixel_values"])
+
+
+def test_dropped_sequences_are_empty_in_a_sample(dummy_root: Path) -> None:
+    dataset = crops(CaseDataset(find_cases(dummy_root), processor=PROCESSOR))
+    dataset.begin_epoch(0, progress=0.9)
+    samples = [dataset[index] for index in range(len(dataset))]
+    assert any(not sample["modality_mask"].all() for sample in samples)
+    for sample in samples:
+        assert not sample["pixel_values"][~sample["modality_mask"]].any()
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "labels", "modality_mask"])
+def test_samples_stack_to_batches(dummy_root: Path, name: str) -> None:
+    dataset = crops(CaseDataset(find_cases(dummy_root), processor=PROCESSOR))
+    batch = next(iter(DataLoader(dataset, batch_size=3)))
+    assert len(batch[name]) == 3
