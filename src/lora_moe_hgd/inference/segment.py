@@ -111,8 +111,8 @@ def main(argv: Sequence[str]) -> None:
         )
     chosen = choose_sequences(case, args.modalities)
     images = {name: read_image(path) for name, path in chosen.items()}
-    args.out_path.mkdir(parents=True, exist_ok=True)
     network, processor = load_checkpoint(args.checkpoint)
+    args.out_path.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
         network.cuda()  # type: ignore[call-arg]  # transformers wraps it without its type
     found = segment(network, processor, images, progress=True)

@@ -166,7 +166,8 @@ class _Loop:
 
     @property
     def progress(self) -> float:
-        return min(self.place.step / self.total_steps, 1.0)
+        """From 0 to 1, in the middle of the step that comes next: the first learning rate is not zero."""
+        return min((self.place.step + 0.5) / self.total_steps, 1.0)
 
     def run_epochs(self) -> Path:
         self.accelerator.init_trackers("logs")

@@ -1,0 +1,140 @@
+"""Phantoms: exact, nested, repeatable, and as bright and as grainy as real cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lora_moe_hgd.cli import run
+from lora_moe_hgd.data.contrast import noise_level, region_levels
+from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.data.nifti import read_image
+from lora_moe_hgd.data.phantom import make_phantom
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+
+# 10th and 90th percentile over 39 real cases of the median robust z in necrosis, oedema and enhancing rim.
+MEASURED = {
+    "t1": ((-1.72, 0.03), (-0.44, 0.36), (-0.78, 0.39)),
+    "t1c": ((-2.06, 0.68), (-0.47, 0.64), (0.87, 3.71)),
+    "t2": ((1.72, 7.80), (1.05, 3.60), (1.28, 4.46)),
+    "flair": ((0.28, 4.34), (1.38, 4.27), (0.88, 4.00)),
+}
+# Median over nine real cases (BraTS-Africa) at 2 mm: absolute Laplacian in healthy brain over the brain's MAD.
+MEASURED_NOISE = {"t1": 0.60, "t1c": 0.56, "t2": 0.96, "flair": 1.02}
+
+BRATS_AFRICA = Path(__file__).parents[2] / "shared/data/brats-africa"
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom(3, spacing_mm=4.0)
+
+
+def test_the_same_seed_gives_the_same_phantom(phantom) -> None:
+    again, other = make_phantom(3, spacing_mm=4.0), make_phantom(4, spacing_mm=4.0)
+    for name in MODALITIES:
+        assert_close(again.volumes[name], phantom.volumes[name], rtol=0, atol=0)
+        assert not torch.equal(other.volumes[name], phantom.volumes[name])
+    assert_close(again.regions, phantom.regions, rtol=0, atol=0)
+
+
+def test_the_outside_is_zero_in_all_sequences_alike_and_the_brain_is_positive(phantom) -> None:
+    brain = phantom.volumes["t1"] != 0
+    assert 0.1 < brain.float().mean() < 0.7
+    for volume in phantom.volumes.values():
+        assert_close(volume != 0, brain, rtol=0, atol=0)
+        assert (volume[brain] > 0).all()
+
+
+def test_regions_are_nested_and_inside_the_brain(phantom) -> None:
+    whole, core, enhancing = phantom.regions
+    assert whole.any()
+    assert (core <= whole).all()
+    assert (enhancing <= core).all()
+    assert (whole <= (phantom.volumes["t1"] != 0)).all()
+
+
+@pytest.mark.parametrize("spacing_mm", [0.5, 5.0])
+def test_a_spacing_that_the_template_cannot_give_is_refused(spacing_mm: float) -> None:
+    with pytest.raises(ValueError, match=f"`spacing_mm` must be between 1 and 4, got {spacing_mm}"):
+        make_phantom(0, spacing_mm=spacing_mm)
+
+
+@pytest.mark.parametrize("file_format", ["nii.gz", "npy"])
+def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> None:
+    run("phantom", ["--root", str(tmp_path), "--n", "1", "--seed", "3", "--spacing-mm", "4", "--format", file_format])
+    phantom = make_phantom(3, spacing_mm=4.0)
+    names = [f"{stem}.{file_format}" for stem in ("FLAIR", "T1", "T1c", "T2", "seg")]
+    assert sorted(path.name for path in (tmp_path / "case_000").iterdir()) == names
+    case = find_case(tmp_path / "case_000")
+    for name, path in case.images.items():
+        np.testing.assert_array_equal(np.asarray(read_image(path).dataobj), phantom.volumes[name])
+    labels = np.asarray(read_image(case.labelled()).dataobj)
+    np.testing.assert_array_equal(LABEL_SCHEMES["msd"].decode(labels), phantom.regions)
+
+
+def test_the_two_formats_hold_the_same_and_nifti_has_the_place(tmp_path: Path, dummy_root: Path) -> None:
+    image = nib.load(dummy_root / "case_000/T1.nii.gz")
+    np.testing.assert_allclose(image.header.get_zooms(), (4, 4, 4))
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys) -> None:
+    (tmp_path / "case_001").mkdir()
+    with pytest.raises(SystemExit):
+        run("phantom", ["--root", str(tmp_path), "--n", "2", "--spacing-mm", "4"])
+    assert "case_001 exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["case_001"]
+
+
+def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
+    # Planes of 90, 100 and 110: median 100, MAD 10, and a Laplacian of 30, 0 and -30.
+    volume = torch.tensor([90.0, 100.0, 110.0]).repeat(12)[:, None, None].repeat(1, 30, 30)
+    regions = torch.zeros(3, 36, 30, 30, dtype=torch.bool)
+    regions[0, 10:20, 10:20, 10:20] = True
+    regions[1:, 12:18, 12:18, 12:18] = True
+    volume[regions[0]] = 95.0
+    volume[regions[2]] = 120.0
+    necrosis, oedema, enhancing = region_levels(volume, regions)
+    assert necrosis is None
+    assert (oedema, enhancing) == (-0.5, 2.0)
+    assert noise_level(volume, regions) == 3.0
+
+
+@pytest.mark.slow
+def test_forty_phantoms_are_as_bright_and_as_grainy_as_real_cases() -> None:
+    levels = {name: [] for name in MODALITIES}
+    noise = {name: [] for name in MODALITIES}
+    for seed in range(40):
+        phantom = make_phantom(seed, spacing_mm=2.0)
+        for name in MODALITIES:
+            values = region_levels(phantom.volumes[name], phantom.regions)
+            levels[name].append([np.nan if value is None else value for value in values])
+            noise[name].append(noise_level(phantom.volumes[name], phantom.regions))
+    for name in MODALITIES:
+        medians = np.nanmedian(np.array(levels[name]), axis=0)
+        for median, (low, high) in zip(medians, MEASURED[name], strict=True):
+            assert low <= median <= high, (name, medians)
+        assert 1 / 1.5 < np.median(noise[name]) / MEASURED_NOISE[name] < 1.5, name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BRATS_AFRICA.is_dir(), reason="needs BraTS-Africa beside the repository")
+def test_the_noise_of_real_cases_is_what_phantoms_are_compared_with() -> None:
+    noise = {name: [] for name in MODALITIES}
+    for number in ("00002", "00007", "00010", "00011", "00012", "00014", "00026", "00028", "00037"):
+        case = find_case(BRATS_AFRICA / f"BraTS-SSA-{number}-000")
+        regions = LABEL_SCHEMES["brats2023"].decode(np.asarray(read_image(case.labelled()).dataobj))
+        halved = torch.nn.functional.avg_pool3d(torch.from_numpy(regions).float()[None], 2)[0] >= 0.5
+        for name, path in case.images.items():
+            volume = torch.from_numpy(np.asarray(read_image(path).dataobj))[None, None]
+            brain = torch.nn.functional.avg_pool3d((volume != 0).float(), 2)[0, 0] >= 0.5
+            noise[name].append(noise_level(torch.nn.functional.avg_pool3d(volume, 2)[0, 0] * brain, halved))
+    for name, values in noise.items():
+        assert np.median(values) == pytest.approx(MEASURED_NOISE[name], abs=0.01)

@@ -1,0 +1,133 @@
+"""Inference on a case's files: results on the case's own grid, from any of its sequences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_moe_hgd.cli import run
+from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.inference.segment import choose_sequences
+
+
+@pytest.fixture(scope="module")
+def segmented(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("segmented") / "case_000"
+    run(
+        "segment",
+        ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out), "--modalities", "t1c,flair", "--probabilities"],
+    )
+    return out
+
+
+def test_the_segmentation_has_the_grid_of_the_case(dummy_root: Path, segmented: Path) -> None:
+    source, result = nib.load(dummy_root / "case_000/T1c.nii.gz"), nib.load(segmented / "seg.nii.gz")
+    assert result.shape == source.shape
+    np.testing.assert_array_equal(result.affine, source.affine)
+    for field in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):
+        np.testing.assert_array_equal(result.header[field], source.header[field])
+    assert set(np.unique(result.dataobj)) <= {0, 1, 2, 3}
+
+
+def test_probabilities_are_nested_and_agree_with_the_labels(segmented: Path) -> None:
+    probabilities = np.asarray(nib.load(segmented / "probabilities.nii.gz").dataobj)
+    labels = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
+    assert probabilities.shape == (*labels.shape, 3)
+    assert (np.diff(probabilities, axis=-1) <= 0).all()
+    np.testing.assert_array_equal(probabilities[..., 0] > 0.5, labels > 0)
+    np.testing.assert_array_equal(probabilities[..., 2] > 0.5, labels == 3)
+
+
+def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
+    report = json.loads((segmented / "report.json").read_text())
+    labels = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
+    assert report["sequences_used"] == ["t1c", "flair"]
+    assert report["sequences_not_used"] == ["t1", "t2"]
+    assert report["volumes_ml"]["wt"] == pytest.approx((labels > 0).sum() * 0.064)
+    assert report["volumes_ml"]["et"] == pytest.approx((labels == 3).sum() * 0.064)
+    assert report["spacing_mm"] == [4.0, 4.0, 4.0]
+    assert report["label_scheme"]["name"] == "msd"
+    assert report["tumour_found"] == bool(labels.any())
+    assert "not a medical device" in report["notice"]
+
+
+def test_the_picture_is_a_picture(segmented: Path) -> None:
+    picture = np.asarray(Image.open(segmented / "overlay.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 300
+    assert picture.std() > 20
+
+
+def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:
+    for name in ("T1c.nii.gz", "FLAIR.nii.gz"):
+        (tmp_path / "incomplete").mkdir(exist_ok=True)
+        shutil.copy(dummy_root / "case_000" / name, tmp_path / "incomplete")
+    run("segment", ["--in-path", str(tmp_path / "incomplete"), "--out-path", str(tmp_path / "out")])
+    actual, expected = (np.asarray(nib.load(folder / "seg.nii.gz").dataobj) for folder in (tmp_path / "out", segmented))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:
+    case = str(dummy_root / "case_000")
+    options = ["--modalities", "flair,t1c", "--label-scheme", "brats2018"]
+    run("segment", ["--in-path", case, "--out-path", str(tmp_path), *options])
+    renamed = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)
+    plain = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(renamed, np.array([0, 2, 1, 4], dtype=np.uint8)[plain])
+    assert not (tmp_path / "probabilities.nii.gz").exists()
+
+
+def test_a_case_without_tumour_is_said_to_have_none(dummy_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+
+    def nothing(self, pixel_values, modality_mask, **options):
+        return -10.0 + 0 * pixel_values[:, :3]
+
+    monkeypatch.setattr(LoraMoeHgdForSegmentation, "segment_volume", nothing)
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
+    assert "No tumour was found." in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["tumour_found"] is False
+    assert (tmp_path / "overlay.png").stat().st_size > 10_000
+
+
+def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(dummy_root / "case_000", tmp_path / "case")
+    (tmp_path / "case/T2.nii.gz").unlink()
+    case = find_case(tmp_path / "case")
+    assert list(choose_sequences(case, None)) == ["t1", "t1c", "flair"]
+    assert list(choose_sequences(case, "flair, T1")) == ["t1", "flair"]
+    with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
+        choose_sequences(case, "t2,t1")
+    with pytest.raises(ValueError, match="takes t1, t1c, t2, flair, separated by commas, got t1ce"):
+        choose_sequences(case, "t1ce")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: must be the folder of a case"),
+        (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
+        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
+        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"], "No checkpoint folder"),
+        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--modalities", "t3"], "got t3"),
+    ],
+    ids=["no case", "out is in", "pickle", "no checkpoint", "no sequence"],
+)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(
+    dummy_root: Path, tmp_path: Path, capsys, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "a.pt").write_bytes(b"pickle")
+    words = [word.format(case=dummy_root / "case_000", tmp=tmp_path) for word in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        run("segment", words)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert message in errors[-1]
+    assert errors[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists()
+    assert not (dummy_root / "case_000/report.json").exists()

@@ -1,0 +1,196 @@
+"""A run from its configuration to its checkpoints: what is saved, what is frozen, how it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import EVERY_SUBSET, random_volumes, small_network
+from torch.testing import assert_close
+from transformers import AutoImageProcessor, AutoModel
+
+from lora_moe_hgd import load_checkpoint, pretrained_path
+from lora_moe_hgd.cli import run
+from lora_moe_hgd.data.datasets import CropDataset
+from lora_moe_hgd.training.adapters import add_adapter, merged
+from lora_moe_hgd.training.averaging import WeightAverage, trained_parameters
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--num-workers", "0", "--subsets", "[flair]", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train_from_scratch(output_dir: Path, cache: Path, *options: str) -> None:
+    config = str(ROOT / "configs/smoke.yaml")
+    run("train", ["--config", config, "--output-dir", str(output_dir), "--cache-dir", str(cache), *SMALL, *options])
+
+
+def train_adapter(output_dir: Path, data: Path, *options: str) -> None:
+    config = str(ROOT / "configs/brats2018.yaml")
+    arguments = ["--config", config, "--output-dir", str(output_dir), "--root", str(data), "--epochs", "1"]
+    run("train", [*arguments, *SMALL, *options])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    output_dir = tmp_path_factory.mktemp("run") / "run"
+    train_from_scratch(output_dir, cache, "--epochs", "3")
+    return output_dir
+
+
+def test_a_run_leaves_two_checkpoints_that_load_and_its_logs(uninterrupted: Path) -> None:
+    for name in ("best", "last"):
+        files = {path.name for path in (uninterrupted / name).iterdir()}
+        assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
+        network = AutoModel.from_pretrained(uninterrupted / name)
+        assert network(random_volumes()).logits.isfinite().all()
+        assert AutoImageProcessor.from_pretrained(uninterrupted / name).target_spacing_mm == [4.0, 4.0, 4.0]
+    assert json.loads((uninterrupted / "run.json").read_text())["finished"]
+    assert list((uninterrupted / "logs").rglob("events.out.tfevents.*"))
+    assert {path.name for path in uninterrupted.iterdir()} == {"best", "last", "logs", "run.json"}
+
+
+def test_the_pt_name_of_a_command_means_the_folder(uninterrupted: Path) -> None:
+    network, _ = load_checkpoint(uninterrupted / "best.pt")
+    expected, _ = load_checkpoint(uninterrupted / "best")
+    for value, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert_close(value, other, rtol=0, atol=0)
+
+
+def test_a_broken_off_run_goes_on_to_the_same_weights(
+    uninterrupted: Path, tmp_path: Path, cache: Path, monkeypatch, capsys
+) -> None:
+    begin_epoch = CropDataset.begin_epoch
+
+    def interrupted(self: CropDataset, epoch: int, *, progress: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        begin_epoch(self, epoch, progress=progress)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CropDataset, "begin_epoch", interrupted)
+        train_from_scratch(tmp_path / "run", cache, "--epochs", "3")
+    assert "The same command goes on from the end of epoch 2" in capsys.readouterr().out
+    train_from_scratch(tmp_path / "run", cache, "--epochs", "3")
+    assert "Going on after epoch 2 of 3" in capsys.readouterr().out
+    actual, expected = (load_file(path / "last/model.safetensors") for path in (tmp_path / "run", uninterrupted))
+    for name, value in expected.items():
+        assert_close(actual[name], value, rtol=0, atol=0, msg=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_finished_run_is_moved_aside_and_kept(tmp_path: Path, cache: Path, capsys) -> None:
+    train_from_scratch(tmp_path / "run", cache, "--epochs", "1")
+    before = (tmp_path / "run/best/model.safetensors").read_bytes()
+    train_from_scratch(tmp_path / "run", cache, "--epochs", "1", "--lr", "1.0e-4")
+    (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
+    assert f"it is now {aside}" in capsys.readouterr().out
+    assert (aside / "best/model.safetensors").read_bytes() == before
+    assert (tmp_path / "run/best/model.safetensors").read_bytes() != before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cache: Path, capsys) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SystemExit):
+        train_from_scratch(tmp_path, cache)
+    assert "`output_dir` must be a new folder or that of a run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_bad_data_is_found_before_the_output_folder_is_made(tmp_path: Path, dummy_root: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        train_adapter(tmp_path / "run", tmp_path / "nowhere")
+    assert "must be a folder of cases, got nothing there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, dummy_root: Path) -> Path:
+    output_dir = tmp_path_factory.mktemp("adapted") / "checkpoints"
+    train_adapter(output_dir, dummy_root)
+    return output_dir
+
+
+def test_the_reference_run_trains_adapter_stem_routers_and_decoder_only(adapted: Path) -> None:
+    base, trained = (load_file(path / "model.safetensors") for path in (pretrained_path("tiny"), adapted / "last"))
+    changed = {name for name, value in trained.items() if not torch.equal(value, base[name].float())}
+    for name in changed:
+        assert name.startswith(("encoder.stem.", "decoder.")) or any(
+            part in name for part in (".attention.", ".experts.", ".shared_expert.", ".router.")
+        ), name
+    for part in ("encoder.stem.", "decoder.", ".attention.q.", ".experts.0.fc1.", ".shared_expert.fc2.", ".router."):
+        assert any(part in name for name in changed), part
+    assert any(name.endswith("layers.0.mlp.fc1.weight") for name in trained.keys() - changed)
+
+
+def test_the_adapter_alone_over_the_base_is_the_merged_checkpoint(adapted: Path) -> None:
+    assert (adapted / "last/adapter/adapter_model.safetensors").is_file()
+    alone, _ = load_checkpoint(adapted / "last/adapter")
+    whole, _ = load_checkpoint(adapted / "last")
+    with torch.no_grad():
+        # Float rounding: one merges before saving, the other after loading.
+        assert_close(alone(random_volumes()).logits, whole(random_volumes()).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["lora", "lora+decoder"])
+def test_a_new_adapter_changes_nothing(preset: str) -> None:
+    network = small_network()
+    with torch.no_grad():
+        expected = [network(random_volumes(1), torch.tensor([mask])).logits for mask in EVERY_SUBSET]
+        adapted = add_adapter(network, preset, rank=4, base="base").eval()
+        for mask, logits in zip(EVERY_SUBSET, expected, strict=True):
+            assert_close(adapted(random_volumes(1), torch.tensor([mask])).logits, logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("preset", ["lora", "lora+decoder"])
+def test_merging_equals_the_adapter_and_leaves_it_as_it_was(preset: str) -> None:
+    adapted = add_adapter(small_network(), preset, rank=4, base="base").eval()
+    with torch.no_grad():
+        for _, value in trained_parameters(adapted):
+            value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        expected = adapted(random_volumes()).logits
+        assert_close(merged(adapted)(random_volumes()).logits, expected, rtol=1e-4, atol=1e-4)
+        assert_close(adapted(random_volumes()).logits, expected, rtol=0, atol=0)
+
+
+def test_lora_alone_trains_adapter_matrices_only() -> None:
+    adapted = add_adapter(small_network(), "lora", rank=4, base="base")
+    names = [name for name, _ in trained_parameters(adapted)]
+    assert all("lora_A" in name or "lora_B" in name for name in names)
+    # Per block: four projections of attention; per block with experts: 8 routed and one shared, two layers each.
+    assert len(names) == 2 * (4 * 4 + 2 * 9 * 2)
+
+
+def test_the_average_of_weights_follows_its_formula() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average, expected = WeightAverage(layer, decay=0.9), 0.0
+    for step in range(1, 100):
+        torch.nn.init.constant_(layer.weight, float(step))
+        average.update(layer, step=step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    with average.in_use(layer):
+        assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert layer.weight.item() == 99.0
+
+
+@pytest.mark.slow
+def test_a_longer_run_overfits_the_four_dummy_cases(tmp_path: Path) -> None:
+    run("phantom", ["--root", str(tmp_path / "data"), "--n", "4"])
+    config = str(ROOT / "configs/brats2018.yaml")
+    options = ["--root", str(tmp_path / "data"), "--val-on-train", "true", "--subsets", "[all]"]
+    run("train", ["--config", config, "--output-dir", str(tmp_path / "run"), "--epochs", "40", *options])
+    out = tmp_path / "scores"
+    run(
+        "evaluate",
+        ["--checkpoint", str(tmp_path / "run/best"), "--data", str(tmp_path / "data"), "--out", str(out), "--subsets", "all"],
+    )
+    assert json.loads((out / "table.json").read_text())[-1]["mean"] >= 0.9
