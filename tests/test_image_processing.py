@@ -21,9 +21,7 @@ from lora_moe_hgd.model.image_processing_lora_moe_hgd import (
 
 # (axes, flips): every way to store one volume with the same axes.
 ORIENTATIONS = [
-    (axes, flips)
-    for axes in itertools.permutations(range(3))
-    for flips in itertools.product([1, -1], repeat=3)
+    (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product([1, -1], repeat=3)
 ]
 
 

@@ -42,7 +42,8 @@ def test_a_written_file_has_the_geometry_of_its_model_and_none_of_its_text(tmp_p
     source.header.set_xyzt_units("mm")
     source.header["descrip"] = b"Jane Doe"
     nib.save(source, tmp_path / "source.nii.gz")
-    write_image(tmp_path / "out.nii.gz", np.ones((2, 3, 4), dtype=np.uint8), like=read_image(tmp_path / "source.nii.gz"))
+    like = read_image(tmp_path / "source.nii.gz")
+    write_image(tmp_path / "out.nii.gz", np.ones((2, 3, 4), dtype=np.uint8), like=like)
     out = nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(out.affine, AFFINE)
     assert (int(out.header["qform_code"]), int(out.header["sform_code"])) == (1, 4)

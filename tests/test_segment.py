@@ -19,10 +19,8 @@ from lora_moe_hgd.inference.segment import choose_sequences
 @pytest.fixture(scope="module")
 def segmented(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("segmented") / "case_000"
-    run(
-        "segment",
-        ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out), "--modalities", "t1c,flair", "--probabilities"],
-    )
+    paths = ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)]
+    run("segment", [*paths, "--modalities", "t1c,flair", "--probabilities"])
     return out
 
 
@@ -68,8 +66,8 @@ def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, seg
         (tmp_path / "incomplete").mkdir(exist_ok=True)
         shutil.copy(dummy_root / "case_000" / name, tmp_path / "incomplete")
     run("segment", ["--in-path", str(tmp_path / "incomplete"), "--out-path", str(tmp_path / "out")])
-    actual, expected = (np.asarray(nib.load(folder / "seg.nii.gz").dataobj) for folder in (tmp_path / "out", segmented))
-    np.testing.assert_array_equal(actual, expected)
+    actual, expected = (nib.load(folder / "seg.nii.gz") for folder in (tmp_path / "out", segmented))
+    np.testing.assert_array_equal(actual.dataobj, expected.dataobj)
 
 
 def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMo
     """
     folder = checkpoint_folder(name)
     if not (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
         network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path

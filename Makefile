@@ -1,0 +1,30 @@
+# `make demo` and `make test` set up everything they need in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := src tests scripts examples train.py infer.py
+
+.PHONY: demo test test-slow check style
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## Segment a phantom from two of its sequences with the shipped weights
+	$(BIN)/python examples/demo.py
+
+test: .venv/installed  ## Everything that is fast, on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+test-slow: .venv/installed  ## What takes minutes
+	$(BIN)/pytest -m slow
+
+check: .venv/installed  ## Lint, format, types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+style: .venv/installed  ## Mend what can be mended
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)

@@ -1,0 +1,115 @@
+"""The borders inside the package, its console script, and its checkpoint names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lora_moe_hgd
+from lora_moe_hgd import load_checkpoint, pretrained_path
+from lora_moe_hgd.cli import COMMANDS
+from lora_moe_hgd.loading import checkpoint_folder
+
+PACKAGE = Path(lora_moe_hgd.__file__).parent
+# Each part may import itself and what stands before it.
+ORDER = ["model", "pretrained", "data", "loading", "inference", "evaluation", "training", "cli"]
+ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """Level and module of each import outside `try`, where a missing package is allowed for."""
+    tree = ast.parse(path.read_text())
+    tried = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Try) for child in ast.walk(node)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in tried:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+        elif isinstance(node, ast.Import):
+            found.extend((0, alias.name) for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return
+    depth = len(path.relative_to(PACKAGE).parts)
+    for level, module in imports(path):
+        if level == depth:
+            assert ORDER.index(module.split(".")[0]) <= ORDER.index(part), f"{part} imports {module}"
+        assert level <= depth
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=lambda path: path.stem)
+def test_the_hub_folder_imports_siblings_and_its_few_packages_only(path: Path) -> None:
+    for level, module in imports(path):
+        if level:
+            assert level == 1
+            assert (PACKAGE / "model" / f"{module}.py").is_file()
+        else:
+            top = module.split(".")[0]
+            assert top in ALLOWED_IN_MODEL or top in sys.stdlib_module_names, module
+
+
+def test_no_file_is_much_longer_than_four_hundred_lines() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 420, path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_subcommand_explains_itself(command: str) -> None:
+    script = Path(sys.executable).with_name("lora-moe-hgd")
+    shown = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=True, timeout=120)
+    assert shown.stdout.startswith(f"usage: lora-moe-hgd {command}")
+
+
+def test_an_unknown_subcommand_lists_the_known_ones() -> None:
+    script = Path(sys.executable).with_name("lora-moe-hgd")
+    shown = subprocess.run([script, "sgement"], capture_output=True, text=True, check=False, timeout=120)
+    assert shown.returncode == 2
+    assert all(command in shown.stderr for command in COMMANDS)
+
+
+def test_the_shipped_checkpoint_is_safetensors_of_at_most_sixteen_megabytes() -> None:
+    files = {path.name: path.stat().st_size for path in pretrained_path("tiny").iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert sum(files.values()) <= 16e6
+
+
+def test_a_checkpoint_that_is_not_shipped_lists_those_that_are() -> None:
+    with pytest.raises(ValueError, match="No shipped checkpoint is named 'huge'; there is: tiny"):
+        pretrained_path("huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("weights.pt", "Pickled files"),
+        ("missing.pt", "No checkpoint folder .*missing is there"),
+        ("/nowhere/best", "No checkpoint folder /nowhere/best"),
+        ("a/b/c", "neither a folder, nor 'tiny', nor a Hub id"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rule: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pt").write_bytes(b"pickle")
+    with pytest.raises(ValueError, match=rule):
+        checkpoint_folder(name)
+
+
+def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no checkpoint"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,143 @@
+"""What the README and the examples show has been run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+MAKE_DATA = "python scripts/make_dummy_data.py --root data/brats2018 --n 4"
+SEED_COMMANDS = [
+    MAKE_DATA,
+    "python train.py --config configs/brats2018.yaml --epochs 2 --num-workers 0",
+    "python train.py --config configs/brats2018.yaml",
+    "python infer.py --checkpoint checkpoints/best.pt --in-path data/brats2018/case_000 --out-path outputs/case_000",
+]
+# What makes a command cheap without changing what it does; of an option given twice the last counts.
+CHEAPER = {
+    "scripts/make_dummy_data.py": ["--spacing-mm", "4"],
+    "train.py": [
+        *("--epochs", "1", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"),
+        *("--subsets", "[flair]", "--num-workers", "0"),
+    ],
+    "infer.py": [],
+    "evaluate": ["--subsets", "flair"],
+}
+
+
+def workspace(folder: Path) -> Path:
+    """The launchers and configurations of the repository, and nothing that a command writes."""
+    for name in ("train.py", "infer.py", "scripts", "configs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def execute(command: str, folder: Path, *, options: list[str]) -> str:
+    words = shlex.split(command) + options
+    programs = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3000
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the data have been made."""
+    folder = workspace(tmp_path_factory.mktemp("workspace"))
+    execute(MAKE_DATA, folder, options=CHEAPER["scripts/make_dummy_data.py"])
+    (folder / "case_000").symlink_to("data/brats2018/case_000")
+    return folder
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(("make", "pip"))])
+def test_every_command_runs(used: Path, command: str) -> None:
+    if command == MAKE_DATA:
+        assert len(list((used / "data/brats2018").iterdir())) == 4
+        return
+    (options,) = (cheaper for name, cheaper in CHEAPER.items() if name in shlex.split(command))
+    execute(command, used, options=options)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
+def test_every_make_target_exists(command: str) -> None:
+    assert f"\n{command.split()[1]}: " in (ROOT / "Makefile").read_text()
+
+
+def test_the_python_of_the_readme_runs(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) == 8
+    monkeypatch.chdir(used)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["labels"].shape == names["flair"].shape
+
+
+def test_the_readme_gives_the_four_commands() -> None:
+    assert set(SEED_COMMANDS) <= set(COMMANDS)
+
+
+def test_the_example_of_a_case_runs(used: Path) -> None:
+    shown = execute("python examples/segment_case.py case_000", used, options=[])
+    assert "labels {0" in shown
+    assert (used / "segmentation.nii.gz").is_file()
+
+
+def test_the_demonstration_compares_with_the_truth(used: Path) -> None:
+    shown = execute("python examples/demo.py --spacing-mm 4", used, options=[])
+    assert "withheld: t1, t2" in shown
+    scores = [float(line.split()[1]) for line in shown.splitlines() if line.startswith(("WT", "TC", "ET"))]
+    assert len(scores) == 3
+    assert scores[0] > 0.5
+    assert (used / "outputs/demo/overlay.png").is_file()
+
+
+def test_every_file_of_the_map_exists() -> None:
+    table = README.split("In reading order")[1].split("## Develop")[0]
+    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`(.*?)`", row):
+            folder = name.rpartition("/")[0] or folder
+            path = ROOT / "src/lora_moe_hgd" / folder / Path(name).name
+            assert path.is_file(), path
+
+
+@pytest.mark.slow
+def test_the_four_commands_run_as_they_are(tmp_path: Path) -> None:
+    folder = workspace(tmp_path)
+    for command in SEED_COMMANDS:
+        execute(command, folder, options=[])
+    assert {path.name for path in (folder / "outputs/case_000").iterdir()} == {
+        "seg.nii.gz",
+        "overlay.png",
+        "report.json",
+    }
+    # The second run found the first one finished and moved it aside.
+    assert len(list(folder.glob("checkpoints-*"))) == 1
+
+
+@pytest.mark.slow
+def test_an_installed_package_brings_its_weights(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(ROOT)]
+    subprocess.run(pip, check=True, timeout=600)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lora_moe_hgd; lora_moe_hgd.load_checkpoint('tiny')"
+    )
+    code += f"; assert lora_moe_hgd.__file__.startswith({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-I", "-c", code], check=True, timeout=300)
