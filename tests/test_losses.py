@@ -59,3 +59,21 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_cases() -> None:
 def test_a_coefficient_scales_its_part_alone() -> None:
     parts = {"dice": torch.tensor(2.0), "router_z": torch.tensor(5.0)}
     assert total_loss(parts, {"router_z": 0.1}).item() == 2.5
+
+
+def test_weights_of_regions_and_scales_are_relative() -> None:
+    """The curriculum shifts attention, not the size of the loss."""
+    torch.manual_seed(0)
+    logits = [torch.randn(2, 3, 2, 2, 2), torch.randn(2, 3, 8, 8, 8)]
+    labels = (torch.rand(2, 3, 8, 8, 8) > 0.9).float()
+    scales, regions = [0.25, 1.0], [1.0, 0.7, 0.2]
+    actual = segmentation_losses(logits, labels, scale_weights=scales, region_weights=torch.tensor(regions))
+    expected = 0.0
+    for scale, scale_logits in zip(scales, logits, strict=True):
+        targets = labels.unflatten(2, (-1, 8 // len(scale_logits[0, 0]))).mean(3)
+        targets = targets.unflatten(3, (-1, 8 // len(scale_logits[0, 0]))).mean(4)
+        targets = targets.unflatten(4, (-1, 8 // len(scale_logits[0, 0]))).mean(5)
+        for index, region in enumerate(regions):
+            p, y = scale_logits[:, index].sigmoid(), targets[:, index]
+            expected += scale / 1.25 * region / 1.9 * -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    assert_close(actual["cross_entropy"], expected)
