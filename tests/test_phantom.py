@@ -44,6 +44,17 @@ def test_the_same_seed_gives_the_same_phantom(phantom) -> None:
     assert_close(again.regions, phantom.regions, rtol=0, atol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_phantom_made_on_a_gpu_is_the_one_made_on_the_cpu(phantom) -> None:
+    on_gpu = make_phantom(3, spacing_mm=4.0, device="cuda")
+    # A rounding error can move a voxel over the level that bounds a region.
+    assert (on_gpu.regions.cpu() != phantom.regions).float().mean() < 1e-4
+    for name in MODALITIES:
+        difference = (on_gpu.volumes[name].cpu() - phantom.volumes[name]).abs()
+        assert difference.median() < 1e-2 * phantom.volumes[name].std()
+
+
 def test_the_outside_is_zero_in_all_sequences_alike_and_the_brain_is_positive(phantom) -> None:
     brain = phantom.volumes["t1"] != 0
     assert 0.1 < brain.float().mean() < 0.7

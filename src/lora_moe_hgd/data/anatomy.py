@@ -70,6 +70,7 @@ def template(spacing_mm: float) -> tuple[Tensor, np.ndarray]:
 def random_anatomy(*, spacing_mm: float, generator: torch.Generator) -> Anatomy:
     """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw."""
     tissues, affine = template(spacing_mm)
+    tissues = tissues.to(torch.get_default_device())
     shape = (tissues.shape[1], tissues.shape[2], tissues.shape[3])
     offset = _affine_offset(shape, generator) + _elastic_offset(shape, spacing_mm, generator)
     warped = sample_at_offset(tissues, offset)
@@ -102,8 +103,8 @@ def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
         rotation[first, first] = rotation[second, second] = math.cos(angle)
         rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ rotation
-    shear = torch.eye(3) + 0.04 * (2 * torch.rand(3, 3, generator=generator) - 1)
-    scale = torch.diag(0.9 + 0.2 * torch.rand(3, generator=generator))
+    shear = torch.eye(3) + torch.tensor([[uniform(-0.04, 0.04, generator) for _ in range(3)] for _ in range(3)])
+    scale = torch.diag(torch.tensor([uniform(0.9, 1.1, generator) for _ in range(3)]))
     matrix = matrix @ shear @ scale
     centred = identity_grid(shape) - (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     return centred @ matrix.inverse().T - centred

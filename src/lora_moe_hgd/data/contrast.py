@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .anatomy import Anatomy, identity_grid, sample_at_offset
-from .noise import Shape, chance, fractal_noise, gaussian_blur, smooth_noise, uniform
+from .noise import Shape, chance, fractal_noise, gaussian_blur, normal, smooth_noise, uniform
 from .tumour import Tumour
 
 # Relative signal of CSF, grey and white matter; only its shape counts, the unit is set by the brain's own spread.
@@ -53,7 +53,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
     brain = _stripped_brain(anatomy, generator)
     shared_texture = fractal_noise(shape, scales_mm=(5, 10, 20), spacing_mm=spacing_mm, generator=generator)
     shared_grain = fractal_noise(shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator)
-    severity = torch.randn(3, generator=generator)
+    severity = normal((3,), generator).tolist()
     vessels = _vessels(anatomy, generator)
     spots = _white_matter_spots(anatomy, tumour, generator)
     volumes = {}
@@ -87,14 +87,14 @@ def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
     return (volume - median) / (values - median).abs().median()
 
 
-def _quantile(percentiles: tuple[float, float, float], severity: Tensor, generator: torch.Generator) -> float:
+def _quantile(percentiles: tuple[float, float, float], severity: float, generator: torch.Generator) -> float:
     """A draw from a two-piece normal with these 10th, 50th and 90th percentiles.
 
     `severity` is shared by the sequences of a case: what is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
     # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
-    draw = 0.6 * severity.item() + 0.8 * torch.randn((), generator=generator).item()
+    draw = 0.6 * severity + 0.8 * normal((), generator).item()
     return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
 
 
@@ -154,12 +154,12 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
 
 def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Scanner: misregistration, resolution, bias field, gamma, Rician noise, and the brain mask."""
-    shift = torch.randn(3, generator=generator) * 0.3 / spacing_mm
+    shift = normal((3,), generator) * 0.3 / spacing_mm
     z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
     sigma_mm = [uniform(0.3, 0.9, generator)] * 3
     if chance(0.5, generator):
         # Thick slices, interpolated to isotropic voxels by the publisher of the data.
-        sigma_mm[int(torch.randint(3, (), generator=generator))] = uniform(1.0, 2.2, generator)
+        sigma_mm[min(int(uniform(0, 3, generator)), 2)] = uniform(1.0, 2.2, generator)
     z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
     gain = uniform(60.0, 160.0, generator)
     floor = uniform(5.0, 9.0, generator)
@@ -170,7 +170,7 @@ def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: 
     bias = smooth_noise(z.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
     signal = signal * torch.exp(uniform(0.0, 0.035, generator) * bias)
     level = THERMAL[name] * uniform(0.4, 1.8, generator)
-    real, imaginary = (level * torch.randn(z.shape, generator=generator) for _ in range(2))
+    real, imaginary = (level * normal(z.shape, generator) for _ in range(2))
     # Interpolation to the common grid has smoothed the scanner's noise, too.
     smoothing = (0.5,) * 3
     real, imaginary = (gaussian_blur(part, smoothing) * math.sqrt(3) for part in (real, imaginary))

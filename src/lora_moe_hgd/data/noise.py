@@ -11,10 +11,16 @@ from torch import Tensor, nn
 Shape = Sequence[int]
 
 
+def normal(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers on the default device, drawn on the generator's: the same on every device."""
+    drawn = torch.randn(tuple(shape), generator=generator, device=generator.device)
+    return drawn.to(torch.get_default_device())
+
+
 def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise of unit variance whose bumps are about `scale_mm` wide, `(D, H, W)`."""
     coarse = [max(2, math.ceil(edge * spacing_mm / scale_mm) + 1) for edge in shape]
-    field = torch.randn(1, 1, *coarse, generator=generator)
+    field = normal((1, 1, *coarse), generator)
     field = nn.functional.interpolate(field, size=shape, mode="trilinear", align_corners=True)[0, 0]
     # Interpolation averages neighbours, which lowers the variance between the coarse points.
     return field / field.std().clamp(min=1e-6)
@@ -50,9 +56,9 @@ def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
     """One number between `low` and `high`."""
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
     """True with the given probability."""
-    return torch.rand((), generator=generator).item() < probability
+    return torch.rand((), generator=generator, device=generator.device).item() < probability

@@ -39,8 +39,10 @@ class Phantom:
     affine: np.ndarray
 
 
-def make_phantom(seed: int, *, spacing_mm: float = 1.0) -> Phantom:
+def make_phantom(seed: int, *, spacing_mm: float = 1.0, device: str | torch.device = "cpu") -> Phantom:
     """Make the phantom number `seed` on isotropic voxels; the same seed and spacing give the same phantom.
+
+    Numbers are drawn on the CPU and all else is computed on `device`, so that devices agree to rounding.
 
     Raises:
         ValueError: If `spacing_mm` is outside 1 to 4 mm: the template has 1 mm, and at 4 mm tumours vanish.
@@ -48,9 +50,11 @@ def make_phantom(seed: int, *, spacing_mm: float = 1.0) -> Phantom:
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")
     generator = torch.Generator().manual_seed(seed)
-    anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator)
-    tumour = random_tumour(anatomy, generator=generator)
-    volumes = paint(displace(anatomy, tumour), tumour, generator=generator)
+    # Everything below makes its tensors on the default device.
+    with torch.device(device):
+        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator)
+        tumour = random_tumour(anatomy, generator=generator)
+        volumes = paint(displace(anatomy, tumour), tumour, generator=generator)
     brain = volumes["t1"] != 0
     return Phantom(volumes=volumes, regions=tumour.regions & brain, affine=anatomy.affine)
 
@@ -66,8 +70,8 @@ def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {FILE_STEMS[name]: phantom.volumes[name].numpy() for name in MODALITIES}
-    arrays["seg"] = LABEL_SCHEMES["msd"].encode(phantom.regions.numpy())
+    arrays = {FILE_STEMS[name]: phantom.volumes[name].cpu().numpy() for name in MODALITIES}
+    arrays["seg"] = LABEL_SCHEMES["msd"].encode(phantom.regions.cpu().numpy())
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / folder.name
         whole.mkdir()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, sample_at_offset
-from .noise import chance, fractal_noise, gaussian_blur, smooth_noise, uniform
+from .noise import chance, fractal_noise, gaussian_blur, normal, smooth_noise, uniform
 
 GROWTH_SPACING_MM = 4.0
 DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
@@ -68,7 +68,7 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
 
 
 def _log_normal(median: float, spread: float, generator: torch.Generator) -> float:
-    return median * math.exp(spread * torch.randn((), generator=generator).item())
+    return median * math.exp(spread * normal((), generator).item())
 
 
 def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
@@ -89,7 +89,7 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator) -> Tens
     density = torch.zeros(tuple(size))
     num_foci = 1 + int(chance(0.25, generator)) + int(chance(0.08, generator))
     for focus in range(num_foci):
-        seed = int(torch.multinomial(weight.flatten(), 1, generator=generator))
+        seed = int(torch.multinomial(weight.flatten().to(generator.device), 1, generator=generator))
         place = torch.tensor([seed // (size[1] * size[2]), seed // size[2] % size[1], seed % size[2]])
         axes = torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in size), indexing="ij")
         # Growth starts from an ellipsoid, so that solid tumours need not follow the fibres alone.
