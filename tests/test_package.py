@@ -12,7 +12,7 @@ import pytest
 import lora_moe_hgd
 from lora_moe_hgd import load_checkpoint, pretrained_path
 from lora_moe_hgd.cli import COMMANDS
-from lora_moe_hgd.loading import checkpoint_folder
+from lora_moe_hgd.loading import base_name, checkpoint_folder
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
@@ -108,6 +108,14 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_with_the_reason(
     Path("weights.pt").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=rule):
         checkpoint_folder(name)
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run/best").mkdir(parents=True)
+    assert base_name("tiny") == str(pretrained_path("tiny"))
+    assert base_name("run/best.pt") == base_name("run/best") == str(tmp_path.resolve() / "run/best")
+    assert base_name("someone/network") == "someone/network"
 
 
 def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> None:

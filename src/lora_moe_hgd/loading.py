@@ -23,6 +23,23 @@ def checkpoint_folder(name: str | Path) -> Path:
     Raises:
         ValueError: If `name` is a pickle file, or neither a folder nor a name nor a Hub id.
     """
+    folder = _folder_on_disk(name)
+    if folder is not None:
+        return folder
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError as error:
+        raise ValueError(f"'{name}' is neither a folder, nor 'tiny', nor a Hub id.") from error
+
+
+def base_name(name: str | Path) -> str:
+    """What an adapter over this checkpoint should call it: a Hub id as it is, a folder by its full path."""
+    folder = _folder_on_disk(name)
+    return str(name) if folder is None else str(folder.resolve())
+
+
+def _folder_on_disk(name: str | Path) -> Path | None:
+    """The folder that `name` means on this machine; `None` if it can only be a Hub id."""
     path = Path(name)
     if path.is_dir():
         return path
@@ -37,10 +54,7 @@ def checkpoint_folder(name: str | Path) -> Path:
         return pretrained_path("tiny")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
         raise ValueError(f"No checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path} is there.")
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError as error:
-        raise ValueError(f"'{name}' is neither a folder, nor 'tiny', nor a Hub id.") from error
+    return None
 
 
 def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:

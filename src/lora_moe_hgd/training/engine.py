@@ -18,7 +18,7 @@ from ..data.datasets import CaseDataset, CaseSource, CropDataset, PhantomDataset
 from ..data.layouts import find_cases
 from ..evaluation.evaluate import validate
 from ..evaluation.subsets import parse_subset
-from ..loading import checkpoint_folder, load_checkpoint
+from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import REGIONS, LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -77,8 +77,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
         network.activation_checkpointing_enable()
     if config.adapter == "none" or config.base is None:
         return network, processor
-    base = str(checkpoint_folder(config.base).resolve())
-    return add_adapter(network, config.adapter, rank=config.lora_rank, base=base), processor
+    return add_adapter(network, config.adapter, rank=config.lora_rank, base=base_name(config.base)), processor
 
 
 def build_data(
