@@ -93,7 +93,9 @@ def test_a_saved_folder_loads_without_the_package_in_a_fresh_interpreter(tmp_pat
         "volumes = torch.load(sys.argv[1] + '/volumes.pt', weights_only=True)\n"
         "torch.save(network(volumes).logits.detach(), sys.argv[1] + '/logits.pt')\n"
     )
+    # As many threads as here: sums are split among them, and rounding depends on the split.
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
     with torch.no_grad():
         expected = LoraMoeHgdForSegmentation.from_pretrained(tmp_path / "saved")(volumes).logits
