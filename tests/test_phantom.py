@@ -14,7 +14,7 @@ from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.contrast import noise_level, region_levels
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
-from lora_moe_hgd.data.phantom import make_phantom
+from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 
@@ -79,8 +79,8 @@ def test_a_spacing_that_the_template_cannot_give_is_refused(spacing_mm: float) -
 
 @pytest.mark.parametrize("file_format", ["nii.gz", "npy"])
 def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> None:
-    run("phantom", ["--root", str(tmp_path), "--n", "1", "--seed", "3", "--spacing-mm", "4", "--format", file_format])
     phantom = make_phantom(3, spacing_mm=4.0)
+    write_phantom_case(phantom, tmp_path / "case_000", file_format=file_format)
     names = [f"{stem}.{file_format}" for stem in ("FLAIR", "T1", "T1c", "T2", "seg")]
     assert sorted(path.name for path in (tmp_path / "case_000").iterdir()) == names
     case = find_case(tmp_path / "case_000")
@@ -90,7 +90,13 @@ def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> Non
     np.testing.assert_array_equal(LABEL_SCHEMES["msd"].decode(labels), phantom.regions)
 
 
-def test_the_two_formats_hold_the_same_and_nifti_has_the_place(tmp_path: Path, dummy_root: Path) -> None:
+def test_numpy_files_cannot_hold_a_voxel_size_other_than_the_one_they_are_read_with(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("phantom", ["--root", str(tmp_path), "--format", "npy", "--spacing-mm", "2"])
+    assert "--spacing-mm must be 1 for npy" in capsys.readouterr().err
+
+
+def test_written_cases_have_voxel_size_and_orientation(dummy_root: Path) -> None:
     image = nib.load(dummy_root / "case_000/T1.nii.gz")
     np.testing.assert_allclose(image.header.get_zooms(), (4, 4, 4))
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")

@@ -17,6 +17,8 @@ from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.datasets import CropDataset
 from lora_moe_hgd.training.adapters import add_adapter, merged
 from lora_moe_hgd.training.averaging import WeightAverage, trained_parameters
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import build_network
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-workers", "0", "--subsets", "[flair]", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"]
@@ -110,6 +112,13 @@ def test_bad_data_is_found_before_the_output_folder_is_made(tmp_path: Path, dumm
         train_adapter(tmp_path / "run", tmp_path / "nowhere")
     assert "must be a folder of cases, got nothing there" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_keeps_its_voxel_size_unless_another_is_asked_for() -> None:
+    options = ["--config", str(ROOT / "configs/brats2018.yaml"), "--adapter", "none"]
+    for asked, expected in ([], 2.0), (["--spacing-mm", "1"], 1.0):
+        _, processor = build_network(read_config([*options, *asked]))
+        assert processor.target_spacing_mm == [expected] * 3
 
 
 @pytest.fixture(scope="module")

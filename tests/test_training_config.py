@@ -53,7 +53,11 @@ def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
         (["--crop-size", "[30, 32, 32]"], r"three positive multiples of 16, got \(30, 32, 32\)"),
         (["--crop-size", "[32, 32]"], "three positive multiples of 16"),
         (["--adapter", "dora"], "`adapter` must be lora, lora\\+decoder or none, got dora"),
-        (["--base", "null"], "Without a `base`, `adapter` must be none"),
+        (["--base", "null", "--size", "tiny"], "Without a `base`, `adapter` must be none"),
+        (["--size", "base"], "either `base`, a checkpoint, or `size`.* got base tiny and size base"),
+        (["--base", "null"], "either `base`, a checkpoint, or `size`"),
+        (["--spacing-mm", "1"], "`sample.spacing_mm` needs `adapter: none`.* got 1.0"),
+        (["--spacing-mm", "0"], "`sample.spacing_mm` must be positive, got 0.0"),
         (["--subsets", "t1c+t3"], "Unknown sequence.* t3"),
     ],
 )

@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from transformers.utils.logging import disable_progress_bar
+
 # Each subcommand is the `main` of a module, imported only when asked for.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
@@ -20,6 +22,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
     Bad input and refused files end in one line on standard error and exit code 2.
     """
+    # A bar for every file that is loaded would hide the ones that tell of long work.
+    disable_progress_bar()
     module = importlib.import_module(COMMANDS[command][0])
     try:
         module.main(sys.argv[1:] if argv is None else argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
@@ -57,8 +58,15 @@ def _folder_on_disk(name: str | Path) -> Path | None:
     return None
 
 
-def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network, in evaluation mode, and its processor; an adapter is merged into its base.
+def fastest_device() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_checkpoint(
+    name: str | Path, *, device: str = "cpu"
+) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+    """Load a network onto `device`, in evaluation mode, and its processor; an adapter is merged into its base.
 
     Raises:
         ValueError: If the checkpoint cannot be found or is a pickle file.
@@ -68,8 +76,9 @@ def load_checkpoint(name: str | Path) -> tuple[LoraMoeHgdForSegmentation, LoraMo
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
         network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
+        network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    network, processor = load_checkpoint(base)
+    network, processor = load_checkpoint(base, device=device)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     return adapted.eval(), processor

@@ -89,15 +89,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
-    parser.add_argument("--spacing-mm", type=float, default=2.0, help="edge of a voxel")
+    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel; 2 when left out, for npy always 1")
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
+    if args.format == "npy" and args.spacing_mm not in (None, 1.0):
+        raise ValueError(
+            f"--spacing-mm must be 1 for npy, which holds no voxel size and is read so, got {args.spacing_mm}."
+        )
+    spacing_mm = args.spacing_mm or (1.0 if args.format == "npy" else 2.0)
     folders = [args.root / f"case_{index:03d}" for index in range(args.n)]
     for folder in folders:
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
-        write_phantom_case(
-            make_phantom(args.seed + index, spacing_mm=args.spacing_mm), folder, file_format=args.format
-        )
+        write_phantom_case(make_phantom(args.seed + index, spacing_mm=spacing_mm), folder, file_format=args.format)
     print(f"{args.n} cases in {args.root}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..data.layouts import CaseFiles, find_cases
 from ..data.nifti import read_image
 from ..inference.segment import segment
-from ..loading import load_checkpoint
+from ..loading import fastest_device, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         if unknown:
             raise ValueError(f"No case(s) {', '.join(unknown)} in {args.data}.")
         cases = [case for case in cases if case.case_id in wanted]
-    network, processor = load_checkpoint(args.checkpoint)
+    network, processor = load_checkpoint(args.checkpoint, device=fastest_device())
     scores = evaluate(network, processor, cases, subsets=subsets)
     rows = mean_table(scores)
     args.out.mkdir(parents=True, exist_ok=True)

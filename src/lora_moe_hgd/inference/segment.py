@@ -10,11 +10,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from ..data.layouts import CaseFiles, find_case
 from ..data.nifti import read_image, write_image
-from ..loading import load_checkpoint
+from ..loading import fastest_device, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES, label_scheme
@@ -111,10 +110,8 @@ def main(argv: Sequence[str]) -> None:
         )
     chosen = choose_sequences(case, args.modalities)
     images = {name: read_image(path) for name, path in chosen.items()}
-    network, processor = load_checkpoint(args.checkpoint)
+    network, processor = load_checkpoint(args.checkpoint, device=fastest_device())
     args.out_path.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available():
-        network.cuda()  # type: ignore[call-arg]  # transformers wraps it without its type
     found = segment(network, processor, images, progress=True)
     scheme = label_scheme(args.label_scheme or case.label_scheme)
     like = next(iter(images.values()))

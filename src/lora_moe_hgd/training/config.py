@@ -61,13 +61,13 @@ class SampleConfig:
         crop_size: Edges of a crop in voxels, multiples of 16.
         crops_per_case: Crops of each case in an epoch.
         batch_size: Crops a process sees at once.
-        spacing_mm: Voxel size for training from scratch; otherwise the base's own counts.
+        spacing_mm: Voxel size to train at; `None` for the base's own, and from scratch 2 mm.
     """
 
     crop_size: tuple[int, int, int] = (64, 64, 64)
     crops_per_case: int = 4
     batch_size: int = 2
-    spacing_mm: float = 2.0
+    spacing_mm: float | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -77,6 +77,9 @@ class SampleConfig:
         )
         for name in ("crops_per_case", "batch_size"):
             _require(getattr(self, name) >= 1, f"`sample.{name}` must be at least 1", getattr(self, name))
+        _require(
+            self.spacing_mm is None or self.spacing_mm > 0, "`sample.spacing_mm` must be positive", self.spacing_mm
+        )
 
 
 @dataclass
@@ -141,7 +144,7 @@ class RunConfig:
 
     Attributes:
         base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
-        size: `tiny` or `base`, when training from scratch.
+        size: `tiny` or `base` to train from scratch; goes without a `base`.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
         lora_rank: Rank of the adapter.
         epochs: Passes over the cases.
@@ -150,7 +153,7 @@ class RunConfig:
     """
 
     base: str | None = "tiny"
-    size: str = "tiny"
+    size: str | None = None
     adapter: str = "lora+decoder"
     lora_rank: int = 8
     epochs: int = 50
@@ -162,7 +165,12 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        _require(self.size in ("tiny", "base"), "`size` must be tiny or base", self.size)
+        _require(
+            (self.base is None) != (self.size is None),
+            "Give either `base`, a checkpoint, or `size`, to train from scratch (with the other null)",
+            f"base {self.base} and size {self.size}",
+        )
+        _require(self.size in (None, "tiny", "base"), "`size` must be tiny or base", self.size)
         _require(
             self.adapter in ("lora", "lora+decoder", "none"),
             "`adapter` must be lora, lora+decoder or none",
@@ -170,6 +178,11 @@ class RunConfig:
         )
         _require(
             self.base is not None or self.adapter == "none", "Without a `base`, `adapter` must be none", self.adapter
+        )
+        _require(
+            self.adapter == "none" or self.sample.spacing_mm is None,
+            "`sample.spacing_mm` needs `adapter: none`, as an adapter works with its base's own voxel size",
+            self.sample.spacing_mm,
         )
         _require(self.lora_rank >= 1, "`lora_rank` must be at least 1", self.lora_rank)
         _require(self.epochs >= 1, "`epochs` must be at least 1", self.epochs)

@@ -33,6 +33,8 @@ Network = LoraMoeHgdForSegmentation | PeftModel
 # Validation phantoms come from seeds that no training set reaches.
 VALIDATION_SEED = 9_000_000
 
+FROM_SCRATCH_SPACING_MM = (2.0, 2.0, 2.0)
+
 
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says."""
@@ -68,10 +70,12 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
     """The network to train, with its adapter, and its processor."""
     if config.base is None:
         sizes = {"tiny": LoraMoeHgdConfig.tiny, "base": LoraMoeHgdConfig.base}
-        network = LoraMoeHgdForSegmentation(sizes[config.size]())
-        processor = LoraMoeHgdImageProcessor(target_spacing_mm=(config.sample.spacing_mm,) * 3)
+        network = LoraMoeHgdForSegmentation(sizes[str(config.size)]())
+        processor = LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM)
     else:
         network, processor = load_checkpoint(config.base)
+    if config.sample.spacing_mm is not None:
+        processor.target_spacing_mm = [config.sample.spacing_mm] * 3
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps it without its type
     if config.optim.gradient_checkpointing:
         network.activation_checkpointing_enable()
