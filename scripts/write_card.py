@@ -1,4 +1,4 @@
-"""Write the card of shipped weights from their scores.
+"""Write the card of shipped weights, and the table of results in the README, from their scores.
 
 `python scripts/write_card.py tiny --real outputs/real --phantom outputs/phantom`, the two folders being outputs of
 `lora-moe-hgd evaluate`.
@@ -6,6 +6,7 @@
 
 import argparse
 import csv
+import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -13,6 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from lora_moe_hgd import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
+IN_README = ("t1", "t1c", "t2", "flair", "t1+t2", "t1c+flair", "t1+t1c+t2+flair", "mean")
+BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
@@ -20,6 +23,18 @@ def section(title: str, text: str, folder: Path) -> dict[str, str]:
         cases = sorted({row["case_id"] for row in csv.DictReader(file)})
     shown = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} cases"
     return {"title": title, "text": f"{text}: {shown}.", "table": (folder / "table.md").read_text().strip()}
+
+
+def readme_table(real: Path, phantom: Path) -> str:
+    scores = [
+        {row["subset"]: row for row in json.loads((folder / "table.json").read_text())} for folder in (real, phantom)
+    ]
+    heads = [f"{where} {region}" for where in ("real", "phantom") for region in ("WT", "TC", "ET")]
+    lines = [f"| sequences | {' | '.join(heads)} |", "|---" * 7 + "|"]
+    for name in IN_README:
+        values = [f"{rows[name][region]:.3f}" for rows in scores for region in ("wt", "tc", "et")]
+        lines.append(f"| {'mean over the 15 subsets' if name == 'mean' else name} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -49,7 +64,10 @@ def main() -> None:
     )
     path = ROOT / "model_cards" / f"{args.name}.md"
     path.write_text(str(card).rstrip() + "\n")
-    print(path)
+    readme = ROOT / "README.md"
+    before, after = readme.read_text().split(BEGIN)
+    readme.write_text(before + BEGIN + readme_table(args.real, args.phantom) + END + after.split(END)[1])
+    print(f"{path}, and the results in {readme}")
 
 
 if __name__ == "__main__":

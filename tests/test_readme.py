@@ -37,6 +37,7 @@ CHEAPER = {
     ],
     "infer.py": [],
     "evaluate": ["--subsets", "flair"],
+    "phantom": ["--n", "1", "--spacing-mm", "4"],
 }
 
 
@@ -88,6 +89,20 @@ def test_the_python_of_the_readme_runs(used: Path, monkeypatch: pytest.MonkeyPat
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["labels"].shape == nib.load("case_000/FLAIR.nii.gz").shape
+
+
+def table_rows(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return {name.removesuffix(" over the 15 subsets"): cells for name, *cells in rows}
+
+
+def test_the_results_of_the_readme_are_those_of_the_card() -> None:
+    card = (ROOT / "model_cards/tiny.md").read_text()
+    real, phantom = (table_rows(card.split(f"### {title}")[1].split("### ")[0]) for title in ("Real", "Phantoms"))
+    shown = table_rows(README.split("## Results")[1].split("## Train")[0])
+    assert {"flair", "t1c+flair", "t1+t1c+t2+flair", "mean"} < set(shown)
+    for name in shown.keys() - {"sequences"}:
+        assert shown[name] == real[name][1:4] + phantom[name][1:4]
 
 
 def test_the_readme_gives_the_four_commands() -> None:
