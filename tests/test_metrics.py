@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,3 +62,21 @@ def test_evaluating_writes_a_score_per_case_and_subset(dummy_root, tmp_path, cap
     with pytest.raises(SystemExit):
         run("evaluate", [*arguments[:-1], "case_9"])
     assert "No case(s) case_9" in capsys.readouterr().err
+
+
+def test_a_case_without_ground_truth_is_found_before_any_is_scored(dummy_root, tmp_path, capsys, monkeypatch) -> None:
+    shutil.copytree(dummy_root, tmp_path / "cases")
+    (tmp_path / "cases/case_002/seg.nii.gz").unlink()
+    monkeypatch.delattr("lora_moe_hgd.evaluation.evaluate.load_checkpoint")
+    with pytest.raises(SystemExit):
+        run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores")])
+    assert "case_002" in capsys.readouterr().err
+
+
+def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> None:
+    shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
+    (tmp_path / "cases/case_000/T2.nii.gz").unlink()
+    with pytest.raises(SystemExit):
+        run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
+    assert "has all sequences of any subset of --subsets t1+t2" in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()

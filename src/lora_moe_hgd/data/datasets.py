@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..files import replacing
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from .layouts import CaseFiles
@@ -206,6 +206,5 @@ def _one_thread() -> None:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from ..files import replacing
 
 MAX_EDGE = 1024
 MAX_BYTES = 4 * 1024**3
@@ -88,10 +89,6 @@ def _check_header(path: Path, shape: tuple[int, ...], bytes_per_voxel: int) -> N
 
 def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
     """Write a NIfTI file beside `path` and rename it; affine and geometry of the header are those of `like`."""
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
     image = nib.Nifti1Image(array, like.affine, _geometry_only(like.header), dtype=array.dtype)
-    try:
+    with replacing(path) as scratch:
         nib.save(image, scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.layouts import CaseFiles, find_cases
 from ..data.nifti import read_image
+from ..files import replacing
 from ..inference.segment import segment
 from ..loading import fastest_device, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -128,16 +128,21 @@ def main(argv: Sequence[str]) -> None:
         if unknown:
             raise ValueError(f"No case(s) {', '.join(unknown)} in {args.data}.")
         cases = [case for case in cases if case.case_id in wanted]
+    for case in cases:
+        case.labelled()
     network, processor = load_checkpoint(args.checkpoint, device=fastest_device())
     scores = evaluate(network, processor, cases, subsets=subsets)
+    if not scores:
+        raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
     rows = mean_table(scores)
     args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / ".scores.csv", "w", newline="") as file:
+    with replacing(args.out / "scores.csv") as scratch, open(scratch, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(Score.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(score) for score in scores)
-    os.replace(args.out / ".scores.csv", args.out / "scores.csv")
-    (args.out / "table.json").write_text(json.dumps(rows, indent=2))
-    (args.out / "table.md").write_text(to_markdown(rows) + "\n")
+    with replacing(args.out / "table.json") as scratch:
+        scratch.write_text(json.dumps(rows, indent=2))
+    with replacing(args.out / "table.md") as scratch:
+        scratch.write_text(to_markdown(rows) + "\n")
     print(to_markdown(rows))
     print(f"Tables are in {args.out}.")

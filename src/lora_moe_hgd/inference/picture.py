@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..files import replacing
 from ..model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
@@ -71,9 +71,8 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
     figure.subplots_adjust(
         left=0.005, right=0.995, bottom=0.3 / figure.get_figheight(), top=top, wspace=0.02, hspace=0.08
     )
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(scratch, dpi=120, format="png", facecolor="black")
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png", facecolor="black")
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 
+from ..files import replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
@@ -51,6 +51,5 @@ def make_report(
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write beside `path` and rename."""
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
-    scratch.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(report, indent=2) + "\n")

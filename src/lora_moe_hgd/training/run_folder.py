@@ -8,7 +8,6 @@ best/, last/   checkpoints in `from_pretrained` form, with the adapter alone in 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..files import replacing
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .adapters import merged
@@ -128,9 +128,8 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
 
     def _write_run(self, *, finished: bool) -> None:
-        scratch = self.path / ".run.json"
-        scratch.write_text(json.dumps({"config": self.config.to_dict(), "finished": finished}, indent=2))
-        os.replace(scratch, self.path / "run.json")
+        with replacing(self.path / "run.json") as scratch:
+            scratch.write_text(json.dumps({"config": self.config.to_dict(), "finished": finished}, indent=2))
 
     def _is_unfinished_same_run(self) -> bool:
         run_file = self.path / "run.json"
