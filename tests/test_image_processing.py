@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
-from lora_moe_hgd.model.geometry import resample
+from lora_moe_hgd.model.geometry import close_gaps, resample
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import (
     LoraMoeHgdImageProcessor,
     resample_brain,
@@ -118,6 +119,34 @@ def test_the_processor_gives_nested_regions_and_probabilities() -> None:
     assert (np.diff(probabilities, axis=0) <= 0).all()
     np.testing.assert_array_equal(labels == 4, probabilities[2] > 0.5)
     np.testing.assert_array_equal(labels > 0, probabilities[0] > 0.5)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 2.0, 5.0)])
+def test_gaps_are_closed_as_by_scipy(spacing_mm: tuple[float, float, float]) -> None:
+    mask = np.random.default_rng(0).random((24, 20, 16)) > 0.97
+    box = np.ones([2 * round(3 / spacing) + 1 for spacing in spacing_mm], dtype=bool)
+    # Beyond the array counts as inside for the second step, as in a larger array whose rest is cut off.
+    padded = np.pad(mask, 8)
+    expected = ndimage.binary_closing(padded, box)[8:-8, 8:-8, 8:-8]
+    inner = tuple(slice(edge // 2, -(edge // 2) or None) for edge in box.shape)
+    np.testing.assert_array_equal(close_gaps(mask, spacing_mm)[inner], expected[inner])
+
+
+def test_no_tumour_lies_outside_the_brain_and_dark_spots_inside_are_brain() -> None:
+    volume = brain()
+    inside = volume != 0
+    volume[9:12, 12:15, 14:17] = 0
+    processor = LoraMoeHgdImageProcessor()
+    inputs = processor({"t2": image(volume)})
+    everywhere = torch.full((1, 3, *inputs["pixel_values"].shape[2:]), 9.0)
+    ((labels, probabilities),) = processor.post_process_semantic_segmentation(
+        everywhere, inputs["geometry"], return_probabilities=True
+    )
+    assert (labels[inside] > 0).all()
+    near = ndimage.binary_dilation(inside, np.ones((7, 7, 7)))
+    assert not near.all()
+    assert not labels[~near].any()
+    assert not probabilities[:, ~near].any()
 
 
 def test_robust_z_score_is_median_and_mad_of_the_brain() -> None:

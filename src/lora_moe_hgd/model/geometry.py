@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -24,12 +24,14 @@ class CaseGeometry:
         affine: Voxel to millimetre of the case's own array, `(4, 4)`.
         box: First and one-past-last voxel of the brain along each canonical axis.
         resampled_shape: Shape of the brain's box at the network's spacing, before padding.
+        brain: Where the brain is inside its box, bool, in canonical order: no tumour lies elsewhere.
     """
 
     shape: Shape
     affine: np.ndarray
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     resampled_shape: Shape
+    brain: np.ndarray
 
     @property
     def box_shape(self) -> Shape:
@@ -95,6 +97,22 @@ def canonical_spacing_mm(affine: np.ndarray) -> Spacing:
     axes, _ = orientation(affine)
     spacing = voxel_spacing_mm(affine)
     return (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]])
+
+
+def close_gaps(mask: np.ndarray, spacing_mm: Spacing, *, gap_mm: float = 6.0) -> np.ndarray:
+    """Fill holes and clefts of a mask that are up to `gap_mm` wide: morphological closing with a box."""
+    radii = [round(gap_mm / 2 / spacing) for spacing in spacing_mm]
+    grown = _grow(torch.from_numpy(mask).float(), radii)
+    return (_grow(1 - grown, radii) == 0).numpy()
+
+
+def _grow(mask: Tensor, radii: list[int]) -> Tensor:
+    """Largest value within `radii` voxels along each axis."""
+    for axis, radius in enumerate(radii):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * radius + 1, radius
+        mask = nn.functional.max_pool3d(mask[None, None], kernel, stride=1, padding=padding)[0, 0]
+    return mask
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_lora_moe_hgd import MODALITIES, TOKEN_STRIDE
-from .geometry import CaseGeometry, canonical_spacing_mm, resample, resampled_shape, to_canonical
+from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
 from .label_schemes import label_scheme as find_label_scheme
 
 try:
@@ -146,7 +146,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[np.ndarray] | list[tuple[np.ndarray, np.ndarray]]:
         """Bring logits back to each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5.
+        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5;
+        outside the brain there is no tumour.
 
         Args:
             outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
@@ -164,7 +165,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
-            probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy()
+            probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy() * case_geometry.brain
             label_map = case_geometry.to_own_grid(scheme.encode(probabilities > 0.5))
             if return_probabilities:
                 results.append((label_map, np.stack([case_geometry.to_own_grid(region) for region in probabilities])))
@@ -222,8 +223,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         limits = [(int(index[0]), int(index[-1]) + 1) for index in bounds]
         box = (limits[0], limits[1], limits[2])
         box_shape = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
-        new_shape = resampled_shape(box_shape, canonical_spacing_mm(affine), tuple(self.target_spacing_mm))
-        geometry = CaseGeometry((shape[0], shape[1], shape[2]), affine, box, new_shape)
+        spacing = canonical_spacing_mm(affine)
+        new_shape = resampled_shape(box_shape, spacing, tuple(self.target_spacing_mm))
+        brain = close_gaps(inside[tuple(slice(low, high) for low, high in box)], spacing)
+        geometry = CaseGeometry((shape[0], shape[1], shape[2]), affine, box, new_shape, brain)
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in arrays.items():
             cropped = to_canonical(array, affine)[tuple(slice(low, high) for low, high in box)]
