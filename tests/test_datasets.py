@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lora_moe_hgd.data import datasets
 from lora_moe_hgd.data.datasets import CaseDataset, CropDataset, PhantomDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -17,13 +19,17 @@ from lora_moe_hgd.training.schedule import draw_subset
 PROCESSOR = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
 
 
+def cases(root: Path, cache_dir: Path) -> CaseDataset:
+    return CaseDataset(find_cases(root), processor=PROCESSOR, cache_dir=cache_dir)
+
+
 def crops(source, seed: int = 0) -> CropDataset:
     return CropDataset(source, crop_size=(32, 32, 32), crops_per_case=2, seed=seed, draw_subset=draw_subset)
 
 
 def test_a_phantom_read_from_disk_is_the_one_that_was_made(tmp_path: Path) -> None:
     phantoms = PhantomDataset(2, seed=5, processor=PROCESSOR, cache_dir=tmp_path)
-    phantoms.make_all(num_workers=0, progress=False)
+    phantoms.prepare_all(num_workers=0, progress=False)
     files = sorted(phantoms.folder.iterdir())
     written = [path.stat().st_mtime_ns for path in files]
     again = PhantomDataset(2, seed=5, processor=PROCESSOR, cache_dir=tmp_path)
@@ -40,8 +46,34 @@ def test_other_settings_do_not_meet_old_phantoms(tmp_path: Path) -> None:
     assert len(folders) == 2
 
 
-def test_a_case_on_disk_has_nested_labels_on_the_images_grid(dummy_root: Path) -> None:
-    case = CaseDataset(find_cases(dummy_root), processor=PROCESSOR)[0]
+def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(dummy_root, root)
+    first = cases(root, tmp_path)
+    first.prepare_all(num_workers=2, progress=False)
+    expected = [first[index] for index in range(len(first))]
+    monkeypatch.delattr(datasets, "read_image")
+    again = cases(root, tmp_path)
+    for index, case in enumerate(expected):
+        for name in ("pixel_values", "modality_mask", "labels"):
+            assert_close(again[index][name], case[name], rtol=0, atol=0)
+    # A file that changed is read again.
+    (root / "case_001/T2.nii.gz").touch()
+    with pytest.raises(NameError, match="read_image"):
+        cases(root, tmp_path)[1]
+
+
+def test_a_prepared_case_is_what_the_processor_gives(dummy_root: Path, tmp_path: Path) -> None:
+    case = find_cases(dummy_root)[1]
+    inputs = PROCESSOR(case.images, segmentation_maps=case.segmentation, label_scheme=case.label_scheme)
+    prepared = cases(dummy_root, tmp_path)[1]
+    # Half precision.
+    assert_close(prepared["pixel_values"], inputs["pixel_values"][0], rtol=1e-3, atol=1e-4)
+    assert_close(prepared["labels"], inputs["labels"][0], rtol=0, atol=0)
+
+
+def test_a_case_on_disk_has_nested_labels_on_the_images_grid(dummy_root: Path, tmp_path: Path) -> None:
+    case = cases(dummy_root, tmp_path)[0]
     assert case["labels"].shape[1:] == case["pixel_values"].shape[1:]
     assert case["modality_mask"].tolist() == [True] * 4
     whole, core, enhancing = case["labels"]
@@ -50,8 +82,8 @@ def test_a_case_on_disk_has_nested_labels_on_the_images_grid(dummy_root: Path) -
     assert (enhancing <= core).all()
 
 
-def test_a_sample_depends_on_seed_epoch_and_number_only(dummy_root: Path) -> None:
-    source = CaseDataset(find_cases(dummy_root), processor=PROCESSOR)
+def test_a_sample_depends_on_seed_epoch_and_number_only(dummy_root: Path, tmp_path: Path) -> None:
+    source = cases(dummy_root, tmp_path)
     dataset = crops(source)
     dataset.begin_epoch(3, progress=0.5)
     alone = [dataset[index] for index in reversed(range(len(dataset)))][::-1]
@@ -66,8 +98,8 @@ def test_a_sample_depends_on_seed_epoch_and_number_only(dummy_root: Path) -> Non
     assert not torch.equal(other[0]["pixel_values"], alone[0]["pixel_values"])
 
 
-def test_dropped_sequences_are_empty_in_a_sample(dummy_root: Path) -> None:
-    dataset = crops(CaseDataset(find_cases(dummy_root), processor=PROCESSOR))
+def test_dropped_sequences_are_empty_in_a_sample(dummy_root: Path, tmp_path: Path) -> None:
+    dataset = crops(cases(dummy_root, tmp_path))
     dataset.begin_epoch(0, progress=0.9)
     samples = [dataset[index] for index in range(len(dataset))]
     assert any(not sample["modality_mask"].all() for sample in samples)
@@ -76,7 +108,7 @@ def test_dropped_sequences_are_empty_in_a_sample(dummy_root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pixel_values", "labels", "modality_mask"])
-def test_samples_stack_to_batches(dummy_root: Path, name: str) -> None:
-    dataset = crops(CaseDataset(find_cases(dummy_root), processor=PROCESSOR))
+def test_samples_stack_to_batches(dummy_root: Path, tmp_path: Path, name: str) -> None:
+    dataset = crops(cases(dummy_root, tmp_path))
     batch = next(iter(DataLoader(dataset, batch_size=3)))
     assert len(batch[name]) == 3

@@ -184,3 +184,15 @@ def test_the_weights_of_a_saved_network_are_safetensors(tmp_path) -> None:
     small_network().save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".py"}
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "lora_moe_hgd"
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_cases() -> None:
+    network = small_network(load_balance_coef=1.0, router_z_coef=1.0)
+    volumes = random_volumes(3)
+    masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 0, 1]]).bool()
+    labels = torch.stack([volumes[:, 0] > level for level in (0.0, 0.5, 1.0)], dim=1)
+    whole = network(volumes, masks, labels=labels)
+    alone = [network(volumes[[i]], masks[[i]], labels=labels[[i]]) for i in range(3)]
+    for name, value in whole.losses.items():
+        assert_close(value, torch.stack([case.losses[name] for case in alone]).mean(), rtol=1e-5, atol=1e-6)
+    assert_close(whole.loss, torch.stack([case.loss for case in alone]).mean(), rtol=1e-5, atol=1e-6)

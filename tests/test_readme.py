@@ -37,6 +37,7 @@ CHEAPER = {
     ],
     "infer.py": [],
     "evaluate": ["--subsets", "flair"],
+    "plot": [],
     "phantom": ["--n", "1", "--spacing-mm", "4"],
 }
 
@@ -51,7 +52,8 @@ def workspace(folder: Path) -> Path:
 def execute(command: str, folder: Path, *, options: list[str]) -> str:
     words = shlex.split(command) + options
     programs = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    # Prepared cases go below the home.
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
     done = subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3000
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,13 @@ from transformers import AutoImageProcessor, AutoModel
 
 from lora_moe_hgd import load_checkpoint, pretrained_path
 from lora_moe_hgd.cli import run
-from lora_moe_hgd.data.datasets import CropDataset
+from lora_moe_hgd.model import modeling_lora_moe_hgd as modeling
+from lora_moe_hgd.model.losses import total_loss
 from lora_moe_hgd.training.adapters import add_adapter, merged
 from lora_moe_hgd.training.averaging import WeightAverage, trained_parameters
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import build_network
+from lora_moe_hgd.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-workers", "0", "--subsets", "[flair]", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"]
@@ -36,7 +40,8 @@ def train_from_scratch(output_dir: Path, cache: Path, *options: str) -> None:
 
 def train_adapter(output_dir: Path, data: Path, *options: str) -> None:
     config = str(ROOT / "configs/brats2018.yaml")
-    arguments = ["--config", config, "--output-dir", str(output_dir), "--root", str(data), "--epochs", "1"]
+    arguments = ["--config", config, "--output-dir", str(output_dir), "--data", str(data), "--epochs", "1"]
+    arguments += ["--cache-dir", str(output_dir.with_name("cache"))]
     run("train", [*arguments, *SMALL, *options])
 
 
@@ -56,7 +61,23 @@ def test_a_run_leaves_two_checkpoints_that_load_and_its_logs(uninterrupted: Path
         assert AutoImageProcessor.from_pretrained(uninterrupted / name).target_spacing_mm == [4.0, 4.0, 4.0]
     assert json.loads((uninterrupted / "run.json").read_text())["finished"]
     assert list((uninterrupted / "logs").rglob("events.out.tfevents.*"))
-    assert {path.name for path in uninterrupted.iterdir()} == {"best", "last", "logs", "run.json"}
+    files = {path.name for path in uninterrupted.iterdir()}
+    assert files == {"best", "last", "logs", "metrics.jsonl", "pictures", "run.json"}
+    assert len(list((uninterrupted / "pictures").iterdir())) == 3
+
+
+def test_what_a_run_measures_is_logged(uninterrupted: Path) -> None:
+    steps = [row for row in read_metrics(uninterrupted) if "loss/total" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    for row in steps:
+        parts = sum(row[f"loss/{name}"] for name in ("dice", "cross_entropy"))
+        routing = 1e-2 * row["loss/load_balance"] + 1e-3 * row["loss/router_z"]
+        assert row["loss/total"] == pytest.approx(parts + routing, rel=1e-5)
+        assert sum(row[f"router_load/1/{expert}"] for expert in range(8)) == pytest.approx(1)
+        assert row["dropped_tokens"] == 0
+        assert 0 <= row["time/data_wait_share"] < 1
+        assert row.keys() > {"lr", "gradient_norm", "train_dice/wt", "time/samples_per_second", "memory/peak_gb"}
+    assert sum("dice_flair/wt" in row for row in read_metrics(uninterrupted)) == 3
 
 
 def test_the_pt_name_of_a_command_means_the_folder(uninterrupted: Path) -> None:
@@ -66,27 +87,32 @@ def test_the_pt_name_of_a_command_means_the_folder(uninterrupted: Path) -> None:
         assert_close(value, other, rtol=0, atol=0)
 
 
-def test_a_broken_off_run_goes_on_to_the_same_weights(
-    uninterrupted: Path, tmp_path: Path, cache: Path, monkeypatch, capsys
-) -> None:
-    begin_epoch = CropDataset.begin_epoch
+def spoil_losses(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Let the loss of these steps, counted from 0, be no number."""
+    calls = itertools.count()
+    monkeypatch.setattr(
+        modeling, "total_loss", lambda *given: total_loss(*given) * (math.nan if next(calls) in steps else 1.0)
+    )
 
-    def interrupted(self: CropDataset, epoch: int, *, progress: float) -> None:
-        if epoch == 2:
-            raise KeyboardInterrupt
-        begin_epoch(self, epoch, progress=progress)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CropDataset, "begin_epoch", interrupted)
-        with pytest.raises(SystemExit):
-            train_from_scratch(tmp_path / "run", cache, "--epochs", "3")
-    assert "The same command goes on from the end of epoch 2" in capsys.readouterr().out
-    train_from_scratch(tmp_path / "run", cache, "--epochs", "3")
-    assert "Going on after epoch 2 of 3" in capsys.readouterr().out
-    actual, expected = (load_file(path / "last/model.safetensors") for path in (tmp_path / "run", uninterrupted))
-    for name, value in expected.items():
-        assert_close(actual[name], value, rtol=0, atol=0, msg=name)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+def test_a_single_bad_step_is_left_out_and_counted(tmp_path: Path, cache: Path, monkeypatch, capsys) -> None:
+    spoil_losses(monkeypatch, {1})
+    train_from_scratch(tmp_path / "run", cache, "--epochs", "2")
+    assert "1 steps were skipped" in capsys.readouterr().out
+    rows = [row for row in read_metrics(tmp_path / "run") if "loss/total" in row]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1]
+    for value in load_file(tmp_path / "run/last/model.safetensors").values():
+        assert value.isfinite().all()
+
+
+def test_many_bad_steps_in_a_row_stop_the_run_with_a_word(tmp_path: Path, cache: Path, monkeypatch, capsys) -> None:
+    spoil_losses(monkeypatch, {1, 2})
+    monkeypatch.setattr("lora_moe_hgd.training.loop.MOST_SKIPPED_IN_A_ROW", 2)
+    with pytest.raises(SystemExit):
+        train_from_scratch(tmp_path / "run", cache, "--epochs", "2")
+    shown = capsys.readouterr().err
+    assert "The gradient must be finite, got a norm of nan in 2 steps in a row" in shown
+    assert "Lower `optim.lr`" in shown
 
 
 def test_a_finished_run_is_moved_aside_and_kept(tmp_path: Path, cache: Path, capsys) -> None:
@@ -154,14 +180,14 @@ def test_a_new_adapter_changes_nothing(preset: str) -> None:
     network = small_network()
     with torch.no_grad():
         expected = [network(random_volumes(1), torch.tensor([mask])).logits for mask in EVERY_SUBSET]
-        adapted = add_adapter(network, preset, rank=4, base="base").eval()
+        adapted = add_adapter(network, preset, options={"r": 4}, base="base").eval()
         for mask, logits in zip(EVERY_SUBSET, expected, strict=True):
             assert_close(adapted(random_volumes(1), torch.tensor([mask])).logits, logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("preset", ["lora", "lora+decoder"])
 def test_merging_equals_the_adapter_and_leaves_it_as_it_was(preset: str) -> None:
-    adapted = add_adapter(small_network(), preset, rank=4, base="base").eval()
+    adapted = add_adapter(small_network(), preset, options={"r": 4}, base="base").eval()
     with torch.no_grad():
         for _, value in trained_parameters(adapted):
             value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
@@ -171,11 +197,43 @@ def test_merging_equals_the_adapter_and_leaves_it_as_it_was(preset: str) -> None
 
 
 def test_lora_alone_trains_adapter_matrices_only() -> None:
-    adapted = add_adapter(small_network(), "lora", rank=4, base="base")
+    adapted = add_adapter(small_network(), "lora", options={"r": 4}, base="base")
     names = [name for name, _ in trained_parameters(adapted)]
     assert all("lora_A" in name or "lora_B" in name for name in names)
     # Per block: four projections of attention; per block with experts: 8 routed and one shared, two layers each.
     assert len(names) == 2 * (4 * 4 + 2 * 9 * 2)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"attention.q": 2}}])
+def test_any_option_of_peft_passes(options: dict) -> None:
+    adapted = add_adapter(small_network(), "lora", options={"r": 4, **options}, base="base")
+    for name, value in options.items():
+        assert getattr(adapted.peft_config["default"], name) == value
+    ranks = {value.shape[0] for name, value in trained_parameters(adapted) if ".q.lora_A" in name}
+    assert ranks == {2 if "rank_pattern" in options else 4}
+
+
+def test_convolutions_can_have_adapters_too() -> None:
+    targets = r".*(stem\.downsample\.\d|decoder\.refine\d\.mix|attention\.q)"
+    adapted = add_adapter(small_network(), "lora", options={"r": 2, "target_modules": targets}, base="base")
+    names = [name for name, _ in trained_parameters(adapted)]
+    assert any("downsample" in name for name in names)
+    assert any("refine1.mix" in name for name in names)
+    with torch.no_grad():
+        assert_close(adapted(random_volumes()).logits, small_network()(random_volumes()).logits, rtol=0, atol=0)
+
+
+def test_an_option_that_peft_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no option 'use_dorra' \(in `lora`\). Did you mean 'use_dora'"):
+        add_adapter(small_network(), "lora", options={"use_dorra": True}, base="base")
+
+
+def test_the_base_is_the_same_after_training_an_adapter(adapted: Path) -> None:
+    files = sorted(path.name for path in (adapted / "last/adapter").iterdir())
+    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    card = (adapted / "last/adapter/README.md").read_text()
+    assert "lora-moe-hgd `tiny`" in card
+    assert str(pretrained_path("tiny")) not in card
 
 
 def test_the_average_of_weights_follows_its_formula() -> None:
@@ -196,7 +254,16 @@ def test_the_average_of_weights_follows_its_formula() -> None:
 def test_a_longer_run_overfits_the_four_dummy_cases(tmp_path: Path) -> None:
     run("phantom", ["--root", str(tmp_path / "data"), "--n", "4"])
     config = str(ROOT / "configs/brats2018.yaml")
-    options = ["--root", str(tmp_path / "data"), "--val-on-train", "true", "--subsets", "[all]"]
+    options = [
+        "--data",
+        str(tmp_path / "data"),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--val-on-train",
+        "true",
+        "--subsets",
+        "[all]",
+    ]
     run("train", ["--config", config, "--output-dir", str(tmp_path / "run"), "--epochs", "40", *options])
     paths = ["--checkpoint", str(tmp_path / "run/best"), "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
     run("evaluate", [*paths, "--subsets", "all"])

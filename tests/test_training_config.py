@@ -35,6 +35,17 @@ def test_any_field_can_be_set_on_the_command_line(option: str) -> None:
     assert read_config(["--config", REFERENCE, f"{option}=7"]).data.num_workers == 7
 
 
+def test_data_alone_is_the_folder_of_cases() -> None:
+    assert read_config(["--config", REFERENCE, "--data", "cases"]).data.root == "cases"
+
+
+def test_options_of_peft_pass_as_a_mapping() -> None:
+    config = read_config(["--config", REFERENCE, "--lora", "{r: 4, use_dora: true}"])
+    assert config.lora == {"r": 4, "use_dora": True}
+    with pytest.raises(ValueError, match=r"lora of .* must be of type dict, got 8"):
+        read_config(["--config", REFERENCE, "--lora", "8"])
+
+
 def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
     config = read_config(["--config", REFERENCE, "--crop-size", "[32, 48, 64]", "--lr", "1", "--precision", "no"])
     assert (config.sample.crop_size, config.optim.lr, config.optim.precision) == ((32, 48, 64), 1.0, "no")

@@ -13,6 +13,7 @@ COMMANDS = {
     "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
+    "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
     "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
 }
 
@@ -30,6 +31,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from ..files import replacing
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -43,102 +45,136 @@ class CaseSource(Protocol):
     def __getitem__(self, index: int) -> Case: ...
 
 
-class PhantomDataset(Dataset):
-    """Phantoms by number, made once and kept on disk.
+class CachedCases(Dataset):
+    """Cases that are preprocessed once and then kept on disk, as safetensors in half precision.
+
+    Reading a preprocessed case takes milliseconds, unpacking and resampling its files takes seconds.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Case:
+        path = self._kept_at(index)
+        if not path.is_file():
+            self._prepare(index)
+        tensors = load_file(path)
+        return {
+            "case_id": self._case_id(index),
+            "pixel_values": tensors["pixel_values"].float(),
+            "modality_mask": tensors["modality_mask"],
+            "labels": tensors["labels"],
+        }
+
+    def prepare_all(self, *, num_workers: int, progress: bool) -> None:
+        """Preprocess what is not on disk yet.
+
+        Raises:
+            BadInputError: If a file cannot be used.
+        """
+        missing = [index for index in range(len(self)) if not self._kept_at(index).is_file()]
+        bar = tqdm(total=len(missing), desc="preparing", unit="case", disable=not progress or not missing)
+        if num_workers < 2 or len(missing) < 2:
+            for index in missing:
+                self._prepare(index)
+                bar.update()
+        else:
+            # Spawned, as a fork of a process that computes with threads may hang.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_one_thread) as pool:
+                for _ in pool.map(self._prepare, missing):
+                    bar.update()
+        bar.close()
+
+    def _prepare(self, index: int) -> None:
+        inputs = self._preprocess(index)
+        tensors = {name: inputs[name][0] for name in ("pixel_values", "modality_mask", "labels")}
+        tensors["pixel_values"] = tensors["pixel_values"].half()
+        path = self._kept_at(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+
+    def _preprocess(self, index: int) -> BatchFeature:
+        raise NotImplementedError
+
+    def _case_id(self, index: int) -> str:
+        raise NotImplementedError
+
+    def _kept_at(self, index: int) -> Path:
+        """Where the case is kept; another place when anything changes that it is made from."""
+        raise NotImplementedError
+
+
+class PhantomDataset(CachedCases):
+    """Phantoms by number.
 
     Args:
         size: Number of phantoms.
         seed: Seed of the first; the others follow.
         processor: Gives spacing and normalisation.
-        cache_dir: Where preprocessed phantoms are kept, as safetensors in half precision.
+        cache_dir: Where preprocessed phantoms are kept.
     """
 
     def __init__(self, size: int, *, seed: int, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
         self.size = size
         self.seed = seed
         self.processor = processor
-        settings = f"{processor.to_json_string()}-{_phantom_code()}"
-        self.folder = cache_dir / f"phantoms-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        self.folder = cache_dir / f"phantoms-{_digest(processor.to_json_string(), _phantom_code())}"
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> Case:
-        path = self.folder / f"{self.seed + index}.safetensors"
-        if not path.is_file():
-            self._make(index)
-        tensors = load_file(path)
-        return {
-            "case_id": f"phantom_{self.seed + index}",
-            "pixel_values": tensors["pixel_values"].float(),
-            "modality_mask": tensors["modality_mask"],
-            "labels": tensors["labels"],
-        }
-
-    def make_all(self, *, num_workers: int, progress: bool) -> None:
-        """Make the phantoms that are not on disk yet."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [i for i in range(self.size) if not (self.folder / f"{self.seed + i}.safetensors").is_file()]
-        bar = tqdm(total=len(missing), desc="phantoms", unit="case", disable=not progress or not missing)
-        if num_workers < 2 or len(missing) < 2:
-            for index in missing:
-                self._make(index)
-                bar.update()
-        else:
-            with multiprocessing.get_context("spawn").Pool(num_workers, initializer=_one_thread) as pool:
-                for _ in pool.imap_unordered(self._make, missing):
-                    bar.update()
-        bar.close()
-
-    def _make(self, index: int) -> None:
+    def _preprocess(self, index: int) -> BatchFeature:
         phantom = make_phantom(self.seed + index, spacing_mm=self.processor.target_spacing_mm[0])
-        inputs = self.processor(
+        return self.processor(
             dict(phantom.volumes),
             segmentation_maps=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
             label_scheme="msd",
             spacing_mm=self.processor.target_spacing_mm,
         )
-        _write_tensors(
-            self.folder / f"{self.seed + index}.safetensors",
-            {
-                "pixel_values": inputs["pixel_values"][0].half(),
-                "modality_mask": inputs["modality_mask"][0],
-                "labels": inputs["labels"][0],
-            },
-        )
+
+    def _case_id(self, index: int) -> str:
+        return f"phantom_{self.seed + index}"
+
+    def _kept_at(self, index: int) -> Path:
+        return self.folder / f"{self.seed + index}.safetensors"
 
 
-class CaseDataset(Dataset):
-    """Cases on disk, preprocessed once and kept in memory.
+class CaseDataset(CachedCases):
+    """Labelled cases on disk.
 
     Args:
         cases: What to read; each needs a segmentation.
         processor: Preprocessing.
+        cache_dir: Where preprocessed cases are kept.
     """
 
-    def __init__(self, cases: Sequence[CaseFiles], *, processor: LoraMoeHgdImageProcessor) -> None:
+    def __init__(self, cases: Sequence[CaseFiles], *, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
         self.cases = list(cases)
         self.processor = processor
-        self._kept: dict[int, Case] = {}
+        self.folder = cache_dir / "cases"
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> Case:
-        if index not in self._kept:
-            case = self.cases[index]
-            inputs = self.processor(
-                {name: read_image(path) for name, path in case.images.items()},
-                segmentation_maps=read_image(case.labelled()),
-                label_scheme=case.label_scheme,
-            )
-            self._kept[index] = {
-                "case_id": case.case_id,
-                "pixel_values": inputs["pixel_values"][0],
-                "modality_mask": inputs["modality_mask"][0],
-                "labels": inputs["labels"][0],
-            }
-        return self._kept[index]
+    def _preprocess(self, index: int) -> BatchFeature:
+        case = self.cases[index]
+        return self.processor(
+            {name: read_image(path) for name, path in case.images.items()},
+            segmentation_maps=read_image(case.labelled()),
+            label_scheme=case.label_scheme,
+        )
+
+    def _case_id(self, index: int) -> str:
+        return self.cases[index].case_id
+
+    def _kept_at(self, index: int) -> Path:
+        case = self.cases[index]
+        states = [(path, path.stat()) for path in (*case.images.values(), case.labelled())]
+        files = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" for path, state in states]
+        settings = (self.processor.to_json_string(), case.label_scheme, *case.images)
+        return self.folder / f"{_digest(*settings, *files)}.safetensors"
 
 
 class CropDataset(Dataset):
@@ -193,6 +229,10 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
 def _phantom_code() -> str:
     """Fingerprint of the code that makes phantoms: changed code must not meet old phantoms."""
     folder = Path(__file__).parent
@@ -202,9 +242,3 @@ def _phantom_code() -> str:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)

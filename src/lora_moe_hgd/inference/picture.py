@@ -16,6 +16,9 @@ from ..model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}
+# The sequence on which a tumour is easiest to see comes first.
+BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
+
 # Each plane shows two canonical axes (across, up), cut at the third.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
@@ -41,6 +44,8 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
     first = next(iter(regions.values()))[0]
     cut = _largest_planes(first if first.any() else brain)
     low, high = np.percentile(image[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
+    # Outside the brain a z-scored image is zero, which is a mid grey.
+    image = np.where(brain, image, low)
     spacing = canonical_spacing_mm(affine)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
     heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]

@@ -18,11 +18,8 @@ from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES, label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .picture import save_overlay
+from .picture import BEST_BACKGROUND, save_overlay
 from .report import make_report, write_report
-
-# The sequence on which a tumour is easiest to see comes first.
-BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         decoded = self.decoder(stem, encoded)
         loss, losses = None, None
         if labels is not None:
-            losses = self._losses(decoded.logits, encoded.router_logits, labels, region_weights)
+            losses = self._losses(decoded.logits, encoded, labels, region_weights)
             loss = total_loss(
                 losses,
                 {"load_balance": self.config.load_balance_coef, "router_z": self.config.router_z_coef},
@@ -197,7 +197,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
     def _losses(
         self,
         logits: tuple[Tensor, ...],
-        router_logits: tuple[Tensor, ...],
+        encoded: EncoderOutput,
         labels: Tensor,
         region_weights: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -214,12 +214,13 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             scale_weights=(*self.config.deep_supervision_weights, 1.0),
             region_weights=region_weights.to(logits[-1]),
         )
-        experts_per_token = self.config.num_experts_per_tok
-        if router_logits:
-            losses["load_balance"] = torch.stack(
-                [load_balancing_loss(layer, experts_per_token) for layer in router_logits]
-            ).mean()
-            losses["router_z"] = torch.stack([router_z_loss(layer) for layer in router_logits]).mean()
+        if encoded.router_logits:
+            # Case by case, as all of the loss: a batch split over processes or steps must not change it.
+            tokens = encoded.layout.present_BN.sum(dim=1).tolist()
+            cases = [case for layer in encoded.router_logits for case in layer.split(tokens)]
+            balance = [load_balancing_loss(case, self.config.num_experts_per_tok) for case in cases]
+            losses["load_balance"] = torch.stack(balance).mean()
+            losses["router_z"] = torch.stack([router_z_loss(case) for case in cases]).mean()
         return losses
 
     def segment_volume(

@@ -7,7 +7,13 @@ better on few cases and cannot be combined with another.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -16,25 +22,63 @@ TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|
 TRAINED_IN_FULL = {"lora": None, "lora+decoder": ["stem", "router", "decoder"]}
 
 
-def add_adapter(network: LoraMoeHgdForSegmentation, preset: str, *, rank: int, base: str) -> PeftModel:
+def add_adapter(
+    network: LoraMoeHgdForSegmentation, preset: str, *, options: Mapping[str, Any], base: str
+) -> PeftModel:
     """Freeze `network` and add a LoRA adapter, which changes nothing until it is trained.
 
     Args:
         network: Modified in place.
         preset: `lora` or `lora+decoder`.
-        rank: Rank of each pair of low-rank matrices; the scale alpha is twice that.
+        options: Options of PEFT's `LoraConfig`, over those of the preset; alpha is twice the rank if left out.
         base: Where the base can be loaded from; the adapter's folder names it.
+
+    Raises:
+        ValueError: If PEFT has no such option, or the targets match no module.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=TARGET_MODULES,
-        modules_to_save=TRAINED_IN_FULL[preset],
-    )
-    adapted = get_peft_model(network, config)
+    known = [option.name for option in dataclasses.fields(LoraConfig)]
+    if unknown := sorted(set(options) - set(known)):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"PEFT's LoraConfig has no option '{unknown[0]}' (in `lora`).{hint}")
+    rank = options.get("r", 8)
+    preset_options: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": TARGET_MODULES,
+        "modules_to_save": TRAINED_IN_FULL[preset],
+    }
+    adapted = get_peft_model(network, LoraConfig(**{**preset_options, **options}))
     # PEFT copies the base's folder name from its configuration, which a shipped checkpoint does not know.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
+
+
+def write_adapter_card(folder: Path, *, base: str, preset: str, mean_dice: float) -> None:
+    """Replace PEFT's empty card; a base on this machine is called by its folder's name, not by its path."""
+    on_this_machine = Path(base).exists()
+    data = ModelCardData(
+        base_model=None if on_this_machine else base,
+        library_name="peft",
+        pipeline_tag="image-segmentation",
+        tags=["lora", "brain-tumor", "mri", "missing-modality"],
+    )
+    called = Path(base).name if on_this_machine else base
+    trained = (
+        "LoRA alone" if preset == "lora" else "LoRA on attention and experts, and stem, routers and decoder in full"
+    )
+    text = f"""# Adapter for lora-moe-hgd `{called}`
+
+Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}. Mean Dice over the
+validation cases, subsets and regions of its run: {mean_dice:.3f}. **Research use, not a medical device.**
+
+```python
+from lora_moe_hgd import load_checkpoint
+
+model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
+```
+"""
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:

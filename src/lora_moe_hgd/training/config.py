@@ -35,7 +35,7 @@ class DataConfig:
         val_phantoms: Number of other phantoms to validate on.
         val_fraction: Share of the cases below `root` kept for validation, at least one.
         val_on_train: Validate on the training cases instead: for seeing whether a network can overfit.
-        cache_dir: Where phantoms are kept.
+        cache_dir: Where preprocessed cases and phantoms are kept.
         num_workers: Processes that load samples.
     """
 
@@ -146,19 +146,23 @@ class RunConfig:
         base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
         size: `tiny` or `base` to train from scratch; goes without a `base`.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
-        lora_rank: Rank of the adapter.
+        lora: Options of PEFT's `LoraConfig`, any of them; targets are attention and experts, alpha twice the rank `r`.
         epochs: Passes over the cases.
         seed: Of weights, split and samples.
-        output_dir: Gets `best`, `last`, `logs` and the state to go on from.
+        output_dir: Gets `best`, `last`, `logs` and the states to go on from.
+        save_every: Optimizer steps between states to go on from; one is written after each epoch, too.
+        tracker: Where Accelerate sends what is measured, such as `tensorboard` or `wandb`; `none` for nowhere.
     """
 
     base: str | None = "tiny"
     size: str | None = None
     adapter: str = "lora+decoder"
-    lora_rank: int = 8
+    lora: dict[str, Any] = field(default_factory=lambda: {"r": 8})
     epochs: int = 50
     seed: int = 0
     output_dir: str = "checkpoints"
+    save_every: int = 200
+    tracker: str = "tensorboard"
     data: DataConfig = field(default_factory=lambda: DataConfig(phantoms=100))
     sample: SampleConfig = field(default_factory=SampleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -184,8 +188,8 @@ class RunConfig:
             "`sample.spacing_mm` needs `adapter: none`, as an adapter works with its base's own voxel size",
             self.sample.spacing_mm,
         )
-        _require(self.lora_rank >= 1, "`lora_rank` must be at least 1", self.lora_rank)
         _require(self.epochs >= 1, "`epochs` must be at least 1", self.epochs)
+        _require(self.save_every >= 1, "`save_every` must be at least 1", self.save_every)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -234,7 +238,8 @@ def _overrides(rest: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
             if not words:
                 raise ValueError(f"The option --{name} needs a value.")
             text = words.pop(0)
-        key = name.replace("-", "_")
+        # The part `data` has one field that every command line needs.
+        key = "data.root" if name == "data" else name.replace("-", "_")
         matches = [path for path in leaves.values() if ".".join(path) == key or path[-1] == key]
         if len(matches) != 1:
             known = list(leaves) + [path[-1] for path in leaves.values()]
@@ -281,6 +286,8 @@ def _typed(value: Any, kind: Any, *, where: str) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         item_kind = typing.get_args(kind)[0]
         return tuple(_typed(item, item_kind, where=where) for item in items)
+    if typing.get_origin(kind) is dict:
+        kind = dict
     # YAML reads `no` as false, which is also a precision.
     if kind is str and value is False:
         return "no"

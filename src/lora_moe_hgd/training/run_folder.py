@@ -1,61 +1,29 @@
 """The folder of a run: `best`, `last`, `logs`, and the state to go on from.
 
-run.json       configuration and whether the run has ended
-resume/        weights, moving average (safetensors), optimizer and place in the run
-best/, last/   checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
+run.json        configuration and whether the run has ended
+resume/         states to go on from, see `states`
+best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
+metrics.jsonl   what was measured, see `metrics_log`
+pictures/       a held-out case at each validation
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..files import replacing
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .adapters import merged
+from .adapters import merged, write_adapter_card
 from .config import RunConfig
+from .states import RunState, read_state, write_state
 
-
-@dataclass
-class Place:
-    """How far a run is.
-
-    Attributes:
-        epoch: Epochs done.
-        step: Optimizer steps done.
-        best_dice: Best mean Dice of a validation so far.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_dice: float = -1.0
-
-
-@dataclass
-class RunState:
-    """What `resume/` holds.
-
-    Attributes:
-        place: How far the run is.
-        weights: Trained weights by name.
-        average: Their moving average.
-        optimizer: State of the optimizer.
-    """
-
-    place: Place
-    weights: dict[str, Tensor]
-    average: dict[str, Tensor]
-    optimizer: dict[str, Any]
+STATES = "resume"
 
 
 class RunFolder:
@@ -87,23 +55,25 @@ class RunFolder:
     def close(self) -> None:
         """Mark the run as finished; what only resuming needs goes."""
         self._write_run(finished=True)
-        shutil.rmtree(self.path / "resume", ignore_errors=True)
+        shutil.rmtree(self.path / STATES, ignore_errors=True)
 
     def save_state(self, state: RunState) -> None:
-        """Replace `resume/` as a whole."""
-        scratch = self._scratch("resume")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.weights.items()}, scratch / "weights.safetensors"
-        )
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.average.items()}, scratch / "average.safetensors"
-        )
-        torch.save(state.optimizer, scratch / "optimizer.bin")
-        (scratch / "place.json").write_text(json.dumps(asdict(state.place)))
-        self._put_in_place(scratch, "resume")
+        """Write a state beside the older ones; see `states.write_state`."""
+        write_state(self.path / STATES, state)
+
+    def picture_path(self, epoch: int) -> Path:
+        """Where the picture of a validation goes; its folder is made."""
+        folder = self.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        return folder / f"epoch_{epoch:03d}.png"
 
     def save_checkpoint(
-        self, name: str, network: PeftModel | LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor
+        self,
+        name: str,
+        network: PeftModel | LoraMoeHgdForSegmentation,
+        processor: LoraMoeHgdImageProcessor,
+        *,
+        mean_dice: float,
     ) -> None:
         """Replace the checkpoint `name`: the merged network and its processor, and the adapter alone beside it."""
         scratch = self._scratch(name)
@@ -111,6 +81,8 @@ class RunFolder:
         processor.save_pretrained(scratch)
         if isinstance(network, PeftModel):
             network.save_pretrained(str(scratch / "adapter"))
+            base = str(network.peft_config["default"].base_model_name_or_path)
+            write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, mean_dice=mean_dice)
         self._put_in_place(scratch, name)
 
     def _scratch(self, name: str) -> Path:
@@ -133,26 +105,11 @@ class RunFolder:
 
     def _is_unfinished_same_run(self) -> bool:
         run_file = self.path / "run.json"
-        if not run_file.is_file() or not self._state_folder():
+        if not run_file.is_file():
             return False
         run = json.loads(run_file.read_text())
         return not run["finished"] and run["config"] == json.loads(json.dumps(self.config.to_dict()))
 
-    def _state_folder(self) -> Path | None:
-        """`resume/`, or the one before it where a kill fell between two renames."""
-        for name in ("resume", ".resume-old"):
-            if (self.path / name / "place.json").is_file():
-                return self.path / name
-        return None
-
-    def read_state(self) -> RunState | None:
-        """The state to go on from; `None` at the start of a run."""
-        folder = self._state_folder()
-        if folder is None:
-            return None
-        return RunState(
-            place=Place(**json.loads((folder / "place.json").read_text())),
-            weights=load_file(folder / "weights.safetensors"),
-            average=load_file(folder / "average.safetensors"),
-            optimizer=torch.load(folder / "optimizer.bin", weights_only=True),
-        )
+    def read_state(self) -> tuple[RunState | None, list[str]]:
+        """The state to go on from, `None` at the start of a run, and what is to be said; see `states.read_state`."""
+        return read_state(self.path / STATES)

@@ -1,0 +1,116 @@
+"""What a run measures: a file of its own, `metrics.jsonl`, beside whatever tracker Accelerate feeds.
+
+One JSON object a line, with `step` and the values by name. The file is exact over a resume: lines of steps that are
+done again are removed first. Values whose name begins with `time/` or `memory/` depend on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import replacing
+from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+
+FILE_NAME = "metrics.jsonl"
+
+# The running Dice of training forgets half of a batch after about fourteen others.
+MEMORY = 0.95
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` of a run.
+
+    Args:
+        folder: Folder of the run.
+        step: Step that the run goes on from; lines of later ones are removed.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self.path = folder / FILE_NAME
+        kept = [row for row in read_metrics(folder) if row["step"] <= step] if self.path.is_file() else []
+        with replacing(self.path) as scratch:
+            scratch.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+
+    def append(self, values: dict[str, float], *, step: int) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """All lines of a run's log, in order; a last line that a kill cut short is left out."""
+    rows = []
+    for line in (folder / FILE_NAME).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class RunningDice:
+    """Dice of training crops per number of present sequences and region, over the last few batches."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Voxels in both, and in prediction plus truth.
+        self.overlap = torch.zeros(2, len(MODALITIES), len(REGIONS), device=device)
+
+    def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
+        """Take in logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
+        predicted, truth = logits.detach() > 0, labels.bool()
+        axes = (2, 3, 4)
+        counted = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).float()
+        present = modality_mask.sum(dim=1) - 1
+        self.overlap = MEMORY * self.overlap
+        self.overlap = self.overlap.index_add(1, present, counted)
+
+    def of_regions(self) -> dict[str, float]:
+        """Dice of each region, whatever the number of sequences."""
+        both, total = self.overlap.sum(dim=1)
+        return dict(zip(REGIONS, (2 * both / total.clamp(min=1)).tolist(), strict=True))
+
+    def by_count(self) -> dict[str, float]:
+        """Dice by `region/number of sequences`, where any voxel was seen."""
+        both, total = self.overlap
+        return {
+            f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
+            for index, region in enumerate(REGIONS)
+            for count in range(len(MODALITIES))
+            if total[count, index] >= 1
+        }
+
+
+def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
+    """Share of the choices that fall on each expert, and entropy of the probabilities, per layer with experts.
+
+    `dropped_tokens` counts choices that reached no expert: no capacity limits an expert, so it must stay 0.
+
+    Args:
+        router_logits: One `(T, E)` per layer, minus infinity where a token may not use an expert.
+        experts_per_token: Choices of a token.
+    """
+    values: dict[str, float] = {}
+    dropped = 0
+    for number, logits_TE in enumerate(router_logits):
+        logits_TE = logits_TE.detach().float()
+        probability_TE = logits_TE.softmax(dim=-1)
+        chosen_TK = probability_TE.topk(experts_per_token, dim=-1)
+        load_E = torch.bincount(chosen_TK.indices.flatten(), minlength=logits_TE.shape[1])
+        dropped += int((chosen_TK.values == 0).sum())
+        entropy_T = torch.special.entr(probability_TE).sum(dim=-1)
+        values |= {
+            f"router_load/{number}/{expert}": share for expert, share in enumerate((load_E / load_E.sum()).tolist())
+        }
+        values[f"router_entropy/{number}"] = entropy_T.mean().item()
+    return {**values, "dropped_tokens": dropped} if router_logits else values
+
+
+def peak_memory_gb() -> float:
+    """Most memory that this process held so far, on the GPU where there is one, in 10^9 bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

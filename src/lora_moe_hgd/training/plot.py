@@ -1,0 +1,99 @@
+"""Pictures of a run, from its `metrics.jsonl`: curves, and which expert got how many tokens."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import replacing
+from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from .metrics_log import FILE_NAME, read_metrics
+
+Rows = Sequence[dict[str, float]]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw `curves.png` and `router_load.png` into the folder of a run."""
+    parser = argparse.ArgumentParser(description="Draw the curves and the router's load of a run.")
+    parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
+    folder = parser.parse_args(argv).run
+    if not (folder / FILE_NAME).is_file():
+        raise ValueError(f"{folder} must be the folder of a run, with {FILE_NAME}, got none.")
+    rows = read_metrics(folder)
+    if not rows:
+        raise ValueError(f"{folder / FILE_NAME} must hold at least one step, got none.")
+    _save(plot_curves(rows), folder / "curves.png")
+    _save(plot_router_load(rows), folder / "router_load.png")
+    print(f"Pictures are in {folder}: curves.png, router_load.png.")
+
+
+def plot_curves(rows: Rows) -> Figure:
+    """Losses, Dice in training and validation, learning rate, gradient norm, and time, over the steps."""
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    panels = figure.subplots(3, 2, sharex=True).flatten()
+    parts = sorted({name for row in rows for name in row if name.startswith("loss/")})
+    _curves(panels[0], rows, {name.removeprefix("loss/"): name for name in parts}, title="loss", log=True)
+    _curves(panels[1], rows, {name: f"train_dice/{name}" for name in REGIONS}, title="Dice of training crops")
+    subsets = sorted({name.split("/")[0] for row in rows for name in row if name.startswith("dice_")})
+    for subset in subsets:
+        scored = [row for row in rows if f"{subset}/{REGIONS[0]}" in row]
+        means = [np.mean([row[f"{subset}/{region}"] for region in REGIONS]) for row in scored]
+        panels[2].plot([row["step"] for row in scored], means, marker="o", label=subset.removeprefix("dice_"))
+    panels[2].set(title="Dice of validation cases, mean of the regions", ylim=(0, 1))
+    panels[2].legend(fontsize=8)
+    _curves(
+        panels[3],
+        rows,
+        {"learning rate": "lr", "gradient norm": "gradient_norm"},
+        title="learning rate and gradient norm",
+        log=True,
+    )
+    _curves(panels[4], rows, {"samples per second": "time/samples_per_second"}, title="samples per second")
+    _curves(panels[5], rows, {"waiting for data": "time/data_wait_share"}, title="share of time waiting for data")
+    for panel in panels[4:]:
+        panel.set_xlabel("step")
+    return figure
+
+
+def plot_router_load(rows: Rows) -> Figure:
+    """For each layer with experts, the share of the choices that fell on each expert, over the steps."""
+    layers = sorted({int(name.split("/")[1]) for row in rows for name in row if name.startswith("router_load/")})
+    figure = Figure(figsize=(12, 1 + 2 * max(len(layers), 1)), layout="constrained")
+    for layer, panel in zip(layers, figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0], strict=True):
+        prefix = f"router_load/{layer}/"
+        seen = [row for row in rows if f"{prefix}0" in row]
+        number = sum(name.startswith(prefix) for name in seen[0])
+        load = np.array([[row[f"{prefix}{expert}"] for row in seen] for expert in range(number)])
+        names = [*MODALITIES, *(f"free {index + 1}" for index in range(number - len(MODALITIES)))]
+        steps = (seen[0]["step"] - 0.5, seen[-1]["step"] + 0.5)
+        image = panel.imshow(
+            load, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest", extent=(*steps, number - 0.5, -0.5)
+        )
+        panel.set_yticks(range(number), names, fontsize=8)
+        panel.set_title(f"mixture {layer + 1}: share of the choices", fontsize=10)
+        figure.colorbar(image, ax=panel)
+        panel.set_xlabel("step")
+    return figure
+
+
+def _curves(panel: Axes, rows: Rows, names: dict[str, str], *, title: str, log: bool = False) -> None:
+    for label, name in names.items():
+        seen = [row for row in rows if name in row]
+        panel.plot([row["step"] for row in seen], [row[name] for row in seen], label=label, linewidth=1)
+    panel.set(title=title, yscale="log" if log else "linear")
+    if not log:
+        panel.set_ylim(bottom=0)
+    if len(names) > 1:
+        panel.legend(fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=110, format="png")

@@ -1,0 +1,80 @@
+"""How a batch is split, over processes or over steps, does not change a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_moe_hgd.training.metrics_log import read_metrics
+
+ROOT = Path(__file__).parents[1]
+# Eight crops, four a step; float32, so that only the order of sums differs.
+OPTIONS = ["--epochs", "3", "--subsets", "[flair]", "--num-workers", "0", "--precision", "no"]
+
+
+def launch(folder: Path, launcher: list[str], *options: str) -> tuple[int, str]:
+    words = [*launcher, str(ROOT / "train.py"), "--config", str(ROOT / "configs/smoke.yaml"), *OPTIONS, *options]
+    words += ["--output-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
+    )
+    return done.returncode, done.stdout
+
+
+def accelerate(config: str) -> list[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launcher, "--config_file", str(ROOT / f"configs/accelerate/{config}.yaml"), "--main_process_port", "0"]
+
+
+@pytest.fixture(scope="module")
+def whole_batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed") / "whole"
+    code, shown = launch(folder, [sys.executable], "--batch-size", "4")
+    assert code == 0, shown
+    return folder
+
+
+def assert_same_training(actual: Path, expected: Path) -> None:
+    rows, expected_rows = (
+        [row for row in read_metrics(folder) if "loss/total" in row] for folder in (actual, expected)
+    )
+    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows] == [1, 2, 3, 4, 5, 6]
+    for row, other in zip(rows, expected_rows, strict=True):
+        for name in (*(name for name in other if name.startswith("loss/")), "gradient_norm", "lr"):
+            # The balance counts choices, and a near tie of two experts may fall either way.
+            tolerance = 2e-2 if name == "loss/load_balance" else 2e-3
+            assert row[name] == pytest.approx(other[name], rel=tolerance), (name, row["step"])
+    weights, expected_weights = (load_file(folder / "last/model.safetensors") for folder in (actual, expected))
+    # Adam divides by the gradient's own size, so where it is nearly zero rounding alone decides; a step is about 1e-3.
+    difference = torch.cat([(weights[name] - value).abs().flatten() for name, value in expected_weights.items()])
+    assert difference.median() < 5e-6
+    assert (difference > 1e-4).float().mean() < 1e-2
+
+
+def test_accumulated_batches_are_one_batch(whole_batch: Path) -> None:
+    folder = whole_batch.with_name("accumulated")
+    code, shown = launch(folder, [sys.executable], "--batch-size", "1", "--accumulate", "4")
+    assert code == 0, shown
+    assert_same_training(folder, whole_batch)
+
+
+def test_two_processes_are_one_with_the_doubled_batch(whole_batch: Path) -> None:
+    folder = whole_batch.with_name("two")
+    code, shown = launch(folder, accelerate("cpu_two_processes"), "--batch-size", "2")
+    assert code == 0, shown
+    assert_same_training(folder, whole_batch)
+
+
+def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    code, shown = launch(tmp_path / "run", launcher)
+    assert code != 0
+    assert "asked for several processes and started one" in shown
+    assert not (tmp_path / "run").exists()

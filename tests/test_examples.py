@@ -1,0 +1,82 @@
+"""The examples run, and `transformers.Trainer` trains as it should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from small import random_volumes, small_network
+from torch.testing import assert_close
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from lora_moe_hgd import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def example(name: str, *options: str) -> str:
+    words = [sys.executable, str(ROOT / "examples" / name), *options]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_adapter_is_fitted_with_the_plain_apis(dummy_root: Path, tmp_path: Path) -> None:
+    shown = example("finetune_adapter.py", "--data", str(dummy_root), "--out", str(tmp_path / "a"), "--crop", "32")
+    assert "trainable params" in shown
+    assert (tmp_path / "a/adapter_model.safetensors").stat().st_size < 5e6
+
+
+def test_trainer_trains_a_model_that_loads(dummy_root: Path, tmp_path: Path) -> None:
+    example("train_with_trainer.py", "--data", str(dummy_root), "--out", str(tmp_path / "t"), "--crop", "32")
+    network, _ = load_checkpoint(tmp_path / "t")
+    base, _ = load_checkpoint("tiny")
+    assert not torch.equal(network.decoder.heads[2].weight, base.decoder.heads[2].weight)
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "t"), type(network))
+
+
+@pytest.fixture
+def own_accelerate_state() -> Iterator[None]:
+    """Accelerate fixes the precision of a process when it is first used: others are to choose for themselves."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trainer_loss_and_weights(folder: Path, *, batch_size: int, accumulate: int) -> tuple[float, float, torch.Tensor]:
+    volumes = random_volumes(4, (16, 16, 16))
+    masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1]]).bool()
+    labels = torch.stack([volumes[:, 0] > 0, volumes[:, 0] > 0.5, volumes[:, 0] > 1], dim=1).float()
+    samples = [
+        {"pixel_values": volume, "modality_mask": mask, "labels": label}
+        for volume, mask, label in zip(volumes, masks, labels, strict=True)
+    ]
+    network = small_network()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate,
+        logging_steps=1,
+        label_names=["labels"],
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer = Trainer(model=network, args=arguments, train_dataset=samples)
+    trainer.train()
+    (logged,) = (row for row in trainer.state.log_history if "grad_norm" in row)
+    return logged["loss"], logged["grad_norm"], network.decoder.heads[2].weight.detach()
+
+
+@pytest.mark.usefixtures("own_accelerate_state")
+def test_trainer_accumulates_to_the_loss_of_the_large_batch(tmp_path: Path) -> None:
+    loss, norm, weight = trainer_loss_and_weights(tmp_path / "large", batch_size=4, accumulate=1)
+    split = trainer_loss_and_weights(tmp_path / "small", batch_size=1, accumulate=4)
+    # Trainer rounds what it logs.
+    assert split[0] == pytest.approx(loss, rel=1e-3)
+    assert split[1] == pytest.approx(norm, rel=1e-3)
+    assert_close(split[2], weight, rtol=0, atol=1e-5)

@@ -1,0 +1,103 @@
+"""States are whole or not there, checked when read, and only the newest are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lora_moe_hgd.training.states import KEPT_STATES, Place, RunState, StateError, read_state, write_state
+
+
+def state_of(step: int) -> RunState:
+    """Weights, average and optimizer of a layer after one real step of AdamW."""
+    torch.manual_seed(step)
+    layer = nn.Conv3d(2, 3, kernel_size=2).to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(torch.randn(1, 2, 4, 4, 4)).sum().backward()
+    optimizer.step()
+    return RunState(
+        place=Place(epoch=1, batch=2, step=step, best_dice=0.25),
+        weights=dict(layer.named_parameters()),
+        average={name: value.detach() / 2 for name, value in layer.named_parameters()},
+        optimizer=optimizer.state_dict(),
+        others={"overlap": torch.arange(4.0)},
+        scaler={"scale": 65536.0},
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    written = state_of(7)
+    write_state(tmp_path, written)
+    read, complaints = read_state(tmp_path)
+    assert read is not None
+    assert complaints == []
+    assert (read.place, read.scaler) == (written.place, written.scaler)
+    for part in ("weights", "average", "others"):
+        assert_close(getattr(read, part), dict(getattr(written, part)), rtol=0, atol=0)
+    for index, values in written.optimizer["state"].items():
+        assert_close(read.optimizer["state"][index], values, rtol=0, atol=0)
+    fresh = torch.optim.AdamW([nn.Parameter(value) for value in written.weights.values()], lr=1.0)
+    fresh.load_state_dict(read.optimizer)
+    assert fresh.param_groups[0]["lr"] == 0.1
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        write_state(tmp_path, state_of(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+    assert KEPT_STATES == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "average.safetensors", "optimizer.safetensors", "place.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    for step in (1, 2):
+        write_state(tmp_path, state_of(step))
+    file = tmp_path / "step-00000002" / name
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    else:
+        file.unlink()
+    read, (complaint,) = read_state(tmp_path)
+    assert read is not None
+    assert read.place.step == 1
+    assert str(file) in complaint
+
+
+def test_without_a_whole_state_nothing_is_guessed(tmp_path: Path) -> None:
+    assert read_state(tmp_path / "none") == (None, [])
+    write_state(tmp_path / "resume", state_of(1))
+    (tmp_path / "resume/step-00000001/place.json").unlink()
+    with pytest.raises(StateError, match=f"remove {tmp_path} to start from the beginning"):
+        read_state(tmp_path / "resume")
+
+
+def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    write_state(tmp_path, state_of(1))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    rule = r"step 2 could not be written .*No space left.* it goes on from step-00000001"
+    with pytest.raises(StateError, match=rule):
+        write_state(tmp_path, state_of(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_the_state_of_a_step_can_be_written_again(tmp_path: Path) -> None:
+    write_state(tmp_path, state_of(1))
+    write_state(tmp_path, replace(state_of(1), place=Place(epoch=5, step=1)))
+    read, _ = read_state(tmp_path)
+    assert read is not None
+    assert read.place.epoch == 5
