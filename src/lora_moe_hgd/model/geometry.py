@@ -102,8 +102,12 @@ def canonical_spacing_mm(affine: np.ndarray) -> Spacing:
 def close_gaps(mask: np.ndarray, spacing_mm: Spacing, *, gap_mm: float = 6.0) -> np.ndarray:
     """Fill holes and clefts of a mask that are up to `gap_mm` wide: morphological closing with a box."""
     radii = [round(gap_mm / 2 / spacing) for spacing in spacing_mm]
-    grown = _grow(torch.from_numpy(mask).float(), radii)
-    return (_grow(1 - grown, radii) == 0).numpy()
+    # What lies beyond the volume is no brain: without a margin the strip between brain and border would be a gap.
+    padding = [radius for radius in reversed(radii) for _ in range(2)]
+    grown = _grow(nn.functional.pad(torch.from_numpy(mask).float(), padding), radii)
+    closed = _grow(1 - nn.functional.pad(grown, padding), radii) == 0
+    inner = tuple(slice(2 * radius, 2 * radius + edge) for radius, edge in zip(radii, mask.shape, strict=True))
+    return closed[inner].numpy()
 
 
 def _grow(mask: Tensor, radii: list[int]) -> Tensor:
