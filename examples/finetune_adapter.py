@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.datasets import CaseDataset, CropDataset
+from lora_moe_hgd.data.datasets import CaseDataset, SubsetCrops
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.training.schedule import draw_subset
 
@@ -29,7 +29,7 @@ network = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=lay
 network.print_trainable_parameters()
 
 cases = CaseDataset(find_cases(args.data), processor=processor, cache_dir=args.out / "cache")
-crops = CropDataset(cases, crop_size=(args.crop,) * 3, crops_per_case=4, seed=0, draw_subset=draw_subset)
+crops = SubsetCrops(cases, crop_size=(args.crop,) * 3, crops_per_case=4, seed=0, draw_subset=draw_subset)
 crops.begin_epoch(0, progress=1.0)
 optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], lr=1e-3)
 for batch in (bar := tqdm(DataLoader(crops, batch_size=2, shuffle=True))):

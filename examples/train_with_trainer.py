@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.datasets import CaseDataset, CropDataset
+from lora_moe_hgd.data.datasets import CaseDataset, SubsetCrops
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.training.schedule import draw_subset
 
@@ -22,7 +22,7 @@ args = parser.parse_args()
 
 model, processor = load_checkpoint("tiny")
 cases = CaseDataset(find_cases(args.data), processor=processor, cache_dir=args.out / "cache")
-crops = CropDataset(cases, crop_size=(args.crop,) * 3, crops_per_case=4, seed=0, draw_subset=draw_subset)
+crops = SubsetCrops(cases, crop_size=(args.crop,) * 3, crops_per_case=4, seed=0, draw_subset=draw_subset)
 crops.begin_epoch(0, progress=1.0)
 trainer = Trainer(
     model=model,

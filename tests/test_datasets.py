@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lora_moe_hgd.data import datasets
-from lora_moe_hgd.data.datasets import CaseDataset, CropDataset, PhantomDataset
+from lora_moe_hgd.data.datasets import CaseDataset, PhantomDataset, SubsetCrops
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.schedule import draw_subset
@@ -23,8 +23,8 @@ def cases(root: Path, cache_dir: Path) -> CaseDataset:
     return CaseDataset(find_cases(root), processor=PROCESSOR, cache_dir=cache_dir)
 
 
-def crops(source, seed: int = 0) -> CropDataset:
-    return CropDataset(source, crop_size=(32, 32, 32), crops_per_case=2, seed=seed, draw_subset=draw_subset)
+def crops(source, seed: int = 0) -> SubsetCrops:
+    return SubsetCrops(source, crop_size=(32, 32, 32), crops_per_case=2, seed=seed, draw_subset=draw_subset)
 
 
 def test_a_phantom_read_from_disk_is_the_one_that_was_made(tmp_path: Path) -> None:

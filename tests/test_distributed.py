@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = ["--epochs", "3", "--subsets", "[flair]", "--num-workers", "0", "--precision", "no"]
 
 
-def launch(folder: Path, launcher: list[str], *options: str) -> tuple[int, str]:
-    words = [*launcher, str(ROOT / "train.py"), "--config", str(ROOT / "configs/smoke.yaml"), *OPTIONS, *options]
+def launch(folder: Path, launcher: list[str], *options: str, script: Path = ROOT / "train.py") -> tuple[int, str]:
+    words = [*launcher, str(script), "--config", str(ROOT / "configs/smoke.yaml"), *OPTIONS, *options]
     words += ["--output-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -68,6 +68,15 @@ def test_accumulated_batches_are_one_batch(whole_batch: Path) -> None:
 def test_two_processes_are_one_with_the_doubled_batch(whole_batch: Path) -> None:
     folder = whole_batch.with_name("two")
     code, shown = launch(folder, accelerate("cpu_two_processes"), "--batch-size", "2")
+    assert code == 0, shown
+    assert_same_training(folder, whole_batch)
+
+
+def test_weights_in_parts_on_two_processes_train_as_whole_ones(whole_batch: Path) -> None:
+    folder = whole_batch.with_name("fsdp")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("fsdp_on_cpu.py")
+    code, shown = launch(folder, launcher, "--batch-size", "2", script=script)
     assert code == 0, shown
     assert_same_training(folder, whole_batch)
 

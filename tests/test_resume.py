@@ -22,10 +22,14 @@ STEPS = 12
 
 # A finished run removes its states, which are what is compared here.
 KEEPING_STATES = """
+import os
 from lora_moe_hgd.cli import run
 from lora_moe_hgd.training.run_folder import RunFolder
 RunFolder.close = lambda self: None
 if __name__ == "__main__":
+    if "SHARDED" in os.environ:
+        from fsdp_on_cpu import shard_on_cpu
+        shard_on_cpu()
     run("train")
 """
 
@@ -37,20 +41,22 @@ class Runner:
         self.folder = folder
         (folder / "train.py").write_text(KEEPING_STATES)
 
-    def start(self, output_dir: Path, *options: str, processes: int = 1) -> subprocess.Popen:
+    def start(self, output_dir: Path, *options: str, processes: int = 1, sharded: bool = False) -> subprocess.Popen:
         launcher = [sys.executable]
         if processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [*launcher, str(self.folder / "train.py"), "--config", str(ROOT / "configs/smoke.yaml")]
         words += ["--output-dir", str(output_dir), "--cache-dir", str(self.folder / "cache")]
         words += ["--epochs", "3", "--subsets", "[flair]", "--save-every", "1", "--num-workers", "2", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+        if sharded:
+            environment["SHARDED"] = "1"
         return subprocess.Popen(
             words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def finish(self, output_dir: Path, *options: str, processes: int = 1) -> str:
-        process = self.start(output_dir, *options, processes=processes)
+    def finish(self, output_dir: Path, *options: str, processes: int = 1, sharded: bool = False) -> str:
+        process = self.start(output_dir, *options, processes=processes, sharded=sharded)
         shown, _ = process.communicate(timeout=600)
         assert process.returncode == 0, shown
         return shown
@@ -156,13 +162,14 @@ def test_a_full_disk_stops_with_a_word_and_the_state_before(runner: Runner, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_started_again_end_the_same(runner: Runner) -> None:
-    whole, killed = runner.folder / "two-whole", runner.folder / "two-killed"
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_killed_and_started_again_end_the_same(runner: Runner, sharded: bool) -> None:
+    whole, killed = runner.folder / f"two-whole-{sharded}", runner.folder / f"two-killed-{sharded}"
     options = ("--batch-size", "1")
-    runner.finish(whole, *options, processes=2)
+    runner.finish(whole, *options, processes=2, sharded=sharded)
     for step in (3, 7):
-        process = runner.start(killed, *options, processes=2)
+        process = runner.start(killed, *options, processes=2, sharded=sharded)
         wait_for_step(process, killed, step)
         kill(process)
-    runner.finish(killed, *options, processes=2)
+    runner.finish(killed, *options, processes=2, sharded=sharded)
     assert_same_run(killed, whole)

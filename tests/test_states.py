@@ -21,7 +21,7 @@ def state_of(step: int) -> RunState:
     layer(torch.randn(1, 2, 4, 4, 4)).sum().backward()
     optimizer.step()
     return RunState(
-        place=Place(epoch=1, batch=2, step=step, best_dice=0.25),
+        place=Place(epoch=1, batch=2, step=step, best_score=0.25),
         weights=dict(layer.named_parameters()),
         average={name: value.detach() / 2 for name, value in layer.named_parameters()},
         optimizer=optimizer.state_dict(),

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ..files import replacing
+from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from .layouts import CaseFiles
@@ -142,10 +143,10 @@ class PhantomDataset(CachedCases):
 
 
 class CaseDataset(CachedCases):
-    """Labelled cases on disk.
+    """Cases on disk; those without a segmentation have empty labels, and are for objectives that read none.
 
     Args:
-        cases: What to read; each needs a segmentation.
+        cases: What to read.
         processor: Preprocessing.
         cache_dir: Where preprocessed cases are kept.
     """
@@ -160,18 +161,20 @@ class CaseDataset(CachedCases):
 
     def _preprocess(self, index: int) -> BatchFeature:
         case = self.cases[index]
-        return self.processor(
-            {name: read_image(path) for name, path in case.images.items()},
-            segmentation_maps=read_image(case.labelled()),
-            label_scheme=case.label_scheme,
-        )
+        images = {name: read_image(path) for name, path in case.images.items()}
+        if case.segmentation is None:
+            inputs = self.processor(images)
+            inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
+            return inputs
+        return self.processor(images, segmentation_maps=read_image(case.segmentation), label_scheme=case.label_scheme)
 
     def _case_id(self, index: int) -> str:
         return self.cases[index].case_id
 
     def _kept_at(self, index: int) -> Path:
         case = self.cases[index]
-        states = [(path, path.stat()) for path in (*case.images.values(), case.labelled())]
+        paths = [path for path in (*case.images.values(), case.segmentation) if path is not None]
+        states = [(path, path.stat()) for path in paths]
         files = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" for path, state in states]
         settings = (self.processor.to_json_string(), case.label_scheme, *case.images)
         return self.folder / f"{_digest(*settings, *files)}.safetensors"
@@ -180,28 +183,20 @@ class CaseDataset(CachedCases):
 class CropDataset(Dataset):
     """Random augmented crops; which crop number `index` of an epoch is depends on nothing else.
 
+    What a sample holds is `sample`'s affair.
+
     Args:
         source: Whole cases.
         crop_size: Edges of a crop in voxels.
         crops_per_case: Crops of each case in an epoch.
         seed: Seed of the run.
-        draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
     """
 
-    def __init__(
-        self,
-        source: CaseSource,
-        *,
-        crop_size: tuple[int, int, int],
-        crops_per_case: int,
-        seed: int,
-        draw_subset: SubsetDraw,
-    ) -> None:
+    def __init__(self, source: CaseSource, *, crop_size: tuple[int, int, int], crops_per_case: int, seed: int) -> None:
         self.source = source
         self.crop_size = crop_size
         self.crops_per_case = crops_per_case
         self.seed = seed
-        self.draw_subset = draw_subset
         self.epoch = 0
         self.progress = 0.0
 
@@ -218,7 +213,31 @@ class CropDataset(Dataset):
         pixel_values, labels = random_crop(case["pixel_values"], case["labels"], self.crop_size, generator)
         pixel_values, labels = random_flip(pixel_values, labels, generator)
         pixel_values = random_intensity(pixel_values, generator)
-        kept = self.draw_subset(case["modality_mask"], self.progress, generator)
+        return self.sample(pixel_values, labels, case["modality_mask"], generator)
+
+    def sample(
+        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the network gets of an augmented crop of the acquired sequences `(M,)`."""
+        raise NotImplementedError
+
+
+class SubsetCrops(CropDataset):
+    """Crops with a random subset of their sequences, and their labels.
+
+    Args:
+        draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
+        others: As for `CropDataset`.
+    """
+
+    def __init__(self, source: CaseSource, *, draw_subset: SubsetDraw, **others: Any) -> None:
+        super().__init__(source, **others)
+        self.draw_subset = draw_subset
+
+    def sample(
+        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        kept = self.draw_subset(acquired, self.progress, generator)
         pixel_values = torch.where(kept[:, None, None, None], pixel_values, 0.0)
         return {"pixel_values": pixel_values, "modality_mask": kept, "labels": labels.contiguous()}
 

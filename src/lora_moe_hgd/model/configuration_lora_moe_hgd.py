@@ -160,6 +160,11 @@ class LoraMoeHgdConfig(PreTrainedConfig):
                 f"({self.num_hidden_layers}), got {self.hidden_state_depths}."
             )
 
+    @property
+    def loss_coefficients(self) -> dict[str, float]:
+        """Weights of the router losses beside the loss of the task."""
+        return {"load_balance": self.load_balance_coef, "router_z": self.router_z_coef}
+
     def has_experts(self, layer: int) -> bool:
         """Whether block number `layer`, counted from 0, is a mixture of experts: every second one, not the first."""
         return layer % 2 == 1

@@ -33,6 +33,11 @@ class TokenLayout:
     present_BN: Tensor
     is_padded: bool
 
+    @property
+    def tokens_per_case(self) -> list[int]:
+        """Number of real tokens of each case."""
+        return self.present_BN.sum(dim=1).tolist()
+
     def mean_over_tokens(self, x: Tensor) -> Tensor:
         """Mean of `(B, N, C)` over the real tokens of each case, `(B, C)`."""
         present = self.present_BN[..., None]

@@ -17,7 +17,7 @@ from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
-from .moe import ExpertRouter, load_balancing_loss, router_z_loss
+from .moe import ExpertRouter, router_losses
 from .sliding_window import sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
@@ -120,6 +120,10 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.vit = VisionTransformer(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes tokens of patches; Accelerate asks for it under FSDP2."""
+        return self.stem.patch_projection
+
     def encode(self, pixel_values: Tensor, modality_mask: Tensor) -> tuple[StemOutput, EncoderOutput]:
         """Run stem and transformer on checked inputs; what the decoder reads."""
         stem = self.stem(pixel_values, modality_mask)
@@ -181,10 +185,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         loss, losses = None, None
         if labels is not None:
             losses = self._losses(decoded.logits, encoded, labels, region_weights)
-            loss = total_loss(
-                losses,
-                {"load_balance": self.config.load_balance_coef, "router_z": self.config.router_z_coef},
-            )
+            loss = total_loss(losses, self.config.loss_coefficients)
         return LoraMoeHgdSegmenterOutput(
             loss=loss,
             logits=decoded.logits[-1],
@@ -215,12 +216,9 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             region_weights=region_weights.to(logits[-1]),
         )
         if encoded.router_logits:
-            # Case by case, as all of the loss: a batch split over processes or steps must not change it.
-            tokens = encoded.layout.present_BN.sum(dim=1).tolist()
-            cases = [case for layer in encoded.router_logits for case in layer.split(tokens)]
-            balance = [load_balancing_loss(case, self.config.num_experts_per_tok) for case in cases]
-            losses["load_balance"] = torch.stack(balance).mean()
-            losses["router_z"] = torch.stack([router_z_loss(case) for case in cases]).mean()
+            losses |= router_losses(
+                encoded.router_logits, encoded.layout.tokens_per_case, self.config.num_experts_per_tok
+            )
         return losses
 
     def segment_volume(

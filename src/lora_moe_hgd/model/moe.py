@@ -117,3 +117,18 @@ def router_z_loss(router_logits_TE: Tensor) -> Tensor:
         0.0
     """
     return router_logits_TE.logsumexp(dim=-1).square().mean()
+
+
+def router_losses(router_logits: tuple[Tensor, ...], tokens: list[int], experts_per_token: int) -> dict[str, Tensor]:
+    """Both losses, as means over layers and cases: a batch split over processes or steps must not change them.
+
+    Args:
+        router_logits: One `(T, E)` per layer with experts, at least one.
+        tokens: Tokens of each case, in the order of the rows.
+        experts_per_token: Number of experts a token is sent to.
+    """
+    cases = [case for layer in router_logits for case in layer.split(tokens)]
+    return {
+        "load_balance": torch.stack([load_balancing_loss(case, experts_per_token) for case in cases]).mean(),
+        "router_z": torch.stack([router_z_loss(case) for case in cases]).mean(),
+    }

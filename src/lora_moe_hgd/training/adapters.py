@@ -54,7 +54,7 @@ def add_adapter(
     return adapted
 
 
-def write_adapter_card(folder: Path, *, base: str, preset: str, mean_dice: float) -> None:
+def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> None:
     """Replace PEFT's empty card; a base on this machine is called by its folder's name, not by its path."""
     on_this_machine = Path(base).exists()
     data = ModelCardData(
@@ -69,8 +69,8 @@ def write_adapter_card(folder: Path, *, base: str, preset: str, mean_dice: float
     )
     text = f"""# Adapter for lora-moe-hgd `{called}`
 
-Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}. Mean Dice over the
-validation cases, subsets and regions of its run: {mean_dice:.3f}. **Research use, not a medical device.**
+Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}. Over the validation
+cases, subsets and regions of its run: {score}. **Research use, not a medical device.**
 
 ```python
 from lora_moe_hgd import load_checkpoint

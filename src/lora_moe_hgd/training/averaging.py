@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from .sharding import sharded_like, whole
 
 
 class WeightAverage:
@@ -31,24 +32,22 @@ class WeightAverage:
         for name, value in trained_parameters(network):
             self.weights[name].lerp_(value, 1 - decay)
 
-    @contextmanager
-    def in_use(self, network: nn.Module) -> Iterator[None]:
-        """Let `network` have the averaged weights inside the block."""
-        own = {name: value.detach().clone() for name, value in trained_parameters(network)}
-        load_trained(network, self.weights)
-        try:
-            yield
-        finally:
-            load_trained(network, own)
-
 
 def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Name and value of each parameter that is trained."""
     return ((name, value) for name, value in network.named_parameters() if value.requires_grad)
 
 
+def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor whole; every process must call, as they may be in parts.
+
+    They are gathered in the order of their names: one that was read from a file differs between processes.
+    """
+    return {name: whole(tensors[name].detach()) for name in sorted(tensors)}
+
+
 @torch.no_grad()
 def load_trained(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy `weights` into the trained parameters of the same names."""
+    """Copy whole `weights` into the trained parameters of the same names."""
     for name, value in trained_parameters(network):
-        value.copy_(weights[name])
+        value.copy_(sharded_like(weights[name], value))

@@ -143,6 +143,7 @@ class RunConfig:
     """A whole run.
 
     Attributes:
+        objective: `segment`; or `reconstruct`, which trains the encoder alone and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
         size: `tiny` or `base` to train from scratch; goes without a `base`.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
@@ -154,6 +155,7 @@ class RunConfig:
         tracker: Where Accelerate sends what is measured, such as `tensorboard` or `wandb`; `none` for nowhere.
     """
 
+    objective: str = "segment"
     base: str | None = "tiny"
     size: str | None = None
     adapter: str = "lora+decoder"
@@ -175,6 +177,14 @@ class RunConfig:
             f"base {self.base} and size {self.size}",
         )
         _require(self.size in (None, "tiny", "base"), "`size` must be tiny or base", self.size)
+        _require(
+            self.objective in ("segment", "reconstruct"), "`objective` must be segment or reconstruct", self.objective
+        )
+        _require(
+            self.objective == "segment" or self.adapter == "none",
+            "With `objective: reconstruct`, `adapter` must be none",
+            self.adapter,
+        )
         _require(
             self.adapter in ("lora", "lora+decoder", "none"),
             "`adapter` must be lora, lora+decoder or none",

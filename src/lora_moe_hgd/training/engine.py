@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
+from torch import nn
 
 from ..data.datasets import CachedCases, CaseDataset, CaseSource, PhantomDataset
 from ..data.layouts import CaseFiles, find_cases
@@ -20,6 +21,8 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .adapters import add_adapter
 from .config import RunConfig, read_config
 from .loop import Network, TrainingLoop
+from .objectives import Objective, SegmentationObjective
+from .reconstruction import MaskedReconstruction, ReconstructionObjective
 from .run_folder import RunFolder
 
 # Validation phantoms come from seeds that no training set reaches.
@@ -42,13 +45,21 @@ def train(config: RunConfig) -> Path:
     accelerator = build_accelerator(config)
     set_seed(config.seed)
     network, processor = build_network(config)
+    # FSDP2 takes contiguous weights only; convolutions are faster with the others.
+    if accelerator.distributed_type != DistributedType.FSDP:
+        nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     with accelerator.main_process_first():
         source, validation = build_data(config, processor, show=accelerator.is_main_process)
     run = RunFolder(config)
     if accelerator.is_main_process:
         run.open()
     accelerator.wait_for_everyone()
-    return TrainingLoop(config, accelerator, network, processor, source, validation, run).run_epochs()
+    objective: Objective
+    if config.objective == "reconstruct":
+        objective = ReconstructionObjective(config, accelerator, validation)
+    else:
+        objective = SegmentationObjective(config, accelerator, processor, validation, run)
+    return TrainingLoop(config, accelerator, network, processor, source, objective, run).run_epochs()
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
@@ -90,9 +101,10 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
         network, processor = load_checkpoint(config.base)
     if config.sample.spacing_mm is not None:
         processor.target_spacing_mm = [config.sample.spacing_mm] * 3
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-arg]  # transformers wraps it without its type
     if config.optim.gradient_checkpointing:
         network.activation_checkpointing_enable()
+    if config.objective == "reconstruct":
+        return MaskedReconstruction(network), processor
     if config.adapter == "none" or config.base is None:
         return network, processor
     return add_adapter(network, config.adapter, options=config.lora, base=base_name(config.base)), processor
@@ -126,8 +138,9 @@ def split_cases(config: RunConfig) -> tuple[list[CaseFiles], list[CaseFiles]]:
     """
     data = config.data
     cases = find_cases(Path(str(data.root)))
-    for case in cases:
-        case.labelled()
+    if config.objective == "segment":
+        for case in cases:
+            case.labelled()
     if data.val_on_train:
         return cases, cases
     if len(cases) < 2:

@@ -6,7 +6,9 @@ step's number. So a run that was killed goes on bit for bit.
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,35 +16,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.datasets import Case, CaseSource, CropDataset
-from ..evaluation.evaluate import predict
-from ..evaluation.metrics import dice
-from ..evaluation.subsets import Mask, parse_subset
-from ..inference.picture import BEST_BACKGROUND, save_overlay
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..data.datasets import CaseSource
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .averaging import WeightAverage, load_trained, trained_parameters
+from .averaging import WeightAverage, load_trained, trained_parameters, whole_tensors
 from .config import RunConfig
-from .metrics_log import MetricsLog, RunningDice, peak_memory_gb, router_statistics
+from .metrics_log import MetricsLog, peak_memory_gb, router_statistics
+from .objectives import Objective
+from .reconstruction import MaskedReconstruction
 from .run_folder import RunFolder
-from .schedule import draw_subset, learning_rate_factor, region_weights
+from .schedule import learning_rate_factor
+from .sharding import sharded_like, whole
 from .states import Place, RunState
 
-Network = LoraMoeHgdForSegmentation | PeftModel
+Network = LoraMoeHgdForSegmentation | PeftModel | MaskedReconstruction
 
 # A run whose gradients are not finite for so many steps in a row will not mend itself.
 MOST_SKIPPED_IN_A_ROW = 20
+
+# Of the running Dice the progress bar shows the regions, not their parts by number of sequences.
+TRAIN_DICE = re.compile(r"train_dice/\w+")
 
 
 class TrainingLoop:
@@ -54,7 +55,7 @@ class TrainingLoop:
         network: What is trained.
         processor: Saved beside the network.
         source: Training cases.
-        validation: Held-out cases.
+        objective: What the run is for.
         run: Where results go.
     """
 
@@ -65,19 +66,12 @@ class TrainingLoop:
         network: Network,
         processor: LoraMoeHgdImageProcessor,
         source: CaseSource,
-        validation: list[CaseSource],
+        objective: Objective,
         run: RunFolder,
     ) -> None:
         self.config, self.accelerator, self.processor, self.run = config, accelerator, processor, run
-        self.validation = validation
-        self.subsets = [parse_subset(name) for name in config.validation.subsets]
-        self.crops = CropDataset(
-            source,
-            crop_size=config.sample.crop_size,
-            crops_per_case=config.sample.crops_per_case,
-            seed=config.seed,
-            draw_subset=draw_subset,
-        )
+        self.objective = objective
+        self.crops = objective.crops(source)
         loader = DataLoader(
             self.crops,
             batch_size=config.sample.batch_size,
@@ -87,9 +81,10 @@ class TrainingLoop:
         )
         optimizer = build_optimizer(network, config)
         self.experts_per_token = network.config.num_experts_per_tok
+        # Gets the averaged weights, to be validated and saved: the trained ones may lie in parts on many processes.
+        self.averaged = copy.deepcopy(network).to(accelerator.device).eval()
         self.network, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.average = WeightAverage(self.bare, decay=config.optim.ema_decay)
-        self.dice = RunningDice(accelerator.device)
         # The loss and its parts, summed over the batches of a step.
         self.losses = torch.zeros((), device=accelerator.device)
         self.place = Place()
@@ -127,7 +122,8 @@ class TrainingLoop:
             self.run.close()
         skipped = f" {self.place.skipped} steps were skipped." if self.place.skipped else ""
         self.accelerator.print(
-            f"Best mean Dice {self.place.best_dice:.3f}.{skipped} Checkpoints are in {self.run.path}: best, last."
+            f"Best {self.objective.describe(self.place.best_score)}.{skipped} "
+            f"Checkpoints are in {self.run.path}: best, last."
         )
         return self.run.path / "best"
 
@@ -175,13 +171,13 @@ class TrainingLoop:
                 continue
             place.step += 1
             values = self._measure_step(output, norm)
-            samples = len(batch["labels"]) * self.accelerator.num_processes * accumulate
+            samples = len(batch["modality_mask"]) * self.accelerator.num_processes * accumulate
             elapsed = time.perf_counter() - since
             timing = {"time/samples_per_second": samples / elapsed, "time/data_wait_share": waited / elapsed}
             self._log({**values, **timing, "memory/peak_gb": peak_memory_gb()})
             waited, since = 0.0, time.perf_counter()
-            shown = {name: values[f"train_dice/{name}"] for name in REGIONS} | {"loss": values["loss/total"]}
-            bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})
+            dices = {name.split("/")[1]: value for name, value in values.items() if TRAIN_DICE.fullmatch(name)}
+            bar.set_postfix({name: f"{value:.2f}" for name, value in (dices | {"loss": values["loss/total"]}).items()})
             last = place.batch == len(self.loader)
             if self.accelerator.check_trigger():
                 self._save_state()
@@ -206,19 +202,12 @@ class TrainingLoop:
         progress = self.progress(place.step)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * learning_rate_factor(progress, optim.warmup)
-        output = self.network(
-            pixel_values=batch["pixel_values"].contiguous(memory_format=torch.channels_last_3d),
-            modality_mask=batch["modality_mask"],
-            labels=batch["labels"],
-            region_weights=torch.tensor(region_weights(progress), device=self.accelerator.device),
-            output_router_logits=True,
-        )
+        output = self.objective.forward(self.network, batch, progress=progress)
         self.accelerator.backward(output.loss)
         self.losses = self.losses + torch.stack([output.loss, *output.losses.values()]).detach()
-        self.dice.update(output.logits, batch["labels"], batch["modality_mask"])
         norm = torch.tensor(math.nan)
         if self.accelerator.sync_gradients:
-            norm = self.accelerator.clip_grad_norm_(self.network.parameters(), optim.max_grad_norm)
+            norm = whole(self.accelerator.clip_grad_norm_(self.network.parameters(), optim.max_grad_norm))
             # The gradient is the mean over the processes: all see the same norm and decide alike.
             if norm.isfinite():
                 place.skipped_in_a_row = 0
@@ -250,95 +239,42 @@ class TrainingLoop:
         """What is logged of a step: losses and Dice over all processes, the router over the first one's tokens."""
         means = self.accelerator.reduce(self.losses / self.config.optim.accumulate, reduction="mean").tolist()
         self.losses = torch.zeros((), device=self.accelerator.device)
-        dice = RunningDice(self.accelerator.device)
-        dice.overlap = self.accelerator.reduce(self.dice.overlap, reduction="sum")
         return {
             **{f"loss/{name}": mean for name, mean in zip(("total", *output.losses), means, strict=True)},
             "lr": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm.item(),
             "skipped_steps": self.place.skipped,
-            **{f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()},
+            **self.objective.measured(self.accelerator.reduce(self.objective.sums, reduction="sum")),
             **router_statistics(output.router_logits, self.experts_per_token),
         }
 
     @torch.no_grad()
     def _validate_and_save(self) -> None:
-        self.bare.eval()
-        with self.average.in_use(self.bare):
-            mean = self._validation_dice()
-            if self.accelerator.is_main_process:
-                self.run.save_checkpoint("last", self.bare, self.processor, mean_dice=mean)
-                if mean > self.place.best_dice:
-                    self.run.save_checkpoint("best", self.bare, self.processor, mean_dice=mean)
-        self.place.best_dice = max(mean, self.place.best_dice)
+        load_trained(self.averaged, whole_tensors(self.average.weights))
+        score = self.objective.validate(self.averaged, epoch=self.place.epoch, log=self._log)
+        if self.accelerator.is_main_process:
+            names = ["last", "best"] if score > self.place.best_score else ["last"]
+            segmenter, words = self.objective.segmenter(self.averaged), self.objective.describe(score)
+            for name in names:
+                self.run.save_checkpoint(name, segmenter, self.processor, score=words)
+        self.place.best_score = max(score, self.place.best_score)
         self.accelerator.wait_for_everyone()
 
-    def _validation_dice(self) -> float:
-        """Mean Dice over held-out cases, the chosen subsets and the regions; printed and logged by subset.
-
-        The cases are shared out among the processes.
-        """
-        places = [(source, index) for source in self.validation for index in range(len(source))]
-        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
-        scores: list[tuple[str, str, list[float]]] = []
-        for source, index in tqdm(own, desc="validation", unit="case", leave=False, disable=not self._shows):
-            case = source[index]
-            volume = case["pixel_values"].to(self.accelerator.device)
-            for name, subset in zip(self.config.validation.subsets, self.subsets, strict=True):
-                present = tuple(a and b for a, b in zip(subset, case["modality_mask"].tolist(), strict=True))
-                if not any(present):
-                    continue
-                with self.accelerator.autocast():
-                    predicted = predict(self.bare, volume, present)
-                truth = case["labels"].bool()
-                dices = [dice(*pair) for pair in zip(predicted, truth, strict=True)]
-                if self._shows and not scores:
-                    self._draw(case, name, present, predicted)
-                scores.append((name, case["case_id"], dices))
-        # Sorted: the mean must not depend on which process had which case.
-        scores = sorted(gather_object(scores))
-        means = []
-        for name in self.config.validation.subsets:
-            chosen = [dice for subset, _, dice in scores if subset == name]
-            if not chosen:
-                continue
-            regions = torch.tensor(chosen).mean(dim=0).tolist()
-            means.append(sum(regions) / len(regions))
-            words = "  ".join(f"{region} {value:.3f}" for region, value in zip(REGIONS, regions, strict=True))
-            self.accelerator.print(f"  epoch {self.place.epoch} validation {name}: {words}")
-            self._log({f"dice_{name}/{region}": value for region, value in zip(REGIONS, regions, strict=True)})
-        return sum(means) / len(means)
-
-    def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor) -> None:
-        """Write `pictures/epoch_001.png`: the ground truth of a held-out case above its segmentation."""
-        name = next(name for name in BEST_BACKGROUND if present[MODALITIES.index(name)])
-        volume = case["pixel_values"][MODALITIES.index(name)].numpy()
-        spacing = self.processor.target_spacing_mm
-        save_overlay(
-            self.run.picture_path(self.place.epoch),
-            nib.Nifti1Image(volume, np.diag([*spacing, 1.0])),
-            {"ground truth": case["labels"].bool().numpy(), "segmentation": predicted.numpy()},
-            title=f"{case['case_id']}, epoch {self.place.epoch}: from {subset}, shown on {name}",
-        )
-
-    @property
-    def _shows(self) -> bool:
-        return self.accelerator.is_main_process
-
     def _save_state(self) -> None:
-        overlap = self.accelerator.reduce(self.dice.overlap, reduction="sum")
+        # What lies in parts on many processes all of them must gather, in one order, not only the one that writes.
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {index: whole_tensors(values) for index, values in sorted(optimizer["state"].items())}
+        scaler = self.accelerator.scaler
+        state = RunState(
+            place=self.place,
+            weights=whole_tensors(dict(trained_parameters(self.bare))),
+            average=whole_tensors(self.average.weights),
+            optimizer=optimizer,
+            others={"sums": self.accelerator.gather(self.objective.sums[None])},
+            scaler={} if scaler is None else scaler.state_dict(),
+        )
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            self.run.save_state(
-                RunState(
-                    place=self.place,
-                    weights={name: value.detach() for name, value in trained_parameters(self.bare)},
-                    average=self.average.weights,
-                    optimizer=self.optimizer.state_dict(),
-                    others={"overlap": overlap},
-                    scaler={} if scaler is None else scaler.state_dict(),
-                )
-            )
+            self.run.save_state(state)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
@@ -347,15 +283,21 @@ class TrainingLoop:
             self.accelerator.print(complaint)
         if state is None:
             return
-        device = self.accelerator.device
         load_trained(self.bare, state.weights)
-        self.average.weights = {name: value.to(device) for name, value in state.average.items()}
+        for name, average in self.average.weights.items():
+            average.copy_(sharded_like(state.average[name], average))
+        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        for index, values in state.optimizer["state"].items():
+            values |= {key: sharded_like(value, parameters[index]) for key, value in values.items() if value.ndim}
         self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        # A sum over processes, which the first keeps.
-        if self.accelerator.is_main_process:
-            self.dice.overlap = state.others["overlap"].to(device)
+        sums = state.others["sums"].to(self.accelerator.device)
+        if len(sums) != self.accelerator.num_processes:
+            # As if the first of the processes had seen all batches.
+            total = sums.sum(dim=0)
+            sums = torch.stack([total, *[torch.zeros_like(total)] * (self.accelerator.num_processes - 1)])
+        self.objective.sums = sums[self.accelerator.process_index]
         self.place = state.place
         self.accelerator.print(f"Going on after step {self.place.step}, epoch {self.place.epoch + 1}.")
 

@@ -73,7 +73,7 @@ class RunFolder:
         network: PeftModel | LoraMoeHgdForSegmentation,
         processor: LoraMoeHgdImageProcessor,
         *,
-        mean_dice: float,
+        score: str,
     ) -> None:
         """Replace the checkpoint `name`: the merged network and its processor, and the adapter alone beside it."""
         scratch = self._scratch(name)
@@ -82,7 +82,7 @@ class RunFolder:
         if isinstance(network, PeftModel):
             network.save_pretrained(str(scratch / "adapter"))
             base = str(network.peft_config["default"].base_model_name_or_path)
-            write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, mean_dice=mean_dice)
+            write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
         self._put_in_place(scratch, name)
 
     def _scratch(self, name: str) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ class Place:
         step: Optimizer steps done.
         skipped: Steps left out so far because their gradient was not finite.
         skipped_in_a_row: How many of these were the last ones.
-        best_dice: Best mean Dice of a validation so far.
+        best_score: Best score of a validation so far.
     """
 
     epoch: int = 0
@@ -38,7 +39,7 @@ class Place:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    best_dice: float = -1.0
+    best_score: float = -math.inf
 
 
 @dataclass

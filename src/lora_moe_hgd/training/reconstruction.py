@@ -1,0 +1,199 @@
+"""Masked pre-training: most patches and half of the sequences are hidden, and the encoder fills them in.
+
+Hidden patches as in SimMIM (https://arxiv.org/abs/2111.09886): blank for the stem, one learned token for the
+transformer, a linear head, and the absolute error over hidden voxels alone. Hidden sequences as in M3AE
+(https://arxiv.org/abs/2303.05302): absent for the network, and to be filled in from the others. No label is read. The
+checkpoint is a segmenter whose encoder has learned and whose decoder has not: `--base` starts from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+from ..data.datasets import CaseSource, CropDataset
+from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
+from ..model.losses import total_loss
+from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.moe import router_losses
+from .config import RunConfig
+from .objectives import Log
+
+HIDDEN_PATCHES = 0.75
+
+
+@dataclass
+class ReconstructionOutput(ModelOutput):
+    """Filled-in sequences of a batch.
+
+    Attributes:
+        loss: Scalar.
+        losses: Its parts by name.
+        predicted: `(B, M, D, H, W)`, all sequences at all voxels.
+        router_logits: One `(T, experts)` per block with experts.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    predicted: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+
+
+class MaskedReconstruction(nn.Module):
+    """The encoder of a segmenter with a mask token and a linear head.
+
+    Args:
+        segmenter: Its encoder is trained; its decoder is frozen and not run.
+    """
+
+    def __init__(self, segmenter: LoraMoeHgdForSegmentation) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        segmenter.decoder.requires_grad_(False)
+        # The gates that fuse the sequences for the decoder, and the branch at full resolution, have no part in this.
+        stem = segmenter.encoder.stem
+        for unused in (stem.fusions, stem.full_resolution, stem.availability, stem.full_resolution_norm):
+            unused.requires_grad_(False)
+        hidden_size, voxels = self.config.hidden_size, TOKEN_STRIDE**3
+        self.mask_token = nn.Parameter(torch.empty(hidden_size))
+        self.head = nn.Linear(hidden_size, len(self.config.modalities) * voxels)
+        for weight in (self.mask_token, self.head.weight):
+            init.trunc_normal_(weight, std=self.config.initializer_range)
+        init.zeros_(self.head.bias)
+
+    @property
+    def config(self) -> LoraMoeHgdConfig:
+        return self.segmenter.config
+
+    def forward(
+        self, pixel_values: Tensor, modality_mask: Tensor, acquired: Tensor, hidden_patches: Tensor
+    ) -> ReconstructionOutput:
+        """Fill in what is hidden.
+
+        Args:
+            pixel_values: `(B, M, D, H, W)`, z-scored, zero outside the brain; the loss alone reads what is hidden.
+            modality_mask: `(B, M)`, true for the sequences that the network sees.
+            acquired: `(B, M)`, true for the sequences that there are.
+            hidden_patches: `(B, M, D/16, H/16, W/16)`, true for the patches that the network does not see.
+        """
+        hidden_voxels = _to_voxels(hidden_patches)
+        seen = pixel_values.masked_fill(hidden_voxels | ~modality_mask[..., None, None, None], 0.0)
+        stem = self.segmenter.encoder.stem(seen, modality_mask)
+        presence = stem.presence
+        hidden_P = hidden_patches[presence.case_P, presence.modality_P].unsqueeze(1)
+        token = self.mask_token[:, None, None, None].to(stem.patches.dtype)
+        encoded = self.segmenter.encoder.vit(torch.where(hidden_P, token, stem.patches), presence)
+        patches = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])  # (B, hidden, d, h, w)
+        predicted = self.head(patches.movedim(1, -1))
+        predicted = predicted.unflatten(-1, (len(self.config.modalities), *[TOKEN_STRIDE] * 3))
+        # (B, d, h, w, M, z, y, x) -> (B, M, d, z, h, y, w, x) -> (B, M, D, H, W)
+        predicted = predicted.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        counted = (hidden_voxels | ~modality_mask[..., None, None, None]) & acquired[..., None, None, None]
+        losses = {"reconstruction": masked_error(predicted, pixel_values, counted & (pixel_values != 0))}
+        if encoded.router_logits:
+            tokens = encoded.layout.tokens_per_case
+            losses |= router_losses(encoded.router_logits, tokens, self.config.num_experts_per_tok)
+        loss = total_loss(losses, self.config.loss_coefficients)
+        return ReconstructionOutput(loss=loss, losses=losses, predicted=predicted, router_logits=encoded.router_logits)
+
+
+def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean absolute error over the counted voxels; 0 where there are none, with finite gradients."""
+    error = (predicted.float() - target.float()).abs()
+    return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose what the network sees of a sample.
+
+    Args:
+        acquired: `(M,)` bool.
+        grid: Patches along depth, height and width.
+        generator: Source of the draws.
+
+    Returns:
+        `(M,)`: half of the acquired sequences, rounded up, are seen; `(M, *grid)`: `HIDDEN_PATCHES` of the patches of
+        each sequence, others for each, are hidden.
+    """
+    present = torch.where(acquired)[0]
+    order = torch.randperm(len(present), generator=generator)
+    seen = torch.zeros_like(acquired)
+    seen[present[order[: (len(present) + 1) // 2]]] = True
+    num_patches = grid[0] * grid[1] * grid[2]
+    ranks = torch.rand(len(acquired), num_patches, generator=generator).argsort(dim=1).argsort(dim=1)
+    return seen, (ranks < round(HIDDEN_PATCHES * num_patches)).unflatten(1, grid)
+
+
+class MaskedCrops(CropDataset):
+    """Crops with the draw of what is hidden."""
+
+    def sample(
+        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        grid = tuple(edge // TOKEN_STRIDE for edge in self.crop_size)
+        seen, hidden = draw_hidden(acquired, (grid[0], grid[1], grid[2]), generator)
+        return {
+            "pixel_values": pixel_values.contiguous(),
+            "modality_mask": seen,
+            "acquired": acquired,
+            "hidden_patches": hidden,
+        }
+
+
+class ReconstructionObjective:
+    """Fill in hidden patches and sequences of crops."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, validation: list[CaseSource]) -> None:
+        self.config, self.accelerator = config, accelerator
+        # The same crops, with the same parts hidden, at each validation.
+        self.held_out = [self.crops(source) for source in validation]
+        self.sums = torch.zeros((), device=accelerator.device)
+
+    def crops(self, source: CaseSource) -> MaskedCrops:
+        sample = self.config.sample
+        return MaskedCrops(
+            source, crop_size=sample.crop_size, crops_per_case=sample.crops_per_case, seed=self.config.seed
+        )
+
+    def forward(self, network: nn.Module, batch: dict[str, Tensor], *, progress: float) -> Any:
+        return network(**batch)
+
+    def measured(self, sums: Tensor) -> dict[str, float]:
+        return {}
+
+    def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
+        """Mean absolute error over hidden voxels of held-out crops, negative; the processes share the crops."""
+        places = [(crops, index) for crops in self.held_out for index in range(len(crops))]
+        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        errors = []
+        shows = self.accelerator.is_main_process
+        for crops, index in tqdm(own, desc="validation", unit="crop", leave=False, disable=not shows):
+            batch = {name: value[None].to(self.accelerator.device) for name, value in crops[index].items()}
+            with self.accelerator.autocast():
+                errors.append(network(**batch).losses["reconstruction"].item())
+        errors = sorted(gather_object(errors))
+        error = sum(errors) / len(errors)
+        self.accelerator.print(f"  epoch {epoch} validation: mean absolute error {error:.3f}")
+        log({"reconstruction_error": error})
+        return -error
+
+    def segmenter(self, network: MaskedReconstruction) -> LoraMoeHgdForSegmentation:
+        return network.segmenter
+
+    def describe(self, score: float) -> str:
+        return f"mean absolute error {-score:.3f}"
+
+
+def _to_voxels(patches: Tensor) -> Tensor:
+    """Repeat each patch over its voxels, `(..., d, h, w) -> (..., D, H, W)`."""
+    for axis in (-3, -2, -1):
+        patches = patches.repeat_interleave(TOKEN_STRIDE, dim=axis)
+    return patches

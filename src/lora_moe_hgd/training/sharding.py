@@ -1,0 +1,19 @@
+"""Whole tensors out of shards, and shards out of whole tensors: FSDP2 keeps each weight as a `DTensor`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what all processes hold of it together; then each of them must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `like` is in parts."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # Every process has the whole tensor and takes its part: nothing is sent, so the order of calls does not matter.
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
