@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lora_moe_hgd.data import datasets
-from lora_moe_hgd.data.datasets import CaseDataset, PhantomDataset, SubsetCrops
+from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset, StreamedCases, SubsetCrops
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.schedule import draw_subset
@@ -112,3 +113,59 @@ def test_samples_stack_to_batches(dummy_root: Path, tmp_path: Path, name: str) -
     dataset = crops(cases(dummy_root, tmp_path))
     batch = next(iter(DataLoader(dataset, batch_size=3)))
     assert len(batch[name]) == 3
+
+
+@pytest.fixture
+def dataset_root(dummy_root: Path, tmp_path: Path) -> Path:
+    """The dummy cases as a `datasets` folder; the second lacks T2."""
+    root = tmp_path / "dataset"
+    shutil.copytree(dummy_root, root / "train")
+    rows = []
+    for number, folder in enumerate(sorted((root / "train").iterdir())):
+        if number == 1:
+            (folder / "T2.nii.gz").unlink()
+        files = {name: folder / f"{name}.nii.gz" for name in ("T1", "T1c", "T2", "FLAIR", "seg")}
+        names = {name: f"{folder.name}/{path.name}" if path.is_file() else None for name, path in files.items()}
+        rows.append({f"{name.lower()}_file_name": value for name, value in names.items()})
+    (root / "train/metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return root
+
+
+def streamed(root: Path, cache_dir: Path) -> StreamedCases:
+    found = StreamedCases(str(root), split="train", label_scheme="msd", processor=PROCESSOR, cache_dir=cache_dir)
+    found.prepare_all(num_workers=0, progress=False)
+    return found
+
+
+def test_a_streamed_dataset_gives_the_cases_of_its_folders(dataset_root: Path, tmp_path: Path) -> None:
+    folders = cases(dataset_root / "train", tmp_path / "folders")
+    stream = streamed(dataset_root, tmp_path / "streamed")
+    assert len(stream) == len(folders) > 1
+    for index in range(len(folders)):
+        for name in ("pixel_values", "modality_mask", "labels"):
+            assert_close(stream[index][name], folders[index][name], rtol=0, atol=0)
+    assert not stream[1]["modality_mask"][2]
+
+
+def test_a_file_of_a_dataset_that_changed_is_read_again(dataset_root: Path, tmp_path: Path) -> None:
+    before = streamed(dataset_root, tmp_path)
+    shutil.copy(dataset_root / "train/case_000/FLAIR.nii.gz", dataset_root / "train/case_000/T1.nii.gz")
+    after = streamed(dataset_root, tmp_path)
+    assert before.kept[1:] == after.kept[1:]
+    assert not torch.equal(before[0]["pixel_values"], after[0]["pixel_values"])
+
+
+def test_a_dataset_without_segmentations_is_refused(dataset_root: Path, tmp_path: Path) -> None:
+    metadata = dataset_root / "train/metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("seg_file_name", "mask_file_name"))
+    with pytest.raises(ValueError, match=r"must have some of the columns .* and seg"):
+        streamed(dataset_root, tmp_path)
+
+
+@pytest.mark.parametrize(("numbers", "share"), [((3, 10), 0.5), ((10, 3), 0.2), ((1, 1), 0.75)])
+def test_a_mixture_keeps_its_shares_and_leaves_no_case_out(numbers: tuple[int, int], share: float) -> None:
+    sources = [[f"{name}{index}" for index in range(number)] for name, number in zip("ab", numbers, strict=True)]
+    mixed = MixedCases(sources, [1 - share, share])
+    drawn = [mixed[index] for index in range(len(mixed))]
+    assert set(drawn) == {case for source in sources for case in source}
+    assert abs(sum(case.startswith("b") for case in drawn) - share * len(drawn)) <= 1

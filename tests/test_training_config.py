@@ -83,7 +83,7 @@ def test_a_wrong_option_is_refused_with_rule_and_value(arguments: list[str], rul
         ("data: {rot: x}", "Unknown key 'rot' in data of .*Did you mean 'root'"),
         ("epoch: 3", "Unknown key 'epoch' in .*run.yaml.*Did you mean 'epochs'"),
         ("data: x", "must hold keys and values, got 'x'"),
-        ("data: {root: a, phantoms: 3}", "either `data.root` or `data.phantoms`"),
+        ("data: {root: a, dataset: b}", "either `data.root` or `data.dataset`"),
         ("- a", "must hold keys and values"),
         ("a: [", "is no valid YAML"),
     ],

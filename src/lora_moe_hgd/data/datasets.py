@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import REGIONS
+from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from .layouts import CaseFiles
@@ -180,6 +181,113 @@ class CaseDataset(CachedCases):
         return self.folder / f"{_digest(*settings, *files)}.safetensors"
 
 
+class StreamedCases(CachedCases):
+    """Labelled cases of a `datasets` dataset, a Hub id or a folder, streamed once and then read from the cache.
+
+    Columns are called as the sequences, `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`, each a `datasets.Nifti`
+    with null for a sequence that was not acquired.
+
+    Args:
+        name: What `datasets.load_dataset` takes.
+        split: Split of it.
+        label_scheme: Scheme of the segmentations.
+        processor: Preprocessing.
+        cache_dir: Where preprocessed cases are kept.
+    """
+
+    def __init__(
+        self, name: str, *, split: str, label_scheme: str, processor: LoraMoeHgdImageProcessor, cache_dir: Path
+    ) -> None:
+        self.name, self.split, self.label_scheme, self.processor = name, split, label_scheme, processor
+        self.folder = cache_dir / "cases"
+        self.kept: list[Path] = []
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def prepare_all(self, *, num_workers: int, progress: bool) -> None:
+        """Read the stream to its end; files of cases that are on disk already are not opened.
+
+        Raises:
+            ValueError: If it lacks a column, or holds no case.
+        """
+        # Here, because it takes a second that other sources need not wait for.
+        from datasets import Nifti, load_dataset
+
+        stream = load_dataset(self.name, split=self.split, streaming=True)
+        features = stream.features or {}
+        columns = [name for name in (*MODALITIES, "t1ce", "seg") if name in features]
+        if "seg" not in columns or len(columns) < 2 or not all(isinstance(features[name], Nifti) for name in columns):
+            raise ValueError(
+                f"A dataset must have some of the columns {', '.join(MODALITIES)}, and seg, all of type Nifti; "
+                f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
+            )
+        for name in columns:
+            stream = stream.cast_column(name, Nifti(decode=False))
+        for example in tqdm(stream, desc="streaming", unit="case", disable=not progress):
+            files = {name: example[name] for name in columns if example[name] is not None}
+            versions = [f"{name} {_version(file)}" for name, file in files.items()]
+            self.kept.append(
+                self.folder / f"{_digest(self.processor.to_json_string(), self.label_scheme, *versions)}.safetensors"
+            )
+            if not self.kept[-1].is_file():
+                self.images = {name: Nifti().decode_example(file) for name, file in files.items()}
+                self._prepare(len(self) - 1)
+        if not self.kept:
+            raise ValueError(f"A dataset must hold at least one case, {self.name} holds none.")
+
+    def _preprocess(self, index: int) -> BatchFeature:
+        images = {"t1c" if name == "t1ce" else name: image for name, image in self.images.items()}
+        if "seg" not in images:
+            raise ValueError(f"Each case must have a segmentation, number {index} of {self.name} has none.")
+        segmentation = images.pop("seg")
+        return self.processor(images, segmentation_maps=segmentation, label_scheme=self.label_scheme)
+
+    def _case_id(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def _kept_at(self, index: int) -> Path:
+        return self.kept[index]
+
+
+class ChosenCases:
+    """Some cases of a source, by number."""
+
+    def __init__(self, source: CaseSource, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Case:
+        return self.source[self.indices[index]]
+
+
+class MixedCases:
+    """Cases of several sources, each with its share; long enough that every case comes at least once.
+
+    Args:
+        sources: What to mix, none of them empty.
+        shares: Share of each source, positive, adding up to 1.
+    """
+
+    def __init__(self, sources: Sequence[CaseSource], shares: Sequence[float]) -> None:
+        self.sources = list(sources)
+        length = max(math.ceil(len(source) / share) for source, share in zip(sources, shares, strict=True))
+        self.places = [
+            (number, index % len(source))
+            for number, (source, share) in enumerate(zip(sources, shares, strict=True))
+            for index in range(max(round(share * length), len(source)))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Case:
+        number, place = self.places[index]
+        return self.sources[number][place]
+
+
 class CropDataset(Dataset):
     """Random augmented crops; which crop number `index` of an epoch is depends on nothing else.
 
@@ -246,6 +354,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """A generator of its own for each sample of each epoch of each run."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def _version(file: Mapping[str, Any]) -> str:
+    """What tells a file of a stream from another: its content, or its address, which names the commit on the Hub."""
+    if file["bytes"] is not None:
+        return hashlib.sha256(file["bytes"]).hexdigest()
+    local = Path(file["path"])
+    return f"{local.resolve()} {local.stat().st_mtime_ns}" if local.is_file() else file["path"]
 
 
 def _digest(*texts: str) -> str:

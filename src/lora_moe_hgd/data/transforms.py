@@ -6,6 +6,8 @@ workers or processes. A sample is a pair: `pixel_values (M, D, H, W)` and `label
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,19 @@ from .noise import chance, gaussian_blur, smooth_noise, uniform
 
 FOREGROUND_SHARE = 0.75
 
+# Share, angle and scales of nnU-Net (https://arxiv.org/abs/1904.08128); the angle half as large.
+TURNED_SHARE = 0.2
+MOST_TURNED = math.radians(15)
+SCALES = (0.7, 1.4)
+
 
 def random_crop(
     pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut out a box of `size`, three times in four around a voxel of a random region; small cases are zero-padded."""
+    """Cut out a box of `size`, three times in four around a voxel of a random region.
+
+    One box in five is turned and scaled, what it holds coming from the whole case. Small cases are zero-padded.
+    """
     shape = pixel_values.shape[1:]
     centre = [int(torch.randint(edge, (), generator=generator)) for edge in shape]
     if chance(FOREGROUND_SHARE, generator):
@@ -35,8 +45,50 @@ def random_crop(
         starts.append(min(max(middle - edge // 2, 0), max(length - edge, 0)))
         short = max(edge - length, 0)
         padding[2 * (2 - axis)], padding[2 * (2 - axis) + 1] = short // 2, short - short // 2
+    if chance(TURNED_SHARE, generator):
+        held = torch.minimum(torch.tensor(size), torch.tensor(shape))
+        box_centre = torch.tensor(starts) + (held - 1) / 2
+        return turned_crop(pixel_values, labels, size, box_centre, random_turn(generator))
     box = (slice(None), *(slice(start, start + edge) for start, edge in zip(starts, size, strict=True)))
     return nn.functional.pad(pixel_values[box], padding), nn.functional.pad(labels[box], padding)
+
+
+def random_turn(generator: torch.Generator) -> Tensor:
+    """Rotation by up to `MOST_TURNED` about each axis, times a scale for each axis, `(3, 3)`."""
+    matrix = torch.diag(torch.tensor([uniform(*SCALES, generator) for _ in range(3)]))
+    for axis in range(3):
+        angle = uniform(-MOST_TURNED, MOST_TURNED, generator)
+        rotation = torch.eye(3)
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        rotation[first, first] = rotation[second, second] = math.cos(angle)
+        rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = rotation @ matrix
+    return matrix
+
+
+def turned_crop(
+    pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], centre: Tensor, matrix: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A box whose voxel at `o` from its middle holds the case's voxel at `centre + matrix @ o`.
+
+    Images are interpolated linearly within the brain and stay zero outside; labels are those of the nearest voxel.
+    """
+    shape = torch.tensor(pixel_values.shape[1:])
+    offsets = torch.stack(
+        torch.meshgrid(*(torch.arange(edge) - (edge - 1) / 2 for edge in size), indexing="ij"), dim=-1
+    )
+    places = centre + offsets @ matrix.T
+    # grid_sample wants x, y, z from -1 to 1, at the middles of the first and the last voxel.
+    grid = (2 * places / (shape - 1).clamp(min=1) - 1).flip(-1)[None]
+
+    def sample(volumes: Tensor, mode: str) -> Tensor:
+        return nn.functional.grid_sample(volumes[None].float(), grid, mode=mode, align_corners=True)[0]
+
+    brain = (pixel_values != 0).float()
+    # At the border of the brain the outside must not darken what lies inside.
+    inside = sample(brain, "bilinear")
+    image = sample(pixel_values, "bilinear") / inside.clamp(min=0.5)
+    return torch.where(inside >= 0.5, image, 0.0), sample(labels, "nearest").to(labels.dtype)
 
 
 def random_flip(pixel_values: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

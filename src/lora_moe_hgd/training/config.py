@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.subsets import parse_subset
+from ..model.label_schemes import LABEL_SCHEMES
 
 
 def _require(condition: bool, rule: str, value: object) -> None:
@@ -30,17 +31,25 @@ class DataConfig:
     """Where cases come from.
 
     Attributes:
-        root: Folder of labelled cases; `None` to train on phantoms.
-        phantoms: Number of phantoms to train on, when there is no `root`.
-        val_phantoms: Number of other phantoms to validate on.
-        val_fraction: Share of the cases below `root` kept for validation, at least one.
+        root: Folder of labelled cases.
+        dataset: Hub id or folder of a `datasets` dataset of labelled cases, instead of `root`.
+        split: Split of `dataset`.
+        label_scheme: Label scheme of `dataset`.
+        phantoms: Number of phantoms to train on; beside cases they are mixed in.
+        phantom_share: Share of the samples that come from phantoms, where there are cases, too.
+        val_phantoms: Number of other phantoms to validate on, where there are no cases.
+        val_fraction: Share of the cases kept for validation, at least one.
         val_on_train: Validate on the training cases instead: for seeing whether a network can overfit.
         cache_dir: Where preprocessed cases and phantoms are kept.
         num_workers: Processes that load samples.
     """
 
     root: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    label_scheme: str = "brats2018"
     phantoms: int = 0
+    phantom_share: float = 0.5
     val_phantoms: int = 8
     val_fraction: float = 0.2
     val_on_train: bool = False
@@ -48,7 +57,22 @@ class DataConfig:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        _require((self.root is None) != (self.phantoms == 0), "Give either `data.root` or `data.phantoms`", vars(self))
+        _require(
+            self.root is not None or self.dataset is not None or self.phantoms > 0,
+            "Give `data.root`, `data.dataset` or `data.phantoms`",
+            "none of them",
+        )
+        _require(
+            self.root is None or self.dataset is None,
+            "Give either `data.root` or `data.dataset`",
+            f"{self.root} and {self.dataset}",
+        )
+        _require(
+            self.label_scheme in LABEL_SCHEMES,
+            f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}",
+            self.label_scheme,
+        )
+        _require(0 < self.phantom_share < 1, "`data.phantom_share` must be between 0 and 1", self.phantom_share)
         _require(0 < self.val_fraction < 1, "`data.val_fraction` must be between 0 and 1", self.val_fraction)
         _require(self.num_workers >= 0, "`data.num_workers` must not be negative", self.num_workers)
 

@@ -12,8 +12,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
-from ..data.datasets import CachedCases, CaseDataset, CaseSource, PhantomDataset
-from ..data.layouts import CaseFiles, find_cases
+from ..data.datasets import (
+    CachedCases,
+    CaseDataset,
+    CaseSource,
+    ChosenCases,
+    MixedCases,
+    PhantomDataset,
+    StreamedCases,
+)
+from ..data.layouts import find_cases
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -113,42 +121,59 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
 def build_data(
     config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
 ) -> tuple[CaseSource, list[CaseSource]]:
-    """Training and validation cases; files that are new are read here: a bad one is found before training."""
-    data = config.data
-    cache_dir = Path(data.cache_dir).expanduser()
-    training: CachedCases
-    held_out: CachedCases
-    if data.root is None:
-        training = PhantomDataset(data.phantoms, seed=config.seed, processor=processor, cache_dir=cache_dir)
-        held_out = PhantomDataset(data.val_phantoms, seed=VALIDATION_SEED, processor=processor, cache_dir=cache_dir)
-    else:
-        chosen, rest = split_cases(config)
-        training = CaseDataset(rest, processor=processor, cache_dir=cache_dir)
-        held_out = CaseDataset(chosen, processor=processor, cache_dir=cache_dir)
-    for dataset in (training, held_out):
-        dataset.prepare_all(num_workers=data.num_workers, progress=show)
-    return training, [held_out]
-
-
-def split_cases(config: RunConfig) -> tuple[list[CaseFiles], list[CaseFiles]]:
-    """Validation and training cases below `data.root`: a split that the seed fixes.
+    """Training and validation cases; files that are new are read here: a bad one is found before training.
 
     Raises:
         ValueError: If there are too few cases to keep one for validation, or one has no segmentation.
     """
     data = config.data
-    cases = find_cases(Path(str(data.root)))
-    if config.objective == "segment":
-        for case in cases:
-            case.labelled()
-    if data.val_on_train:
-        return cases, cases
-    if len(cases) < 2:
-        raise ValueError(f"{data.root} must hold at least 2 cases, one of them for validation, got {len(cases)}.")
-    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    num_validation = min(max(1, round(data.val_fraction * len(cases))), len(cases) - 1)
+    cache_dir = Path(data.cache_dir).expanduser()
+
+    def prepared(cases: CachedCases) -> CachedCases:
+        cases.prepare_all(num_workers=data.num_workers, progress=show)
+        return cases
+
+    def phantoms(number: int, seed: int) -> CachedCases:
+        return prepared(PhantomDataset(number, seed=seed, processor=processor, cache_dir=cache_dir))
+
+    if data.root is None and data.dataset is None:
+        return phantoms(data.phantoms, config.seed), [phantoms(data.val_phantoms, VALIDATION_SEED)]
+    cases: CachedCases
+    if data.root is not None:
+        found = find_cases(Path(data.root))
+        if config.objective == "segment":
+            for case in found:
+                case.labelled()
+        _require_two(len(found), config)
+        cases = prepared(CaseDataset(found, processor=processor, cache_dir=cache_dir))
+    else:
+        scheme = data.label_scheme
+        cases = prepared(
+            StreamedCases(
+                str(data.dataset), split=data.split, label_scheme=scheme, processor=processor, cache_dir=cache_dir
+            )
+        )
+        _require_two(len(cases), config)
+    held_out, rest = split(len(cases), config)
+    training: CaseSource = ChosenCases(cases, rest)
+    if data.phantoms:
+        shares = [1 - data.phantom_share, data.phantom_share]
+        training = MixedCases([training, phantoms(data.phantoms, config.seed)], shares)
+    return training, [ChosenCases(cases, held_out)]
+
+
+def _require_two(number: int, config: RunConfig) -> None:
+    if number < 2 and not config.data.val_on_train:
+        where = config.data.root or config.data.dataset
+        raise ValueError(f"{where} must hold at least 2 cases, one of them for validation, got {number}.")
+
+
+def split(number: int, config: RunConfig) -> tuple[list[int], list[int]]:
+    """Validation and training cases by their number, in order: a split that the seed fixes."""
+    everything = list(range(number))
+    if config.data.val_on_train:
+        return everything, everything
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(config.seed)).tolist()
+    num_validation = min(max(1, round(config.data.val_fraction * number)), number - 1)
     chosen = set(order[:num_validation])
-    return (
-        [case for index, case in enumerate(cases) if index in chosen],
-        [case for index, case in enumerate(cases) if index not in chosen],
-    )
+    return [index for index in everything if index in chosen], [index for index in everything if index not in chosen]
