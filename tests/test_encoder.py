@@ -84,3 +84,21 @@ def test_checkpointed_gradients_equal_plain_ones() -> None:
         gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient, rtol=0, atol=0, msg=name)
+
+
+def test_checkpointing_holds_little_more_than_half_for_the_backward_pass() -> None:
+    held = []
+    for checkpointing in (False, True):
+        network = small_network().train()
+        if checkpointing:
+            network.activation_checkpointing_enable()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(random_volumes())
+        held.append(sum(kept.values()))
+    assert held[1] < 0.6 * held[0]

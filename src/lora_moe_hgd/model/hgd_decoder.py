@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .encoder import EncoderOutput, TokenLayout
@@ -100,7 +101,7 @@ class HolisticallyGuidedAssembly(nn.Module):
         return self.output(torch.cat([assembled.unflatten(2, guidance.shape[2:]), guidance], dim=1))
 
 
-class RefinementStage(nn.Module):
+class RefinementStage(GradientCheckpointingLayer):
     """Twice the resolution: reduce, upsample, join the skip, mix."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import STEM_STRIDES, LoraMoeHgdConfig
 
@@ -27,7 +28,7 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
 
 
-class ResidualBlock3d(nn.Module):
+class ResidualBlock3d(GradientCheckpointingLayer):
     """`x + conv(act(norm(x)))` with a 3^3 convolution; keeps the shape `(P, C, D, H, W)`."""
 
     def __init__(self, num_channels: int) -> None:

@@ -118,7 +118,7 @@ class OptimConfig:
         ema_decay: Decay of the moving average of the weights, which is what is validated and saved.
         accumulate: Batches per step.
         precision: `no` for float32, or `bf16`, `fp16`.
-        gradient_checkpointing: Recompute encoder blocks in the backward pass to save memory.
+        gradient_checkpointing: Recompute the blocks of stem, encoder and decoder in the backward pass to save memory.
     """
 
     lr: float = 1.0e-3

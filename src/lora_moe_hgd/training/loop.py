@@ -303,14 +303,14 @@ class TrainingLoop:
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only."""
+    """AdamW with weight decay on matrices and kernels only; fused, which holds no copies during a step."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
     for name, value in trained_parameters(network):
         (free if value.ndim < 2 or name in embeddings else decayed).append(value)
     groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.optim.lr)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
 
 
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
