@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_moe_hgd.cli import run
 from lora_moe_hgd.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -87,3 +88,10 @@ def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path
     assert code != 0
     assert "asked for several processes and started one" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SystemExit):
+        run("train", ["--config", str(ROOT / "configs/smoke.yaml")])
+    assert "fsdp2.yaml" in capsys.readouterr().err

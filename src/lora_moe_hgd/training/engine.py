@@ -74,13 +74,21 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     """Processes, devices and precision as the launcher and the configuration say.
 
     Raises:
-        ValueError: If the launcher was asked for processes that it did not start, or a tracker is not installed.
+        ValueError: If the launcher was asked for processes that it did not start or for DeepSpeed, or a tracker is not
+            installed.
     """
     # `accelerate launch --cpu --num_processes 2` names a meeting place for its processes, and starts one.
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
             "`accelerate launch` was asked for several processes and started one, as it does with --cpu. Several "
             "processes on the CPU need `accelerate launch --config_file configs/accelerate/cpu_two_processes.yaml`."
+        )
+    # It steps inside the backward pass and keeps the optimizer's state in a form of its own: neither a step whose
+    # gradient is not finite could be left out, nor a run be resumed.
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise ValueError(
+            "`accelerate launch` was asked for DeepSpeed, which runs cannot resume from. "
+            "`--config_file configs/accelerate/fsdp2.yaml` also keeps weights and optimizer in parts."
         )
     known = [str(tracker) for tracker in get_available_trackers()]
     if config.tracker not in ("none", *known):
