@@ -14,9 +14,9 @@ from lora_moe_hgd.training.adapters import TARGET_MODULES
 from lora_moe_hgd.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
-# The convolutions of stem and decoder, too.
+# The convolutions of stem and decoder, too; PEFT cannot merge those of a single voxel.
 STEM = r".*\.stem\.(downsample\.\d|blocks\.\d\.\d\.conv|patch_projection)"
-DECODER = r".*decoder\.(refine\d\.(reduce|mix)|block\d\.conv|assembly\.(guidance\.0|output\.0|coefficients\.\d\.0))"
+DECODER = r".*decoder\.(refine\d\.mix|block\d\.conv)"
 CONVOLUTIONS = f"{TARGET_MODULES}|{STEM}|{DECODER}"
 
 VARIANTS: dict[str, list[str]] = {

@@ -223,6 +223,23 @@ def test_convolutions_can_have_adapters_too() -> None:
         assert_close(adapted(random_volumes()).logits, small_network()(random_volumes()).logits, rtol=0, atol=0)
 
 
+def test_adapters_of_convolutions_merge_exactly() -> None:
+    targets = r".*(stem\.(downsample\.\d|patch_projection)|decoder\.refine\d\.mix|decoder\.block\d\.conv)"
+    adapted = add_adapter(small_network(), "lora", options={"r": 2, "target_modules": targets}, base="base").eval()
+    with torch.no_grad():
+        before = adapted(random_volumes()).logits
+        for _, value in trained_parameters(adapted):
+            value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        trained = adapted(random_volumes()).logits
+        assert (trained - before).abs().max() > 1e-2
+        assert_close(merged(adapted)(random_volumes()).logits, trained, rtol=0, atol=1e-4)
+
+
+def test_convolutions_of_a_single_voxel_are_refused_as_peft_cannot_merge_them() -> None:
+    with pytest.raises(ValueError, match=r"single voxel.*decoder\.refine4\.reduce"):
+        add_adapter(small_network(), "lora", options={"target_modules": r".*\.reduce"}, base="base")
+
+
 def test_an_option_that_peft_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no option 'use_dorra' \(in `lora`\). Did you mean 'use_dora'"):
         add_adapter(small_network(), "lora", options={"use_dorra": True}, base="base")

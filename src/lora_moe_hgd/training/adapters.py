@@ -15,6 +15,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
@@ -34,7 +36,7 @@ def add_adapter(
         base: Where the base can be loaded from; the adapter's folder names it.
 
     Raises:
-        ValueError: If PEFT has no such option, or the targets match no module.
+        ValueError: If PEFT has no such option, or the targets match no module or one that cannot be merged.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
@@ -49,6 +51,18 @@ def add_adapter(
         "modules_to_save": TRAINED_IN_FULL[preset],
     }
     adapted = get_peft_model(network, LoraConfig(**{**preset_options, **options}))
+    single = [
+        name
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer)
+        and isinstance(module.get_base_layer(), nn.Conv3d)
+        and module.get_base_layer().kernel_size == (1, 1, 1)
+    ]
+    if single:
+        raise ValueError(
+            f"`lora.target_modules` must leave out convolutions of a single voxel, whose adapters PEFT cannot merge, "
+            f"got {single[0].removeprefix('base_model.model.')} among them."
+        )
     # PEFT copies the base's folder name from its configuration, which a shipped checkpoint does not know.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
