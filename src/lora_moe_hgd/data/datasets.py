@@ -320,18 +320,17 @@ class CropDataset(Dataset):
         case = self.source[index % len(self.source)]
         pixel_values, labels = random_crop(case["pixel_values"], case["labels"], self.crop_size, generator)
         pixel_values, labels = random_flip(pixel_values, labels, generator)
-        pixel_values = random_intensity(pixel_values, generator)
         return self.sample(pixel_values, labels, case["modality_mask"], generator)
 
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What the network gets of an augmented crop of the acquired sequences `(M,)`."""
+        """What the network gets of a mirrored crop of the acquired sequences `(M,)`."""
         raise NotImplementedError
 
 
 class SubsetCrops(CropDataset):
-    """Crops with a random subset of their sequences, and their labels.
+    """Crops of changed intensity with a random subset of their sequences, and their labels.
 
     Args:
         draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
@@ -345,6 +344,7 @@ class SubsetCrops(CropDataset):
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
+        pixel_values = random_intensity(pixel_values, generator)
         kept = self.draw_subset(acquired, self.progress, generator)
         pixel_values = torch.where(kept[:, None, None, None], pixel_values, 0.0)
         return {"pixel_values": pixel_values, "modality_mask": kept, "labels": labels.contiguous()}

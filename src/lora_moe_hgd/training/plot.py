@@ -34,19 +34,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plot_curves(rows: Rows) -> Figure:
-    """Losses, Dice in training and validation, learning rate, gradient norm, and time, over the steps."""
+    """Losses, Dice or error in training and validation, learning rate, gradient norm, and time, over the steps."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True).flatten()
     parts = sorted({name for row in rows for name in row if name.startswith("loss/")})
     _curves(panels[0], rows, {name.removeprefix("loss/"): name for name in parts}, title="loss", log=True)
-    _curves(panels[1], rows, {name: f"train_dice/{name}" for name in REGIONS}, title="Dice of training crops")
-    subsets = sorted({name.split("/")[0] for row in rows for name in row if name.startswith("dice_")})
-    for subset in subsets:
-        scored = [row for row in rows if f"{subset}/{REGIONS[0]}" in row]
-        means = [np.mean([row[f"{subset}/{region}"] for region in REGIONS]) for row in scored]
-        panels[2].plot([row["step"] for row in scored], means, marker="o", label=subset.removeprefix("dice_"))
-    panels[2].set(title="Dice of validation cases, mean of the regions", ylim=(0, 1))
-    panels[2].legend(fontsize=8)
+    if any("reconstruction_error" in row for row in rows):
+        panels[1].set_axis_off()
+        _curves(panels[2], rows, {"hidden voxels": "reconstruction_error"}, title="mean absolute error in validation")
+    else:
+        _dice_panels(panels[1], panels[2], rows)
     _curves(
         panels[3],
         rows,
@@ -59,6 +56,17 @@ def plot_curves(rows: Rows) -> Figure:
     for panel in panels[4:]:
         panel.set_xlabel("step")
     return figure
+
+
+def _dice_panels(training: Axes, validation: Axes, rows: Rows) -> None:
+    _curves(training, rows, {name: f"train_dice/{name}" for name in REGIONS}, title="Dice of training crops")
+    subsets = sorted({name.split("/")[0] for row in rows for name in row if name.startswith("dice_")})
+    for subset in subsets:
+        scored = [row for row in rows if f"{subset}/{REGIONS[0]}" in row]
+        means = [np.mean([row[f"{subset}/{region}"] for region in REGIONS]) for row in scored]
+        validation.plot([row["step"] for row in scored], means, marker="o", label=subset.removeprefix("dice_"))
+    validation.set(title="Dice of validation cases, mean of the regions", ylim=(0, 1))
+    validation.legend(fontsize=8)
 
 
 def plot_router_load(rows: Rows) -> Figure:
@@ -85,7 +93,9 @@ def plot_router_load(rows: Rows) -> Figure:
 def _curves(panel: Axes, rows: Rows, names: dict[str, str], *, title: str, log: bool = False) -> None:
     for label, name in names.items():
         seen = [row for row in rows if name in row]
-        panel.plot([row["step"] for row in seen], [row[name] for row in seen], label=label, linewidth=1)
+        # A run may have been validated once.
+        marker = "o" if len(seen) == 1 else None
+        panel.plot([row["step"] for row in seen], [row[name] for row in seen], label=label, linewidth=1, marker=marker)
     panel.set(title=title, yscale="log" if log else "linear")
     if not log:
         panel.set_ylim(bottom=0)

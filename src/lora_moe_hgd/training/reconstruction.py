@@ -133,7 +133,7 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
 
 class MaskedCrops(CropDataset):
-    """Crops with the draw of what is hidden."""
+    """Crops with the draw of what is hidden; their intensity is not changed, as nobody could guess a random one."""
 
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
