@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .sharding import sharded_like, whole
+from .sharding import laid_out_like, whole
 
 
 class WeightAverage:
@@ -50,4 +50,4 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_trained(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy whole `weights` into the trained parameters of the same names."""
     for name, value in trained_parameters(network):
-        value.copy_(sharded_like(weights[name], value))
+        value.copy_(laid_out_like(weights[name], value))

@@ -34,7 +34,7 @@ from .objectives import Objective
 from .reconstruction import MaskedReconstruction
 from .run_folder import RunFolder
 from .schedule import learning_rate_factor
-from .sharding import sharded_like, whole
+from .sharding import laid_out_like, whole
 from .states import Place, RunState
 
 Network = LoraMoeHgdForSegmentation | PeftModel | MaskedReconstruction
@@ -285,10 +285,10 @@ class TrainingLoop:
             return
         load_trained(self.bare, state.weights)
         for name, average in self.average.weights.items():
-            average.copy_(sharded_like(state.average[name], average))
+            average.copy_(laid_out_like(state.average[name], average))
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         for index, values in state.optimizer["state"].items():
-            values |= {key: sharded_like(value, parameters[index]) for key, value in values.items() if value.ndim}
+            values |= {key: laid_out_like(value, parameters[index]) for key, value in values.items() if value.ndim}
         self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)

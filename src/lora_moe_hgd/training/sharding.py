@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -11,9 +12,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where `like` is in parts."""
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is kept: with its order of axes in memory, and only this process's part of it."""
     if not isinstance(like, DTensor):
-        return tensor
+        # A fused optimizer pairs a weight with its moments by place in memory; channels-last weights would get those
+        # of other weights.
+        return torch.empty_like(like).copy_(tensor)
     # Every process has the whole tensor and takes its part: nothing is sent, so the order of calls does not matter.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
