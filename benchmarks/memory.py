@@ -1,7 +1,7 @@
 """Peak memory of a training step, by size of network and crop, precision and gradient checkpointing, as a table.
 
 `python benchmarks/memory.py` measures each in a process of its own: on a GPU what torch allocated, on the CPU what the
-process held beyond its imports. Batch of one with four sequences, AdamW, two steps.
+process held beyond its imports. Batch of one with four sequences, AdamW, two steps. `--sizes` also takes the peers.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
-
-from lora_moe_hgd.model.configuration_lora_moe_hgd import LoraMoeHgdConfig
-from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from peers import make_network
 
 VARIANTS = {
     "float32": (False, False),
@@ -27,19 +25,19 @@ VARIANTS = {
 
 
 def held_gb() -> float:
-    """Most memory so far, in 10^9 bytes."""
+    """Most memory so far, in 10^9 bytes; on the CPU as Linux tells it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not `resource.getrusage`, where a child begins with the peak of its parent.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def measure(size: str, edge: int, *, bf16: bool, checkpointing: bool) -> float:
     """Memory in 10^9 bytes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     before = held_gb()
-    config = LoraMoeHgdConfig.tiny() if size == "tiny" else LoraMoeHgdConfig.base()
-    network = LoraMoeHgdForSegmentation(config).to(device)
-    torch.nn.Module.to(network, memory_format=torch.channels_last_3d)
+    network = make_network(size, edge).to(device)
     if checkpointing:
         network.activation_checkpointing_enable()
     network.train()
@@ -53,6 +51,13 @@ def measure(size: str, edge: int, *, bf16: bool, checkpointing: bool) -> float:
         optimizer.step()
         optimizer.zero_grad()
     return held_gb() - before
+
+
+def measure_apart(size: str, edge: int, variant: str) -> float | None:
+    """The same in a process of its own; `None` if it ended there."""
+    words = [sys.executable, __file__, "--one", json.dumps([size, edge, variant])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def main() -> None:
@@ -70,12 +75,10 @@ def main() -> None:
     for size, edge in itertools.product(args.sizes.split(","), map(int, args.edges.split(","))):
         first = None
         for variant in VARIANTS:
-            words = [sys.executable, __file__, "--one", json.dumps([size, edge, variant])]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
+            gb = measure_apart(size, edge, variant)
+            if gb is None:
                 print(f"| {size} | {edge}^3 | {variant} | no room | |", flush=True)
                 continue
-            gb = float(done.stdout.splitlines()[-1])
             first = first or gb
             print(f"| {size} | {edge}^3 | {variant} | {gb:.1f} | {gb / first:.2f} |", flush=True)
 

@@ -27,12 +27,13 @@ def section(title: str, text: str, folder: Path) -> dict[str, str]:
 
 def readme_table(real: Path, phantom: Path) -> str:
     scores = [
-        {row["subset"]: row for row in json.loads((folder / "table.json").read_text())} for folder in (real, phantom)
+        {(row["subset"], row["region"]): row["mean"] for row in summary if row["metric"] == "dice"}
+        for summary in (json.loads((folder / "table.json").read_text())["summary"] for folder in (real, phantom))
     ]
     heads = [f"{where} {region}" for where in ("real", "phantom") for region in ("WT", "TC", "ET")]
     lines = [f"| sequences | {' | '.join(heads)} |", "|---" * 7 + "|"]
     for name in IN_README:
-        values = [f"{rows[name][region]:.3f}" for rows in scores for region in ("wt", "tc", "et")]
+        values = [f"{means[name, region]:.3f}" for means in scores for region in ("wt", "tc", "et")]
         lines.append(f"| {'mean over the 15 subsets' if name == 'mean' else name} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,3 +45,44 @@ def test_adapters_are_compared(dummy_root: Path, tmp_path: Path) -> None:
         "lora+decoder, rank 8",
         "all weights",
     ]
+
+
+@pytest.mark.slow
+def test_speed_is_measured_beside_the_peers() -> None:
+    rows = run_script("speed.py", "--edge", "32", "--rounds", "1", "--networks", "tiny,SegResNet-16,DynUNet")
+    assert len(rows) == 2 * (2 + 3 + 2 + 2) + 2 + 3
+    assert "| SegResNet-16, 4 sequences, forward and backward |" in "\n".join(rows)
+    assert not any("nan" in row for row in rows)
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    peers = pytest.importorskip("peers")
+    return peers.PeerForSegmentation(peers.PeerConfig(name="SegResNet-16", edge=32)).eval()
+
+
+def test_a_peer_never_sees_absent_sequences(peer: Any) -> None:
+    volume = torch.randn(2, 4, 32, 32, 32)
+    mask = torch.tensor([[True, False, True, True], [False, False, False, True]])
+    filled = volume.masked_fill(~mask[..., None, None, None], torch.nan)
+    with torch.no_grad():
+        assert torch.equal(peer(volume, mask).logits, peer(filled, mask).logits)
+
+
+def test_a_saved_peer_gives_the_same_logits(peer: Any, tmp_path: Path) -> None:
+    peer.save_pretrained(tmp_path)
+    reloaded = type(peer).from_pretrained(tmp_path).eval()
+    volume = torch.randn(1, 4, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(peer(volume).logits, reloaded(volume).logits)
+
+
+def test_the_training_engine_takes_a_peer(peer: Any, tmp_path: Path) -> None:
+    _, processor = load_checkpoint("tiny")
+    words = ["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(tmp_path / "run"), "--epochs", "1"]
+    words += ["--cache-dir", str(tmp_path / "cache"), "--subsets", "[flair]", "--tracker", "none"]
+    processor.target_spacing_mm = [4.0] * 3
+    best = train(read_config(words), build=lambda config: (peer, processor))
+    reloaded = type(peer).from_pretrained(best)
+    assert not torch.equal(next(reloaded.parameters()), next(type(peer)(peer.config).parameters()))

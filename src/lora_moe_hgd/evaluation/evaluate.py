@@ -1,61 +1,144 @@
-"""Dice of a checkpoint over cases and subsets of the sequences, on each case's own grid."""
+"""Scores of a checkpoint over cases and subsets of the sequences, on each case's own grid.
+
+`cases/<name>.json` keeps what is known of a case, so that an evaluation that was stopped goes on, and one of more
+cases or subsets computes what is new; the tables are made of these files, see `report`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.layouts import CaseFiles, find_cases
 from ..data.nifti import read_image
 from ..files import replacing
-from ..inference.segment import segment
-from ..loading import fastest_device, load_checkpoint
+from ..inference.segment import segment_inputs
+from ..inference.uncertainty import expected_dice
+from ..loading import load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..model.sliding_window import sliding_window_logits
-from .metrics import dice
+from .calibration import reliability_counts
+from .compare import write_comparison
+from .lesions import LESION_RULES, lesion_scores
+from .metrics import CONVENTIONS, region_scores
+from .report import write_report
 from .subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
 
 
 @dataclass(frozen=True)
-class Score:
-    """Dice of one case under one subset."""
+class Rules:
+    """By which rules cases are scored.
 
-    case_id: str
-    subset: str
-    wt: float
-    tc: float
-    et: float
-
-    @property
-    def mean(self) -> float:
-        return (self.wt + self.tc + self.et) / 3
-
-
-def predict(network: torch.nn.Module, pixel_values: Tensor, subset: Mask) -> Tensor:
-    """Nested regions `(3, D, H, W)`, boolean, of one preprocessed case on the network's own grid.
-
-    Fast, for use during training: nothing is resampled.
-
-    Args:
-        network: Called as the segmenter is.
-        pixel_values: `(M, D, H, W)`.
-        subset: Sequences to use.
+    Attributes:
+        convention: Name in `metrics.CONVENTIONS`: what an empty region scores.
+        lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
     """
-    mask = torch.tensor([subset], device=pixel_values.device)
-    logits = sliding_window_logits(network, pixel_values[None], mask)[0]
-    return (logits.sigmoid().cummin(dim=0).values > 0.5).cpu()
+
+    convention: str = "brats"
+    lesions: str = "gli2023"
+
+
+@dataclass
+class CaseScores:
+    """What is known of a case.
+
+    Attributes:
+        rows: One a subset and region: names, metrics, and the Dice that the network expected.
+        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    reliability: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, other: CaseScores) -> None:
+        """Take in other subsets of the same case."""
+        self.rows += other.rows
+        self.reliability |= other.reliability
+
+    def only(self, subsets: Iterable[Mask]) -> CaseScores:
+        """Of these subsets alone, in their order."""
+        names = [subset_name(subset) for subset in subsets]
+        rows = [row for name in names for row in self.rows if row["subset"] == name]
+        return CaseScores(rows, {name: self.reliability[name] for name in names if name in self.reliability})
+
+
+def score_case(
+    network: LoraMoeHgdForSegmentation,
+    processor: LoraMoeHgdImageProcessor,
+    case: CaseFiles,
+    subsets: Iterable[Mask],
+    rules: Rules,
+) -> CaseScores:
+    """Segment and score a case under each subset of which it has all sequences.
+
+    Raises:
+        BadInputError: If the case has no segmentation or a file is damaged.
+    """
+    scheme = label_scheme(case.label_scheme)
+    truth = scheme.decode(np.asarray(read_image(case.labelled()).dataobj))
+    images = {name: read_image(path) for name, path in case.images.items()}
+    spacing_mm = voxel_spacing_mm(next(iter(images.values())).affine)
+    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
+    scores = CaseScores()
+    for inputs, brain, subset in prepared(processor, images, subsets):
+        found = segment_inputs(network, processor, inputs)
+        name = subset_name(subset)
+        promised = expected_dice(found.probabilities)
+        for index, region in enumerate(REGIONS):
+            masks = found.regions[index], truth[index]
+            values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
+            values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
+            about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
+            volume_ml = float(truth[index].sum()) * found.voxel_ml
+            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": promised[index]})
+        scores.reliability[name] = reliability_counts(found.probabilities, truth, brain).tolist()
+    return scores
+
+
+def prepared(
+    processor: LoraMoeHgdImageProcessor, images: Mapping[str, nib.Nifti1Image], subsets: Iterable[Mask]
+) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
+    """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
+
+    How a sequence is cropped and normalised depends on the others through the brain alone, which is where any of
+    them differs from zero. Subsets with the same brain are therefore preprocessed together.
+    """
+    arrays = {name: np.nan_to_num(np.asarray(image.dataobj)) for name, image in images.items()}
+    # Some files have a fourth axis of length 1.
+    nonzero = {name: (array != 0).reshape(array.shape[:3]) for name, array in arrays.items()}
+    groups: dict[bytes, list[Mask]] = {}
+    brains: dict[bytes, np.ndarray] = {}
+    for subset in subsets:
+        names = _names(subset)
+        if set(names) <= set(images):
+            brain = np.logical_or.reduce([nonzero[name] for name in names])
+            key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
+            groups.setdefault(key, []).append(subset)
+            brains[key] = brain
+    for key, members in groups.items():
+        wanted = {name for subset in members for name in _names(subset)}
+        inputs = processor({name: image for name, image in images.items() if name in wanted})
+        for subset in members:
+            yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
+
+
+def _names(subset: Mask) -> list[str]:
+    return [name for name, used in zip(MODALITIES, subset, strict=True) if used]
 
 
 def evaluate(
@@ -63,83 +146,110 @@ def evaluate(
     processor: LoraMoeHgdImageProcessor,
     cases: Sequence[CaseFiles],
     *,
+    out: Path,
     subsets: Iterable[Mask] = EVERY_SUBSET,
-) -> list[Score]:
-    """Score each case under each subset of which it has all sequences.
+    rules: Rules | None = None,
+) -> CaseScores:
+    """Scores of all cases; what `out/cases` holds of the same weights, files and rules is not computed again.
 
-    Each subset is preprocessed by itself, as if the other sequences had never been acquired.
+    Under `accelerate launch` the processes share the cases, and each returns the scores of all.
 
     Raises:
         BadInputError: If a case has no segmentation or a file is damaged.
     """
-    scores = []
-    subsets = list(subsets)
-    for case in tqdm(cases, desc="cases", unit="case"):
-        truth = label_scheme(case.label_scheme).decode(np.asarray(read_image(case.labelled()).dataobj))
-        images = {name: read_image(path) for name, path in case.images.items()}
-        for subset in subsets:
-            wanted = [name for name, used in zip(MODALITIES, subset, strict=True) if used]
-            if not set(wanted) <= set(images):
-                continue
-            chosen = {name: images[name] for name in wanted}
-            predicted = segment(network, processor, chosen).regions
-            values = [dice(region, target) for region, target in zip(predicted, truth, strict=True)]
-            scores.append(Score(case.case_id, subset_name(subset), *values))
+    subsets, rules = list(subsets), rules or Rules()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    weights = _fingerprint_of(network, processor)
+    (out / "cases").mkdir(parents=True, exist_ok=True)
+    own = cases[state.process_index :: state.num_processes]
+    for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
+        path, fingerprint = out / "cases" / f"{case.case_id}.json", _fingerprint(weights, case, rules)
+        known = _read(path, fingerprint)
+        new = [subset for subset in subsets if subset_name(subset) not in known.reliability]
+        if new:
+            known.add(score_case(network, processor, case, new, rules))
+            content = {"fingerprint": fingerprint, "rows": known.rows, "reliability": known.reliability}
+            with replacing(path) as scratch:
+                scratch.write_text(json.dumps(content))
+    state.wait_for_everyone()
+    scores = CaseScores()
+    for case in cases:
+        found = _read(out / "cases" / f"{case.case_id}.json", _fingerprint(weights, case, rules)).only(subsets)
+        scores.rows += found.rows
+        scores.reliability |= {f"{case.case_id}/{name}": counts for name, counts in found.reliability.items()}
     return scores
 
 
-def mean_table(scores: Sequence[Score]) -> list[dict[str, float | str | int]]:
-    """One row a subset, and a last row `mean` over the subsets, each with Dice of the regions and their mean."""
-    rows: list[dict[str, float | str | int]] = []
-    for subset in dict.fromkeys(score.subset for score in scores):
-        chosen = [score for score in scores if score.subset == subset]
-        values = {name: float(np.mean([getattr(score, name) for score in chosen])) for name in (*REGIONS, "mean")}
-        rows.append({"subset": subset, "cases": len(chosen), **values})
-    means = {name: float(np.mean([row[name] for row in rows])) for name in (*REGIONS, "mean")}
-    return [*rows, {"subset": "mean", "cases": max(int(row["cases"]) for row in rows), **means}]
+def _read(path: Path, fingerprint: str) -> CaseScores:
+    """What is known of a case, nothing if it was made from anything else."""
+    if not path.is_file():
+        return CaseScores()
+    content = json.loads(path.read_text())
+    if content["fingerprint"] != fingerprint:
+        return CaseScores()
+    return CaseScores(content["rows"], content["reliability"])
 
 
-def to_markdown(rows: Sequence[dict[str, float | str | int]]) -> str:
-    """The table as Markdown."""
-    lines = ["| sequences | cases | WT | TC | ET | mean |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        values = " | ".join(f"{row[name]:.3f}" for name in (*REGIONS, "mean"))
-        lines.append(f"| {row['subset']} | {row['cases']} | {values} |")
-    return "\n".join(lines)
+def _fingerprint_of(network: torch.nn.Module, processor: LoraMoeHgdImageProcessor) -> str:
+    digest = hashlib.sha256(processor.to_json_string().encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(weights: str, case: CaseFiles, rules: Rules) -> str:
+    paths = [*case.images.values(), case.labelled()]
+    files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    text = "\n".join([weights, rules.convention, rules.lesions, case.label_scheme, *case.images, *files])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score a checkpoint and write `scores.csv`, `table.md` and `table.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Score a checkpoint, or compare earlier scores; the tables and pictures of `report` are written."""
+    parser = argparse.ArgumentParser(
+        description="Score a checkpoint over subsets of the sequences, or compare earlier evaluations."
+    )
     parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id")
-    parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="folder of labelled cases")
+    what.add_argument(
+        "--compare", type=Path, nargs="+", metavar="OUT", help="folders of evaluations; others against the first"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--cases", help="only these, by name, separated by commas")
     parser.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    parser.add_argument("--convention", choices=list(CONVENTIONS), default="brats", help="what empty regions score")
+    parser.add_argument("--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is")
     args = parser.parse_args(argv)
-    subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else EVERY_SUBSET
-    cases = find_cases(args.data)
-    if args.cases:
-        wanted = args.cases.split(",")
+    if args.compare:
+        print(write_comparison(args.compare, args.out))
+        return
+    subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else list(EVERY_SUBSET)
+    cases = _chosen(find_cases(args.data), args.cases, args.data)
+    if not any(set(_names(subset)) <= set(case.images) for case in cases for subset in subsets):
+        raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
+    # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    network, processor = load_checkpoint(args.checkpoint, device=str(state.device))
+    rules = Rules(args.convention, args.lesion_rules)
+    scores = evaluate(network, processor, cases, out=args.out, subsets=subsets, rules=rules)
+    if state.is_main_process:
+        print(write_report(pd.DataFrame(scores.rows), scores.reliability, args.out))
+
+
+def _chosen(cases: list[CaseFiles], names: str | None, where: Path) -> list[CaseFiles]:
+    """The cases to score, all of them labelled.
+
+    Raises:
+        ValueError: If a name is unknown or a case has no segmentation.
+    """
+    if names:
+        wanted = names.split(",")
         unknown = sorted(set(wanted) - {case.case_id for case in cases})
         if unknown:
-            raise ValueError(f"No case(s) {', '.join(unknown)} in {args.data}.")
+            raise ValueError(f"No case(s) {', '.join(unknown)} in {where}.")
         cases = [case for case in cases if case.case_id in wanted]
     for case in cases:
         case.labelled()
-    network, processor = load_checkpoint(args.checkpoint, device=fastest_device())
-    scores = evaluate(network, processor, cases, subsets=subsets)
-    if not scores:
-        raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
-    rows = mean_table(scores)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with replacing(args.out / "scores.csv") as scratch, open(scratch, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Score.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(score) for score in scores)
-    with replacing(args.out / "table.json") as scratch:
-        scratch.write_text(json.dumps(rows, indent=2))
-    with replacing(args.out / "table.md") as scratch:
-        scratch.write_text(to_markdown(rows) + "\n")
-    print(to_markdown(rows))
-    print(f"Tables are in {args.out}.")
+    return cases

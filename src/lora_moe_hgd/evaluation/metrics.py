@@ -1,9 +1,48 @@
-"""Overlap of two masks."""
+"""Overlap and distance of a predicted and a true region, and what an empty one scores."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
+
+METRICS = ("dice", "hd95_mm", "nsd", "sensitivity", "volume_error_ml")
+
+# Tolerance of the normalised surface distance.
+NSD_TOLERANCE_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a metric is worth where it has no value of its own.
+
+    Attributes:
+        both_empty: Dice and NSD where neither mask has a voxel, 1 or NaN; HD95 is then 0 or NaN.
+        missed_hd95_mm: HD95 where only one mask has a voxel; `None` for the diagonal of the image.
+        eps: Added above and below in Dice.
+        fewest_voxels: Predicted regions of fewer voxels are emptied first.
+    """
+
+    both_empty: float = 1.0
+    missed_hd95_mm: float | None = None
+    eps: float = 0.0
+    fewest_voxels: Mapping[str, int] = field(default_factory=dict)
+
+
+# The diagonal of 240 x 240 x 155 voxels of 1 mm, as in the BraTS challenges up to 2022.
+_BRATS_DIAGONAL_MM = 373.128664
+
+CONVENTIONS: dict[str, Convention] = {
+    "brats": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM),
+    "nan": Convention(both_empty=math.nan, missed_hd95_mm=math.nan),
+    "worst": Convention(),
+    # RFNet (https://github.com/dyh127/RFNet) and those who compare with its table of 15 subsets.
+    "rfnet": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM, eps=1e-8, fewest_voxels={"et": 500}),
+}
 
 
 def dice(prediction: ArrayLike, target: ArrayLike) -> float:
@@ -21,3 +60,88 @@ def dice(prediction: ArrayLike, target: ArrayLike) -> float:
         raise ValueError(f"Both masks must have one shape, got {prediction.shape} and {target.shape}.")
     total = int(prediction.sum()) + int(target.sum())
     return 2 * int((prediction & target).sum()) / total if total else 1.0
+
+
+def region_scores(
+    prediction: np.ndarray, target: np.ndarray, *, spacing_mm: Sequence[float], region: str, convention: Convention
+) -> dict[str, float]:
+    """The `METRICS` of one region of a case.
+
+    Dice; HD95, the larger of the two 95th percentiles of the distances from one surface to the other; NSD, the share
+    of both surfaces that lies within 1 mm of the other (https://arxiv.org/abs/1809.04430); sensitivity; and predicted
+    minus true volume. A surface is what a mask loses by erosion with the six neighbours, as in MONAI.
+
+    Args:
+        prediction: `(D, H, W)` bool.
+        target: `(D, H, W)` bool.
+        spacing_mm: Voxel size along each axis.
+        region: Name of the region.
+        convention: What undefined values are.
+
+    Raises:
+        ValueError: If the shapes differ, or the spacing is not three positive numbers.
+    """
+    check_masks(prediction, target, spacing_mm)
+    if np.count_nonzero(prediction) < convention.fewest_voxels.get(region, 0):
+        prediction = np.zeros_like(prediction)
+    num_predicted, num_true = int(np.count_nonzero(prediction)), int(np.count_nonzero(target))
+    volume_error = (num_predicted - num_true) * math.prod(spacing_mm) / 1000
+    if not num_predicted and not num_true:
+        undefined = convention.both_empty
+        hd95 = math.nan if math.isnan(undefined) else 0.0
+        return dict(zip(METRICS, (undefined, hd95, undefined, undefined, volume_error), strict=True))
+    if not num_predicted or not num_true:
+        overlap = convention.eps / (num_predicted + num_true + convention.eps)
+        hd95 = missed_distance_mm(convention.missed_hd95_mm, target.shape, spacing_mm)
+        # Without truth there is nothing to find: as bad as it can be, or undefined.
+        sensitivity = 0.0 if num_true else 0.0 * convention.both_empty
+        return dict(zip(METRICS, (overlap, hd95, 0.0, sensitivity, volume_error), strict=True))
+    box = bounding_box(prediction | target)
+    prediction, target = np.asarray(prediction[box], dtype=bool), np.asarray(target[box], dtype=bool)
+    both = int(np.count_nonzero(prediction & target))
+    there, back = surface_distances_mm(prediction, target, spacing_mm)
+    close = np.count_nonzero(there <= NSD_TOLERANCE_MM) + np.count_nonzero(back <= NSD_TOLERANCE_MM)
+    return {
+        "dice": (2 * both + convention.eps) / (num_predicted + num_true + convention.eps),
+        "hd95_mm": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        "nsd": float(close / (len(there) + len(back))),
+        "sensitivity": both / num_true,
+        "volume_error_ml": volume_error,
+    }
+
+
+def surface_distances_mm(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of each surface voxel of one mask to the surface of the other, there and back; neither is empty."""
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, target)]
+    to_prediction, to_target = (ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces)
+    return to_target[surfaces[0]], to_prediction[surfaces[1]]
+
+
+def check_masks(prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    """Refuse masks of different shapes, and a spacing that is none.
+
+    Raises:
+        ValueError: If the shapes differ, or the spacing is not three positive numbers.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"Both masks must have one shape, got {prediction.shape} and {target.shape}.")
+    if len(spacing_mm) != 3 or not all(0 < edge < math.inf for edge in spacing_mm):
+        raise ValueError(f"`spacing_mm` must be three positive numbers, got {tuple(spacing_mm)}.")
+
+
+def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    """The penalty, or the diagonal of the image where it is `None`."""
+    if penalty_mm is not None:
+        return penalty_mm
+    return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))
+
+
+def bounding_box(mask: np.ndarray, *, margin: int = 1) -> tuple[slice, ...]:
+    """Smallest box around the voxels of a mask that has some, and `margin` voxels more where the volume has them."""
+    slices = []
+    for axis in range(mask.ndim):
+        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        slices.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + 1 + margin))
+    return tuple(slices)

@@ -23,14 +23,20 @@ def make_report(
     sequences: list[str],
     scheme: LabelScheme,
     volumes_ml: dict[str, float],
+    confidence: dict[str, float],
     image: nib.Nifti1Image,
     seconds: float,
 ) -> dict[str, Any]:
-    """Collect the report; volumes in millilitres, spacing in millimetres along the array's own axes."""
+    """Collect the report.
+
+    Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
+    probabilities promise, see `uncertainty.expected_dice`.
+    """
     return {
         "case_id": case_id,
         "tumour_found": volumes_ml["wt"] > 0,
         "volumes_ml": {name: round(volume, 3) for name, volume in volumes_ml.items()},
+        "confidence": {name: round(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
         "sequences_not_used": [name for name in MODALITIES if name not in sequences],
         "label_scheme": {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from ..model.label_schemes import LABEL_SCHEMES, label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .picture import BEST_BACKGROUND, save_overlay
 from .report import make_report, write_report
+from .uncertainty import expected_dice, voxel_entropy
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,17 @@ def segment(
     Raises:
         ValueError: If there is no sequence, or they do not lie on one grid.
     """
-    inputs = processor(images)
+    return segment_inputs(network, processor, processor(images), progress=progress)
+
+
+def segment_inputs(
+    network: LoraMoeHgdForSegmentation,
+    processor: LoraMoeHgdImageProcessor,
+    inputs: Mapping[str, Any],
+    *,
+    progress: bool = False,
+) -> Segmentation:
+    """Segment a case that has been preprocessed; absent sequences may lie in `pixel_values` and are not read."""
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device), inputs["modality_mask"].to(network.device), progress=progress
     )
@@ -98,6 +110,7 @@ def main(argv: Sequence[str]) -> None:
         help="scheme of seg.nii.gz; that of the case's file names if left out",
     )
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
+    parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     args = parser.parse_args(argv)
     started = time.perf_counter()
     case = find_case(args.in_path)
@@ -118,15 +131,18 @@ def main(argv: Sequence[str]) -> None:
         sequences=list(images),
         scheme=scheme,
         volumes_ml=found.volumes_ml(),
+        confidence=dict(zip(REGIONS, expected_dice(found.probabilities), strict=True)),
         image=like,
         seconds=time.perf_counter() - started,
     )
     # The report says that the others are whole, so it goes first and comes last.
-    for name in ("report.json", "probabilities.nii.gz"):
+    for name in ("report.json", "probabilities.nii.gz", "uncertainty.nii.gz"):
         (args.out_path / name).unlink(missing_ok=True)
     write_image(args.out_path / "seg.nii.gz", scheme.encode(found.regions), like=like)
     if args.probabilities:
         write_image(args.out_path / "probabilities.nii.gz", np.moveaxis(found.probabilities, 0, -1), like=like)
+    if args.uncertainty:
+        write_image(args.out_path / "uncertainty.nii.gz", voxel_entropy(found.probabilities), like=like)
     background = next(name for name in BEST_BACKGROUND if name in images)
     save_overlay(
         args.out_path / "overlay.png",

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .encoder import EncoderOutput, TokenLayout
-from .stem import ResidualBlock3d, StemOutput, group_norm
+from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, group_norm
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:
@@ -32,7 +32,7 @@ class PointwiseBlock(nn.Sequential):
     """`ReLU(norm(conv1(x)))` on a volume."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(nn.Conv3d(in_channels, out_channels, kernel_size=1), group_norm(out_channels), nn.ReLU())
+        super().__init__(PointwiseConv3d(in_channels, out_channels), group_norm(out_channels), nn.ReLU(inplace=True))
 
 
 class HolisticCodebook(nn.Module):
@@ -106,14 +106,14 @@ class RefinementStage(GradientCheckpointingLayer):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv3d(in_channels, skip_channels, kernel_size=1)
+        self.reduce = PointwiseConv3d(in_channels, skip_channels)
         self.mix = nn.Conv3d(2 * skip_channels, out_channels, kernel_size=3, padding=1)
         self.norm = group_norm(out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Refine `x (B, in, *S)` with `skip (B, skip, *2S)` to `(B, out, *2S)`."""
         x = torch.cat([upsample(self.reduce(x), skip.shape[2:]).to(skip.dtype), skip], dim=1)
-        return nn.functional.leaky_relu(self.norm(self.mix(x)))
+        return nn.functional.leaky_relu(self.norm(self.mix(x)), inplace=True)
 
 
 @dataclass
@@ -144,7 +144,7 @@ class HolisticallyGuidedDecoder(nn.Module):
         self.block2 = ResidualBlock3d(at2)
         self.refine1 = RefinementStage(at2, config.full_resolution_channels, at1)
         self.heads = nn.ModuleList(
-            nn.Conv3d(channels, len(config.regions), kernel_size=1) for channels in (config.codeword_size, at4, at1)
+            PointwiseConv3d(channels, len(config.regions)) for channels in (config.codeword_size, at4, at1)
         )
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:

@@ -8,6 +8,7 @@ Shape letters: B cases, M modalities, P present volumes in the whole batch, C ch
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -28,6 +29,20 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
 
 
+class PointwiseConv3d(nn.Conv3d):
+    """Convolution of single voxels, `(B, C, ...) -> (B, C', ...)`.
+
+    A matrix product over the channels: on channels-last volumes PyTorch's convolution of a single voxel copies its
+    input and uses a slow kernel on the CPU.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 class ResidualBlock3d(GradientCheckpointingLayer):
     """`x + conv(act(norm(x)))` with a 3^3 convolution; keeps the shape `(P, C, D, H, W)`."""
 
@@ -37,7 +52,7 @@ class ResidualBlock3d(GradientCheckpointingLayer):
         self.conv = nn.Conv3d(num_channels, num_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(nn.functional.leaky_relu(self.norm(x)))
+        return self.conv(nn.functional.leaky_relu(self.norm(x), inplace=True)).add_(x)
 
 
 @dataclass
@@ -71,7 +86,8 @@ class Presence:
 
     def sum_per_case(self, packed: Tensor) -> Tensor:
         """Sum the present volumes of each case, `(P, ...) -> (B, ...)`, always in one order."""
-        return torch.stack([part.sum(dim=0) for part in packed.split(self.counts)])
+        # Addition of whole volumes: a reduction over the first axis strides through memory.
+        return torch.stack([functools.reduce(torch.add, part.unbind()) for part in packed.split(self.counts)])
 
 
 class ModalityFusion(nn.Module):
@@ -80,7 +96,7 @@ class ModalityFusion(nn.Module):
     def __init__(self, num_channels: int, num_modalities: int) -> None:
         super().__init__()
         self.num_modalities = num_modalities
-        self.gate = nn.Conv3d(num_channels, 1, kernel_size=1)
+        self.gate = PointwiseConv3d(num_channels, 1)
 
     def forward(self, features: Tensor, presence: Presence) -> Tensor:
         """Fuse `(P, C, D, H, W)` to `(B, C, D, H, W)`."""
@@ -143,10 +159,10 @@ class ModalityStem(nn.Module):
         for stage in range(len(STEM_STRIDES)):
             x = self.downsample[stage](x)
             if stage == 0:
-                x = x + self.modality_embedding(presence.modality_P)[..., None, None, None].to(x.dtype)
+                x.add_(self.modality_embedding(presence.modality_P)[..., None, None, None])
             x = self.blocks[stage](x)
             skips.append(self.fusions[stage](x, presence))
-        patches = self.patch_projection(nn.functional.leaky_relu(self.patch_norm(x)))
+        patches = self.patch_projection(nn.functional.leaky_relu(self.patch_norm(x), inplace=True))
         return StemOutput(
             full_resolution=self._fuse_early(pixel_values, modality_mask),
             skips=(skips[0], skips[1], skips[2]),
@@ -158,5 +174,5 @@ class ModalityStem(nn.Module):
         present = torch.where(modality_mask[..., None, None, None], pixel_values, 0.0)
         availability = self.availability(modality_mask.to(pixel_values.dtype))
         x = self.full_resolution(present)
-        x = x + availability[..., None, None, None].to(x.dtype)
-        return nn.functional.leaky_relu(self.full_resolution_norm(x))
+        x.add_(availability[..., None, None, None])
+        return nn.functional.leaky_relu(self.full_resolution_norm(x), inplace=True)

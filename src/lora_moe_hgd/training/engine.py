@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,8 @@ from .objectives import Objective, SegmentationObjective
 from .reconstruction import MaskedReconstruction, ReconstructionObjective
 from .run_folder import RunFolder
 
+Build = Callable[[RunConfig], tuple[Network, LoraMoeHgdImageProcessor]]
+
 # Validation phantoms come from seeds that no training set reaches.
 VALIDATION_SEED = 9_000_000
 
@@ -44,15 +46,20 @@ def main(argv: Sequence[str]) -> None:
     train(read_config(argv))
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, build: Build | None = None) -> Path:
     """Train, and return the folder of the best checkpoint.
+
+    Args:
+        config: The run.
+        build: What gives network and processor instead of `build_network`: for other networks that are called as the
+            segmenter is.
 
     Raises:
         ValueError: If the data or the base cannot be used; found before the first step.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
-    network, processor = build_network(config)
+    network, processor = (build or build_network)(config)
     # FSDP2 takes contiguous weights only; convolutions are faster with the others.
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.datasets import Case, CaseSource, CropDataset, SubsetCrops
-from ..evaluation.evaluate import predict
 from ..evaluation.metrics import dice
 from ..evaluation.subsets import Mask, parse_subset
 from ..inference.picture import BEST_BACKGROUND, save_overlay
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.sliding_window import sliding_window_logits
 from .config import RunConfig
 from .metrics_log import RunningDice
 from .run_folder import RunFolder
@@ -165,3 +165,18 @@ class SegmentationObjective:
             {"ground truth": case["labels"].bool().numpy(), "segmentation": predicted.numpy()},
             title=f"{case['case_id']}, epoch {epoch}: from {subset}, shown on {name}",
         )
+
+
+def predict(network: nn.Module, pixel_values: Tensor, subset: Mask) -> Tensor:
+    """Nested regions `(3, D, H, W)`, boolean, of one preprocessed case on the network's own grid.
+
+    Fast, for use during training: nothing is resampled.
+
+    Args:
+        network: Called as the segmenter is.
+        pixel_values: `(M, D, H, W)`.
+        subset: Sequences to use.
+    """
+    mask = torch.tensor([subset], device=pixel_values.device)
+    logits = sliding_window_logits(network, pixel_values[None], mask)[0]
+    return (logits.sigmoid().cummin(dim=0).values > 0.5).cpu()

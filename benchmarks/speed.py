@@ -1,0 +1,122 @@
+"""Time and memory of `tiny` beside MONAI's networks, as tables; ratios are to SegResNet-16 in the same run.
+
+`python benchmarks/speed.py` times forward and forward with backward on a crop, `--whole-case` a whole case of
+240 x 240 x 155 voxels. The networks take turns in each round, so that what else the machine does hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from memory import measure_apart
+from monai.inferers import sliding_window_inference
+from peers import PEERS, make_network, num_parameters
+from torch import Tensor
+
+YARDSTICK = "SegResNet-16"
+MASKS = {count: torch.tensor([[index < count for index in range(4)]]) for count in (4, 3, 2, 1)}
+
+
+def in_turns(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(rounds + 1):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def crop_jobs(names: list[str], edge: int, *, bf16: bool) -> dict[str, Callable[[], None]]:
+    """Forward with one to four sequences, and a training step with four, of each network."""
+    volume = torch.randn(1, 4, edge, edge, edge).contiguous(memory_format=torch.channels_last_3d)
+    labels = (torch.rand(1, 3, edge, edge, edge) > 0.5).float()
+
+    def forward(network: torch.nn.Module, mask: Tensor) -> Callable[[], None]:
+        def job() -> None:
+            network.eval()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                network(pixel_values=volume, modality_mask=mask)
+
+        return job
+
+    def step(network: torch.nn.Module) -> Callable[[], None]:
+        def job() -> None:
+            network.train().zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = network(pixel_values=volume, modality_mask=MASKS[4], labels=labels).loss
+            loss.backward()
+
+        return job
+
+    jobs = {}
+    for name in names:
+        network = make_network(name, edge)
+        # A peer reads its four channels whatever they hold.
+        for count in (4, 1) if name not in PEERS else (4,):
+            jobs[f"{name}, {count} sequence{'s' if count > 1 else ''}, forward"] = forward(network, MASKS[count])
+        jobs[f"{name}, 4 sequences, forward and backward"] = step(network)
+    return jobs
+
+
+def print_times(seconds: dict[str, list[float]]) -> None:
+    """Each beside the yardstick doing the same with four sequences."""
+    print("| what | minimum s | median s | ratio of minima |\n|---|---|---|---|")
+    for name, values in seconds.items():
+        kind = name.rsplit(", ", 1)[1]
+        least = min(seconds[f"{YARDSTICK}, 4 sequences, {kind}"])
+        print(
+            f"| {name} | {min(values):.2f} | {statistics.median(values):.2f} | {min(values) / least:.2f} |", flush=True
+        )
+
+
+def case_jobs(size: str) -> dict[str, Callable[[], None]]:
+    """A whole case at 1 mm: the yardstick in all windows, and ours as `segment_volume` does it."""
+    axes = [torch.linspace(-1, 1, edge) * edge for edge in (240, 240, 155)]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    brain = (z / 140) ** 2 + (y / 170) ** 2 + (x / 140) ** 2 < 1
+    volume = torch.where(brain, torch.randn(1, 4, 240, 240, 155), 0.0)
+    yardstick, ours = make_network(YARDSTICK, 64).eval(), make_network(size, 64).eval()
+
+    def all_windows() -> None:
+        with torch.no_grad():
+            sliding_window_inference(
+                volume, (64, 64, 64), 2, lambda crops: yardstick(pixel_values=crops).logits, 0.5, "gaussian"
+            )
+
+    jobs = {f"{YARDSTICK}, 4 sequences, whole case": all_windows}
+    for count, mask in MASKS.items():
+        name = f"{size}, {count} sequence{'s' if count > 1 else ''}, whole case"
+        jobs[name] = lambda mask=mask: ours.segment_volume(volume, mask)
+    return jobs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(["tiny", *PEERS]))
+    parser.add_argument("--edge", type=int, default=96, help="edge of the crop in voxels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--whole-case", action="store_true", help="time a whole case instead, minutes a round")
+    args = parser.parse_args()
+    names = args.networks.split(",")
+    if args.whole_case:
+        print_times(in_turns(case_jobs(names[0]), args.rounds))
+        return
+    for bf16 in (False, True):
+        print(f"\n{'bf16' if bf16 else 'float32'}, batch of one, {args.edge}^3, {torch.get_num_threads()} threads\n")
+        print_times(in_turns(crop_jobs(names, args.edge, bf16=bf16), args.rounds))
+    print("\n| network | million parameters | training memory, GB | ratio |\n|---|---|---|---|")
+    least = measure_apart(YARDSTICK, args.edge, "float32") or float("nan")
+    for name in names:
+        gb = measure_apart(name, args.edge, "float32") or float("nan")
+        print(f"| {name} | {num_parameters(make_network(name, args.edge)):.1f} | {gb:.2f} | {gb / least:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

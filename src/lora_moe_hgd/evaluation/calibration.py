@@ -1,0 +1,44 @@
+"""Whether probabilities can be believed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NUM_BINS = 10
+
+
+def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """What a reliability diagram is drawn of, summed over the voxels of the brain.
+
+    Args:
+        probabilities: `(R, D, H, W)` in [0, 1].
+        truth: `(R, D, H, W)` bool.
+        brain: `(D, H, W)` bool.
+
+    Returns:
+        `(R, 3, NUM_BINS)`: voxels, sum of probabilities, and true voxels in each of equally wide bins.
+    """
+    counts = []
+    for probability, region in zip(probabilities[:, brain], truth[:, brain], strict=True):
+        place = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1)
+        weights = (None, probability, region)
+        counts.append([np.bincount(place, weights=weight, minlength=NUM_BINS) for weight in weights])
+    return np.array(counts, dtype=np.float64)
+
+
+def expected_calibration_error(counts: np.ndarray) -> float:
+    """Mean over voxels of the distance between the probability and the share of true voxels of their bin (ECE).
+
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3.
+
+    Args:
+        counts: `(3, NUM_BINS)`, of one region as `reliability_counts` gives it.
+
+    Example:
+        >>> sure_and_right_three_times_in_four = np.zeros((3, NUM_BINS))
+        >>> sure_and_right_three_times_in_four[:, -1] = 4, 4, 3
+        >>> expected_calibration_error(sure_and_right_three_times_in_four)
+        0.25
+    """
+    voxels, probability, true = counts
+    return float(np.abs(probability - true).sum() / voxels.sum())

@@ -1,0 +1,117 @@
+"""Whether one evaluation is better than another: differences case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..files import replacing
+from ..model.configuration_lora_moe_hgd import REGIONS
+
+
+def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Dice of `second` minus that of `first`, over the cases and subsets that both have.
+
+    Cases are what is compared: a case's Dice is its mean over the subsets of the row.
+
+    Args:
+        first: Rows of `scores.csv`.
+        second: Rows of another.
+
+    Returns:
+        One row a region, over all common subsets, then one a subset, over all regions: columns `subset`, `region`,
+        `cases`, `first`, `second`, `difference`, `low`, `high` (95 % bootstrap interval), `p` (Wilcoxon signed-rank,
+        two-sided, not corrected for the number of rows) and `effect` (matched-pairs rank-biserial correlation,
+        Kerby 2014: -1 if every case is worse, 1 if every case is better).
+
+    Raises:
+        ValueError: If they have no case and subset in common.
+    """
+    keys = ["case_id", "subset", "region"]
+    pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]]
+    if pairs.empty:
+        raise ValueError("Both evaluations must have a case and a subset in common, got none.")
+    groups = [("mean", region, pairs[pairs["region"] == region]) for region in REGIONS]
+    groups.append(("mean", "mean", pairs))
+    groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]
+    table = []
+    for subset, region, group in groups:
+        cases = group.groupby("case_id")[["dice_first", "dice_second"]].mean().dropna()
+        difference = (cases["dice_second"] - cases["dice_first"]).to_numpy()
+        low, high = np.nan, np.nan
+        if len(difference) > 1:
+            found = stats.bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=0)
+            low, high = found.confidence_interval
+        table.append(
+            {
+                "subset": subset,
+                "region": region,
+                "cases": len(cases),
+                "first": cases["dice_first"].mean(),
+                "second": cases["dice_second"].mean(),
+                "difference": difference.mean(),
+                "low": low,
+                "high": high,
+                "p": stats.wilcoxon(difference).pvalue if difference.any() else 1.0,
+                "effect": rank_biserial(difference),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def rank_biserial(difference: np.ndarray) -> float:
+    """Share of the ranks of absolute differences that speaks for the second, minus that for the first.
+
+    Example:
+        >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
+        0.0
+    """
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 0.0
+    ranks = stats.rankdata(np.abs(difference))
+    return float((ranks * np.sign(difference)).sum() / ranks.sum())
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> str:
+    """Compare each folder with the first; write `comparison.csv` and `comparison.md` and return the latter.
+
+    Raises:
+        ValueError: If there are fewer than two, one is not of an evaluation, or they have no case in common.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"--compare takes at least two folders of evaluations, got {len(folders)}.")
+    scores = []
+    for folder in folders:
+        if not (folder / "scores.csv").is_file():
+            raise ValueError(f"{folder} must be the folder of an evaluation, with scores.csv, got none.")
+        scores.append(pd.read_csv(folder / "scores.csv"))
+    parts, tables = [], []
+    for folder, other in zip(folders[1:], scores[1:], strict=True):
+        table = paired_differences(scores[0], other)
+        tables.append(table.assign(compared=str(folder)))
+        parts.append(f"{folder} against {folders[0]}: Dice, paired by case.\n\n{_to_markdown(table)}")
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "comparison.csv") as scratch:
+        pd.concat(tables).to_csv(scratch, index=False)
+    text = "\n\n".join(parts)
+    with replacing(out / "comparison.md") as scratch:
+        scratch.write_text(text + "\n")
+    return text
+
+
+def _to_markdown(table: pd.DataFrame) -> str:
+    lines = [
+        "| sequences | region | cases | first | second | difference | p | effect |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        interval = "" if np.isnan(row.low) else f" ({row.low:+.3f} to {row.high:+.3f})"
+        cells = [row.subset, row.region.upper() if row.region in REGIONS else row.region, str(row.cases)]
+        cells += [f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}{interval}"]
+        lines.append(f"| {' | '.join([*cells, f'{row.p:.3f}', f'{row.effect:+.2f}'])} |")
+    return "\n".join(lines)

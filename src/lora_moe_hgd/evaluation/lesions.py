@@ -1,0 +1,115 @@
+"""Lesion-wise Dice and HD95 of the BraTS challenges since 2023: each lesion counts alike, however small.
+
+Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics and https://github.com/rachitsaluja/BraTS-2024-Metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from .metrics import bounding_box, check_masks, dice, missed_distance_mm, surface_distances_mm
+
+# True lesions are grown by the 18 neighbours; lesions are connected through the 26.
+_EIGHTEEN = ndimage.generate_binary_structure(3, 2)
+_TWENTY_SIX = ndimage.generate_binary_structure(3, 3)
+
+
+@dataclass(frozen=True)
+class LesionRules:
+    """What a lesion is and what missing or inventing one costs.
+
+    Attributes:
+        dilation: Steps by which the true region is grown; what then touches is one lesion.
+        fewest_voxels: True lesions of as many voxels or fewer do not count.
+        penalty_mm: HD95 of a missed or invented lesion; `None` for the diagonal of the image.
+        fewest_voxels_of: The same as `fewest_voxels` for single regions.
+    """
+
+    dilation: int
+    fewest_voxels: int
+    penalty_mm: float | None
+    fewest_voxels_of: Mapping[str, int] = field(default_factory=dict)
+
+
+LESION_RULES: dict[str, LesionRules] = {
+    "gli2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
+    "ssa2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
+    "ped2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
+    "men2023": LesionRules(dilation=1, fewest_voxels=50, penalty_mm=374.0),
+    "met2023": LesionRules(dilation=1, fewest_voxels=2, penalty_mm=374.0),
+    "gli2024": LesionRules(dilation=3, fewest_voxels=20, penalty_mm=337.0, fewest_voxels_of={"et": 10}),
+    "ped2024": LesionRules(dilation=5, fewest_voxels=10, penalty_mm=374.0),
+    "ssa2024": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
+    "met2024": LesionRules(dilation=1, fewest_voxels=2, penalty_mm=None),
+    "men_rt2024": LesionRules(dilation=1, fewest_voxels=50, penalty_mm=None),
+}
+
+
+def lesion_scores(
+    prediction: np.ndarray, target: np.ndarray, *, spacing_mm: Sequence[float], region: str, rules: LesionRules
+) -> dict[str, float]:
+    """Lesion-wise scores of one region of a case.
+
+    Predicted components that touch a grown true lesion belong to it, and are compared with it together. A true lesion
+    without any is missed (Dice 0 and the penalty); a predicted component that touches no true lesion at all is
+    invented, and costs the same. True lesions that are too small do not count, nor do the components that touch them.
+
+    Args:
+        prediction: `(D, H, W)` bool.
+        target: `(D, H, W)` bool.
+        spacing_mm: Voxel size along each axis.
+        region: Name of the region.
+        rules: What a lesion is.
+
+    Returns:
+        `lesion_dice` and `lesion_hd95_mm`, sums over lesions divided by the number of lesions that count and of
+        invented ones, 1 and 0 where there are neither; and the numbers `lesions`, `lesions_missed`, `lesions_false`.
+
+    Raises:
+        ValueError: If the shapes differ, or the spacing is not three positive numbers.
+    """
+    check_masks(prediction, target, spacing_mm)
+    penalty = missed_distance_mm(rules.penalty_mm, target.shape, spacing_mm)
+    either = prediction | target
+    if either.any():
+        # Growing must not be stopped by the box.
+        box = bounding_box(either, margin=rules.dilation + 1)
+        prediction, target = prediction[box], target[box]
+    grown = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
+    lesions, num_lesions = ndimage.label(grown, _TWENTY_SIX)
+    components, num_components = ndimage.label(prediction, _TWENTY_SIX)
+    fewest = rules.fewest_voxels_of.get(region, rules.fewest_voxels)
+    matched: set[int] = set()
+    dices: list[float] = []
+    distances: list[float] = []
+    missed = 0
+    for number in range(1, num_lesions + 1):
+        lesion = lesions == number
+        own = {int(component) for component in np.unique(components[lesion])} - {0}
+        matched |= own
+        truth = target & lesion
+        if np.count_nonzero(truth) <= fewest:
+            continue
+        if not own:
+            missed += 1
+            dices.append(0.0)
+            distances.append(penalty)
+            continue
+        found = np.isin(components, list(own))
+        around = bounding_box(found | truth)
+        dices.append(dice(found[around], truth[around]))
+        there, back = surface_distances_mm(found[around], truth[around], spacing_mm)
+        distances.append(float(max(np.percentile(there, 95), np.percentile(back, 95))))
+    false = num_components - len(matched)
+    total = len(dices) + false
+    return {
+        "lesion_dice": sum(dices) / total if total else 1.0,
+        "lesion_hd95_mm": (sum(distances) + false * penalty) / total if total else 0.0,
+        "lesions": float(len(dices)),
+        "lesions_missed": float(missed),
+        "lesions_false": float(false),
+    }

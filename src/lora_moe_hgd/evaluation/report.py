@@ -1,0 +1,260 @@
+"""Tables and pictures of an evaluation: means with intervals, the worth of each sequence, and how far to trust it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ..files import replacing
+from ..inference.picture import COLOURS
+from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from .calibration import NUM_BINS, expected_calibration_error
+from .subsets import EVERY_SUBSET, subset_name
+
+NUM_RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+# What is known of a row beside its scores.
+LABELS = ("case_id", "subset", "sequences", "region")
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over cases with bootstrap intervals, per subset, region and metric.
+
+    The region `mean` is the mean over the regions of a case, the subset `mean` over the subsets of a case. Values
+    that are undefined (NaN) are left out of a mean.
+
+    Args:
+        rows: One per case, subset and region.
+
+    Returns:
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`; the interval is undefined for one case.
+    """
+    metrics = [name for name in rows.columns if name not in LABELS]
+    whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
+    rows = pd.concat([rows, whole])
+    over_subsets = rows.groupby(["case_id", "region"], sort=False)[metrics].mean().reset_index().assign(subset="mean")
+    rows = pd.concat([rows, over_subsets])
+    summary = []
+    for (subset, region), group in rows.groupby(["subset", "region"], sort=False):
+        for metric in metrics:
+            mean, low, high = _interval(group[metric].dropna().to_numpy(dtype=float))
+            summary.append((subset, region, metric, len(group), mean, low, high))
+    return pd.DataFrame(summary, columns=["subset", "region", "metric", "cases", "mean", "low", "high"])
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and its percentile bootstrap interval over cases."""
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
+    )
+    return float(values.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
+    """What each sequence adds to a score, averaged over all orders in which the sequences may be acquired.
+
+    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`, with `v` of no
+    sequence zero. The values add up to the score of all sequences.
+
+    Args:
+        worth: Score of every non-empty subset.
+
+    Example:
+        >>> shapley_values({frozenset("a"): 0.5, frozenset("b"): 0.25, frozenset("ab"): 1.0})
+        {'a': 0.625, 'b': 0.375}
+    """
+    players = sorted(frozenset().union(*worth))
+    worth = {frozenset(): 0.0, **worth}
+    values = {}
+    for player in players:
+        others = [name for name in players if name != player]
+        values[player] = sum(
+            (worth[frozenset(chosen) | {player}] - worth[frozenset(chosen)])
+            / (len(players) * math.comb(len(others), size))
+            for size in range(len(players))
+            for chosen in itertools.combinations(others, size)
+        )
+    return values
+
+
+def worth_of_sequences(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Shapley values of the mean Dice by region, over the cases that have all 15 subsets; empty if there is none."""
+    counts = rows.groupby("case_id")["subset"].nunique()
+    complete = rows[rows["case_id"].isin(counts.index[counts == len(EVERY_SUBSET)])]
+    if complete.empty:
+        return {}
+    means = complete.groupby(["region", "subset"])["dice"].mean()
+    return {
+        region: shapley_values({frozenset(subset.split("+")): mean for subset, mean in means[region].items()})
+        for region in REGIONS
+    }
+
+
+def trust(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> pd.DataFrame:
+    """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
+
+    Returns:
+        Columns `sequences`, `ece_wt`, `ece_tc`, `ece_et`, `expected_dice`, `dice` (means over cases, subsets and
+        regions), and `spearman`, the rank correlation of the two over cases and subsets.
+    """
+    table = []
+    pooled = pooled_reliability(rows, reliability)
+    cases = (
+        rows.groupby(["case_id", "subset", "sequences"], sort=False)[["dice", "expected_dice"]].mean().reset_index()
+    )
+    for count, group in cases.groupby("sequences"):
+        errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(REGIONS)}
+        varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
+        rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
+        means = {name: group[name].mean() for name in ("expected_dice", "dice")}
+        table.append({"sequences": count, **errors, **means, "spearman": rank})
+    return pd.DataFrame(table)
+
+
+def pooled_reliability(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """Counts `(R, 3, bins)` by number of sequences, summed over cases and subsets."""
+    pooled: dict[int, np.ndarray] = {}
+    places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
+    for case_id, subset, count in places.itertuples(index=False):
+        pooled[count] = pooled.get(count, 0) + np.array(reliability[f"{case_id}/{subset}"])
+    return pooled
+
+
+def to_markdown(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> str:
+    """All tables of an evaluation."""
+    summary = summarise(rows)
+    metrics = [name for name in summary["metric"].unique() if name not in ("dice", "expected_dice", "true_volume_ml")]
+    parts = ["Dice, with 95 % bootstrap intervals over cases.", dice_table(summary), "Means of the other metrics over"]
+    parts[-1] += " subsets and cases."
+    overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"])["mean"]
+    parts.append(
+        _table(
+            ["metric", *map(str.upper, REGIONS)], [[m, *(f"{overall[m, r]:.3f}" for r in REGIONS)] for m in metrics]
+        )
+    )
+    if worth := worth_of_sequences(rows):
+        parts.append("What each sequence adds to the Dice of all (Shapley values).")
+        lines = [[name, *(f"{worth[region][name]:.3f}" for region in REGIONS)] for name in MODALITIES]
+        parts.append(_table(["sequence", *map(str.upper, REGIONS)], lines))
+    parts.append(
+        "How far to trust it, by number of sequences: calibration error (ECE) of the probabilities in the brain, the "
+        "Dice that the network expects, the real one, and the rank correlation of the two."
+    )
+    found = trust(rows, reliability)
+    heads = ["sequences", "ECE WT", "ECE TC", "ECE ET", "expected Dice", "Dice", "Spearman"]
+    parts.append(_table(heads, [[f"{row[0]:.0f}", *(f"{v:.3f}" for v in row[1:])] for row in found.to_numpy()]))
+    return "\n\n".join(parts)
+
+
+def dice_table(summary: pd.DataFrame) -> str:
+    """One row a subset, and a last row over all."""
+    dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])
+    lines = []
+    for subset in dice.index.unique("subset"):
+        cells = []
+        for region in (*REGIONS, "mean"):
+            row = dice.loc[(subset, region)]
+            interval = "" if math.isnan(row["low"]) else f" ({row['low']:.3f} to {row['high']:.3f})"
+            cells.append(f"{row['mean']:.3f}{interval}")
+        lines.append([subset, str(dice.loc[(subset, "mean")]["cases"]), *cells])
+    return _table(["sequences", "cases", "WT", "TC", "ET", "mean"], lines)
+
+
+def _table(heads: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def plot_heat_map(summary: pd.DataFrame) -> Figure:
+    """Dice of each subset and region."""
+    dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])["mean"]
+    subsets = list(dice.index.unique("subset"))
+    regions = [*REGIONS, "mean"]
+    values = np.array([[dice[subset, region] for region in regions] for subset in subsets])
+    figure = Figure(figsize=(5, 1 + 0.34 * len(subsets)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(regions)), [name.upper() if name in REGIONS else name for name in regions])
+    axes.set_yticks(range(len(subsets)), subsets)
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > 0.55 else "white"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_title("Dice by subset of the sequences")
+    figure.colorbar(image, ax=axes)
+    return figure
+
+
+def plot_by_count(rows: pd.DataFrame) -> Figure:
+    """Dice by number of sequences: mean over cases and subsets, and the interval of that over cases."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    counts = sorted(rows["sequences"].unique())
+    for place, region in enumerate(REGIONS):
+        means, ends = [], []
+        for count in counts:
+            chosen = rows[(rows["region"] == region) & (rows["sequences"] == count)]
+            mean, low, high = _interval(chosen.groupby("case_id")["dice"].mean().dropna().to_numpy())
+            means.append(mean)
+            ends.append((mean - low, high - mean) if not math.isnan(low) else (0.0, 0.0))
+        where = [index + (place - 1) * 0.27 for index in range(len(counts))]
+        axes.bar(where, means, 0.25, yerr=np.array(ends).T, label=region.upper(), color=COLOURS[region.upper()])
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1), title="Dice by number of sequences, 95 % intervals")
+    axes.legend(ncols=len(REGIONS), loc="upper left")
+    return figure
+
+
+def plot_reliability(pooled: Mapping[int, np.ndarray]) -> Figure:
+    """Share of true voxels against the probability, a panel a region, a curve a number of sequences."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(REGIONS), sharey=True)
+    for index, (axes, region) in enumerate(zip(panels, REGIONS, strict=True)):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        for count, counts in sorted(pooled.items()):
+            voxels, probability, true = counts[index]
+            seen = voxels > 0
+            label = f"{count} sequence{'s' if count > 1 else ''}"
+            axes.plot(probability[seen] / voxels[seen], true[seen] / voxels[seen], marker="o", label=label)
+        axes.set(title=region.upper(), xlabel=f"probability, in {NUM_BINS} bins", xlim=(0, 1), ylim=(0, 1))
+    panels[0].set_ylabel("share of true voxels")
+    panels[0].legend()
+    return figure
+
+
+def write_report(rows: pd.DataFrame, reliability: Mapping[str, Any], out: Path) -> str:
+    """Write `scores.csv`, `table.md`, `table.json` and the pictures; return what to print."""
+    order = {subset_name(subset): place for place, subset in enumerate(EVERY_SUBSET)}
+    rows = rows.sort_values("subset", key=lambda names: names.map(order), kind="stable")
+    summary, markdown = summarise(rows), to_markdown(rows, reliability)
+    content = {
+        "summary": json.loads(summary.to_json(orient="records")),
+        "shapley": worth_of_sequences(rows),
+        "trust": json.loads(trust(rows, reliability).to_json(orient="records")),
+    }
+    with replacing(out / "scores.csv") as scratch:
+        rows.to_csv(scratch, index=False)
+    with replacing(out / "table.json") as scratch:
+        scratch.write_text(json.dumps(content, indent=2))
+    with replacing(out / "table.md") as scratch:
+        scratch.write_text(markdown + "\n")
+    pictures = {
+        "heat_map.png": plot_heat_map(summary),
+        "by_count.png": plot_by_count(rows),
+        "reliability.png": plot_reliability(pooled_reliability(rows, reliability)),
+    }
+    for name, figure in pictures.items():
+        with replacing(out / name) as scratch:
+            FigureCanvasAgg(figure).print_png(scratch)
+    return f"{markdown}\n\nIn {out}: table.md, table.json, scores.csv, {', '.join(pictures)}."
