@@ -1,4 +1,4 @@
-"""What each part of the network and of its training is worth: variants trained for the same time, as a table.
+"""What each part of the network and of its training is worth: variants trained for the same steps, as a table.
 
 `python benchmarks/ablations.py --data ROOT` trains each variant from scratch on phantoms mixed with the cases in ROOT,
 with two seeds; runs that are done are kept, so that it can be stopped and started again. Dice is the mean over the 15
@@ -7,38 +7,24 @@ subsets, on phantoms that no run trains on and on the cases held out from ROOT.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from safetensors.torch import load_model
 from torch import Tensor, nn
+from trials import Trial, main
 
-from lora_moe_hgd.data.datasets import CaseSource, PhantomDataset
-from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET
-from lora_moe_hgd.files import replacing
-from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS, LoraMoeHgdConfig
+from lora_moe_hgd.model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from lora_moe_hgd.model.hgd_decoder import PointwiseBlock, upsample
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdSegmenterOutput
 from lora_moe_hgd.model.moe import ExpertRouter
 from lora_moe_hgd.training import objectives
-from lora_moe_hgd.training.config import RunConfig, read_config
-from lora_moe_hgd.training.engine import FROM_SCRATCH_SPACING_MM, VALIDATION_SEED, build_data, train
-from lora_moe_hgd.training.objectives import predict
+from lora_moe_hgd.training.engine import FROM_SCRATCH_SPACING_MM, Build
 from lora_moe_hgd.training.schedule import draw_subset
 
-ROOT = Path(__file__).parents[1]
-VAL_PHANTOMS = 6
 SECOND_LOSS_WEIGHT = 0.1
 
 
@@ -125,101 +111,37 @@ def open_routers(network: LoraMoeHgdForSegmentation) -> None:
             layer.moe.router.__class__ = OpenRouter
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What is different from the default."""
+def built(
+    network: type[LoraMoeHgdForSegmentation] = LoraMoeHgdForSegmentation,
+    *,
+    config: type[LoraMoeHgdConfig] = LoraMoeHgdConfig,
+    change: Callable[[LoraMoeHgdForSegmentation], None] = lambda network: None,
+    **sizes: Any,
+) -> Build:
+    """What builds the network with these classes and sizes, changed afterwards."""
 
-    sizes: dict[str, Any] = field(default_factory=dict)
-    config: type[LoraMoeHgdConfig] = LoraMoeHgdConfig
-    network: type[LoraMoeHgdForSegmentation] = LoraMoeHgdForSegmentation
-    change: Callable[[LoraMoeHgdForSegmentation], None] = lambda network: None
-    training: Callable[[], AbstractContextManager[Any]] = nullcontext
-    options: tuple[str, ...] = ()
+    def build(run: Any) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+        made = network(config(**sizes))
+        change(made)
+        return made, LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM)
 
-    def build(self, config: RunConfig) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-        network = self.network(self.config(**self.sizes))
-        self.change(network)
-        return network, LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM)
+    return build
 
 
 # Those that see a sample twice get half of the steps.
 HALF = ("--crops-per-case", "1")
-VARIANTS: dict[str, Variant] = {
-    "default": Variant(),
-    "plain upsampling, no codebook": Variant(change=plain_upsampling),
-    "no prior codewords": Variant(sizes={"num_prior_codewords": 0}),
+TRIALS: dict[str, Trial] = {
+    "default": Trial(built()),
+    "plain upsampling, no codebook": Trial(built(change=plain_upsampling)),
+    "no prior codewords": Trial(built(num_prior_codewords=0)),
     # As many multiplications for a token as with its shared and two routed experts.
-    "dense feed-forward, no experts": Variant(config=DenseConfig, sizes={"intermediate_size": 960}),
-    "no expert owned by a sequence": Variant(change=open_routers),
-    "ranking loss": Variant(network=Ranked, options=HALF),
-    "codebook distillation": Variant(network=Distilled, options=HALF),
-    "no curriculum": Variant(training=without_curriculum),
-    "half the channels at full resolution": Variant(
-        sizes={"full_resolution_channels": 4, "refinement_channels": (64, 32, 8)}
-    ),
+    "dense feed-forward, no experts": Trial(built(config=DenseConfig, intermediate_size=960)),
+    "no expert owned by a sequence": Trial(built(change=open_routers)),
+    "ranking loss": Trial(built(Ranked), options=HALF),
+    "codebook distillation": Trial(built(Distilled), options=HALF),
+    "no curriculum": Trial(built(), training=without_curriculum),
+    "half the channels at full resolution": Trial(built(full_resolution_channels=4, refinement_channels=(64, 32, 8))),
 }
 
-
-def mean_dice(network: nn.Module, sources: list[CaseSource]) -> list[float]:
-    """Mean Dice of each region over cases and subsets."""
-    values = [
-        [dice(*pair) for pair in zip(predict(network, case["pixel_values"], subset), case["labels"], strict=True)]
-        for source in sources
-        for case in (source[index] for index in range(len(source)))
-        for subset in EVERY_SUBSET
-    ]
-    return np.mean(values, axis=0).tolist()
-
-
-def run_variant(variant: Variant, config: RunConfig) -> dict[str, Any]:
-    """Train, and score the last weights."""
-    began = time.perf_counter()
-    with variant.training():
-        train(config, build=variant.build)
-    seconds = time.perf_counter() - began
-    network, processor = variant.build(config)
-    load_model(network, Path(config.output_dir) / "last" / "model.safetensors")
-    nn.Module.to(network.eval(), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    cache_dir = Path(config.data.cache_dir).expanduser()
-    phantoms = PhantomDataset(VAL_PHANTOMS, seed=VALIDATION_SEED, processor=processor, cache_dir=cache_dir)
-    _, real = build_data(config, processor, show=False)
-    return {"seconds": seconds, "phantoms": mean_dice(network, [phantoms]), "real": mean_dice(network, real)}
-
-
-def to_markdown(results: dict[str, list[dict[str, Any]]]) -> str:
-    """One row a variant: means over the seeds, and how far the seeds lie apart."""
-    names = [f"{data} {region.upper()}" for data in ("phantoms", "real") for region in REGIONS]
-    lines = [f"| variant | {' | '.join(names)} | mean | by seed | minutes |", "|---" * (len(names) + 4) + "|"]
-    for name, runs in results.items():
-        values = np.array([[*run["phantoms"], *run["real"]] for run in runs])
-        cells = " | ".join(f"{value:.3f}" for value in values.mean(axis=0))
-        by_seed = ", ".join(f"{value:.3f}" for value in values.mean(axis=1))
-        minutes = np.mean([run["seconds"] for run in runs]) / 60
-        lines.append(f"| {name} | {cells} | {values.mean():.3f} | {by_seed} | {minutes:.1f} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of labelled cases")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder for the runs")
-    args, options = parser.parse_known_args()
-    common = ["--config", str(ROOT / "configs/pretrain_phantom.yaml"), "--data", args.data, "--phantoms", "100"]
-    common += ["--phantom-share", "0.8", "--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none"]
-    results: dict[str, list[dict[str, Any]]] = {}
-    for seed in (0, 1):
-        for number, (name, variant) in enumerate(VARIANTS.items()):
-            folder = args.out / f"{number}-{seed}"
-            scores = folder / "scores.json"
-            if not scores.is_file():
-                words = [*common, *variant.options, *options, "--seed", str(seed), "--output-dir", str(folder)]
-                result = run_variant(variant, read_config(words))
-                with replacing(scores) as scratch:
-                    scratch.write_text(json.dumps(result))
-            results.setdefault(name, []).append(json.loads(scores.read_text()))
-            print(f"{name}, seed {seed}: {results[name][-1]}", flush=True)
-    print(to_markdown(results))
-
-
 if __name__ == "__main__":
-    main()
+    main(TRIALS, about=__doc__, out="runs/ablations")

@@ -21,7 +21,7 @@ from lora_moe_hgd.model.sliding_window import sliding_window_logits
 CHANNELS: dict[str, Any] = {"in_channels": len(MODALITIES), "out_channels": len(REGIONS)}
 STRIDES = (1, 2, 2, 2, 2)
 
-PEERS = ("SegResNet-16", "UNETR", "SwinUNETR-24", "DynUNet")
+PEERS = ("SegResNet-16", "UNETR", "DynUNet", "SwinUNETR-24")
 
 
 class PeerConfig(PreTrainedConfig):
