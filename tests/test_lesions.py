@@ -129,6 +129,17 @@ def test_what_touches_after_growing_is_one_lesion() -> None:
     assert score(close, close, LesionRules(dilation=2, fewest_voxels=2, penalty_mm=1.0))["lesions"] == 1
 
 
+def test_voxels_that_touch_at_a_corner_are_one_component() -> None:
+    found = score(cube(2, 2, 2) | cube(5, 5, 5), cube(20, 2, 2))
+    assert found["lesions_false"] == 1
+
+
+def test_growing_does_not_reach_across_a_corner() -> None:
+    found = score(cube(5, 5, 5), cube(2, 2, 2))
+    assert (found["lesions_missed"], found["lesions_false"]) == (1, 1)
+    assert score(cube(5, 5, 2), cube(2, 2, 2))["lesions_missed"] == 0
+
+
 def test_a_small_true_lesion_counts_neither_as_missed_nor_its_prediction_as_invented() -> None:
     target = cube(2, 2, 2) | cube(20, 2, 2, edge=1)
     perfect = {"lesion_dice": 1.0, "lesion_hd95_mm": 0.0, "lesions": 1, "lesions_missed": 0, "lesions_false": 0}

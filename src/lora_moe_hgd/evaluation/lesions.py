@@ -76,8 +76,7 @@ def lesion_scores(
     penalty = missed_distance_mm(rules.penalty_mm, target.shape, spacing_mm)
     either = prediction | target
     if either.any():
-        # Growing must not be stopped by the box.
-        box = bounding_box(either, margin=rules.dilation + 1)
+        box = bounding_box(either)
         prediction, target = prediction[box], target[box]
     grown = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
     lesions, num_lesions = ndimage.label(grown, _TWENTY_SIX)

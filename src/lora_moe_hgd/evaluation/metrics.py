@@ -138,10 +138,10 @@ def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_m
     return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))
 
 
-def bounding_box(mask: np.ndarray, *, margin: int = 1) -> tuple[slice, ...]:
-    """Smallest box around the voxels of a mask that has some, and `margin` voxels more where the volume has them."""
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Smallest box around the voxels of a mask that has some, and one voxel more where the volume has it."""
     slices = []
     for axis in range(mask.ndim):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        slices.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + 1 + margin))
+        slices.append(slice(max(int(where[0]) - 1, 0), int(where[-1]) + 2))
     return tuple(slices)
