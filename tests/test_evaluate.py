@@ -143,7 +143,7 @@ def test_calibrated_probabilities_have_no_calibration_error_and_overconfident_on
 def test_trust_is_told_by_number_of_sequences() -> None:
     rows = rows_of(*((c, s, v, v, v) for c, v in (("a", 0.2), ("b", 0.5), ("c", 0.9)) for s in ("t1", "t1+t2")))
     rows["expected_dice"] = np.where(rows["sequences"] == 1, 1 - rows["dice"], rows["dice"])
-    reliability = {f"{case}/{subset}": np.ones((3, 3, 10)) for case in "abc" for subset in ("t1", "t1+t2")}
+    reliability = {(case, subset): np.ones((3, 3, 10)) for case in "abc" for subset in ("t1", "t1+t2")}
     assert trust(rows, reliability)["spearman"].tolist() == pytest.approx([-1, 1])
 
 
@@ -176,7 +176,7 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
     images = {name: read_image(path) for name, path in case.images.items() if name in ("t1c", "flair")}
     found = segment(network, processor, images)
-    (row,) = (row for row in scores.rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
+    (row,) = (row for row in scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert found.volumes_ml()["wt"] == pytest.approx(volume)
     assert row["expected_dice"] == expected_dice(found.probabilities)[0]
@@ -220,7 +220,13 @@ def test_what_is_known_is_not_computed_again_and_what_changed_is(
     assert scored == []
     both = evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair, t1])
     assert scored == [("case_000", "t1")]
-    assert both.rows[:3] == first.rows[:3]
+    assert both["case_000"].rows[:3] == first["case_000"].rows
+    scored.clear()
+    (tmp_path / "cases/case_001/T2.nii.gz").unlink()
+    changed = find_cases(tmp_path / "cases")[1:]
+    for _ in range(2):
+        evaluate(network, processor, changed, out=tmp_path / "out", subsets=[flair, (False, False, True, True)])
+    assert scored == [("case_001", "flair")]
     scored.clear()
     with torch.no_grad():
         next(network.parameters()).add_(0.01)

@@ -149,8 +149,8 @@ def evaluate(
     out: Path,
     subsets: Iterable[Mask] = EVERY_SUBSET,
     rules: Rules | None = None,
-) -> CaseScores:
-    """Scores of all cases; what `out/cases` holds of the same weights, files and rules is not computed again.
+) -> dict[str, CaseScores]:
+    """Scores by name of the case; what `out/cases` holds of the same weights, files and rules is not computed again.
 
     Under `accelerate launch` the processes share the cases, and each returns the scores of all.
 
@@ -165,19 +165,18 @@ def evaluate(
     for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
         path, fingerprint = out / "cases" / f"{case.case_id}.json", _fingerprint(weights, case, rules)
         known = _read(path, fingerprint)
-        new = [subset for subset in subsets if subset_name(subset) not in known.reliability]
+        possible = [subset for subset in subsets if set(_names(subset)) <= set(case.images)]
+        new = [subset for subset in possible if subset_name(subset) not in known.reliability]
         if new:
             known.add(score_case(network, processor, case, new, rules))
             content = {"fingerprint": fingerprint, "rows": known.rows, "reliability": known.reliability}
             with replacing(path) as scratch:
                 scratch.write_text(json.dumps(content))
     state.wait_for_everyone()
-    scores = CaseScores()
-    for case in cases:
-        found = _read(out / "cases" / f"{case.case_id}.json", _fingerprint(weights, case, rules)).only(subsets)
-        scores.rows += found.rows
-        scores.reliability |= {f"{case.case_id}/{name}": counts for name, counts in found.reliability.items()}
-    return scores
+    return {
+        case.case_id: _read(out / "cases" / f"{case.case_id}.json", _fingerprint(weights, case, rules)).only(subsets)
+        for case in cases
+    }
 
 
 def _read(path: Path, fingerprint: str) -> CaseScores:
@@ -235,7 +234,11 @@ def main(argv: Sequence[str]) -> None:
     rules = Rules(args.convention, args.lesion_rules)
     scores = evaluate(network, processor, cases, out=args.out, subsets=subsets, rules=rules)
     if state.is_main_process:
-        print(write_report(pd.DataFrame(scores.rows), scores.reliability, args.out))
+        rows = pd.DataFrame([row for found in scores.values() for row in found.rows])
+        counts = {
+            (name, subset): value for name, found in scores.items() for subset, value in found.reliability.items()
+        }
+        print(write_report(rows, counts, args.out))
 
 
 def _chosen(cases: list[CaseFiles], names: str | None, where: Path) -> list[CaseFiles]:

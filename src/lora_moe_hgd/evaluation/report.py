@@ -24,6 +24,9 @@ from .subsets import EVERY_SUBSET, subset_name
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
+# By case and subset, `(R, 3, bins)`, see `calibration.reliability_counts`.
+Reliability = Mapping[tuple[str, str], Any]
+
 # What is known of a row beside its scores.
 LABELS = ("case_id", "subset", "sequences", "region")
 
@@ -103,7 +106,7 @@ def worth_of_sequences(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def trust(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> pd.DataFrame:
+def trust(rows: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
     """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
 
     Returns:
@@ -124,16 +127,16 @@ def trust(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def pooled_reliability(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> dict[int, np.ndarray]:
+def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int, np.ndarray]:
     """Counts `(R, 3, bins)` by number of sequences, summed over cases and subsets."""
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
     for case_id, subset, count in places.itertuples(index=False):
-        pooled[count] = pooled.get(count, 0) + np.array(reliability[f"{case_id}/{subset}"])
+        pooled[count] = pooled.get(count, 0) + np.array(reliability[case_id, subset])
     return pooled
 
 
-def to_markdown(rows: pd.DataFrame, reliability: Mapping[str, Any]) -> str:
+def to_markdown(rows: pd.DataFrame, reliability: Reliability) -> str:
     """All tables of an evaluation."""
     summary = summarise(rows)
     metrics = [name for name in summary["metric"].unique() if name not in ("dice", "expected_dice", "true_volume_ml")]
@@ -233,7 +236,7 @@ def plot_reliability(pooled: Mapping[int, np.ndarray]) -> Figure:
     return figure
 
 
-def write_report(rows: pd.DataFrame, reliability: Mapping[str, Any], out: Path) -> str:
+def write_report(rows: pd.DataFrame, reliability: Reliability, out: Path) -> str:
     """Write `scores.csv`, `table.md`, `table.json` and the pictures; return what to print."""
     order = {subset_name(subset): place for place, subset in enumerate(EVERY_SUBSET)}
     rows = rows.sort_values("subset", key=lambda names: names.map(order), kind="stable")
