@@ -1,7 +1,7 @@
 """Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR.
 
-Importing the package makes its classes known to the `Auto` classes of transformers, so that no `trust_remote_code` is
-needed.
+Importing the package makes its classes known to the `Auto` classes and the pipelines of transformers, so that no
+`trust_remote_code` is needed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .loading import load_checkpoint
 from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdModel
+from .model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from .pretrained import pretrained_path
 
 __version__ = version("lora-moe-hgd")
@@ -22,8 +24,12 @@ AutoConfig.register(LoraMoeHgdConfig.model_type, LoraMoeHgdConfig)
 AutoModel.register(LoraMoeHgdConfig, LoraMoeHgdForSegmentation)
 AutoModelForSemanticSegmentation.register(LoraMoeHgdConfig, LoraMoeHgdForSegmentation)
 AutoImageProcessor.register(LoraMoeHgdConfig, image_processor_classes={"pil": LoraMoeHgdImageProcessor})
+PIPELINE_REGISTRY.register_pipeline(
+    "brain-tumor-segmentation", pipeline_class=BrainTumorSegmentationPipeline, pt_model=AutoModel, type="image"
+)
 
 __all__ = [
+    "BrainTumorSegmentationPipeline",
     "LoraMoeHgdConfig",
     "LoraMoeHgdForSegmentation",
     "LoraMoeHgdImageProcessor",

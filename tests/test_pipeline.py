@@ -1,0 +1,92 @@
+"""`pipeline("brain-tumor-segmentation")`, with the package and without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, pretrained_path
+from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+
+TASK = "brain-tumor-segmentation"
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> BrainTumorSegmentationPipeline:
+    return pipeline(TASK, model=str(pretrained_path("tiny")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(dummy_root: Path) -> dict[str, Path]:
+    images = find_case(dummy_root / "case_000").images
+    return {name: images[name] for name in ("t1c", "flair")}
+
+
+def test_it_gives_what_segmenting_the_case_gives(segmenter, files: dict[str, Path]) -> None:
+    found = segmenter({**files, "t2": None})
+    expected = segment(*load_checkpoint("tiny"), {name: nib.load(path) for name, path in files.items()})
+    assert np.array_equal(found["probabilities"], expected.probabilities)
+    scheme = LABEL_SCHEMES[segmenter.image_processor.label_scheme]
+    assert np.array_equal(found["segmentation"], scheme.encode(expected.regions))
+    assert found["volumes_ml"] == pytest.approx(expected.volumes_ml())
+    assert np.array_equal(found["affine"], nib.load(files["t1c"]).affine)
+
+
+def test_a_folder_is_the_dict_of_its_files_and_a_list_is_cases_one_by_one(segmenter, dummy_root: Path) -> None:
+    folders = [dummy_root / "case_000", dummy_root / "case_001"]
+    found = segmenter([str(folders[0]), find_case(folders[1]).images])
+    for folder, result in zip(folders, found, strict=True):
+        assert np.array_equal(result["probabilities"], segmenter(str(folder))["probabilities"])
+
+
+def test_arrays_have_the_spacing_and_the_result_the_scheme_that_is_asked_for(segmenter, files) -> None:
+    image = nib.load(files["flair"])
+    spacing = float(image.header.get_zooms()[0])
+    found = segmenter({"flair": np.asarray(image.dataobj)}, spacing_mm=spacing, label_scheme="brats2018")
+    assert set(np.unique(found["segmentation"])) <= {0, 1, 2, 4}
+    assert np.diag(found["affine"])[0] == spacing
+    assert found["segmentation"].shape == image.shape
+
+
+def test_cases_are_not_stacked(segmenter, files: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"`batch_size` must be 1.*got 2"):
+        segmenter([files, files], batch_size=2)
+
+
+def test_a_saved_pipeline_runs_without_the_package(segmenter, files, tmp_path: Path, monkeypatch) -> None:
+    # What `register_for_auto_class` sets, for this test alone: every later save would bring the code along.
+    monkeypatch.setattr(type(segmenter.model), "_auto_class", "AutoModel")
+    monkeypatch.setattr(type(segmenter.model.config), "_auto_class", "AutoConfig")
+    monkeypatch.setattr(type(segmenter.image_processor), "_auto_class", "AutoImageProcessor")
+    segmenter.save_pretrained(tmp_path / "saved")
+    code = (
+        "import sys, numpy as np\n"
+        "from transformers import pipeline\n"
+        "segmenter = pipeline(model=sys.argv[1], trust_remote_code=True, device='cpu')\n"
+        "sys.modules['lora_moe_hgd'] = None\n"
+        "found = segmenter({'t1c': sys.argv[2], 'flair': sys.argv[3]})\n"
+        "np.save(sys.argv[4], found['segmentation'])\n"
+        "try:\n"
+        "    segmenter('case_000')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    words = [str(tmp_path / "saved"), str(files["t1c"]), str(files["flair"]), str(tmp_path / "found.npy")]
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    # As many threads as here: sums are split among them, and rounding depends on the split.
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *words], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "folders need the package lora-moe-hgd, which is not installed, got case_000" in done.stdout
+    assert np.array_equal(np.load(tmp_path / "found.npy"), segmenter(files)["segmentation"])
