@@ -159,18 +159,44 @@ def test_nothing_found_where_nothing_is_is_perfect(name: str) -> None:
     assert (found["lesion_dice"], found["lesion_hd95_mm"], found["lesions"]) == (1.0, 0.0, 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "penalty"), [("gli2023", 374), ("gli2024", 337), ("met2024", math.hypot(40 * 2, 20, 20 * 3))]
-)
-def test_the_penalty_is_that_of_the_rules(name: str, penalty: float) -> None:
+# Steps of growth, largest size that does not count (of the enhancing tumour), penalty in mm.
+PUBLISHED = {
+    "gli2023": (3, 50, 50, 374),
+    "ssa2023": (3, 50, 50, 374),
+    "ped2023": (3, 50, 50, 374),
+    "men2023": (1, 50, 50, 374),
+    "met2023": (1, 2, 2, 374),
+    "gli2024": (3, 20, 10, 337),
+    "ped2024": (5, 10, 10, 374),
+    "ssa2024": (3, 50, 50, 374),
+    "met2024": (1, 2, 2, math.hypot(40 * 2, 20, 20 * 3)),
+    "men_rt2024": (1, 50, 50, math.hypot(40 * 2, 20, 20 * 3)),
+}
+
+
+@pytest.mark.parametrize("name", list(LESION_RULES))
+def test_the_penalty_is_that_of_the_challenge(name: str) -> None:
     missed = score(np.zeros((40, 20, 20), dtype=bool), cube(2, 2, 2, edge=6), name, spacing_mm=(2, 1, 3))
-    assert missed["lesion_hd95_mm"] == pytest.approx(penalty)
+    assert missed["lesion_hd95_mm"] == pytest.approx(PUBLISHED[name][3])
 
 
-def test_the_enhancing_tumour_has_a_threshold_of_its_own() -> None:
-    target = np.zeros((40, 20, 20), dtype=bool)
-    target[2:17, 2, 2] = True
-    assert [score(target, target, "gli2024", region=name)["lesions"] for name in ("wt", "et")] == [0, 1]
+@pytest.mark.parametrize("name", list(LESION_RULES))
+def test_lesions_are_merged_over_the_gap_of_the_challenge(name: str) -> None:
+    # Both grow towards each other, until nothing is left between them.
+    gap = 2 * PUBLISHED[name][0]
+    pairs = [cube(2, 2, 2, edge=4) | cube(6 + between, 2, 2, edge=4) for between in (gap, gap + 1)]
+    assert [score(pair, pair, name)["lesions"] for pair in pairs] == [1, 2]
+
+
+@pytest.mark.parametrize("name", list(LESION_RULES))
+@pytest.mark.parametrize(("region", "column"), [("wt", 1), ("tc", 1), ("et", 2)])
+def test_lesions_count_above_the_size_of_the_challenge(name: str, region: str, column: int) -> None:
+    counted = []
+    for size in (PUBLISHED[name][column], PUBLISHED[name][column] + 1):
+        target = np.zeros((40, 20, 20), dtype=bool)
+        target.reshape(-1)[:size] = True
+        counted.append(score(target, target, name, region=region)["lesions"])
+    assert counted == [0, 1]
 
 
 def test_bad_masks_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from lora_moe_hgd.evaluation.metrics import CONVENTIONS, METRICS, dice, region_scores
+from lora_moe_hgd.evaluation.metrics import CONVENTIONS, METRICS, Convention, dice, region_scores
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
 
 SHAPE = (24, 20, 16)
@@ -65,6 +65,18 @@ def test_a_perfect_region_that_fills_the_volume() -> None:
     assert found == {"dice": 1, "hd95_mm": 0, "nsd": 1, "sensitivity": 1, "volume_error_ml": 0}
 
 
+def test_eps_is_added_above_and_below() -> None:
+    convention = Convention(eps=4.0)  # the 1e-8 of RFNet would vanish in rounding
+    found = region_scores(SOME, np.roll(SOME, 2, axis=0), spacing_mm=SPACING, region="wt", convention=convention)
+    assert found["dice"] == pytest.approx((2 * 64 + 4) / (2 * 96 + 4))
+
+
+def test_empty_surroundings_change_nothing() -> None:
+    whole = np.zeros((2, 240, 240, 155), dtype=bool)
+    whole[:, 100:124, 30:50, 7:23] = small = blob(1), blob(2)
+    assert scores(*whole) == scores(*small)
+
+
 # Dice, HD95, NSD and sensitivity.
 NAN = math.nan
 EDGE_CASES = {
@@ -106,8 +118,14 @@ def test_rfnet_removes_a_small_enhancing_tumour_and_nothing_else() -> None:
 def test_bad_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \(24, 20, 16\) and \(23, 20, 16\)"):
         scores(EMPTY, EMPTY[1:])
+
+
+@pytest.mark.parametrize(
+    "spacing_mm", [(1, 0, 1), (1, -1, 1), (1, math.inf, 1), (1, math.nan, 1), (1, 1), (1, 1, 1, 1)]
+)
+def test_a_spacing_other_than_three_positive_numbers_is_refused(spacing_mm: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="`spacing_mm` must be three positive numbers"):
-        region_scores(EMPTY, EMPTY, spacing_mm=(1, 0, 1), region="wt", convention=CONVENTIONS["nan"])
+        region_scores(EMPTY, EMPTY, spacing_mm=spacing_mm, region="wt", convention=CONVENTIONS["nan"])
 
 
 def test_there_are_fifteen_subsets_and_their_names_are_read_back() -> None:

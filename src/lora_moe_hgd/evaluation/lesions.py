@@ -1,6 +1,13 @@
 """Lesion-wise Dice and HD95 of the BraTS challenges since 2023: each lesion counts alike, however small.
 
-Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics and https://github.com/rachitsaluja/BraTS-2024-Metrics.
+Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics, but for two things: a surface is that of `metrics` and
+not the sub-voxel one of https://github.com/google-deepmind/surface-distance, and the size of a lesion is counted in
+voxels and not in cubic millimetres, which differ where voxels are not of 1 mm.
+
+The rules named after 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics and the
+procedure of 2023, so their scores are not the official ones: there, predicted lesions are also merged by growing and
+dropped if too small, pieces of enhancing tumour that touch the same necrosis are one lesion, and MEN-RT does not
+charge invented lesions.
 """
 
 from __future__ import annotations

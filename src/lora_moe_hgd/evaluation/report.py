@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,28 +138,39 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
 
 def to_markdown(rows: pd.DataFrame, reliability: Reliability) -> str:
     """All tables of an evaluation."""
-    summary = summarise(rows)
-    metrics = [name for name in summary["metric"].unique() if name not in ("dice", "expected_dice", "true_volume_ml")]
-    parts = ["Dice, with 95 % bootstrap intervals over cases.", dice_table(summary), "Means of the other metrics over"]
-    parts[-1] += " subsets and cases."
+    summary, worth, found = summarise(rows), worth_of_sequences(rows), trust(rows, reliability)
+    regions = [name.upper() for name in REGIONS]
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"])["mean"]
-    parts.append(
+    others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
+    parts = [
+        "Dice, with 95 % bootstrap intervals over cases.",
+        dice_table(summary),
+        "Means of the other metrics over subsets and cases.",
         _table(
-            ["metric", *map(str.upper, REGIONS)], [[m, *(f"{overall[m, r]:.3f}" for r in REGIONS)] for m in metrics]
-        )
-    )
-    if worth := worth_of_sequences(rows):
-        parts.append("What each sequence adds to the Dice of all (Shapley values).")
-        lines = [[name, *(f"{worth[region][name]:.3f}" for region in REGIONS)] for name in MODALITIES]
-        parts.append(_table(["sequence", *map(str.upper, REGIONS)], lines))
-    parts.append(
+            ["metric", *regions], [[name, *_numbers(overall[name, region] for region in REGIONS)] for name in others]
+        ),
+    ]
+    if worth:
+        parts += [
+            "What each sequence adds to the Dice of all (Shapley values).",
+            _table(
+                ["sequence", *regions],
+                [[name, *_numbers(worth[region][name] for region in REGIONS)] for name in MODALITIES],
+            ),
+        ]
+    parts += [
         "How far to trust it, by number of sequences: calibration error (ECE) of the probabilities in the brain, the "
-        "Dice that the network expects, the real one, and the rank correlation of the two."
-    )
-    found = trust(rows, reliability)
-    heads = ["sequences", "ECE WT", "ECE TC", "ECE ET", "expected Dice", "Dice", "Spearman"]
-    parts.append(_table(heads, [[f"{row[0]:.0f}", *(f"{v:.3f}" for v in row[1:])] for row in found.to_numpy()]))
+        "Dice that the network expects, the real one, and the rank correlation of the two.",
+        _table(
+            ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
+            [[f"{count:.0f}", *_numbers(values)] for count, *values in found.to_numpy()],
+        ),
+    ]
     return "\n\n".join(parts)
+
+
+def _numbers(values: Iterable[float]) -> list[str]:
+    return [f"{value:.3f}" for value in values]
 
 
 def dice_table(summary: pd.DataFrame) -> str:
