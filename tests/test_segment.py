@@ -14,13 +14,14 @@ from PIL import Image
 from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.inference.segment import choose_sequences
+from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 
 
 @pytest.fixture(scope="module")
 def segmented(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("segmented") / "case_000"
     paths = ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)]
-    run("segment", [*paths, "--modalities", "t1c,flair", "--probabilities"])
+    run("segment", [*paths, "--modalities", "t1c,flair", "--probabilities", "--uncertainty"])
     return out
 
 
@@ -40,6 +41,17 @@ def test_probabilities_are_nested_and_agree_with_the_labels(segmented: Path) -> 
     assert (np.diff(probabilities, axis=-1) <= 0).all()
     np.testing.assert_array_equal(probabilities[..., 0] > 0.5, labels > 0)
     np.testing.assert_array_equal(probabilities[..., 2] > 0.5, labels == 3)
+
+
+def test_uncertainty_and_confidence_are_those_of_the_probabilities(segmented: Path) -> None:
+    probabilities = np.moveaxis(np.asarray(nib.load(segmented / "probabilities.nii.gz").dataobj), -1, 0)
+    image = nib.load(segmented / "uncertainty.nii.gz")
+    entropy = np.asarray(image.dataobj)
+    np.testing.assert_allclose(entropy, voxel_entropy(probabilities), atol=1e-6)
+    assert 0 <= entropy.min() < 0.5 < entropy.max() <= 2
+    assert np.array_equal(image.affine, nib.load(segmented / "seg.nii.gz").affine)
+    confidence = json.loads((segmented / "report.json").read_text())["confidence"]
+    assert list(confidence.values()) == pytest.approx(expected_dice(probabilities), abs=1e-3)
 
 
 def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
@@ -78,6 +90,7 @@ def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented
     plain = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
     np.testing.assert_array_equal(renamed, np.array([0, 2, 1, 4], dtype=np.uint8)[plain])
     assert not (tmp_path / "probabilities.nii.gz").exists()
+    assert not (tmp_path / "uncertainty.nii.gz").exists()
 
 
 def test_a_case_without_tumour_is_said_to_have_none(dummy_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
