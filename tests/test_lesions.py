@@ -67,7 +67,7 @@ def slow(prediction: np.ndarray, target: np.ndarray, spacing: tuple, rules: Lesi
         grown |= {other for voxel in grown for other in neighbours(voxel, 2)}
     inside = {v for v in grown if all(0 <= p < edge for p, edge in zip(v, prediction.shape, strict=True))}
     components = flood(predicted)
-    fewest = rules.fewest_voxels_of.get(region, rules.fewest_voxels)
+    ignored = rules.ignored_mm3_of.get(region, rules.ignored_mm3)
     diagonal = math.sqrt(sum((edge * s) ** 2 for edge, s in zip(prediction.shape, spacing, strict=True)))
     penalty = diagonal if rules.penalty_mm is None else rules.penalty_mm
     touched, results = [], []
@@ -75,7 +75,7 @@ def slow(prediction: np.ndarray, target: np.ndarray, spacing: tuple, rules: Lesi
         own = [part for part in components if part & lesion]
         touched += [part for part in own if part not in touched]
         truth = true & lesion
-        if len(truth) > fewest:
+        if len(truth) * spacing[0] * spacing[1] * spacing[2] > ignored:
             found = set().union(*own)
             overlap = 2 * len(found & truth) / (len(found) + len(truth))
             results.append((overlap, slow_hd95(found, truth, spacing)) if own else (0.0, penalty))
@@ -92,8 +92,8 @@ def slow(prediction: np.ndarray, target: np.ndarray, spacing: tuple, rules: Lesi
     [
         LESION_RULES["met2023"],
         LESION_RULES["met2024"],
-        LesionRules(dilation=1, fewest_voxels=6, penalty_mm=374.0, fewest_voxels_of={"et": 3}),
-        LesionRules(dilation=2, fewest_voxels=4, penalty_mm=374.0),
+        LesionRules(dilation=1, ignored_mm3=6, penalty_mm=374.0, ignored_mm3_of={"et": 3}),
+        LesionRules(dilation=2, ignored_mm3=4, penalty_mm=374.0),
     ],
 )
 def test_scores_equal_those_of_a_slow_implementation(seed: int, rules: LesionRules) -> None:
@@ -126,7 +126,7 @@ def test_a_missed_and_an_invented_lesion_cost_the_penalty_each() -> None:
 def test_what_touches_after_growing_is_one_lesion() -> None:
     close = cube(2, 2, 2) | cube(8, 2, 2)
     assert score(close, close)["lesions"] == 2
-    assert score(close, close, LesionRules(dilation=2, fewest_voxels=2, penalty_mm=1.0))["lesions"] == 1
+    assert score(close, close, LesionRules(dilation=2, ignored_mm3=2, penalty_mm=1.0))["lesions"] == 1
 
 
 def test_voxels_that_touch_at_a_corner_are_one_component() -> None:

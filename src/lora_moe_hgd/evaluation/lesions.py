@@ -1,8 +1,7 @@
 """Lesion-wise Dice and HD95 of the BraTS challenges since 2023: each lesion counts alike, however small.
 
-Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics, but for two things: a surface is that of `metrics` and
-not the sub-voxel one of https://github.com/google-deepmind/surface-distance, and the size of a lesion is counted in
-voxels and not in cubic millimetres, which differ where voxels are not of 1 mm.
+Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics, but that a surface is that of `metrics` and not the
+sub-voxel one of https://github.com/google-deepmind/surface-distance.
 
 The rules named after 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics and the
 procedure of 2023, so their scores are not the official ones: there, predicted lesions are also merged by growing and
@@ -12,6 +11,7 @@ charge invented lesions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,28 +31,28 @@ class LesionRules:
 
     Attributes:
         dilation: Steps by which the true region is grown; what then touches is one lesion.
-        fewest_voxels: True lesions of as many voxels or fewer do not count.
+        ignored_mm3: True lesions of this volume or less do not count.
         penalty_mm: HD95 of a missed or invented lesion; `None` for the diagonal of the image.
-        fewest_voxels_of: The same as `fewest_voxels` for single regions.
+        ignored_mm3_of: The same for single regions.
     """
 
     dilation: int
-    fewest_voxels: int
+    ignored_mm3: float
     penalty_mm: float | None
-    fewest_voxels_of: Mapping[str, int] = field(default_factory=dict)
+    ignored_mm3_of: Mapping[str, float] = field(default_factory=dict)
 
 
 LESION_RULES: dict[str, LesionRules] = {
-    "gli2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
-    "ssa2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
-    "ped2023": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
-    "men2023": LesionRules(dilation=1, fewest_voxels=50, penalty_mm=374.0),
-    "met2023": LesionRules(dilation=1, fewest_voxels=2, penalty_mm=374.0),
-    "gli2024": LesionRules(dilation=3, fewest_voxels=20, penalty_mm=337.0, fewest_voxels_of={"et": 10}),
-    "ped2024": LesionRules(dilation=5, fewest_voxels=10, penalty_mm=374.0),
-    "ssa2024": LesionRules(dilation=3, fewest_voxels=50, penalty_mm=374.0),
-    "met2024": LesionRules(dilation=1, fewest_voxels=2, penalty_mm=None),
-    "men_rt2024": LesionRules(dilation=1, fewest_voxels=50, penalty_mm=None),
+    "gli2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "ssa2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "ped2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "men2023": LesionRules(dilation=1, ignored_mm3=50, penalty_mm=374.0),
+    "met2023": LesionRules(dilation=1, ignored_mm3=2, penalty_mm=374.0),
+    "gli2024": LesionRules(dilation=3, ignored_mm3=20, penalty_mm=337.0, ignored_mm3_of={"et": 10}),
+    "ped2024": LesionRules(dilation=5, ignored_mm3=10, penalty_mm=374.0),
+    "ssa2024": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "met2024": LesionRules(dilation=1, ignored_mm3=2, penalty_mm=None),
+    "men_rt2024": LesionRules(dilation=1, ignored_mm3=50, penalty_mm=None),
 }
 
 
@@ -88,7 +88,7 @@ def lesion_scores(
     grown = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
     lesions, num_lesions = ndimage.label(grown, _TWENTY_SIX)
     components, num_components = ndimage.label(prediction, _TWENTY_SIX)
-    fewest = rules.fewest_voxels_of.get(region, rules.fewest_voxels)
+    ignored_voxels = rules.ignored_mm3_of.get(region, rules.ignored_mm3) / math.prod(spacing_mm)
     matched: set[int] = set()
     dices: list[float] = []
     distances: list[float] = []
@@ -98,7 +98,7 @@ def lesion_scores(
         own = {int(component) for component in np.unique(components[lesion])} - {0}
         matched |= own
         truth = target & lesion
-        if np.count_nonzero(truth) <= fewest:
+        if np.count_nonzero(truth) <= ignored_voxels:
             continue
         if not own:
             missed += 1
