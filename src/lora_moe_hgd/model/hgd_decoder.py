@@ -32,7 +32,9 @@ class PointwiseBlock(nn.Sequential):
     """`ReLU(norm(conv1(x)))` on a volume."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(PointwiseConv3d(in_channels, out_channels), group_norm(out_channels), nn.ReLU(inplace=True))
+        super().__init__(
+            PointwiseConv3d(in_channels, out_channels, kernel_size=1), group_norm(out_channels), nn.ReLU(inplace=True)
+        )
 
 
 class HolisticCodebook(nn.Module):
@@ -106,7 +108,7 @@ class RefinementStage(GradientCheckpointingLayer):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.reduce = PointwiseConv3d(in_channels, skip_channels)
+        self.reduce = PointwiseConv3d(in_channels, skip_channels, kernel_size=1)
         self.mix = nn.Conv3d(2 * skip_channels, out_channels, kernel_size=3, padding=1)
         self.norm = group_norm(out_channels)
 
@@ -144,7 +146,8 @@ class HolisticallyGuidedDecoder(nn.Module):
         self.block2 = ResidualBlock3d(at2)
         self.refine1 = RefinementStage(at2, config.full_resolution_channels, at1)
         self.heads = nn.ModuleList(
-            PointwiseConv3d(channels, len(config.regions)) for channels in (config.codeword_size, at4, at1)
+            PointwiseConv3d(channels, len(config.regions), kernel_size=1)
+            for channels in (config.codeword_size, at4, at1)
         )
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:

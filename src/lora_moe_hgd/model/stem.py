@@ -30,17 +30,17 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
 
 
 class PointwiseConv3d(nn.Conv3d):
-    """Convolution of single voxels, `(B, C, ...) -> (B, C', ...)`.
+    """Convolution with a kernel of one voxel, `(B, C, ...) -> (B, C', ...)`.
 
     A matrix product over the channels: on channels-last volumes PyTorch's convolution of a single voxel copies its
     input and uses a slow kernel on the CPU.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1)
-
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        voxels = x.movedim(1, -1)
+        # One plain matrix: of others PyTorch chooses the product, and the rounding, by whether the weight is trained.
+        rows = nn.functional.linear(voxels.flatten(0, -2), self.weight.flatten(1), self.bias)
+        return rows.unflatten(0, voxels.shape[:-1]).movedim(-1, 1)
 
 
 class ResidualBlock3d(GradientCheckpointingLayer):
@@ -96,7 +96,7 @@ class ModalityFusion(nn.Module):
     def __init__(self, num_channels: int, num_modalities: int) -> None:
         super().__init__()
         self.num_modalities = num_modalities
-        self.gate = PointwiseConv3d(num_channels, 1)
+        self.gate = PointwiseConv3d(num_channels, 1, kernel_size=1)
 
     def forward(self, features: Tensor, presence: Presence) -> Tensor:
         """Fuse `(P, C, D, H, W)` to `(B, C, D, H, W)`."""
