@@ -1,7 +1,7 @@
 """Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR.
 
 Importing the package makes its classes known to the `Auto` classes and the pipelines of transformers, so that no
-`trust_remote_code` is needed.
+`trust_remote_code` is needed. What is saved or pushed brings its code along, for those who have not the package.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ AutoImageProcessor.register(LoraMoeHgdConfig, image_processor_classes={"pil": Lo
 PIPELINE_REGISTRY.register_pipeline(
     "brain-tumor-segmentation", pipeline_class=BrainTumorSegmentationPipeline, pt_model=AutoModel, type="image"
 )
+LoraMoeHgdConfig.register_for_auto_class()
+LoraMoeHgdForSegmentation.register_for_auto_class("AutoModel")
+LoraMoeHgdImageProcessor.register_for_auto_class()
 
 __all__ = [
     "BrainTumorSegmentationPipeline",

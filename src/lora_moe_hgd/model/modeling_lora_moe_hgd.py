@@ -6,6 +6,7 @@ here, so that the whole folder travels with a saved model.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,16 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 encoded.router_logits, encoded.layout.tokens_per_case, self.config.num_experts_per_tok
             )
         return losses
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers does it; each `Auto` class that takes the network finds it in the code that goes along."""
+        found = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoModel": found,
+            "AutoModelForSemanticSegmentation": found,
+        }
+        super().save_pretrained(*args, **kwargs)
 
     def segment_volume(
         self,
