@@ -16,7 +16,7 @@ from lora_moe_hgd.loading import base_name, checkpoint_folder
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
-ORDER = ["files", "model", "pretrained", "data", "loading", "inference", "evaluation", "training", "cli"]
+ORDER = ["files", "model", "pretrained", "data", "loading", "inference", "evaluation", "training", "hub", "cli"]
 ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}
 
 

@@ -1,11 +1,12 @@
 """From the name of a checkpoint to a network and its processor.
 
-A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id; each may hold a whole network
-or a PEFT adapter over one.
+A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, with `@` and a branch, tag or
+commit behind it if need be; each may hold a whole network or a PEFT adapter over one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -27,10 +28,42 @@ def checkpoint_folder(name: str | Path) -> Path:
     folder = _folder_on_disk(name)
     if folder is not None:
         return folder
+    repo, _, revision = str(name).partition("@")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
     except HFValidationError as error:
         raise ValueError(f"'{name}' is neither a folder, nor 'tiny', nor a Hub id.") from error
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """SHA-256 over weights and settings of a checkpoint's folder, and over those of an adapter's base."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    if is_adapter(folder):
+        digest.update(checkpoint_digest(checkpoint_folder(adapter_base(folder))).encode())
+    return digest.hexdigest()
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter and no whole network."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def adapter_base(folder: Path) -> str:
+    """Name of the base that the adapter in `folder` goes over.
+
+    Raises:
+        ValueError: If the folder does not tell.
+    """
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the base, got {base}."
+        )
+    return str(base)
 
 
 def base_name(name: str | Path) -> str:
@@ -72,13 +105,12 @@ def load_checkpoint(
         ValueError: If the checkpoint cannot be found or is a pickle file.
     """
     folder = checkpoint_folder(name)
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
         network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
         network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    network, processor = load_checkpoint(base, device=device)
+    network, processor = load_checkpoint(adapter_base(folder), device=device)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     return adapted.eval(), processor

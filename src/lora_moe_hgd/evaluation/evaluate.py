@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..data.nifti import read_image
 from ..files import replacing
 from ..inference.segment import segment_inputs
 from ..inference.uncertainty import expected_dice
-from ..loading import load_checkpoint
+from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -230,7 +231,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
     # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.
     state = PartialState(cpu=not torch.cuda.is_available())
-    network, processor = load_checkpoint(args.checkpoint, device=str(state.device))
+    folder = checkpoint_folder(args.checkpoint)
+    network, processor = load_checkpoint(folder, device=str(state.device))
     rules = Rules(args.convention, args.lesion_rules)
     scores = evaluate(network, processor, cases, out=args.out, subsets=subsets, rules=rules)
     if state.is_main_process:
@@ -238,7 +240,14 @@ def main(argv: Sequence[str]) -> None:
         counts = {
             (name, subset): value for name, found in scores.items() for subset, value in found.reliability.items()
         }
-        print(write_report(rows, counts, args.out))
+        about = {
+            "checkpoint": checkpoint_digest(folder),
+            "data": args.data.resolve().name,
+            "convention": args.convention,
+            "lesion_rules": args.lesion_rules,
+            "version": version("lora-moe-hgd"),
+        }
+        print(write_report(rows, counts, args.out, about=about))
 
 
 def _chosen(cases: list[CaseFiles], names: str | None, where: Path) -> list[CaseFiles]:

@@ -247,12 +247,16 @@ def plot_reliability(pooled: Mapping[int, np.ndarray]) -> Figure:
     return figure
 
 
-def write_report(rows: pd.DataFrame, reliability: Reliability, out: Path) -> str:
-    """Write `scores.csv`, `table.md`, `table.json` and the pictures; return what to print."""
+def write_report(rows: pd.DataFrame, reliability: Reliability, out: Path, *, about: Mapping[str, Any]) -> str:
+    """Write `scores.csv`, `table.md`, `table.json` and the pictures; return what to print.
+
+    `about` tells in `table.json` what was scored, on what and how.
+    """
     order = {subset_name(subset): place for place, subset in enumerate(EVERY_SUBSET)}
     rows = rows.sort_values("subset", key=lambda names: names.map(order), kind="stable")
     summary, markdown = summarise(rows), to_markdown(rows, reliability)
     content = {
+        "about": {**about, "cases": int(rows["case_id"].nunique())},
         "summary": json.loads(summary.to_json(orient="records")),
         "shapley": worth_of_sequences(rows),
         "trust": json.loads(trust(rows, reliability).to_json(orient="records")),

@@ -21,7 +21,8 @@ from torch import nn
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
 TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
-TRAINED_IN_FULL = {"lora": None, "lora+decoder": ["stem", "router", "decoder"]}
+COMPOSABLE_PRESET = "lora"
+TRAINED_IN_FULL = {COMPOSABLE_PRESET: None, "lora+decoder": ["stem", "router", "decoder"]}
 
 
 def add_adapter(
@@ -79,7 +80,9 @@ def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> N
     )
     called = Path(base).name if on_this_machine else base
     trained = (
-        "LoRA alone" if preset == "lora" else "LoRA on attention and experts, and stem, routers and decoder in full"
+        "LoRA alone"
+        if preset == COMPOSABLE_PRESET
+        else "LoRA on attention and experts, and stem, routers and decoder in full"
     )
     text = f"""# Adapter for lora-moe-hgd `{called}`
 

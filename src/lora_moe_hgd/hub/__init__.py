@@ -1,0 +1,1 @@
+"""Networks and adapters shared with others."""
