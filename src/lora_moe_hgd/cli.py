@@ -13,6 +13,8 @@ COMMANDS = {
     "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
+    "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),
+    "pull": ("lora_moe_hgd.hub.pull", "fetch one from the Hub and check its files"),
     "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
     "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
 }

@@ -149,5 +149,5 @@ def _scores_text(evaluation: Path | None) -> str:
     return (
         f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate` (conventions "
         f"of `{about['convention']}` for empty regions, lesions by the rules of `{about['lesion_rules']}`).\n\n"
-        f"![Dice by subset and region](heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
+        f"![Dice by subset and region](evaluation/heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

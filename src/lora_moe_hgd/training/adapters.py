@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -67,6 +67,12 @@ def add_adapter(
     # PEFT copies the base's folder name from its configuration, which a shipped checkpoint does not know.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
+
+
+def preset_of(folder: Path) -> str:
+    """Name of the preset of the adapter in `folder`: it can be combined with others, or trains modules in full."""
+    trained_in_full = PeftConfig.from_pretrained(str(folder)).modules_to_save
+    return "lora+decoder" if trained_in_full else COMPOSABLE_PRESET
 
 
 def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> None:
