@@ -34,7 +34,7 @@ def in_turns(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
     return seconds
 
 
-def crop_jobs(names: list[str], edge: int, *, bf16: bool) -> dict[str, Callable[[], None]]:
+def crop_jobs(names: list[str], edge: int, *, bf16: bool, compiled: bool) -> dict[str, Callable[[], None]]:
     """Forward with one to four sequences, and a training step with four, of each network."""
     volume = torch.randn(1, 4, edge, edge, edge).contiguous(memory_format=torch.channels_last_3d)
     labels = (torch.rand(1, 3, edge, edge, edge) > 0.5).float()
@@ -56,9 +56,12 @@ def crop_jobs(names: list[str], edge: int, *, bf16: bool) -> dict[str, Callable[
 
         return job
 
+    networks = {name: make_network(name, edge) for name in names}
+    if compiled:
+        ours = [name for name in names if name not in PEERS]
+        networks |= {f"{name} compiled": torch.compile(networks[name]) for name in ours}
     jobs = {}
-    for name in names:
-        network = make_network(name, edge)
+    for name, network in networks.items():
         # A peer reads its four channels whatever they hold.
         for count in (4, 1) if name not in PEERS else (4,):
             jobs[f"{name}, {count} sequence{'s' if count > 1 else ''}, forward"] = forward(network, MASKS[count])
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(["tiny", *PEERS]))
     parser.add_argument("--edge", type=int, default=96, help="edge of the crop in voxels")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which takes minutes")
     parser.add_argument("--whole-case", action="store_true", help="time a whole case instead, minutes a round")
     args = parser.parse_args()
     names = args.networks.split(",")
@@ -112,7 +116,7 @@ def main() -> None:
         return
     for bf16 in (False, True):
         print(f"\n{'bf16' if bf16 else 'float32'}, batch of one, {args.edge}^3, {torch.get_num_threads()} threads\n")
-        print_times(in_turns(crop_jobs(names, args.edge, bf16=bf16), args.rounds))
+        print_times(in_turns(crop_jobs(names, args.edge, bf16=bf16, compiled=args.compiled), args.rounds))
     print("\n| network | million parameters | training memory, GB | ratio |\n|---|---|---|---|")
     least = measure_apart(YARDSTICK, args.edge, "float32") or float("nan")
     for name in names:

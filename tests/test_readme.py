@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import pytest
+from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line
@@ -21,51 +19,19 @@ COMMANDS = [
     if line.strip()
 ]
 
-MAKE_DATA = "python scripts/make_dummy_data.py --root data/brats2018 --n 4"
 SEED_COMMANDS = [
     MAKE_DATA,
     "python train.py --config configs/brats2018.yaml --epochs 2 --num-workers 0",
     "python train.py --config configs/brats2018.yaml",
     "python infer.py --checkpoint checkpoints/best.pt --in-path data/brats2018/case_000 --out-path outputs/case_000",
 ]
-# What makes a command cheap without changing what it does; of an option given twice the last counts.
-CHEAPER = {
-    "scripts/make_dummy_data.py": ["--spacing-mm", "4"],
-    "train.py": [
-        *("--epochs", "1", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"),
-        *("--subsets", "[flair]", "--num-workers", "0"),
-    ],
-    "infer.py": [],
-    "evaluate": ["--subsets", "flair"],
-    "plot": [],
-    "phantom": ["--n", "1", "--spacing-mm", "4"],
-}
-
-
-def workspace(folder: Path) -> Path:
-    """The launchers and configurations of the repository, and nothing that a command writes."""
-    for name in ("train.py", "infer.py", "scripts", "configs", "examples"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def execute(command: str, folder: Path, *, options: list[str]) -> str:
-    words = shlex.split(command) + options
-    programs = Path(sys.executable).parent
-    # Prepared cases go below the home.
-    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
-    done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3000
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which the data have been made."""
     folder = workspace(tmp_path_factory.mktemp("workspace"))
-    execute(MAKE_DATA, folder, options=CHEAPER["scripts/make_dummy_data.py"])
+    execute_cheaply(MAKE_DATA, folder)
     (folder / "case_000").symlink_to("data/brats2018/case_000")
     return folder
 
@@ -75,8 +41,7 @@ def test_every_command_runs(used: Path, command: str) -> None:
     if command == MAKE_DATA:
         assert len(list((used / "data/brats2018").iterdir())) == 4
         return
-    (options,) = (cheaper for name, cheaper in CHEAPER.items() if name in shlex.split(command))
-    execute(command, used, options=options)
+    execute_cheaply(command, used)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
