@@ -170,6 +170,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def writable(self, kind: str, name: str) -> Repo:
         repo = self.readable(kind, name)
+        if self.user() is None:
+            # Clients read any 401 so, but only from an https address.
+            raise HubError(401, "Invalid username or password.", code="RepoNotFound")
         self.check_owner(repo.owner)
         return repo
 
