@@ -503,6 +503,22 @@ def test_an_upload_needs_to_be_asked_for_by_the_owner_and_to_have_the_bytes_anno
     assert ask(hub, "PUT", href, content)[0] == 200
 
 
+@pytest.mark.usefixtures("closed")
+def test_an_upload_that_was_cut_is_not_taken_for_the_file(hub: LocalHub) -> None:
+    content = b"content that goes through in half"
+    wanted = {"objects": [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]}
+    body, batch = json.dumps(wanted).encode(), "/me/private.git/info/lfs/objects/batch"
+    (answer,) = json.loads(ask(hub, "POST", batch, body)[1])["objects"]
+    before = sorted(hub.root.glob("models/me/private/blobs/*"))
+    hub.cut("/lfs/*", after_bytes=10)
+    with pytest.raises(ConnectionError):
+        ask(hub, "PUT", answer["actions"]["upload"]["href"].removeprefix(hub.url), content)
+    hub.mend()
+    (again,) = json.loads(ask(hub, "POST", batch, body)[1])["objects"]
+    assert "actions" in again
+    assert sorted(hub.root.glob("models/me/private/blobs/*")) == before
+
+
 def test_only_this_computer_is_served(hub: LocalHub) -> None:
     assert hub.server_address[0] == "127.0.0.1"
 
