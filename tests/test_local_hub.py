@@ -169,6 +169,21 @@ for name in ('open', 'private', 'gated'):
 api.update_repo_settings('me/gated', gated='manual')
 """
 
+LIVE_AND_DIE = """
+import json
+from huggingface_hub import HfApi
+
+api, seen = HfApi(), []
+for _ in range(2):
+    api.create_repo('me/short-lived')
+    api.create_tag('me/short-lived', tag='v1')
+    refs = api.list_repo_refs('me/short-lived')
+    seen.append([api.repo_exists('me/short-lived'), [ref.name for ref in (*refs.branches, *refs.tags)]])
+    api.delete_repo('me/short-lived')
+    seen.append(api.repo_exists('me/short-lived'))
+print(json.dumps(seen))
+"""
+
 # argv: what to read and then to write, as REPOSITORY@REVISION/FILE.
 TRY = """
 import json, sys
@@ -425,6 +440,11 @@ def outcomes(hub: LocalHub, closed: None, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("attempt", OUTCOMES, ids=str)
 def test_clients_raise_the_errors_of_the_hub(outcomes, attempt: tuple[str | None, str]) -> None:
     assert outcomes[attempt] == OUTCOMES[attempt]
+
+
+def test_a_deleted_repository_is_gone_and_can_be_made_anew(hub: LocalHub, tmp_path: Path) -> None:
+    seen = json.loads(run_alone(LIVE_AND_DIE, hub=hub, home=tmp_path))
+    assert seen == [[True, ["main", "v1"]], False] * 2
 
 
 @pytest.fixture(scope="module")
