@@ -1,10 +1,12 @@
-"""Made-up cases and a run, made once for all tests."""
+"""Made-up cases and a Hub on loopback, made once for all tests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_hub import LocalHub
 
 from lora_moe_hgd.cli import run
 
@@ -15,3 +17,13 @@ def dummy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dummy") / "brats2018"
     run("phantom", ["--root", str(root), "--n", "3", "--spacing-mm", "4"])
     return root
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """A Hub with the users `me` and `guest`; `hub.requests` has a line for each request."""
+    requests: list[str] = []
+    tokens = {"me": "hf_me", "guest": "hf_guest"}
+    with LocalHub(tmp_path_factory.mktemp("hub"), users=tokens, log=requests.append) as running:
+        running.requests = requests
+        yield running

@@ -222,8 +222,8 @@ class StreamedCases(CachedCases):
                 f"A dataset must have some of the columns {', '.join(MODALITIES)}, and seg, all of type Nifti; "
                 f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
             )
-        for name in columns:
-            stream = stream.cast_column(name, Nifti(decode=False))
+        # Not by `cast_column`: a stream from the Hub is one that threads decode, whatever its columns are cast to.
+        stream = stream.decode(False)
         for example in tqdm(stream, desc="streaming", unit="case", disable=not progress):
             files = {name: example[name] for name in columns if example[name] is not None}
             versions = [f"{name} {_version(file)}" for name, file in files.items()]
