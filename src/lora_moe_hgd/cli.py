@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
     "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
+    "adapters": ("lora_moe_hgd.hub.adapter_commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
 }
 
