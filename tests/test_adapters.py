@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +28,12 @@ from lora_moe_hgd import (
     load_adapters,
     load_checkpoint,
     merge_adapter,
+    pretrained_path,
     using_adapter,
 )
 from lora_moe_hgd.cli import run
+from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.training.adapters import add_adapter, write_adapter_card
 from lora_moe_hgd.training.averaging import trained_parameters
 
@@ -429,6 +434,25 @@ def test_adapters_are_compared_with_their_base_case_by_case(
     assert not first["dice"].equals(second["dice"])
 
 
+def test_an_evaluation_is_not_taken_for_that_of_another_adapter(
+    shelf: Shelf, all_four: nn.Module, dummy_root: Path, tmp_path: Path
+) -> None:
+    processor = LoraMoeHgdImageProcessor.from_pretrained(shelf.base)
+    cases = find_cases(dummy_root)[:1]
+
+    def expected_dice() -> list[float]:
+        found = evaluate(all_four, processor, cases, out=tmp_path, subsets=[(False, False, False, True)])
+        return [row["expected_dice"] for row in found["case_000"].rows]
+
+    results = [expected_dice()]
+    with using_adapter(all_four, "full_a"):
+        results.append(expected_dice())
+    with adapter_disabled(all_four):
+        results.append(expected_dice())
+    assert expected_dice() == results[0]
+    assert all(first != second for first, second in itertools.combinations(results, 2))
+
+
 def test_a_missing_adapter_is_found_before_anything_is_evaluated(
     shelf: Shelf, dummy_root: Path, tmp_path: Path
 ) -> None:
@@ -436,3 +460,15 @@ def test_a_missing_adapter_is_found_before_anything_is_evaluated(
     with pytest.raises(SystemExit):
         run("adapters", ["compare", *places, str(shelf.base), "/nowhere/adapter"])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs/adapters.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for site in "ab":
+        adapted = add_adapter(load_checkpoint("tiny")[0], "lora", options={"r": 2}, base=str(pretrained_path("tiny")))
+        adapted.save_pretrained(str(tmp_path / f"runs/{site}/best/adapter"))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"pixel_values": VOLUMES, "modality_mask": torch.tensor([[True, False, True, True]])}
+    exec(compile(code, "adapters.md", "exec"), names)
+    assert set(names["model"].peft_config) == {"site_a", "site_b", "both"}

@@ -38,6 +38,9 @@ CHEAPER = {
     "infer.py": [],
     "evaluate": ["--subsets", "flair"],
     "plot": [],
+    "list": [],
+    "merge": [],
+    "compare": ["--subsets", "flair"],
     "phantom": ["--n", "1", "--spacing-mm", "4"],
 }
 
