@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -38,6 +42,31 @@ def test_trainer_trains_a_model_that_loads(dummy_root: Path, tmp_path: Path) -> 
     base, _ = load_checkpoint("tiny")
     assert not torch.equal(network.decoder.heads[2].weight, base.decoder.heads[2].weight)
     assert isinstance(AutoModel.from_pretrained(tmp_path / "t"), type(network))
+
+
+def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path) -> None:
+    small = ["--cases", "1", "--unseen", "1", "--steps", "1", "--crop", "32", "--spacing-mm", "4"]
+    shown = example("two_scanners.py", "--out", str(tmp_path), "--subsets", "flair", *small)
+    table = (tmp_path / "table.md").read_text()
+    assert table in shown
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["flair", "mean"]
+    assert all(len(row) == 7 for row in rows)
+    scores = {name: pd.DataFrame(read_rows(tmp_path / name)) for name in ("base_on_a", "adapter_on_a", "base_on_b")}
+    # The row `mean` is over cases and subsets, at its place in the table.
+    means = {name: f"{frame['dice'].mean():.3f}" for name, frame in scores.items()}
+    assert [rows[-1][1], rows[-1][2], rows[-1][4]] == list(means.values())
+    # The same cases by two scanners.
+    cases = [tmp_path / "sites" / site / "unseen/case_000" for site in "ab"]
+    tumours, images = (
+        [np.asarray(nib.load(case / f"{name}.nii.gz").dataobj) for case in cases] for name in ("seg", "T1")
+    )
+    assert np.array_equal(*tumours)
+    assert not np.array_equal(*images)
+
+
+def read_rows(folder: Path) -> list[dict]:
+    return [row for path in sorted((folder / "cases").iterdir()) for row in json.loads(path.read_text())["rows"]]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .hub.adapters import adapter_disabled, combine_adapters, load_adapters, merge_adapter, using_adapter
 from .loading import load_checkpoint
 from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -37,6 +38,11 @@ __all__ = [
     "LoraMoeHgdForSegmentation",
     "LoraMoeHgdImageProcessor",
     "LoraMoeHgdModel",
+    "adapter_disabled",
+    "combine_adapters",
+    "load_adapters",
     "load_checkpoint",
+    "merge_adapter",
     "pretrained_path",
+    "using_adapter",
 ]

@@ -16,6 +16,7 @@ COMMANDS = {
     "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),
     "pull": ("lora_moe_hgd.hub.pull", "fetch one from the Hub and check its files"),
     "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
+    "adapters": ("lora_moe_hgd.hub.adapter_commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
 }
 

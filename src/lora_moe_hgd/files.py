@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,3 +27,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` to write to; it becomes `path` when the block ends well, and goes when it does not.
+
+    Raises:
+        FileExistsError: If `path` is there already; nothing is overwritten.
+
+    Example:
+        >>> import tempfile
+        >>> with new_folder(Path(tempfile.mkdtemp()) / "new") as scratch:
+        ...     _ = (scratch / "a.txt").write_text("whole")
+        >>> scratch.exists()
+        False
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another or remove it.")
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -113,4 +113,6 @@ def load_checkpoint(
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(adapter_base(folder), device=device)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    # What PEFT calls the base of an adapter over this network.
+    adapted.name_or_path = str(folder)
     return adapted.eval(), processor

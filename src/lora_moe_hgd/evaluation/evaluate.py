@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
 from ..data.layouts import CaseFiles, find_cases
@@ -195,6 +197,10 @@ def _fingerprint_of(network: torch.nn.Module, processor: LoraMoeHgdImageProcesso
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    # Which of several adapters is at work is not in the weights.
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            digest.update(f"{module.active_adapters} {module.disable_adapters}".encode())
     return digest.hexdigest()
 
 

@@ -121,8 +121,7 @@ def make_card(
         base, preset = adapter
         data.base_model, data["base_model_relation"] = base, "adapter"
         what = f"An adapter ({preset}) over [{base}](https://huggingface.co/{base})."
-        composable = preset == COMPOSABLE_PRESET
-        combines = "It can be combined with others." if composable else "It cannot be combined with others."
+        combines = "It can be combined with others." if preset == COMPOSABLE_PRESET else ""
         use = ADAPTER_USE.format(repo=repo, base=base, combines=combines)
     text = CARD.format(
         repo=repo, what=what, use=use, training_data=training_data.strip(), scores=_scores_text(evaluation)

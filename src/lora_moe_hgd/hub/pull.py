@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from ..files import new_folder
 from .checksums import CARD, SUMS, check_sums, read_sums
 
 
@@ -32,13 +32,11 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
     # Nothing but what was summed up is fetched: a repository may hold more than anybody vouches for.
     found = Path(snapshot_download(repo, revision=commit, allow_patterns=[*sums, SUMS, CARD]))
     check_sums(found, sums)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".pull-") as scratch:
+    with new_folder(out) as scratch:
         for name in [*sums, SUMS, *([CARD] if (found / CARD).is_file() else [])]:
-            target = Path(scratch) / "whole" / name
+            target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found / name, target)
-        (Path(scratch) / "whole").replace(out)
     return commit
 
 

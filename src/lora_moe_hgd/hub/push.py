@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from peft import LoraConfig
 
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
@@ -46,7 +47,7 @@ def stage(
         )
     adapter = None
     if is_adapter(folder):
-        adapter = (_base_on_the_hub(folder, base), preset_of(folder))
+        adapter = (_base_on_the_hub(folder, base), preset_of(LoraConfig.from_pretrained(str(folder))))
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = adapter[0]
         (into / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

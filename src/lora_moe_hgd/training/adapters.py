@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -23,6 +24,8 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
 COMPOSABLE_PRESET = "lora"
 TRAINED_IN_FULL = {COMPOSABLE_PRESET: None, "lora+decoder": ["stem", "router", "decoder"]}
+# How the card of an adapter tells its score.
+SCORED = "Over the validation cases, subsets and regions of its run: "
 
 
 def add_adapter(
@@ -69,12 +72,6 @@ def add_adapter(
     return adapted
 
 
-def preset_of(folder: Path) -> str:
-    """Name of the preset of the adapter in `folder`: it can be combined with others, or trains modules in full."""
-    trained_in_full = PeftConfig.from_pretrained(str(folder)).modules_to_save
-    return "lora+decoder" if trained_in_full else COMPOSABLE_PRESET
-
-
 def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> None:
     """Replace PEFT's empty card; a base on this machine is called by its folder's name, not by its path."""
     on_this_machine = Path(base).exists()
@@ -92,8 +89,10 @@ def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> N
     )
     text = f"""# Adapter for lora-moe-hgd `{called}`
 
-Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}. Over the validation
-cases, subsets and regions of its run: {score}. **Research use, not a medical device.**
+Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}.
+**Research use, not a medical device.**
+
+{SCORED}{score}.
 
 ```python
 from lora_moe_hgd import load_checkpoint
@@ -102,6 +101,21 @@ model, processor = load_checkpoint("this folder, or its Hub id")  # the base is 
 ```
 """
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def validation_score(folder: Path) -> str:
+    """What `write_adapter_card` was told of the validation; empty where no card tells."""
+    card = folder / "README.md"
+    found = re.search(f"^{SCORED}(.*)\\.$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    return found[1] if found else ""
+
+
+def preset_of(config: LoraConfig) -> str:
+    """Name of the preset whose modules an adapter trains, `own` if it is none of them."""
+    for preset, in_full in TRAINED_IN_FULL.items():
+        if config.target_modules == TARGET_MODULES and set(config.modules_to_save or ()) == set(in_full or ()):
+            return preset
+    return "own"
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:

@@ -1,0 +1,119 @@
+"""`lora-moe-hgd adapters`: what adapters there are, one as a whole network, and which is better on some cases."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig
+from safetensors import safe_open
+
+from ..evaluation import evaluate
+from ..evaluation.compare import write_comparison
+from ..files import new_folder
+from ..loading import adapter_base, checkpoint_folder
+from ..training.adapters import preset_of, validation_score
+from .adapters import merge_adapter
+
+COLUMNS = ("adapter", "base", "preset", "rank", "trained parameters", "MB", "validation")
+
+
+def main(argv: Sequence[str]) -> None:
+    """List, merge or compare."""
+    parser = argparse.ArgumentParser(description="List, merge and compare adapters.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="a table of the adapters in and below folders")
+    listing.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="an adapter, a run, or many of them")
+    merging = commands.add_parser("merge", help="write an adapter as a whole network")
+    merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
+    merging.add_argument("--out", type=Path, required=True, help="new folder for the network and its processor")
+    merging.add_argument("--scale", type=float, default=1.0, help="how far from the base, 0, to the adapter, 1")
+    comparing = commands.add_parser("compare", help="evaluate a base and adapters, and test their differences")
+    comparing.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
+    comparing.add_argument("--out", type=Path, required=True, help="folder for the evaluations and the comparison")
+    comparing.add_argument("--cases", help="only these, by name, separated by commas")
+    comparing.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    comparing.add_argument("base", metavar="BASE", help="checkpoint that the others are compared with")
+    comparing.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER", help="folder or Hub id of an adapter or checkpoint"
+    )
+    args = parser.parse_args(argv)
+    if args.command == "list":
+        print(list_adapters(args.folders))
+    elif args.command == "merge":
+        with new_folder(args.out) as scratch:
+            network, processor = merge_adapter(args.checkpoint, scale=args.scale)
+            network.save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+        print(f"The network is in {args.out}.")
+    else:
+        options = [word for name in ("cases", "subsets") if (word := _option(name, vars(args)[name]))]
+        print(compare_adapters([args.base, *args.adapters], data=args.data, out=args.out, options=options))
+
+
+def list_adapters(folders: Sequence[Path]) -> str:
+    """A Markdown table of the adapters in and below `folders`.
+
+    Raises:
+        ValueError: If there is none in or below one of them.
+    """
+    rows = []
+    for folder in folders:
+        # What is being written lies in hidden folders.
+        found = [
+            path.parent
+            for path in sorted(folder.rglob("adapter_config.json"))
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        if not found:
+            raise ValueError(f"{folder} must hold adapters, but there is no adapter_config.json in or below it.")
+        rows += [_row(path) for path in found]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
+
+
+def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Sequence[str]) -> str:
+    """Evaluate each checkpoint in a folder of its own below `out`, and compare the others with the first.
+
+    Args:
+        names: Checkpoints; an evaluation that is there already goes on.
+        data: Labelled cases.
+        out: Also gets what `write_comparison` writes.
+        options: Further ones of `lora-moe-hgd evaluate`.
+
+    Raises:
+        ValueError: If a checkpoint or the data cannot be used; checkpoints are looked for first.
+    """
+    for name in names:
+        checkpoint_folder(name)
+    folders = [out / f"{number}-{_short(name)}" for number, name in enumerate(names)]
+    for name, folder in zip(names, folders, strict=True):
+        print(f"\n{name}\n")
+        evaluate.main(["--checkpoint", name, "--data", str(data), "--out", str(folder), *options])
+    return f"\n{write_comparison(folders, out)}"
+
+
+def _row(folder: Path) -> list[str]:
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{folder} must hold adapter_model.safetensors beside its adapter_config.json, got none.")
+    with safe_open(weights, framework="pt") as tensors:
+        trained = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    config = LoraConfig.from_pretrained(str(folder))
+    ranks = sorted({config.r, *config.rank_pattern.values()})
+    megabytes = f"{weights.stat().st_size / 1e6:.1f}"
+    base = Path(adapter_base(folder))
+    called = base.name if base.is_absolute() else str(base)
+    rank = " to ".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1])))
+    return [str(folder), called, preset_of(config), rank, str(trained), megabytes, validation_score(folder)]
+
+
+def _option(name: str, value: str | None) -> str:
+    return "" if value is None else f"--{name}={value}"
+
+
+def _short(name: str) -> str:
+    """What tells a checkpoint from others: `site_a` for `runs/site_a/best/adapter`."""
+    parts = [part for part in Path(name.partition("@")[0]).parts if part not in ("/", "best", "last", "adapter")]
+    return parts[-1] if parts else "checkpoint"
