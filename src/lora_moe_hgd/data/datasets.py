@@ -21,8 +21,8 @@ from ..files import replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
-from .layouts import CaseFiles
-from .nifti import read_image
+from .case_files import CaseFiles
+from .cases import read_case
 from .phantom import make_phantom
 from .transforms import random_crop, random_flip, random_intensity
 
@@ -162,12 +162,12 @@ class CaseDataset(CachedCases):
 
     def _preprocess(self, index: int) -> BatchFeature:
         case = self.cases[index]
-        images = {name: read_image(path) for name, path in case.images.items()}
-        if case.segmentation is None:
-            inputs = self.processor(images)
+        reading = read_case(case, labels=case.segmentation is not None, not_finite="error").checked()
+        if reading.labels is None or reading.scheme is None:
+            inputs = self.processor(reading.images)
             inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
             return inputs
-        return self.processor(images, segmentation_maps=read_image(case.segmentation), label_scheme=case.label_scheme)
+        return self.processor(reading.images, segmentation_maps=reading.labels, label_scheme=reading.scheme.name)
 
     def _case_id(self, index: int) -> str:
         return self.cases[index].case_id
@@ -177,7 +177,7 @@ class CaseDataset(CachedCases):
         paths = [path for path in (*case.images.values(), case.segmentation) if path is not None]
         states = [(path, path.stat()) for path in paths]
         files = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" for path, state in states]
-        settings = (self.processor.to_json_string(), case.label_scheme, *case.images)
+        settings = (self.processor.to_json_string(), *case.label_schemes, *case.images, str(case.channels))
         return self.folder / f"{_digest(*settings, *files)}.safetensors"
 
 
