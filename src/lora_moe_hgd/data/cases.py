@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.label_schemes import LabelScheme, detect_label_scheme, label_values
+from ..model.label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 from .case_files import CaseFiles
 from .findings import BadInputError, Finding, Level
 from .grids import same_grid
@@ -214,9 +214,8 @@ def _read_labels(reading: CaseReading) -> None:
     array = np.asarray(image.dataobj)
     try:
         scheme = detect_label_scheme(label_values(array), case.label_schemes)
-    except ValueError as error:
-        schemes = f"of {' or '.join(case.label_schemes)}" if case.label_schemes else "of one scheme"
-        reading.note(path, f"must be a label map {schemes}", str(error).rstrip("."), "error")
+    except LabelMapError as error:
+        reading.note(path, error.rule, error.value, "error")
         return
     if not reading.reference:
         return

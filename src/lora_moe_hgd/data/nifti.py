@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import math
 import zlib
 from collections.abc import Mapping
@@ -27,9 +28,15 @@ MAX_BYTES = 4 * 1024**3
 # Text and other extensions of the header are skipped, not read; what follows the voxels is nothing.
 MAX_EXTENSION_BYTES = 64 * 1024**2
 MAX_TAIL_BYTES = 1024**2
+# No byte of deflate unpacks to more (https://zlib.net/zlib_tech.html).
+MOST_PACKED = 1032
 VOXEL_MM = (0.1, 20.0)
 MAX_FIELD_MM = 600.0
 HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+# Nibabel mends what writers of headers commonly get wrong, and would say so on standard error.
+MENDED = logging.getLogger(__name__)
+MENDED.addHandler(logging.NullHandler())
+MENDED.propagate = False
 MAGIC = (b"n+1\0", b"n+2\0\r\n\x1a\n")
 
 
@@ -80,7 +87,8 @@ def _read(path: Path, npy_spacing_mm: float) -> tuple[np.ndarray, nib.Nifti1Imag
     """Array of any number of axes, and an image that has nothing but the geometry."""
     try:
         _check_place(path)
-        array, affine, header = _read_npy(path, npy_spacing_mm) if path.suffix == ".npy" else _read_nifti(path)
+        with np.errstate(all="ignore"):
+            array, affine, header = _read_npy(path, npy_spacing_mm) if path.suffix == ".npy" else _read_nifti(path)
     except PermissionError as error:
         raise BadInputError(path, "must be readable", "no permission") from error
     except OSError as error:
@@ -115,16 +123,16 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
             found = "one packed with gzip" if packed else "one that is not packed with gzip"
             raise BadInputError(path, f"must be the kind of file that {path.suffix} says", found)
         if not packed:
-            return _parse(path, file)
+            return _parse(path, file, path.stat().st_size)
         try:
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _parse(path, unpacked)  # type: ignore[arg-type]
+                return _parse(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             found = "one that ends too early" if isinstance(error, EOFError) else "one that is damaged"
             raise BadInputError(path, "must be a whole gzip file", found) from error
 
 
-def _parse(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     start = file.read(540)
     size = next(
         (size for size in HEADERS for order in ("<", ">") if start[:4] == np.array(size, f"{order}i4").tobytes()), 0
@@ -134,7 +142,8 @@ def _parse(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray, nib.Nift
     if not start[:size].endswith(MAGIC[0]) and start[4:12] != MAGIC[1]:
         raise BadInputError(path, "must be a NIfTI file with header and voxels in one", "another format")
     try:
-        header = HEADERS[size].from_fileobj(io.BytesIO(start), check=True)
+        header = HEADERS[size].from_fileobj(io.BytesIO(start), check=False)
+        header.check_fix(logger=MENDED)
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
         clean = _geometry_only(header)
@@ -147,6 +156,9 @@ def _parse(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray, nib.Nift
         raise BadInputError(path, f"its voxels must begin within {MAX_EXTENSION_BYTES} bytes", f"{offset}")
     _skip(file, offset - len(start))
     announced = math.prod(shape) * dtype.itemsize
+    rule = f"must hold the {announced} bytes of voxels that its header announces"
+    if announced > most_bytes - offset:
+        raise BadInputError(path, rule, "a file that is too small for them")
     start_of_data = start[offset:]
     content = bytearray(announced)
     content[: len(start_of_data)] = start_of_data[:announced]
@@ -154,7 +166,7 @@ def _parse(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray, nib.Nift
     while done < announced:
         count = file.readinto(memoryview(content)[done:])  # type: ignore[attr-defined]
         if not count:
-            raise BadInputError(path, f"must hold the {announced} bytes of voxels that its header announces", done)
+            raise BadInputError(path, rule, done)
         done += count
     # A checksum is compared at the very end of a packed file.
     if len(file.read(MAX_TAIL_BYTES)) == MAX_TAIL_BYTES and path.suffix.lower() == ".gz":

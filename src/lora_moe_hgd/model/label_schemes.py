@@ -50,7 +50,7 @@ class LabelScheme:
         """Nested masks WT, TC and ET `(3, D, H, W)` bool of a label map; floats may be off integers by 1e-3.
 
         Raises:
-            ValueError: If a value is no integer or not of this scheme; the message lists what was found.
+            LabelMapError: If a value is no integer or not of this scheme; the message lists what was found.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -83,6 +83,19 @@ LABEL_SCHEMES = {
 }
 
 
+class LabelMapError(ValueError):
+    """A label map that cannot be read.
+
+    Attributes:
+        rule: What it should be.
+        value: What was found.
+    """
+
+    def __init__(self, rule: str, value: object) -> None:
+        super().__init__(f"{rule}, got {value}.")
+        self.rule, self.value = rule, value
+
+
 def label_scheme(name: str) -> LabelScheme:
     """Return the scheme called `name`.
 
@@ -98,13 +111,13 @@ def label_values(labels: np.ndarray) -> set[int]:
     """The values of a label map.
 
     Raises:
-        ValueError: If one is further than 1e-3 from an integer; the message lists some.
+        LabelMapError: If one is further than 1e-3 from an integer; the message lists some.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):
         whole = np.abs(found - np.rint(found)) <= 1e-3
     if not whole.all():
-        raise ValueError(f"A label map must hold integers, but it holds {found[~whole][:5].tolist()}.")
+        raise LabelMapError("its labels must be integers", ", ".join(f"{value:.4g}" for value in found[~whole][:5]))
     return {int(value) for value in np.rint(found)}
 
 
@@ -119,26 +132,21 @@ def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> Lab
         candidates: Schemes that the data set may use; any, if that is not known.
 
     Raises:
-        ValueError: If none of the schemes has all the values, or several do that disagree.
+        LabelMapError: If none of the schemes has all the values, or several do that disagree.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
         'gli2024'
-        >>> detect_label_scheme({0, 1, 2, 3})
-        Traceback (most recent call last):
-        ...
-        ValueError: Labels [1, 2, 3] may be of brats2023, msd, gli2024, ped2024, brats2015: choose with --label-scheme.
     """
     fitting = [scheme for scheme in LABEL_SCHEMES.values() if values <= scheme.labels]
     allowed = [label_scheme(name) for name in candidates]
     chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
     if not chosen:
         known = set().union(*(scheme.labels for scheme in allowed or LABEL_SCHEMES.values()))
-        schemes = " or ".join(map(str, allowed)) or f"any scheme ({', '.join(LABEL_SCHEMES)})"
+        schemes = " or ".join(map(str, allowed)) or "any scheme"
         fit = ", ".join(scheme.name for scheme in fitting) or "none"
-        raise ValueError(
-            f"Label(s) {sorted(values - known) or sorted(values)} are not of {schemes}. Schemes that fit: {fit}."
-        )
+        unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
+        raise LabelMapError(f"its labels must be of {schemes} (schemes that fit: {fit})", unknown)
     if not allowed and 4 in values and 3 not in values:
         return LABEL_SCHEMES["brats2018"]
     regions = {
@@ -149,6 +157,9 @@ def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> Lab
         for scheme in chosen
     }
     if len(regions) > 1:
-        names = ", ".join(scheme.name for scheme in chosen)
-        raise ValueError(f"Labels {sorted(values - {0})} may be of {names}: choose with --label-scheme.")
+        names = " or ".join(scheme.name for scheme in chosen)
+        found = ", ".join(map(str, sorted(values - {0})))
+        raise LabelMapError(
+            f"its scheme must be chosen, --label-scheme {names}, as these read it differently", f"labels {found}"
+        )
     return chosen[0]
