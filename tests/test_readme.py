@@ -38,6 +38,7 @@ CHEAPER = {
     "infer.py": [],
     "evaluate": ["--subsets", "flair"],
     "plot": [],
+    "check": [],
     "phantom": ["--n", "1", "--spacing-mm", "4"],
 }
 
