@@ -63,6 +63,7 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     assert PATIENT not in text
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(cohort: Path) -> None:
     assert check_cohort(cohort, num_workers=2).to_dict() == check_cohort(cohort).to_dict()
 
