@@ -3,17 +3,14 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.inference.picture import save_overlay
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
-from lora_moe_hgd.model.label_schemes import label_scheme
 
 # Of no training or validation set.
 SEED = 2_000_000
@@ -30,10 +27,11 @@ def main() -> None:
         print(f"Making a phantom in {folder} ...")
         write_phantom_case(make_phantom(SEED, spacing_mm=args.spacing_mm), folder)
     case = find_case(folder)
-    images = {name: read_image(case.images[name]) for name in USED}
+    reading = read_case(case, labels=True).checked()
+    images = {name: reading.images[name] for name in USED}
     network, processor = load_checkpoint("tiny")
     found = segment(network, processor, images, progress=True)
-    truth = label_scheme(case.label_scheme).decode(np.asarray(read_image(case.labelled()).dataobj))
+    truth = reading.regions
     print(f"\nSequences used: {', '.join(USED)}; withheld: {', '.join(sorted(set(case.images) - set(USED)))}")
     print("region   Dice   volume   true volume")
     for name, region, target in zip(REGIONS, found.regions, truth, strict=True):

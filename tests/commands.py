@@ -22,6 +22,7 @@ CHEAPER = {
     "evaluate": ["--subsets", "flair"],
     "plot": [],
     "segment": [],
+    "check": [],
     "list": [],
     "merge": [],
     "compare": ["--subsets", "flair"],

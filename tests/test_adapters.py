@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ from lora_moe_hgd import (
     load_adapters,
     load_checkpoint,
     merge_adapter,
-    pretrained_path,
     using_adapter,
 )
 from lora_moe_hgd.cli import run

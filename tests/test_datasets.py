@@ -53,20 +53,20 @@ def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_
     first = cases(root, tmp_path)
     first.prepare_all(num_workers=2, progress=False)
     expected = [first[index] for index in range(len(first))]
-    monkeypatch.delattr(datasets, "read_image")
+    monkeypatch.delattr(datasets, "read_case")
     again = cases(root, tmp_path)
     for index, case in enumerate(expected):
         for name in ("pixel_values", "modality_mask", "labels"):
             assert_close(again[index][name], case[name], rtol=0, atol=0)
     # A file that changed is read again.
     (root / "case_001/T2.nii.gz").touch()
-    with pytest.raises(NameError, match="read_image"):
+    with pytest.raises(NameError, match="read_case"):
         cases(root, tmp_path)[1]
 
 
 def test_a_prepared_case_is_what_the_processor_gives(dummy_root: Path, tmp_path: Path) -> None:
     case = find_cases(dummy_root)[1]
-    inputs = PROCESSOR(case.images, segmentation_maps=case.segmentation, label_scheme=case.label_scheme)
+    inputs = PROCESSOR(case.images, segmentation_maps=case.segmentation, label_scheme=case.label_schemes[0])
     prepared = cases(dummy_root, tmp_path)[1]
     # Half precision.
     assert_close(prepared["pixel_values"], inputs["pixel_values"][0], rtol=1e-3, atol=1e-4)

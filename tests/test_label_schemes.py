@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES, label_scheme
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES, detect_label_scheme, label_scheme, label_values
 
 # Labels of WT, TC and ET as the data sets' own pages give them.
 PUBLISHED = {
     "brats2018": ({1, 2, 4}, {1, 4}, {4}),
     "brats2023": ({1, 2, 3}, {1, 3}, {3}),
     "msd": ({1, 2, 3}, {2, 3}, {3}),
+    "gli2024": ({1, 2, 3}, {1, 3}, {3}),
+    "ped2024": ({1, 2, 3, 4}, {1, 2, 3}, {1}),
+    "brats2015": ({1, 2, 3, 4}, {1, 3, 4}, {4}),
 }
 
 
@@ -26,16 +29,58 @@ def test_regions_are_the_published_unions_of_labels(name: str) -> None:
 def test_encoding_undoes_decoding(name: str) -> None:
     labels = np.random.default_rng(0).choice([0, *PUBLISHED[name][0]], size=(4, 5, 6)).astype(np.uint8)
     scheme = label_scheme(name)
-    np.testing.assert_array_equal(scheme.encode(scheme.decode(labels)), labels)
+    known = np.isin(labels, [0, scheme.edema, scheme.core, scheme.enhancing])
+    encoded = scheme.encode(scheme.decode(labels))
+    np.testing.assert_array_equal(encoded[known], labels[known])
+    np.testing.assert_array_equal(scheme.decode(encoded), scheme.decode(labels))
 
 
 def test_labels_stored_as_floats_are_read_if_they_are_nearly_integers() -> None:
     scheme = label_scheme("brats2023")
     np.testing.assert_array_equal(scheme.decode(np.array([0.0, 2.9995])), scheme.decode(np.array([0, 3])))
-    with pytest.raises(ValueError, match=r"must hold integers, but it holds \[1\.4"):
+    with pytest.raises(ValueError, match=r"must be integers, got 1\.4"):
         scheme.decode(np.array([0.0, 1.4]))
 
 
 def test_an_unknown_label_is_refused_with_the_schemes_that_fit() -> None:
-    with pytest.raises(ValueError, match=r"\[4\] are not of the scheme 'brats2023'.*that fit: brats2018"):
+    with pytest.raises(ValueError, match=r"must be of brats2023 \(.*that fit: brats2018, gli2024.*got 4\."):
         label_scheme("brats2023").decode(np.array([0, 1, 2, 4]))
+
+
+@pytest.mark.parametrize(
+    ("values", "candidates", "scheme"),
+    [
+        ({0, 1, 2, 4}, ["brats2018"], "brats2018"),
+        ({0, 1, 2, 3}, ["brats2023", "gli2024"], "brats2023"),
+        ({0, 1, 2, 3, 4}, ["brats2023", "gli2024"], "gli2024"),
+        ({0, 1, 2, 4}, ["ped2024", "brats2023"], "ped2024"),
+        ({0, 1, 2, 4}, [], "brats2018"),
+        ({0}, [], "brats2018"),
+    ],
+)
+def test_the_scheme_is_told_by_family_then_by_values(values: set[int], candidates: list[str], scheme: str) -> None:
+    assert detect_label_scheme(values, candidates).name == scheme
+
+
+@pytest.mark.parametrize(
+    ("values", "candidates", "fitting"),
+    [
+        ({0, 1, 2, 3}, [], "brats2023 or msd or gli2024 or ped2024 or brats2015"),
+        ({0, 1, 2, 3, 4}, [], "gli2024 or ped2024 or brats2015"),
+        ({0, 1, 2, 3}, ["ped2024", "brats2023"], "ped2024 or brats2023"),
+    ],
+)
+def test_labels_that_several_schemes_read_differently_are_refused_with_these(
+    values: set[int], candidates: list[str], fitting: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"must be chosen, --label-scheme {fitting}, as these"):
+        detect_label_scheme(values, candidates)
+
+
+def test_a_cavity_is_no_tumour() -> None:
+    assert not label_scheme("gli2024").decode(np.array([0, 4])).any()
+
+
+def test_nan_is_no_label() -> None:
+    with pytest.raises(ValueError, match=r"must be integers, got nan"):
+        label_values(np.array([0, np.nan, 1e30]))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_moe_hgd.data.layouts import find_case, find_cases
-from lora_moe_hgd.data.nifti import BadInputError
+from lora_moe_hgd.data.case_files import given_case
+from lora_moe_hgd.data.findings import BadInputError
+from lora_moe_hgd.data.layouts import find_case, find_cases, survey
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -25,15 +26,38 @@ def touch(folder: Path, *names: str) -> Path:
         (tuple(f"Brats18_X_1_{end}.nii.gz" for end in ("t1", "t1ce", "t2", "flair", "seg")), "brats2018"),
         (tuple(f"BraTS2021_00006_{end}.nii" for end in ("T1", "t1ce", "t2", "FLAIR", "seg")), "brats2018"),
         (tuple(f"BraTS-GLI-00002-000-{end}.nii.gz" for end in ("t1n", "t1c", "t2W", "t2f", "seg")), "brats2023"),
+        (tuple(f"BraTS-PED-00002-000-{end}.nii.gz" for end in ("t1n", "t1c", "t2w", "t2f", "seg")), "ped2024"),
+        (
+            tuple(f"VSD.Brain.XX.O.{end}.54512.nii" for end in ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair", "OT")),
+            "brats2015",
+        ),
+        (("T1.nii", "T1c.nii", "T2.nii", "Flair.nii", "OTMultiClass.nii"), "brats2015"),
+        (
+            tuple(
+                f"TCGA-02-0003_1997.06.08_{end}.nii.gz"
+                for end in ("t1", "t1Gd", "t2", "flair", "GlistrBoost_ManuallyCorrected", "GlistrBoost")
+            ),
+            "brats2018",
+        ),
+        (tuple(f"UPENN-GBM-00001_11_{end}.nii.gz" for end in ("T1", "T1GD", "T2", "FLAIR", "segm")), "brats2018"),
+        (
+            tuple(
+                f"UCSF-PDGM-0004_{end}.nii.gz"
+                for end in ("T1", "T1c", "T2", "FLAIR", "tumor_segmentation", "T1_bias", "T1c_bias", "ADC", "SWI_bias")
+            ),
+            "brats2018",
+        ),
     ],
-    ids=["plain", "npy", "2018", "upper case", "2023"],
+    ids=[
+        *("plain", "npy", "2018", "upper case", "2023", "PED", "2015", "2015 renamed", "TCGA", "UPENN", "UCSF"),
+    ],
 )
 def test_each_family_gives_its_sequences_and_scheme(tmp_path: Path, names: tuple[str, ...], scheme: str) -> None:
     case = find_case(touch(tmp_path / "case", *names))
     assert [path.name for path in case.images.values()] == list(names[:4])
     assert list(case.images) == ["t1", "t1c", "t2", "flair"]
     assert case.labelled().name == names[4]
-    assert case.label_scheme == scheme
+    assert case.label_schemes[0] == scheme
 
 
 def test_an_incomplete_case_has_what_is_there(tmp_path: Path) -> None:
@@ -54,7 +78,7 @@ def test_one_sequence_twice_is_refused_with_its_files(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_sequences_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"at least one sequence.*\*_t1ce.*\*-t2f"):
+    with pytest.raises(BadInputError, match=r"at least one sequence.*\*-t1c.*\*_t1ce"):
         find_case(touch(tmp_path / "a", "mask.nii.gz"))
     with pytest.raises(BadInputError, match="must be the folder of a case, got nothing there"):
         find_case(tmp_path / "b")
@@ -71,3 +95,50 @@ def test_cases_below_a_root_come_in_order_of_name(tmp_path: Path) -> None:
 def test_a_root_without_cases_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="must hold case folders"):
         find_cases(tmp_path)
+
+
+def test_the_family_is_the_one_that_explains_every_file(tmp_path: Path) -> None:
+    """T1, T2 and FLAIR alone are called alike in four families."""
+    for number, prefix in enumerate(("BraTS20_Training_001", "TCGA-02-0003_1997", "UPENN-GBM-00001_11")):
+        case = find_case(touch(tmp_path / str(number), f"{prefix}_t1.nii.gz", f"{prefix}_flair.nii.gz"))
+        assert case.layout == ("BraTS 2017 to 2021", "TCGA", "UPENN-GBM")[number]
+    with pytest.raises(BadInputError, match=r"one naming family, got TCGA-1_t1ce.nii.gz, TCGA-1_t1gd.nii.gz"):
+        find_case(touch(tmp_path / "mixed", "TCGA-1_t1ce.nii.gz", "TCGA-1_t1gd.nii.gz"))
+
+
+def test_a_segmentation_of_upenn_is_found_in_its_own_folder(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "images_structural/UPENN-GBM-00001_11", "UPENN-GBM-00001_11_T1GD.nii.gz")
+    automated = touch(tmp_path / "automated_segm", "UPENN-GBM-00001_11_automated_approx_segm.nii.gz")
+    assert find_case(folder).labelled() == next(automated.iterdir())
+    corrected = touch(tmp_path / "images_segm", "UPENN-GBM-00001_11_segm.nii.gz")
+    assert find_case(folder).labelled() == next(corrected.iterdir())
+
+
+def test_cases_lie_up_to_three_folders_deep_each_once(tmp_path: Path) -> None:
+    touch(tmp_path / "HGG/b", "b_t1.nii.gz")
+    touch(tmp_path / "LGG/part/a", "a_t1.nii.gz")
+    (tmp_path / "HGG/back").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "HGG")
+    assert sorted(case.case_id for case in find_cases(tmp_path)) == ["a", "b"]
+
+
+def test_two_cases_of_one_name_are_refused_with_their_places(tmp_path: Path) -> None:
+    touch(tmp_path / "HGG/a", "a_t1.nii.gz")
+    touch(tmp_path / "LGG/a", "a_t1.nii.gz")
+    with pytest.raises(BadInputError, match=r"must hold one case called a, got .*HGG/a, .*LGG/a"):
+        find_cases(tmp_path)
+
+
+def test_a_survey_goes_on_after_a_case_that_is_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "x_t1.nii.gz", "x-t1n.nii.gz")
+    touch(tmp_path / "b", "x_t1.nii.gz")
+    cases, findings = survey(tmp_path)
+    assert [case.case_id for case in cases] == ["b"]
+    assert [(finding.path, finding.level) for finding in findings] == [(tmp_path / "a", "error")]
+
+
+def test_files_given_one_by_one_make_a_case_whatever_they_are_called(tmp_path: Path) -> None:
+    touch(tmp_path, "brain 7.nii.gz", "scan.nii")
+    case = given_case({"flair": tmp_path / "scan.nii", "t1c": tmp_path / "brain 7.nii.gz"})
+    assert list(case.images) == ["t1c", "flair"]
+    assert (case.case_id, case.label_schemes, case.segmentation) == ("brain 7", (), None)

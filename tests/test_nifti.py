@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lora_moe_hgd.data.nifti import BadInputError, read_image, write_image
+from lora_moe_hgd.data.findings import BadInputError
+from lora_moe_hgd.data.nifti import read_image, write_image
 
 AFFINE = np.array([[-1.0, 0, 0, 90], [0, 0, 2, -126], [0, 1.5, 0, -72], [0, 0, 0, 1]])
 
@@ -94,15 +95,32 @@ def pickled(path: Path) -> Path:
     ("make", "name", "rule"),
     [
         (lambda path: path, "missing.nii.gz", "must be a file, got nothing there"),
-        (garbage, "a.nii.gz", "must be a whole NIfTI file"),
-        (truncated, "a.nii.gz", "must be a whole NIfTI file"),
+        (garbage, "a.nii.gz", "must be the kind of file that .gz says"),
+        (garbage, "a.nii", "must be a whole NIfTI file"),
+        (truncated, "a.nii.gz", "must be a whole gzip file, got one that ends too early"),
+        (
+            truncated,
+            "a.nii",
+            "must hold the 64000 bytes of voxels that its header announces, got a file",
+        ),
         (huge, "a.nii.gz", "must take at most"),
-        (pickled, "a.npy", "must be a whole NIfTI file"),
+        (pickled, "a.npy", "must be a whole .npy file of numbers"),
         (lambda path: saved(path, np.ones((2, 3, 4, 4))), "a.nii.gz", r"one volume.*shape \(2, 3, 4, 4\)"),
         (lambda path: saved(path, np.ones((1025, 1, 1))), "a.nii.gz", r"1 to 1024 voxels.*\(1025, 1, 1\)"),
         (singular, "a.nii", "finite and not singular"),
     ],
-    ids=["missing", "garbage", "truncated", "huge", "pickle", "4-D", "long axis", "affine"],
+    ids=[
+        "missing",
+        "garbage gz",
+        "garbage",
+        "truncated gz",
+        "truncated",
+        "huge",
+        "pickle",
+        "4-D",
+        "long axis",
+        "affine",
+    ],
 )
 def test_a_bad_file_is_refused_with_path_rule_and_value(tmp_path: Path, make, name: str, rule: str) -> None:
     path = make(tmp_path / name)

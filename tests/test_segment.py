@@ -110,8 +110,8 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     shutil.copytree(dummy_root / "case_000", tmp_path / "case")
     (tmp_path / "case/T2.nii.gz").unlink()
     case = find_case(tmp_path / "case")
-    assert list(choose_sequences(case, None)) == ["t1", "t1c", "flair"]
-    assert list(choose_sequences(case, "flair, T1")) == ["t1", "flair"]
+    assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
+    assert list(choose_sequences(case, "flair, T1").images) == ["t1", "flair"]
     with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
         choose_sequences(case, "t2,t1")
     with pytest.raises(ValueError, match="takes t1, t1c, t2, flair, separated by commas, got t1ce"):

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 # Each subcommand is the `main` of a module, imported only when asked for.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
+    "check": ("lora_moe_hgd.data.check", "look through a cohort for what is wrong or odd"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
     "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),

@@ -25,6 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         os.replace(scratch, path)
+    except OSError as error:
+        # A full disk is reported without a name.
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -21,8 +22,9 @@ from ..files import replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
-from .layouts import CaseFiles
-from .nifti import read_image
+from .case_files import CaseFiles
+from .cases import read_case
+from .findings import BadInputError, Finding
 from .phantom import make_phantom
 from .transforms import random_crop, random_flip, random_intensity
 
@@ -59,7 +61,8 @@ class CachedCases(Dataset):
     def __getitem__(self, index: int) -> Case:
         path = self._kept_at(index)
         if not path.is_file():
-            self._prepare(index)
+            for finding in self._prepare(index):
+                raise BadInputError(finding.path, finding.rule, finding.value)
         tensors = load_file(path)
         return {
             "case_id": self._case_id(index),
@@ -68,34 +71,39 @@ class CachedCases(Dataset):
             "labels": tensors["labels"],
         }
 
-    def prepare_all(self, *, num_workers: int, progress: bool) -> None:
-        """Preprocess what is not on disk yet.
-
-        Raises:
-            BadInputError: If a file cannot be used.
-        """
+    def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
+        """Preprocess what is not on disk yet; return, by number, why a case cannot be."""
         missing = [index for index in range(len(self)) if not self._kept_at(index).is_file()]
         bar = tqdm(total=len(missing), desc="preparing", unit="case", disable=not progress or not missing)
         if num_workers < 2 or len(missing) < 2:
+            found = []
             for index in missing:
-                self._prepare(index)
+                found.append(self._prepare(index))
                 bar.update()
         else:
             # Spawned, as a fork of a process that computes with threads may hang.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_one_thread) as pool:
-                for _ in pool.map(self._prepare, missing):
+                found = []
+                for findings in pool.map(self._prepare, missing):
+                    found.append(findings)
                     bar.update()
         bar.close()
+        return {index: findings[0] for index, findings in zip(missing, found, strict=True) if findings}
 
-    def _prepare(self, index: int) -> None:
-        inputs = self._preprocess(index)
+    def _prepare(self, index: int) -> list[Finding]:
+        """Preprocess a case and keep it, or return what is wrong with it."""
+        try:
+            inputs = self._preprocess(index)
+        except BadInputError as error:
+            return [error.finding]
         tensors = {name: inputs[name][0] for name in ("pixel_values", "modality_mask", "labels")}
         tensors["pixel_values"] = tensors["pixel_values"].half()
         path = self._kept_at(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+        return []
 
     def _preprocess(self, index: int) -> BatchFeature:
         raise NotImplementedError
@@ -162,12 +170,19 @@ class CaseDataset(CachedCases):
 
     def _preprocess(self, index: int) -> BatchFeature:
         case = self.cases[index]
-        images = {name: read_image(path) for name, path in case.images.items()}
-        if case.segmentation is None:
-            inputs = self.processor(images)
+        reading = read_case(case, labels=case.segmentation is not None, not_finite="error").checked()
+        for finding in reading.findings:
+            warnings.warn(str(finding), stacklevel=2)
+        if reading.labels is None or reading.scheme is None:
+            inputs = self.processor(reading.images)
             inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
             return inputs
-        return self.processor(images, segmentation_maps=read_image(case.segmentation), label_scheme=case.label_scheme)
+        return self.processor(reading.images, segmentation_maps=reading.labels, label_scheme=reading.scheme.name)
+
+    def without(self, indices: Collection[int]) -> CaseDataset:
+        """The same cases but these, by number."""
+        kept = [case for index, case in enumerate(self.cases) if index not in indices]
+        return CaseDataset(kept, processor=self.processor, cache_dir=self.folder.parent)
 
     def _case_id(self, index: int) -> str:
         return self.cases[index].case_id
@@ -177,7 +192,7 @@ class CaseDataset(CachedCases):
         paths = [path for path in (*case.images.values(), case.segmentation) if path is not None]
         states = [(path, path.stat()) for path in paths]
         files = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" for path, state in states]
-        settings = (self.processor.to_json_string(), case.label_scheme, *case.images)
+        settings = (self.processor.to_json_string(), *case.label_schemes, *case.images, str(case.channels))
         return self.folder / f"{_digest(*settings, *files)}.safetensors"
 
 
@@ -205,8 +220,11 @@ class StreamedCases(CachedCases):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def prepare_all(self, *, num_workers: int, progress: bool) -> None:
+    def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
         """Read the stream to its end; files of cases that are on disk already are not opened.
+
+        Returns:
+            Nothing: a case that cannot be used is an error, as its place in the stream tells nobody which it is.
 
         Raises:
             ValueError: If it lacks a column, or holds no case.
@@ -235,6 +253,7 @@ class StreamedCases(CachedCases):
                 self._prepare(len(self) - 1)
         if not self.kept:
             raise ValueError(f"A dataset must hold at least one case, {self.name} holds none.")
+        return {}
 
     def _preprocess(self, index: int) -> BatchFeature:
         images = {"t1c" if name == "t1ce" else name: image for name, image in self.images.items()}

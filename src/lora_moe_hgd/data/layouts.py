@@ -1,150 +1,224 @@
 """File names of the data sets this field uses, and finding cases by them.
 
-A family is a few lines: how the files of a case end, and which label scheme its segmentations use.
+A family is a few lines: patterns of the file names of a case, and which label schemes its segmentations may be in.
+Families that keep a whole cohort in one folder are in `channels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from .nifti import BadInputError
+from .case_files import CaseFiles, stem_of
+from .channels import channel_case, channel_cases
+from .findings import BadInputError, Finding
 
-EXTENSIONS = (".nii.gz", ".nii", ".npy")
+# Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`.
+DEEPEST_CASE = 3
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One family of file names, compared without regard to case.
+    """One family of file names.
+
+    Patterns are those of a shell, of the name without its extension, compared without regard to case; of several for
+    one file, an earlier one is preferred.
 
     Attributes:
         name: How messages call it.
-        separator: What stands between the case's name and the suffix; empty if the suffix is the whole name.
-        suffixes: Suffix of each sequence, and of the segmentation under `seg`.
-        label_scheme: Scheme of its segmentations.
+        patterns: Of each sequence, and of the segmentation under `seg`.
+        label_schemes: Schemes that its segmentations may be in.
+        elsewhere: Where the segmentation lies if not among the sequences, from the case's folder on.
     """
 
     name: str
-    separator: str
-    suffixes: Mapping[str, str]
-    label_scheme: str
+    patterns: Mapping[str, tuple[str, ...]]
+    label_schemes: tuple[str, ...]
+    elsewhere: tuple[str, ...] = ()
 
-    def role_of(self, path: Path) -> str | None:
-        """Sequence name or `seg` if the file name is of this family, else `None`."""
-        extension = next((end for end in EXTENSIONS if path.name.lower().endswith(end)), None)
-        if extension is None:
-            return None
-        stem = path.name.lower()[: -len(extension)]
-        for role, suffix in self.suffixes.items():
-            if stem == suffix if not self.separator else stem.endswith(self.separator + suffix):
-                return role
+    def role_of(self, path: Path) -> tuple[str, int] | None:
+        """Sequence name or `seg`, and the number of the pattern, if the file is of this family, else `None`."""
+        stem = stem_of(path)
+        for role, patterns in self.patterns.items() if stem is not None else ():
+            for number, pattern in enumerate(patterns):
+                if fnmatchcase(str(stem).lower(), pattern.lower()):
+                    return role, number
         return None
 
 
+def _family(name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
+    """Make a layout of which the sequences' patterns differ by one of the `words` each, for t1, t1c, t2 and flair."""
+    patterns = {
+        role: tuple(pattern.format(word) for word in choices.split("|"))
+        for role, choices in zip(MODALITIES, words.split(), strict=True)
+    }
+    return Layout(name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
+
+
+# The first is taken of several that fit.
 LAYOUTS = (
-    Layout("plain", "", {"t1": "t1", "t1c": "t1c", "t2": "t2", "flair": "flair", "seg": "seg"}, "msd"),
-    Layout(
-        "BraTS 2017 to 2021",
-        "_",
-        {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair", "seg": "seg"},
-        "brats2018",
+    _family("plain", "{}", "t1 t1c|t1gd t2 flair", seg="seg", schemes="msd"),
+    _family("BraTS-PED", "BraTS-PED-*-{}", "t1n t1c t2w t2f", seg="BraTS-PED-*-seg", schemes="ped2024 brats2023"),
+    _family("BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
+    _family(
+        "TCGA",
+        "TCGA-*_{}",
+        "t1 t1gd t2 flair",
+        seg="TCGA-*_GlistrBoost_ManuallyCorrected TCGA-*_GlistrBoost",
+        schemes="brats2018",
     ),
-    Layout(
-        "BraTS 2023",
-        "-",
-        {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"},
-        "brats2023",
+    _family(
+        "UPENN-GBM",
+        "UPENN-GBM-*_{}",
+        "t1 t1gd t2 flair",
+        seg="UPENN-GBM-*_segm UPENN-GBM-*_automated_approx_segm",
+        schemes="brats2018",
+        elsewhere="../../images_segm/{case}_segm.nii.gz ../../automated_segm/{case}_automated_approx_segm.nii.gz",
+    ),
+    _family(
+        "UCSF-PDGM",
+        "UCSF-PDGM-*_{}",
+        "t1|t1_bias t1c|t1c_bias t2|t2_bias flair|flair_bias",
+        seg="UCSF-PDGM-*_tumor_segmentation",
+        schemes="brats2018",
+    ),
+    _family("BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
+    _family("BraTS 2012 to 2015", "VSD.Brain*.MR_{}.*", "t1 t1c t2 flair", seg="VSD.Brain*.OT.*", schemes="brats2015"),
+    # As DeepMedic's examples come.
+    _family(
+        "BraTS 2012 to 2015, renamed",
+        "{}",
+        "t1|t1_subtrmeandivstd t1c|t1c_subtrmeandivstd t2|t2_subtrmeandivstd flair|flair_subtrmeandivstd",
+        seg="OTMultiClass OT",
+        schemes="brats2015",
     ),
 )
 
 
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case.
+def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> CaseFiles:
+    """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
-    Attributes:
-        case_id: Name of its folder.
-        folder: Where it lies.
-        layout: Name of the family.
-        label_scheme: Scheme of its segmentation.
-        images: Path of each sequence that is there, in channel order.
-        segmentation: Path of the ground truth, if any.
-    """
-
-    case_id: str
-    folder: Path
-    layout: str
-    label_scheme: str
-    images: dict[str, Path]
-    segmentation: Path | None
-
-    def labelled(self) -> Path:
-        """Path of the segmentation.
-
-        Raises:
-            BadInputError: If there is none.
-        """
-        if self.segmentation is None:
-            raise BadInputError(self.folder, "must hold a segmentation", "none")
-        return self.segmentation
-
-
-def find_case(folder: Path) -> CaseFiles:
-    """Find the sequences of one case.
+    Args:
+        path: What to look at.
+        channel_order: Sequences of a file with four axes or of numbered files, in their order.
 
     Raises:
-        BadInputError: If the folder has no sequence, mixes two families, or has one sequence twice.
+        BadInputError: If there is no sequence, or two families, or one sequence twice.
     """
-    if not folder.is_dir():
-        raise BadInputError(folder, "must be the folder of a case", "a file" if folder.exists() else "nothing there")
-    found: dict[str, dict[str, list[Path]]] = {}
-    for path in sorted(folder.iterdir()):
+    if not path.is_dir():
+        return channel_case(path, channel_order)
+    found: dict[str, dict[str, list[tuple[int, Path]]]] = {layout.name: {} for layout in LAYOUTS}
+    known = set()
+    for file in _listed(path):
         for layout in LAYOUTS:
-            role = layout.role_of(path)
-            if role is not None and not path.name.startswith("."):
-                found.setdefault(layout.name, {}).setdefault(role, []).append(path)
-    with_images = {name: roles for name, roles in found.items() if set(roles) & set(MODALITIES)}
-    if not with_images:
-        endings = "; ".join(
-            f"{layout.name}: " + ", ".join(f"*{layout.separator}{suffix}" for suffix in layout.suffixes.values())
-            for layout in LAYOUTS
-        )
-        raise BadInputError(folder, f"must hold at least one sequence, named as in {endings}", "none of them")
-    if len(with_images) > 1:
-        names = [path.name for roles in with_images.values() for paths in roles.values() for path in paths]
-        raise BadInputError(folder, "must hold files of one naming family", ", ".join(sorted(set(names))))
-    ((name, roles),) = with_images.items()
-    for role, paths in roles.items():
-        if len(paths) > 1:
-            raise BadInputError(folder, f"must hold one file for {role}", ", ".join(path.name for path in paths))
-    layout = next(layout for layout in LAYOUTS if layout.name == name)
+            match = layout.role_of(file)
+            if match is not None:
+                role, preference = match
+                found[layout.name].setdefault(role, []).append((preference, file))
+                known.add(file)
+    numbered = channel_cases(path)
+    if numbered and not known:
+        if len(numbered) > 1:
+            raise BadInputError(path, "must hold one case, or be given as PATH/CASE", ", ".join(list(numbered)[:5]))
+        return channel_case(next(iter(numbered.values())), channel_order)
+    if not any(set(roles) & set(MODALITIES) for roles in found.values()):
+        names = ", ".join(dict.fromkeys(layout.patterns["t1c"][0] for layout in LAYOUTS))
+        raise BadInputError(path, f"must hold at least one sequence, named as T1c is in one of {names}", "none")
+    of_one = [
+        layout for layout in LAYOUTS if {file for files in found[layout.name].values() for _, file in files} == known
+    ]
+    if not of_one or numbered:
+        names = ", ".join(sorted({file.name for file in known} | set(numbered)))
+        raise BadInputError(path, "must hold files of one naming family", names)
+    layout = of_one[0]
+    chosen = {role: _preferred(path, role, files) for role, files in found[layout.name].items()}
+    case_id = path.resolve().name
+    elsewhere = [path / place.format(case=case_id) for place in layout.elsewhere]
     return CaseFiles(
-        case_id=folder.resolve().name,
-        folder=folder,
-        layout=name,
-        label_scheme=layout.label_scheme,
-        images={modality: roles[modality][0] for modality in MODALITIES if modality in roles},
-        segmentation=roles["seg"][0] if "seg" in roles else None,
+        case_id=case_id,
+        folder=path,
+        layout=layout.name,
+        label_schemes=layout.label_schemes,
+        images={modality: chosen[modality] for modality in MODALITIES if modality in chosen},
+        segmentation=chosen.get("seg") or next((file.resolve() for file in elsewhere if file.is_file()), None),
     )
 
 
-def find_cases(root: Path) -> list[CaseFiles]:
-    """Every case below `root`, one folder each, in order of name; `root` itself if it is a case.
+def _preferred(folder: Path, role: str, files: Sequence[tuple[int, Path]]) -> Path:
+    best = min(preference for preference, _ in files)
+    paths = [path for preference, path in files if preference == best]
+    if len(paths) > 1:
+        raise BadInputError(folder, f"must hold one file for {role}", ", ".join(path.name for path in paths))
+    return paths[0]
+
+
+def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> list[CaseFiles]:
+    """Every case below `root` in order of place, or `root` itself if it is a case.
 
     Raises:
-        BadInputError: If `root` is no folder or holds no case, or a case is ambiguous.
+        BadInputError: If `root` holds no case, or a case is ambiguous.
     """
-    if not root.is_dir():
-        raise BadInputError(root, "must be a folder of cases", "a file" if root.exists() else "nothing there")
-    if _holds_sequences(root):
-        return [find_case(root)]
-    cases = [find_case(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_sequences(folder)]
-    if not cases:
-        raise BadInputError(root, "must hold case folders with sequences", "none")
+    cases, findings = survey(root, channel_order=channel_order)
+    if findings:
+        first = findings[0]
+        raise BadInputError(first.path, first.rule, first.value)
     return cases
 
 
-def _holds_sequences(folder: Path) -> bool:
-    return any(layout.role_of(path) in MODALITIES for path in folder.iterdir() for layout in LAYOUTS)
+def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[list[CaseFiles], list[Finding]]:
+    """Every case below `root`, and what is wrong with those that cannot be told.
+
+    Raises:
+        BadInputError: If `root` holds no case.
+    """
+    if not root.is_dir():
+        raise BadInputError(root, "must be a folder of cases", "a file" if root.exists() else "nothing there")
+    cases, findings = [], []
+    together = channel_cases(root / "imagesTr" if (root / "imagesTr").is_dir() else root)
+    for path in together.values() if len(together) > 1 else _case_folders(root, DEEPEST_CASE, set()):
+        try:
+            cases.append(find_case(path, channel_order=channel_order))
+        except BadInputError as error:
+            findings.append(error.finding)
+    if not cases and not findings:
+        raise BadInputError(root, "must hold case folders with sequences", "none")
+    named: dict[str, list[CaseFiles]] = {}
+    for case in cases:
+        named.setdefault(case.case_id, []).append(case)
+    for case_id, same in named.items():
+        if len(same) > 1:
+            places = ", ".join(str(case.folder) for case in same)
+            findings.append(Finding(root, f"must hold one case called {case_id}", places, "error"))
+    return [same[0] for same in named.values() if len(same) == 1], findings
+
+
+def _case_folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[Path]:
+    """Folders with sequences, at most `deepest` below; each once, whatever links lead to it."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    try:
+        files = _listed(folder)
+    except BadInputError:
+        # Left to `find_case`, which says so.
+        yield folder
+        return
+    if channel_cases(folder) or any(
+        (layout.role_of(file) or ("seg", 0))[0] in MODALITIES for file in files for layout in LAYOUTS
+    ):
+        yield folder
+    elif deepest:
+        for below in files:
+            if below.is_dir() and not below.name.startswith("."):
+                yield from _case_folders(below, deepest - 1, seen)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds, in order of name."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError as error:
+        raise BadInputError(folder, "must be readable", "no permission") from error

@@ -24,8 +24,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
-from ..data.layouts import CaseFiles, find_cases
-from ..data.nifti import read_image
+from ..data.case_files import CaseFiles
+from ..data.cases import read_case
+from ..data.channels import parse_channel_order
+from ..data.layouts import find_cases
 from ..files import replacing
 from ..inference.segment import segment_inputs
 from ..inference.uncertainty import expected_dice
@@ -33,7 +35,7 @@ from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import label_scheme
+from ..model.label_schemes import LABEL_SCHEMES
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .calibration import reliability_counts
 from .compare import write_comparison
@@ -92,9 +94,8 @@ def score_case(
     Raises:
         BadInputError: If the case has no segmentation or a file is damaged.
     """
-    scheme = label_scheme(case.label_scheme)
-    truth = scheme.decode(np.asarray(read_image(case.labelled()).dataobj))
-    images = {name: read_image(path) for name, path in case.images.items()}
+    reading = read_case(case, labels=True).checked()
+    truth, images = reading.regions, reading.images
     spacing_mm = voxel_spacing_mm(next(iter(images.values())).affine)
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     scores = CaseScores()
@@ -207,7 +208,7 @@ def _fingerprint_of(network: torch.nn.Module, processor: LoraMoeHgdImageProcesso
 def _fingerprint(weights: str, case: CaseFiles, rules: Rules) -> str:
     paths = [*case.images.values(), case.labelled()]
     files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    text = "\n".join([weights, rules.convention, rules.lesions, case.label_scheme, *case.images, *files])
+    text = "\n".join([weights, rules.convention, rules.lesions, *case.label_schemes, *case.images, *files])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -223,6 +224,14 @@ def main(argv: Sequence[str]) -> None:
         "--compare", type=Path, nargs="+", metavar="OUT", help="folders of evaluations; others against the first"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument(
+        "--label-scheme",
+        choices=list(LABEL_SCHEMES),
+        help="scheme of the segmentations; that of the file names if left out",
+    )
+    parser.add_argument(
+        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+    )
     parser.add_argument("--cases", help="only these, by name, separated by commas")
     parser.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
     parser.add_argument("--convention", choices=list(CONVENTIONS), default="brats", help="what empty regions score")
@@ -232,7 +241,9 @@ def main(argv: Sequence[str]) -> None:
         print(write_comparison(args.compare, args.out))
         return
     subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else list(EVERY_SUBSET)
-    cases = _chosen(find_cases(args.data), args.cases, args.data)
+    order = args.channel_order and parse_channel_order(args.channel_order)
+    found = [case.in_scheme(args.label_scheme) for case in find_cases(args.data, channel_order=order)]
+    cases = _chosen(found, args.cases, args.data)
     if not any(set(_names(subset)) <= set(case.images) for case in cases for subset in subsets):
         raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
     # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.

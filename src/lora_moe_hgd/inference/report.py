@@ -25,12 +25,16 @@ def make_report(
     volumes_ml: dict[str, float],
     confidence: dict[str, float],
     image: nib.Nifti1Image,
+    reference: str,
+    interpolated: list[str],
+    warnings: list[str],
     seconds: float,
 ) -> dict[str, Any]:
     """Collect the report.
 
     Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
-    probabilities promise, see `uncertainty.expected_dice`.
+    probabilities promise, see `uncertainty.expected_dice`; `reference` is the sequence on whose grid the result lies,
+    and `interpolated` names those that came on another.
     """
     return {
         "case_id": case_id,
@@ -39,6 +43,9 @@ def make_report(
         "confidence": {name: round(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
         "sequences_not_used": [name for name in MODALITIES if name not in sequences],
+        "reference": reference,
+        "interpolated": interpolated,
+        "warnings": warnings,
         "label_scheme": {
             "name": scheme.name,
             "edema": scheme.edema,

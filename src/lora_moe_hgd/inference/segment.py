@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..data.layouts import CaseFiles, find_case
-from ..data.nifti import read_image, write_image
+from ..data.case_files import CaseFiles, given_case
+from ..data.cases import read_case
+from ..data.channels import parse_channel_order
+from ..data.layouts import find_case
+from ..data.nifti import write_image
 from ..loading import fastest_device, load_checkpoint
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -77,14 +81,14 @@ def segment_inputs(
     )
 
 
-def choose_sequences(case: CaseFiles, names: str | None) -> dict[str, Path]:
-    """The files of the sequences to use: those named, separated by commas, or all that are there.
+def choose_sequences(case: CaseFiles, names: str | None) -> CaseFiles:
+    """The case with the sequences to use: those named, separated by commas, or all that are there.
 
     Raises:
         ValueError: If a name is unknown or the case lacks it.
     """
     if names is None:
-        return case.images
+        return case
     wanted = [name.strip().lower() for name in names.split(",")]
     unknown = sorted(set(wanted) - set(MODALITIES))
     if unknown:
@@ -92,7 +96,7 @@ def choose_sequences(case: CaseFiles, names: str | None) -> dict[str, Path]:
     lacking = [name for name in wanted if name not in case.images]
     if lacking:
         raise ValueError(f"{case.folder} lacks {', '.join(lacking)}; it has {', '.join(case.images)}.")
-    return {name: path for name, path in case.images.items() if name in wanted}
+    return case.only(wanted)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,7 +104,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Segment the tumour of a case that may lack sequences. Research use, not a medical device."
     )
-    parser.add_argument("--in-path", type=Path, required=True, help="folder of the case")
+    parser.add_argument("--in-path", type=Path, help="the case: its folder, or its file with four axes")
+    for name in MODALITIES:
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or file by file: {name}")
     parser.add_argument("--out-path", type=Path, required=True, help="folder for the results")
     parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id; an adapter's, too")
     parser.add_argument("--modalities", help="use only these sequences, such as t1c,flair")
@@ -109,22 +115,31 @@ def main(argv: Sequence[str]) -> None:
         choices=list(LABEL_SCHEMES),
         help="scheme of seg.nii.gz; that of the case's file names if left out",
     )
+    parser.add_argument(
+        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+    )
+    parser.add_argument(
+        "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse what would otherwise be warned of")
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     args = parser.parse_args(argv)
     started = time.perf_counter()
-    case = find_case(args.in_path)
-    if args.out_path.resolve() == args.in_path.resolve():
+    case = choose_sequences(_case_of(args), args.modalities)
+    if args.out_path.resolve() == case.folder.resolve():
         raise ValueError(
-            f"--out-path must not be the folder of the case, which may hold a segmentation: {args.in_path}"
+            f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
         )
-    chosen = choose_sequences(case, args.modalities)
-    images = {name: read_image(path) for name, path in chosen.items()}
+    reading = read_case(case, reference=args.reference).checked(strict=args.strict)
+    for finding in reading.findings:
+        print(f"warning: {finding}", file=sys.stderr)
+    images = reading.images
     network, processor = load_checkpoint(args.checkpoint, device=fastest_device())
     args.out_path.mkdir(parents=True, exist_ok=True)
     found = segment(network, processor, images, progress=True)
-    scheme = label_scheme(args.label_scheme or case.label_scheme)
-    like = next(iter(images.values()))
+    scheme = label_scheme(args.label_scheme or (*case.label_schemes, processor.label_scheme)[0])
+    like = images[reading.reference]
     report = make_report(
         case_id=case.case_id,
         checkpoint=args.checkpoint,
@@ -133,6 +148,9 @@ def main(argv: Sequence[str]) -> None:
         volumes_ml=found.volumes_ml(),
         confidence=dict(zip(REGIONS, expected_dice(found.probabilities), strict=True)),
         image=like,
+        reference=reading.reference,
+        interpolated=reading.interpolated,
+        warnings=[f"{finding.path.name}: {finding.rule}, got {finding.value}" for finding in reading.findings],
         seconds=time.perf_counter() - started,
     )
     # The report says that the others are whole, so it goes first and comes last.
@@ -152,6 +170,19 @@ def main(argv: Sequence[str]) -> None:
     )
     write_report(args.out_path / "report.json", report)
     _print_result(report, args.out_path)
+
+
+def _case_of(args: argparse.Namespace) -> CaseFiles:
+    """The case that the command line names, by its place or file by file."""
+    given = {name: getattr(args, name) for name in MODALITIES if getattr(args, name) is not None}
+    if bool(given) == (args.in_path is not None):
+        options = ", ".join(f"--{name}" for name in MODALITIES)
+        raise ValueError(
+            f"A case is given by --in-path or by some of {options}, got {'both' if given else 'neither'}."
+        )
+    if given:
+        return given_case(given)
+    return find_case(args.in_path, channel_order=args.channel_order and parse_channel_order(args.channel_order))
 
 
 def _print_result(report: Mapping[str, object], folder: Path) -> None:

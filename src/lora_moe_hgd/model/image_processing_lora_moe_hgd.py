@@ -41,7 +41,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         modalities: Sequences in channel order.
         target_spacing_mm: Voxel size the network works at, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call: `brats2018`, `brats2023` or `msd`.
+        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()

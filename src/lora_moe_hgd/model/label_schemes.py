@@ -6,6 +6,7 @@ of TC outside ET (necrosis and non-enhancing tumour), and ET.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,21 @@ class LabelScheme:
         edema: Label of WT outside TC.
         core: Label of TC outside ET.
         enhancing: Label of ET.
+        more_core: Other labels of TC outside ET; read, never written.
+        no_tumour: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
     """
 
     name: str
     edema: int
     core: int
     enhancing: int
+    more_core: tuple[int, ...] = ()
+    no_tumour: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> set[int]:
+        """Every label of the scheme, with background."""
+        return {0, self.edema, self.core, self.enhancing, *self.more_core, *self.no_tumour}
 
     def encode(self, regions: np.ndarray) -> np.ndarray:
         """Label map `(D, H, W)` uint8 of the nested masks WT, TC and ET `(3, D, H, W)`."""
@@ -40,7 +50,7 @@ class LabelScheme:
         """Nested masks WT, TC and ET `(3, D, H, W)` bool of a label map; floats may be off integers by 1e-3.
 
         Raises:
-            ValueError: If a value is no integer or not of this scheme; the message lists what was found.
+            LabelMapError: If a value is no integer or not of this scheme; the message lists what was found.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -48,26 +58,16 @@ class LabelScheme:
                    [0, 1, 0, 1],
                    [0, 0, 0, 1]])
         """
-        labels = np.asarray(labels)
-        found = np.unique(labels)
-        rounded = np.rint(found)
-        if not np.all(np.abs(found - rounded) <= 1e-3):
-            raise ValueError(f"A label map must hold integers, but it holds {found[found != rounded][:5].tolist()}.")
-        unknown = sorted({int(value) for value in rounded} - {0, self.edema, self.core, self.enhancing})
-        if unknown:
-            fitting = [
-                name
-                for name, scheme in LABEL_SCHEMES.items()
-                if {int(v) for v in rounded} <= {0, scheme.edema, scheme.core, scheme.enhancing}
-            ]
-            raise ValueError(
-                f"Label(s) {unknown} are not of the scheme '{self.name}' (0 background, {self.edema} oedema, "
-                f"{self.core} core, {self.enhancing} enhancing). Schemes that fit: {', '.join(fitting) or 'none'}."
-            )
+        detect_label_scheme(label_values(labels), [self.name])
         labels = np.rint(labels)
         enhancing = labels == self.enhancing
-        core = enhancing | (labels == self.core)
+        core = enhancing | np.isin(labels, (self.core, *self.more_core))
         return np.stack([core | (labels == self.edema), core, enhancing])
+
+    def __str__(self) -> str:
+        parts = f"0 background, {self.edema} oedema, {self.core} core, {self.enhancing} enhancing"
+        more = "".join(f", {label} core" for label in self.more_core)
+        return f"{self.name} ({parts}{more}{''.join(f', {label} no tumour' for label in self.no_tumour)})"
 
 
 LABEL_SCHEMES = {
@@ -76,8 +76,24 @@ LABEL_SCHEMES = {
         LabelScheme("brats2018", edema=2, core=1, enhancing=4),  # BraTS 2017 to 2021
         LabelScheme("brats2023", edema=2, core=1, enhancing=3),
         LabelScheme("msd", edema=1, core=2, enhancing=3),  # Medical Segmentation Decathlon, task 1
+        LabelScheme("gli2024", edema=2, core=1, enhancing=3, no_tumour=(4,)),  # after surgery, with its cavity
+        LabelScheme("ped2024", edema=4, core=2, enhancing=1, more_core=(3,)),  # children, with cysts
+        LabelScheme("brats2015", edema=2, core=1, enhancing=4, more_core=(3,)),  # 2013 to 2015
     )
 }
+
+
+class LabelMapError(ValueError):
+    """A label map that cannot be read.
+
+    Attributes:
+        rule: What it should be.
+        value: What was found.
+    """
+
+    def __init__(self, rule: str, value: object) -> None:
+        super().__init__(f"{rule}, got {value}.")
+        self.rule, self.value = rule, value
 
 
 def label_scheme(name: str) -> LabelScheme:
@@ -89,3 +105,61 @@ def label_scheme(name: str) -> LabelScheme:
     if name not in LABEL_SCHEMES:
         raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(LABEL_SCHEMES)}.")
     return LABEL_SCHEMES[name]
+
+
+def label_values(labels: np.ndarray) -> set[int]:
+    """The values of a label map.
+
+    Raises:
+        LabelMapError: If one is further than 1e-3 from an integer; the message lists some.
+    """
+    found = np.unique(np.asarray(labels))
+    with np.errstate(invalid="ignore"):
+        whole = np.abs(found - np.rint(found)) <= 1e-3
+    if not whole.all():
+        raise LabelMapError("its labels must be integers", ", ".join(f"{value:.4g}" for value in found[~whole][:5]))
+    return {int(value) for value in np.rint(found)}
+
+
+def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> LabelScheme:
+    """The scheme of a label map that holds `values`.
+
+    Several schemes that put every value into the same regions are as good as one. Without candidates, 4 without 3
+    means BraTS 2017 to 2021.
+
+    Args:
+        values: Labels that occur.
+        candidates: Schemes that the data set may use; any, if that is not known.
+
+    Raises:
+        LabelMapError: If none of the schemes has all the values, or several do that disagree.
+
+    Example:
+        >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
+        'gli2024'
+    """
+    fitting = [scheme for scheme in LABEL_SCHEMES.values() if values <= scheme.labels]
+    allowed = [label_scheme(name) for name in candidates]
+    chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
+    if not chosen:
+        known = set().union(*(scheme.labels for scheme in allowed or LABEL_SCHEMES.values()))
+        schemes = " or ".join(map(str, allowed)) or "any scheme"
+        fit = ", ".join(scheme.name for scheme in fitting) or "none"
+        unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
+        raise LabelMapError(f"its labels must be of {schemes} (schemes that fit: {fit})", unknown)
+    if not allowed and 4 in values and 3 not in values:
+        return LABEL_SCHEMES["brats2018"]
+    regions = {
+        tuple(
+            (value == scheme.enhancing, value in (scheme.core, *scheme.more_core), value == scheme.edema)
+            for value in sorted(values)
+        )
+        for scheme in chosen
+    }
+    if len(regions) > 1:
+        names = " or ".join(scheme.name for scheme in chosen)
+        found = ", ".join(map(str, sorted(values - {0})))
+        raise LabelMapError(
+            f"its scheme must be chosen, --label-scheme {names}, as these read it differently", f"labels {found}"
+        )
+    return chosen[0]

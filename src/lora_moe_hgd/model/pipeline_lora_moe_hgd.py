@@ -1,5 +1,6 @@
 """`pipeline("brain-tumor-segmentation")`: a case, or several, to label maps on their own grids."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,17 @@ def _files_of(folder: str | Path) -> Mapping[str, Any]:
         ValueError: If the package that knows the names of files is not installed.
     """
     try:
+        from lora_moe_hgd.data.cases import read_case
         from lora_moe_hgd.data.layouts import find_case
     except ImportError as error:
         raise ValueError(
             "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "
             f"which is not installed, got {folder}."
         ) from error
-    return find_case(Path(folder)).images
+    reading = read_case(find_case(Path(folder))).checked()
+    for finding in reading.findings:
+        warnings.warn(str(finding), stacklevel=2)
+    return reading.images
 
 
 __all__ = ["BrainTumorSegmentationPipeline"]

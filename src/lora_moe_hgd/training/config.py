@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from ..data.channels import parse_channel_order
 from ..evaluation.subsets import parse_subset
 from ..model.label_schemes import LABEL_SCHEMES
 
@@ -34,7 +35,9 @@ class DataConfig:
         root: Folder of labelled cases.
         dataset: Hub id or folder of a `datasets` dataset of labelled cases, instead of `root`.
         split: Split of `dataset`.
-        label_scheme: Label scheme of `dataset`.
+        label_scheme: Scheme of the segmentations; `None` for that of the file names, which a `dataset` does not have.
+        channel_order: Sequences of numbered channels in `root`, such as `[flair, t1, t1c, t2]`.
+        skip_bad: Go on without cases of `root` that cannot be used, instead of refusing to start.
         phantoms: Number of phantoms to train on; beside cases they are mixed in.
         phantom_share: Share of the samples that come from phantoms, where there are cases, too.
         val_phantoms: Number of other phantoms to validate on, where there are no cases.
@@ -47,7 +50,9 @@ class DataConfig:
     root: str | None = None
     dataset: str | None = None
     split: str = "train"
-    label_scheme: str = "brats2018"
+    label_scheme: str | None = None
+    channel_order: tuple[str, ...] | None = None
+    skip_bad: bool = False
     phantoms: int = 0
     phantom_share: float = 0.5
     val_phantoms: int = 8
@@ -68,10 +73,12 @@ class DataConfig:
             f"{self.root} and {self.dataset}",
         )
         _require(
-            self.label_scheme in LABEL_SCHEMES,
+            self.label_scheme in LABEL_SCHEMES or (self.label_scheme is None and self.dataset is None),
             f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}",
             self.label_scheme,
         )
+        if self.channel_order is not None:
+            self.channel_order = parse_channel_order(",".join(self.channel_order))
         _require(0 < self.phantom_share < 1, "`data.phantom_share` must be between 0 and 1", self.phantom_share)
         _require(0 < self.val_fraction < 1, "`data.val_fraction` must be between 0 and 1", self.val_fraction)
         _require(self.num_workers >= 0, "`data.num_workers` must not be negative", self.num_workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from ..data.datasets import (
     PhantomDataset,
     StreamedCases,
 )
-from ..data.layouts import find_cases
+from ..data.findings import Finding
+from ..data.layouts import survey
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -155,26 +157,50 @@ def build_data(
         return phantoms(data.phantoms, config.seed), [phantoms(data.val_phantoms, VALIDATION_SEED)]
     cases: CachedCases
     if data.root is not None:
-        found = find_cases(Path(data.root))
-        if config.objective == "segment":
-            for case in found:
-                case.labelled()
-        _require_two(len(found), config)
-        cases = prepared(CaseDataset(found, processor=processor, cache_dir=cache_dir))
+        cases = _cases_below(Path(data.root), config, processor, cache_dir, show=show)
     else:
-        scheme = data.label_scheme
+        scheme = str(data.label_scheme)
         cases = prepared(
             StreamedCases(
                 str(data.dataset), split=data.split, label_scheme=scheme, processor=processor, cache_dir=cache_dir
             )
         )
-        _require_two(len(cases), config)
+    _require_two(len(cases), config)
     held_out, rest = split(len(cases), config)
     training: CaseSource = ChosenCases(cases, rest)
     if data.phantoms:
         shares = [1 - data.phantom_share, data.phantom_share]
         training = MixedCases([training, phantoms(data.phantoms, config.seed)], shares)
     return training, [ChosenCases(cases, held_out)]
+
+
+def _cases_below(
+    root: Path, config: RunConfig, processor: LoraMoeHgdImageProcessor, cache_dir: Path, *, show: bool
+) -> CachedCases:
+    """Every case below `root`, read and judged as `lora-moe-hgd check` does; without the bad ones if so configured.
+
+    Raises:
+        ValueError: If a case cannot be used; the message lists them.
+    """
+    data = config.data
+    found, findings = survey(root, channel_order=data.channel_order)
+    cases = [case.in_scheme(data.label_scheme) for case in found]
+    if config.objective == "segment":
+        unlabelled = [case for case in cases if case.segmentation is None]
+        findings += [Finding(case.folder, "must hold a segmentation", "none", "error") for case in unlabelled]
+        cases = [case for case in cases if case.segmentation is not None]
+    dataset = CaseDataset(cases, processor=processor, cache_dir=cache_dir)
+    bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
+    findings += bad.values()
+    if findings and not data.skip_bad:
+        shown = "".join(f"\n  {finding}" for finding in findings)
+        raise ValueError(
+            f"All cases in {root} must be usable, got {len(findings)} that are not (`--skip-bad true` goes on without "
+            f"them, `lora-moe-hgd check {root}` tells more):{shown}"
+        )
+    for finding in findings if show else ():
+        print(f"left out: {finding}", file=sys.stderr)
+    return dataset.without(bad)
 
 
 def _require_two(number: int, config: RunConfig) -> None:

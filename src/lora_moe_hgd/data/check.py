@@ -1,0 +1,174 @@
+"""Looking through a whole cohort before it is used: what cannot be, what is odd, and what it consists of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.label_schemes import LABEL_SCHEMES
+from .case_files import CaseFiles
+from .cases import read_case
+from .channels import parse_channel_order
+from .findings import Finding
+from .layouts import survey
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """What is known of a case after reading it.
+
+    Attributes:
+        case: Its files.
+        label_scheme: Scheme of its segmentation, if it could be read.
+        findings: What is wrong or odd.
+    """
+
+    case: CaseFiles
+    label_scheme: str | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class CheckedCohort:
+    """What is known of a cohort.
+
+    Attributes:
+        root: Where it lies.
+        cases: Those whose files could be told.
+        others: What is wrong with the rest.
+    """
+
+    root: Path
+    cases: tuple[CheckedCase, ...]
+    others: tuple[Finding, ...]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that is wrong or odd, errors first."""
+        found = [*self.others, *(finding for checked in self.cases for finding in checked.findings)]
+        return sorted(found, key=lambda finding: (finding.level, str(finding.path)))
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers of cases, findings, sequences, families of names and label schemes."""
+        levels = Counter(finding.level for finding in self.findings)
+        present = Counter(name for checked in self.cases for name in checked.case.images)
+        schemes = Counter(checked.label_scheme for checked in self.cases if checked.label_scheme)
+        return {
+            "cases": len(self.cases),
+            "errors": levels["error"],
+            "warnings": levels["warning"],
+            "sequences": {name: present[name] for name in MODALITIES},
+            "layouts": dict(Counter(checked.case.layout for checked in self.cases)),
+            "label_schemes": dict(schemes),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for `--json`."""
+        return {
+            "root": str(self.root),
+            "counts": self.counts(),
+            "findings": [
+                {"level": found.level, "path": str(found.path), "rule": found.rule, "value": found.value}
+                for found in self.findings
+            ],
+            "cases": [
+                {
+                    "case": checked.case.case_id,
+                    "layout": checked.case.layout,
+                    "sequences": list(checked.case.images),
+                    "label_scheme": checked.label_scheme,
+                }
+                for checked in self.cases
+            ],
+        }
+
+    def table(self) -> str:
+        """The findings, a line each with paths below the root, and the numbers."""
+        lines = [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
+        counts = self.counts()
+        lines.append(f"{counts['cases']} cases, {counts['errors']} errors, {counts['warnings']} warnings")
+        for name in ("sequences", "layouts", "label_schemes"):
+            numbers = ", ".join(f"{key} {number}" for key, number in counts[name].items()) or "none"
+            lines.append(f"{name.replace('_', ' ')}: {numbers}")
+        return "\n".join(lines)
+
+
+def check_case(case: CaseFiles, *, labels: bool) -> CheckedCase:
+    """Read a case as training does, and keep what was found."""
+    reading = read_case(case, labels=labels, not_finite="error")
+    scheme = None if reading.scheme is None else reading.scheme.name
+    return CheckedCase(case, scheme, tuple(reading.findings))
+
+
+def check_cohort(
+    root: Path,
+    *,
+    labels: bool = True,
+    label_scheme: str | None = None,
+    channel_order: Sequence[str] | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> CheckedCohort:
+    """Read every case below `root`.
+
+    Args:
+        root: Folder of cases.
+        labels: Whether each case needs a segmentation.
+        label_scheme: Scheme of the segmentations; that of the file names when `None`.
+        channel_order: Sequences of numbered channels.
+        num_workers: Processes that read, beside this one.
+        progress: Whether to show a bar.
+
+    Raises:
+        BadInputError: If `root` holds no case.
+    """
+    cases, others = survey(root, channel_order=channel_order)
+    cases = [case.in_scheme(label_scheme) for case in cases]
+    one = partial(check_case, labels=labels)
+
+    def shown(checked: Iterable[CheckedCase]) -> tuple[CheckedCase, ...]:
+        return tuple(tqdm(checked, desc="checking", unit="case", total=len(cases), disable=not progress))
+
+    if num_workers < 2:
+        return CheckedCohort(root, shown(map(one, cases)), tuple(others))
+    # Spawned, as a fork of a process that computes with threads may hang.
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print what is wrong or odd in a cohort; exit code 1 if any of it is an error."""
+    parser = argparse.ArgumentParser(
+        description="Read a whole cohort as training does, and list what is wrong or odd. Exit code 1 on errors."
+    )
+    parser.add_argument("root", type=Path, help="folder of cases")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--no-labels", action="store_true", help="segmentations are not needed, and not read")
+    parser.add_argument(
+        "--label-scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; that of the file names if left out"
+    )
+    parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
+    args = parser.parse_args(argv)
+    cohort = check_cohort(
+        args.root,
+        labels=not args.no_labels,
+        label_scheme=args.label_scheme,
+        channel_order=args.channel_order and parse_channel_order(args.channel_order),
+        num_workers=args.num_workers,
+        progress=not args.json,
+    )
+    print(json.dumps(cohort.to_dict(), indent=2) if args.json else cohort.table())
+    if cohort.counts()["errors"]:
+        raise SystemExit(1)

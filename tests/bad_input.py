@@ -1,0 +1,473 @@
+"""Ways in which a case can be wrong: each changes a good case, and is judged as a user's would be."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import nibabel as nib
+import numpy as np
+
+from lora_moe_hgd.data.case_files import given_case
+from lora_moe_hgd.data.cases import read_case
+from lora_moe_hgd.data.findings import BadInputError, Finding
+from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.data.nifti import read_image, write_image
+
+PATIENT = "Jane Doe"
+SHAPE = (40, 44, 48)
+AFFINE = np.array([[-4.0, 0, 0, 78], [0, -4, 0, 86], [0, 0, 4, -94], [0, 0, 0, 1]])
+# What is done to the case in a folder; findings come from reading it, if nothing is returned.
+Attempt = Callable[[Path], list[Finding] | None]
+ATTEMPTS: dict[str, list[tuple[str, Attempt]]] = {}
+
+
+def attempt(part: str, title: str) -> Callable[[Attempt], Attempt]:
+    def register(change: Attempt) -> Attempt:
+        ATTEMPTS.setdefault(part, []).append((title, change))
+        return change
+
+    return register
+
+
+def good_case(folder: Path) -> Path:
+    """A head of 1.5 litres with a tumour, named as BraTS 2017 to 2021 is, whose headers hold a patient's name."""
+    folder.mkdir(parents=True)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, edge) for edge in SHAPE), indexing="ij"))
+    brain = (grid**2).sum(axis=0) < 0.75
+    distance = ((grid - 0.2) ** 2).sum(axis=0) ** 0.5
+    labels = np.select([distance < 0.1, distance < 0.2, distance < 0.35], [1, 4, 2], 0).astype(np.uint8)
+    generator = np.random.default_rng(0)
+    for name in ("t1", "t1ce", "t2", "flair"):
+        array = generator.normal(100, 10, SHAPE).astype(np.float32)
+        array[labels == 4] += 60 if name == "t1ce" else -5
+        save(folder / f"x_{name}.nii.gz", np.where(brain, array, 0).astype(np.float32))
+    save(folder / "x_seg.nii.gz", labels)
+    return folder
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header["descrip"] = PATIENT.encode()
+    nib.save(image, path)
+
+
+def array_of(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj).copy()
+
+
+def judge(folder: Path) -> list[Finding]:
+    try:
+        return read_case(find_case(folder), labels=True).findings
+    except BadInputError as error:
+        return [error.finding]
+
+
+def messages(title_and_attempt: tuple[str, Attempt]) -> list[tuple[str, str]]:
+    """Level and text of each finding, with the folder's name left out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = good_case(Path(scratch) / "case")
+        found = title_and_attempt[1](folder)
+        findings = judge(folder) if found is None else found
+        return [(finding.level, str(finding).replace(f"{scratch}/", "")) for finding in findings]
+
+
+def in_header(path: Path, offset: int, values: np.ndarray) -> None:
+    """Overwrite part of the header of a file."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[offset : offset + values.nbytes] = values.tobytes()
+    path.write_bytes(gzip.compress(bytes(content), mtime=0))
+
+
+def error_of(call: Callable[[], object]) -> list[Finding]:
+    try:
+        call()
+    except BadInputError as error:
+        return [error.finding]
+    except OSError as error:
+        return [Finding(Path(str(error.filename)), "must be written", os.strerror(error.errno or 0), "error")]
+    return []
+
+
+FILES, SIZES, PLACES, CONTENT, LABELS, NAMES = (
+    "Files",
+    "Sizes",
+    "Geometry",
+    "Content of a sequence",
+    "Label maps",
+    "Names of files",
+)
+
+
+@attempt(FILES, "a file that is not there")
+def missing(folder: Path) -> list[Finding]:
+    return read_case(given_case({"t1c": folder / "x_t1gd.nii.gz"})).findings
+
+
+@attempt(FILES, "a folder where a file belongs")
+def a_folder(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").unlink()
+    (folder / "x_t2.nii.gz").mkdir()
+
+
+@attempt(FILES, "a link that leads to itself")
+def loop(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").unlink()
+    (folder / "x_t2.nii.gz").symlink_to(folder / "x_t2.nii.gz")
+
+
+@attempt(FILES, "a link that leads nowhere")
+def dangling(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").unlink()
+    (folder / "x_t2.nii.gz").symlink_to(folder / "gone.nii.gz")
+
+
+@attempt(FILES, "a file without permission to read it")
+def no_permission(folder: Path) -> list[Finding]:
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    with mock.patch.object(Path, "open", side_effect=refused):
+        return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
+
+
+@attempt(FILES, "a folder without permission to list it")
+def closed_folder(folder: Path) -> list[Finding]:
+    with mock.patch.object(Path, "iterdir", side_effect=PermissionError(errno.EACCES, "Permission denied")):
+        return judge(folder)
+
+
+@attempt(FILES, "an input/output error of the disk")
+def broken_disk(folder: Path) -> list[Finding]:
+    with mock.patch.object(Path, "open", side_effect=OSError(errno.EIO, "Input/output error")):
+        return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
+
+
+@attempt(FILES, "an empty file")
+def empty(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").write_bytes(b"")
+
+
+@attempt(FILES, "text with the name of an image")
+def text(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").unlink()
+    (folder / "x_t2.nii").write_text("no image " * 100)
+
+
+@attempt(FILES, "an unpacked file called .nii.gz")
+def unpacked(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+@attempt(FILES, "a packed file called .nii")
+def packed(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.nii")
+
+
+@attempt(FILES, "a packed file that ends too early")
+def truncated(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@attempt(FILES, "an unpacked file that ends too early")
+def truncated_nii(folder: Path) -> None:
+    content = gzip.decompress((folder / "x_t2.nii.gz").read_bytes())
+    (folder / "x_t2.nii.gz").unlink()
+    (folder / "x_t2.nii").write_bytes(content[:5000])
+
+
+@attempt(FILES, "a packed file whose checksum is wrong")
+def flipped(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+
+
+@attempt(FILES, "the header of a pair .hdr and .img")
+def pair(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 344, np.frombuffer(b"ni1\0", np.uint8))
+
+
+@attempt(FILES, "a header that contradicts itself (type of voxels)")
+def bad_type(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 70, np.array([9999], np.int16))
+
+
+@attempt(FILES, "a pickle in .npy")
+def pickled(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").unlink()
+    np.save(folder / "x_t2.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+@attempt(FILES, "voxels of colours")
+def colours(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+@attempt(FILES, "complex voxels")
+def complex_voxels(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.zeros(SHAPE, np.complex64))
+
+
+@attempt(FILES, "a disk that is full while a result is written")
+def full_disk(folder: Path) -> list[Finding]:
+    like = read_image(folder / "x_t1.nii.gz")
+    with mock.patch.object(nib, "save", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        return error_of(lambda: write_image(folder / "seg.nii.gz", np.zeros(SHAPE, np.uint8), like=like))
+
+
+@attempt(SIZES, "a header of 30000 x 30000 x 30000 voxels")
+def huge(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 42, np.full(3, 30000, np.int16))
+
+
+@attempt(SIZES, "a header with an axis of -5 voxels")
+def negative(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 42, np.array([-5], np.int16))
+
+
+@attempt(SIZES, "a header of 1020 x 1020 x 1020 voxels of 8 bytes")
+def large(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 42, np.full(3, 1020, np.int16))
+    in_header(folder / "x_t2.nii.gz", 70, np.array([64, 64], np.int16))
+
+
+@attempt(SIZES, "a header that announces more than such a file can hold")
+def liar(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 42, np.full(3, 800, np.int16))
+
+
+@attempt(SIZES, "a volume larger than the memory that is free")
+def no_memory(folder: Path) -> list[Finding]:
+    memory = SimpleNamespace(available=500_000)
+    with mock.patch("lora_moe_hgd.data.nifti.psutil.virtual_memory", return_value=memory):
+        return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
+
+
+@attempt(SIZES, "a small volume with gigabytes of zeros packed behind it")
+def bomb(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**24), mtime=0))
+
+
+@attempt(SIZES, "a header whose extensions fill the file")
+def extended(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 108, np.array([2.0**30], np.float32))
+
+
+@attempt(SIZES, "a file with four axes as one sequence")
+def four_axes(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.ones((*SHAPE, 4), np.float32))
+
+
+@attempt(SIZES, "a picture with two axes")
+def two_axes(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.ones(SHAPE[:2], np.float32))
+
+
+@attempt(PLACES, "an affine that is zero")
+def zero_affine(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 280, np.zeros(12, np.float32))
+
+
+@attempt(PLACES, "an affine with NaN")
+def nan_affine(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 280, np.full(4, np.nan, np.float32))
+
+
+@attempt(PLACES, "voxels in metres instead of millimetres")
+def metres(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz"), np.diag([0.004, 0.004, 0.004, 1]))
+
+
+@attempt(PLACES, "a field of view of more than a head")
+def wide(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz"), np.diag([15.0, 15, 15, 1]))
+
+
+@attempt(PLACES, "a header that does not say where the volume lies")
+def nowhere(folder: Path) -> list[Finding]:
+    in_header(folder / "x_t2.nii.gz", 252, np.zeros(2, np.int16))
+    return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(PLACES, "an affine that differs by rounding")
+def rounded(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz"), AFFINE + 2e-4 * np.eye(4)[[0, 1, 2, 2]])
+
+
+@attempt(PLACES, "a sequence on a grid of its own")
+def other_grid(folder: Path) -> None:
+    array = array_of(folder / "x_t2.nii.gz")[:, :, 1:-1]
+    moved = AFFINE.copy()
+    moved[:3, 3] += (0, 0, 4)
+    moved[:3, 3] += 1.5
+    save(folder / "x_t2.nii.gz", array, moved)
+
+
+@attempt(PLACES, "a sequence of another place")
+def elsewhere(folder: Path) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] += 500
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz"), moved)
+
+
+@attempt(PLACES, "arrays of different shapes in .npy")
+def other_shapes(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    for name, edge in (("t1", 120), ("t2", 121)):
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(edge, 120, 120)))
+    save(folder / "seg.nii.gz", np.zeros((120, 120, 120), np.uint8), np.eye(4))
+
+
+@attempt(CONTENT, "NaN (an error for training)")
+def nan(folder: Path) -> None:
+    array = array_of(folder / "x_t2.nii.gz")
+    array[20, 22, 20:24] = np.nan
+    save(folder / "x_t2.nii.gz", array)
+
+
+@attempt(CONTENT, "zero everywhere")
+def zero(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.zeros(SHAPE, np.float32))
+
+
+@attempt(CONTENT, "one value everywhere")
+def constant(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.full(SHAPE, 7, np.float32))
+
+
+@attempt(CONTENT, "a background that is not zero")
+def background(folder: Path) -> None:
+    array = array_of(folder / "x_t2.nii.gz")
+    save(folder / "x_t2.nii.gz", np.where(array == 0, -0.8, array / 100).astype(np.float32))
+
+
+@attempt(CONTENT, "a label map as a sequence")
+def label_map(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").write_bytes((folder / "x_seg.nii.gz").read_bytes())
+
+
+@attempt(CONTENT, "a copy of another sequence")
+def copy(folder: Path) -> None:
+    (folder / "x_t1ce.nii.gz").write_bytes((folder / "x_t1.nii.gz").read_bytes())
+
+
+@attempt(CONTENT, "brains that do not lie one over another")
+def misplaced(folder: Path) -> None:
+    save(folder / "x_t2.nii.gz", np.roll(array_of(folder / "x_t2.nii.gz"), 6, axis=1))
+
+
+@attempt(CONTENT, "a head with its skull")
+def skull(folder: Path) -> list[Finding]:
+    array = np.random.default_rng(0).gamma(2, 20, SHAPE).astype(np.float32)
+    save(folder / "x_t2.nii.gz", array)
+    return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(CONTENT, "a brain that is far too small")
+def small(folder: Path) -> list[Finding]:
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz"), np.diag([2.0, 2, 2, 1]))
+    return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(LABELS, "no segmentation where one is needed")
+def unlabelled(folder: Path) -> None:
+    (folder / "x_seg.nii.gz").unlink()
+
+
+@attempt(LABELS, "values between integers")
+def fractions(folder: Path) -> None:
+    save(folder / "x_seg.nii.gz", (array_of(folder / "x_seg.nii.gz") * 0.7).astype(np.float32))
+
+
+@attempt(LABELS, "a value of no scheme")
+def unknown(folder: Path) -> None:
+    save(folder / "x_seg.nii.gz", np.where(array_of(folder / "x_seg.nii.gz") == 4, 7, 0).astype(np.uint8))
+
+
+@attempt(LABELS, "a value of another scheme than the names say")
+def other_scheme(folder: Path) -> None:
+    labels = array_of(folder / "x_seg.nii.gz")
+    save(folder / "x_seg.nii.gz", np.where(labels == 4, 3, labels).astype(np.uint8))
+
+
+@attempt(LABELS, "0, 1, 2, 3 under names that do not tell the scheme")
+def ambiguous(folder: Path) -> None:
+    labels = array_of(folder / "x_seg.nii.gz")
+    save(folder / "x_seg.nii.gz", np.where(labels == 4, 3, labels).astype(np.uint8))
+    for name in ("t1", "t1ce", "t2", "flair", "seg"):
+        (folder / f"x_{name}.nii.gz").rename(folder / f"BraTS-PED-1-{PED_NAMES[name]}.nii.gz")
+
+
+PED_NAMES = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
+
+
+@attempt(LABELS, "an enhancing tumour that does not enhance")
+def swapped(folder: Path) -> None:
+    save(folder / "x_seg.nii.gz", np.array([0, 1, 4, 0, 2], np.uint8)[array_of(folder / "x_seg.nii.gz")])
+
+
+@attempt(LABELS, "a label map without a tumour")
+def no_tumour(folder: Path) -> None:
+    save(folder / "x_seg.nii.gz", np.zeros(SHAPE, np.uint8))
+
+
+@attempt(LABELS, "a tumour beside the brain")
+def beside(folder: Path) -> None:
+    save(folder / "x_seg.nii.gz", np.roll(array_of(folder / "x_seg.nii.gz"), 14, axis=2))
+
+
+@attempt(LABELS, "a label map on a grid of its own")
+def other_label_grid(folder: Path) -> None:
+    moved = AFFINE.copy()
+    moved[:3, 3] += 1.5
+    save(folder / "x_seg.nii.gz", array_of(folder / "x_seg.nii.gz"), moved)
+
+
+@attempt(NAMES, "a folder without sequences")
+def nothing(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(path.with_name(f"scan_{path.name.replace('_', '')}"))
+
+
+@attempt(NAMES, "a folder that is not there")
+def no_folder(folder: Path) -> list[Finding]:
+    return judge(folder / "nowhere")
+
+
+@attempt(NAMES, "two families in one folder")
+def two_families(folder: Path) -> None:
+    (folder / "x_t2.nii.gz").rename(folder / "x-t2w.nii.gz")
+
+
+@attempt(NAMES, "one sequence twice")
+def twice(folder: Path) -> None:
+    (folder / "y_t2.nii.gz").write_bytes((folder / "x_t2.nii.gz").read_bytes())
+
+
+@attempt(NAMES, "numbered files without an order")
+def no_order(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    save(folder / "x_0000.nii.gz", np.zeros(SHAPE, np.uint8))
+
+
+@attempt(NAMES, "numbered files of other images")
+def computed_tomography(folder: Path) -> None:
+    no_order(folder)
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+
+
+@attempt(NAMES, "a single file as a case")
+def single_file(folder: Path) -> list[Finding]:
+    return judge(folder / "x_t2.nii.gz")

@@ -1,0 +1,55 @@
+"""Every way in which a case can be wrong gets a line with file, rule and value; `docs/bad_input.md` shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bad_input import ATTEMPTS, PATIENT, good_case, judge, messages
+
+DOCUMENT = Path(__file__).parents[1] / "docs/bad_input.md"
+HEAD = """# Bad input
+
+Made by `.venv/bin/python tests/test_bad_input.py`; a test compares.
+
+What each kind of bad input gets, beginning with its file. Errors end a command with exit code 2 before any long work;
+warnings are printed and go into the report of `segment`, whose `--strict` makes them errors. `lora-moe-hgd check`
+shows both for a whole cohort.
+"""
+EVERY = [(part, title, attempt) for part, attempts in ATTEMPTS.items() for title, attempt in attempts]
+
+
+def document() -> str:
+    lines = [HEAD]
+    for part, attempts in ATTEMPTS.items():
+        lines += [f"## {part}", "", "| input | | message |", "|---|---|---|"]
+        for title, attempt in attempts:
+            for level, message in messages((title, attempt)):
+                cell = message.replace("|", "\\|").replace("*", "\\*")
+                lines.append(f"| {title} | {level} | {cell} |")
+                title = ""
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_a_good_case_has_no_finding(tmp_path: Path) -> None:
+    assert judge(good_case(tmp_path / "case")) == []
+
+
+@pytest.mark.parametrize("part_title_attempt", EVERY, ids=lambda value: value[1])
+def test_bad_input_gets_one_line_that_names_the_file_and_no_patient(part_title_attempt) -> None:
+    found = messages(part_title_attempt[1:])
+    assert found
+    for _, message in found:
+        assert message.startswith("case")
+        assert ", got " in message
+        assert "\n" not in message
+        assert PATIENT not in message
+
+
+def test_the_document_shows_what_is_said_now() -> None:
+    assert DOCUMENT.read_text() == document(), "Run .venv/bin/python tests/test_bad_input.py"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())

@@ -1,0 +1,109 @@
+"""Cases in files with four axes, and in numbered files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lora_moe_hgd.data.cases import read_case
+from lora_moe_hgd.data.channels import parse_channel_order
+from lora_moe_hgd.data.findings import BadInputError
+from lora_moe_hgd.data.layouts import find_case, find_cases
+
+
+@pytest.fixture
+def stack() -> np.ndarray:
+    return np.random.default_rng(0).normal(100, 10, (5, 6, 7, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def decathlon(tmp_path: Path, stack: np.ndarray) -> Path:
+    """Two cases as task 1 of the Decathlon has them, and what its archive brings along."""
+    root = tmp_path / "Task01_BrainTumour"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "._BRATS_001.nii.gz").write_bytes(b"left by an archive")
+        for name in ("BRATS_001", "BRATS_002"):
+            array = stack if folder == "imagesTr" else (stack[..., 0] > 110).astype(np.uint8)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), root / folder / f"{name}.nii.gz")
+    return root
+
+
+@pytest.fixture
+def numbered(tmp_path: Path, stack: np.ndarray) -> Path:
+    root = tmp_path / "Dataset137_BraTS2021"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for case in ("BraTS2021_00000", "BraTS2021_00002"):
+        for channel in range(4):
+            image = nib.Nifti1Image(stack[..., channel], np.eye(4))
+            nib.save(image, root / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
+        labels = nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), np.eye(4))
+        nib.save(labels, root / "labelsTr" / f"{case}.nii.gz")
+    return root
+
+
+def read_order(case, stack: np.ndarray) -> list[str]:
+    """Name that was given to each channel of the stack."""
+    images = read_case(case).images
+    return [name for at in range(4) for name, image in images.items() if np.array_equal(image.dataobj, stack[..., at])]
+
+
+def test_the_decathlon_has_flair_first_and_its_own_labels(decathlon: Path, stack: np.ndarray) -> None:
+    cases = find_cases(decathlon)
+    assert [case.case_id for case in cases] == ["BRATS_001", "BRATS_002"]
+    assert read_order(cases[0], stack) == ["flair", "t1", "t1c", "t2"]
+    assert cases[0].label_schemes == ("msd",)
+    assert cases[1].labelled() == decathlon / "labelsTr/BRATS_002.nii.gz"
+    assert find_case(decathlon / "imagesTr/BRATS_002.nii.gz") == cases[1]
+
+
+def test_an_order_is_taken_from_the_command_line_then_from_the_dataset(numbered: Path, stack: np.ndarray) -> None:
+    path = numbered / "imagesTr/BraTS2021_00002"
+    names = {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}
+    (numbered / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    assert read_order(find_case(path), stack) == ["t1", "t1c", "t2", "flair"]
+    assert read_order(find_case(path, channel_order=("t1c", "t1", "flair", "t2")), stack) == [
+        "t1c",
+        "t1",
+        "flair",
+        "t2",
+    ]
+    (case, _) = find_cases(numbered)
+    assert case.labelled() == numbered / "labelsTr/BraTS2021_00000.nii.gz"
+    assert case.label_schemes == ()
+
+
+def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
+    with pytest.raises(BadInputError, match=r"no order is standard: --channel-order .*00000_0000.nii.gz"):
+        find_cases(numbered)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"channel_names": {"1": "T1"}}', '{"modality": {"0": "CT"}}', '{"modality": ["T1"]}']
+)
+def test_a_dataset_file_without_an_order_is_refused_by_name(numbered: Path, content: str) -> None:
+    (numbered / "dataset.json").write_text(content)
+    with pytest.raises(BadInputError, match=r"dataset.json: must name the sequences"):
+        find_case(numbered / "imagesTr/BraTS2021_00002")
+
+
+def test_a_stack_of_another_length_than_the_order_is_refused(decathlon: Path) -> None:
+    case = find_case(decathlon / "imagesTr/BRATS_001.nii.gz", channel_order=("t1", "t2"))
+    with pytest.raises(BadInputError, match=r"last of length 2, got shape \(5, 6, 7, 4\)"):
+        read_case(case).checked()
+
+
+def test_several_cases_in_a_folder_are_not_one(numbered: Path) -> None:
+    with pytest.raises(BadInputError, match=r"must hold one case.*BraTS2021_00000, BraTS2021_00002"):
+        find_case(numbered / "imagesTr")
+
+
+@pytest.mark.parametrize("text", ["t1,t1", "t1,t3", ""])
+def test_an_order_names_known_sequences_once(text: str) -> None:
+    with pytest.raises(ValueError, match="at most once, got"):
+        parse_channel_order(text)

@@ -1,0 +1,148 @@
+"""A cohort is looked through before it is used: every case is read, everything odd is said, and nothing stops it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bad_input import PATIENT, good_case, no_tumour, two_families
+
+from lora_moe_hgd.cli import run
+from lora_moe_hgd.data.check import check_cohort
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import build_data
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return good_case(tmp_path_factory.mktemp("good") / "case")
+
+
+@pytest.fixture
+def cohort(good: Path, tmp_path: Path) -> Path:
+    """Five cases: two good ones, one of them without T2, one odd, one damaged, one whose files cannot be told."""
+    for name in ("a", "b", "odd", "damaged", "mixed"):
+        shutil.copytree(good, tmp_path / "cohort" / name)
+    (tmp_path / "cohort/b/x_t2.nii.gz").unlink()
+    no_tumour(tmp_path / "cohort/odd")
+    flair = tmp_path / "cohort/damaged/x_flair.nii.gz"
+    flair.write_bytes(flair.read_bytes()[:1000])
+    two_families(tmp_path / "cohort/mixed")
+    return tmp_path / "cohort"
+
+
+def check(capsys, *words: str) -> tuple[int, str]:
+    code = 0
+    try:
+        run("check", words)
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    return code, capsys.readouterr().out
+
+
+def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
+    code, text = check(capsys, str(cohort))
+    assert code == 1
+    first, second, third, *numbers = text.splitlines()
+    assert first == "error    damaged/x_flair.nii.gz: must be a whole gzip file, got one that ends too early."
+    assert second.startswith("error    mixed: must hold files of one naming family, got x-t2w.nii.gz")
+    assert third == "warning  odd/x_seg.nii.gz: must mark a tumour, got none."
+    assert numbers == [
+        "4 cases, 2 errors, 1 warnings",
+        "sequences: t1 4, t1c 4, t2 3, flair 4",
+        "layouts: BraTS 2017 to 2021 4",
+        "label schemes: brats2018 4",
+    ]
+    assert PATIENT not in text
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same(cohort: Path) -> None:
+    assert check_cohort(cohort, num_workers=2).to_dict() == check_cohort(cohort).to_dict()
+
+
+def test_warnings_alone_are_no_failure(cohort: Path, capsys) -> None:
+    code, text = check(capsys, str(cohort / "odd"))
+    assert code == 0
+    assert "1 cases, 0 errors, 1 warnings" in text
+
+
+def test_json_holds_what_the_table_shows(cohort: Path, capsys) -> None:
+    code, text = check(capsys, str(cohort), "--json")
+    found = json.loads(text)
+    assert code == 1
+    assert found["counts"]["sequences"] == {"t1": 4, "t1c": 4, "t2": 3, "flair": 4}
+    assert [finding["level"] for finding in found["findings"]] == ["error", "error", "warning"]
+    assert found["findings"][0]["value"] == "one that ends too early"
+    assert found["cases"][1] == {
+        "case": "b",
+        "layout": "BraTS 2017 to 2021",
+        "sequences": ["t1", "t1c", "flair"],
+        "label_scheme": "brats2018",
+    }
+
+
+def test_labels_can_be_left_out_or_named(cohort: Path, capsys) -> None:
+    (cohort / "a/x_seg.nii.gz").unlink()
+    assert "must hold a segmentation" in check(capsys, str(cohort / "a"))[1]
+    assert check(capsys, str(cohort / "a"), "--no-labels")[0] == 0
+    code, text = check(capsys, str(cohort / "b"), "--label-scheme", "msd")
+    assert code == 1
+    assert "its labels must be of msd" in text
+
+
+def test_a_root_without_cases_is_a_wrong_command_not_a_finding(tmp_path: Path, capsys) -> None:
+    assert check(capsys, str(tmp_path / "nowhere"))[0] == 2
+
+
+def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(cohort: Path, tmp_path: Path) -> None:
+    path = cohort / "a/x_t1.nii.gz"
+    array = np.asarray(nib.load(path).dataobj).copy()
+    array[20, 20, 20] = np.nan
+    nib.save(nib.Nifti1Image(array, nib.load(path).affine), path)
+    (cohort / "b/x_seg.nii.gz").unlink()
+    with pytest.raises(ValueError, match="got 4 that are not") as refused:
+        training_data(cohort, tmp_path)
+    for words in (
+        "mixed: must hold",
+        "a/x_t1.nii.gz: its voxels must be finite",
+        "x_flair.nii.gz: must",
+        "b: must hold",
+    ):
+        assert words in str(refused.value)
+    errors = [finding for finding in check_cohort(cohort).findings if finding.level == "error"]
+    assert len(errors) == 4
+    assert all(str(finding) in str(refused.value) for finding in errors)
+
+
+def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path, tmp_path: Path, capsys) -> None:
+    for _ in range(2):
+        training, (validation,) = training_data(cohort, tmp_path, "--skip-bad", "true")
+        names = [source[index]["case_id"] for source in (training, validation) for index in range(len(source))]
+        assert sorted(names) == ["a", "b", "odd"]
+        listed = capsys.readouterr().err
+        assert "left out: " in listed
+        assert "damaged/x_flair.nii.gz: must be a whole gzip file" in listed
+        assert "mixed: must hold files of one naming family" in listed
+
+
+def test_a_scheme_that_is_named_is_the_one_that_is_trained_on(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its labels must be of msd"):
+        training_data(cohort, tmp_path, "--skip-bad", "false", "--label-scheme", "msd")
+
+
+def training_data(root: Path, tmp_path: Path, *options: str):
+    config = read_config(
+        [
+            *("--config", str(ROOT / "configs/brats2018.yaml"), "--data", str(root), "--num-workers", "0"),
+            *("--cache-dir", str(tmp_path / "cache"), *options),
+        ]
+    )
+    return build_data(config, LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0)), show=True)
