@@ -69,3 +69,13 @@ def test_a_crop_without_brain_has_finite_logits_and_tame_gradients(constant: flo
     of_noise = gradient_norm(random_volumes(batch=1, shape=(32, 32, 32)))
     of_constant = gradient_norm(torch.full((1, 4, 32, 32, 32), constant))
     assert 0 < of_constant < 10 * of_noise
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_logits_in_every_subset() -> None:
+    network, volumes = small_network(), random_volumes(1)
+    compiled = torch.compile(network)
+    with torch.no_grad():
+        for mask in EVERY_SUBSET:
+            present = torch.tensor([mask])
+            assert_close(compiled(volumes, present).logits, network(volumes, present).logits, rtol=1e-4, atol=5e-5)
