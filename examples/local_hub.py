@@ -18,6 +18,7 @@ import math
 import re
 import secrets
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
@@ -476,6 +477,8 @@ def main(argv: list[str] | None = None) -> None:
     with replacing(kept) as scratch:
         scratch.touch(mode=0o600)
         scratch.write_text(json.dumps(tokens, indent=1))
+    # A shell starts what runs in the background deaf to Ctrl-C, and a test may be started there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with LocalHub(options.root, users=tokens, port=options.port) as hub, contextlib.suppress(KeyboardInterrupt):
         print("In another terminal, ", end="")
         for user in options.users:
