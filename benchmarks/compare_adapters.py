@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.training.adapters import TARGET_MODULES
 from lora_moe_hgd.training.metrics_log import read_metrics
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 # The convolutions of stem and decoder, too; PEFT cannot merge those of a single voxel.

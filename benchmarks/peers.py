@@ -6,10 +6,12 @@ An absent sequence is a channel of zeros to them, as is usual for networks that 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -83,6 +85,14 @@ class PeerForSegmentation(PreTrainedModel):
         weights = torch.ones(len(REGIONS)) if region_weights is None else region_weights
         losses = segmentation_losses([logits], labels, scale_weights=[1.0], region_weights=weights.to(logits))
         return LoraMoeHgdSegmenterOutput(loss=total_loss(losses, {}), logits=logits, losses=losses, router_logits=())
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Configuration and weights, those twice that DynUNet registers twice, which safetensors would refuse."""
+        self.config.save_pretrained(save_directory)
+        weights = {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()
+        }
+        save_file(weights, Path(save_directory) / "model.safetensors")
 
     def segment_volume(self, pixel_values: Tensor, modality_mask: Tensor, *, progress: bool = False) -> Tensor:
         """As `LoraMoeHgdForSegmentation.segment_volume`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from torch import nn
 
 from lora_moe_hgd.data.datasets import CaseSource, PhantomDataset
@@ -64,7 +64,7 @@ def run_trial(trial: Trial, config: RunConfig) -> dict[str, Any]:
         train(config, build=trial.build)
     seconds = time.perf_counter() - began
     network, processor = trial.build(config)
-    load_model(network, Path(config.output_dir) / "last" / "model.safetensors")
+    network.load_state_dict(load_file(Path(config.output_dir) / "last" / "model.safetensors"))
     nn.Module.to(network.eval(), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     cache_dir = Path(config.data.cache_dir).expanduser()
     phantoms = PhantomDataset(VAL_PHANTOMS, seed=VALIDATION_SEED, processor=processor, cache_dir=cache_dir)

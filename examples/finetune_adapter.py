@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.datasets import CaseDataset, SubsetCrops
+from lora_moe_hgd.data.crops import SubsetCrops
+from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.training.schedule import draw_subset
 

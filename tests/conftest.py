@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from local_hub import LocalHub
 
-from lora_moe_hgd.cli import run
+from lora_moe_hgd_cli import run
 
 
 @pytest.fixture(scope="session")

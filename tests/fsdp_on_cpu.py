@@ -9,7 +9,7 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from lora_moe_hgd.cli import run
+from lora_moe_hgd_cli import run
 
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",

@@ -29,11 +29,11 @@ from lora_moe_hgd import (
     merge_adapter,
     using_adapter,
 )
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.training.adapters import add_adapter, write_adapter_card
 from lora_moe_hgd.training.averaging import trained_parameters
+from lora_moe_hgd_cli import run
 
 VOLUMES = random_volumes(1, (16, 16, 32))
 # Name: preset and options.

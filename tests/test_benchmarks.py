@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.training.config import read_config
@@ -56,9 +57,13 @@ def test_speed_is_measured_beside_the_peers() -> None:
 
 
 @pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch) -> Any:
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    peers = pytest.importorskip("peers")
+    return pytest.importorskip("peers")
+
+
+@pytest.fixture
+def peer(peers: Any) -> Any:
     return peers.PeerForSegmentation(peers.PeerConfig(name="SegResNet-16", edge=32)).eval()
 
 
@@ -76,6 +81,16 @@ def test_a_saved_peer_gives_the_same_logits(peer: Any, tmp_path: Path) -> None:
     volume = torch.randn(1, 4, 32, 32, 32)
     with torch.no_grad():
         assert torch.equal(peer(volume).logits, reloaded(volume).logits)
+
+
+@pytest.mark.parametrize("name", ["SegResNet-16", "UNETR", "DynUNet", "SwinUNETR-24"])
+def test_weights_of_each_peer_are_saved_as_they_are_trained_channels_last(
+    peers: Any, name: str, tmp_path: Path
+) -> None:
+    network, other = peers.make_network(name, 64), peers.make_network(name, 64)
+    network.save_pretrained(tmp_path)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in network.state_dict().items())
 
 
 def test_the_training_engine_takes_a_peer(peer: Any, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.cases import CaseReading, read_case
 from lora_moe_hgd.data.findings import BadInputError
 from lora_moe_hgd.data.grids import same_grid
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd_cli import run
 
 NAMES = ("T1", "T1c", "T2", "FLAIR", "seg")
 Change = Callable[[nib.Nifti1Image], nib.Nifti1Image]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from bad_input import PATIENT, good_case, no_tumour, two_families
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.check import check_cohort
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import build_data
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 

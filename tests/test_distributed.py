@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.training.metrics_log import read_metrics
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 # Eight crops, four a step; float32, so that only the order of sums differs.

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.layouts import find_case, find_cases
 from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.evaluation import evaluate as module
@@ -28,6 +27,7 @@ from lora_moe_hgd.evaluation.report import dice_table, shapley_values, summarise
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 FILES = {"scores.csv", "table.md", "table.json", "heat_map.png", "by_count.png", "reliability.png", "cases"}

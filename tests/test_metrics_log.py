@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.training.metrics_log import MetricsLog, RunningDice, read_metrics, router_statistics
+from lora_moe_hgd_cli import run
 
 
 def test_lines_of_steps_that_are_done_again_go(tmp_path: Path) -> None:

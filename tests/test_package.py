@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import lora_moe_hgd
 from lora_moe_hgd import load_checkpoint, pretrained_path
-from lora_moe_hgd.cli import COMMANDS
 from lora_moe_hgd.loading import base_name, checkpoint_folder
+from lora_moe_hgd_cli import COMMANDS
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
-ORDER = ["files", "model", "pretrained", "data", "loading", "inference", "evaluation", "training", "hub", "cli"]
+ORDER = ["files", "model", "pretrained", "data", "loading", "inference", "evaluation", "training", "hub"]
 ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}
 
 
@@ -65,6 +67,24 @@ def test_the_hub_folder_imports_siblings_and_its_few_packages_only(path: Path) -
 def test_no_file_is_much_longer_than_four_hundred_lines() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 420, path
+
+
+def test_nox_tests_the_floor_that_the_package_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nox")
+    monkeypatch.syspath_prepend(str(PACKAGE.parents[1]))
+    noxfile = importlib.import_module("noxfile")
+    monkeypatch.chdir(PACKAGE.parents[1])
+    requirements = metadata.requires("lora-moe-hgd") or []
+    for pin in noxfile.floors():
+        assert pin.replace("==", ">=") in requirements
+
+
+def test_help_waits_for_no_heavy_package() -> None:
+    code = "import sys, lora_moe_hgd_cli as cli; sys.argv[1:] = ['--help']\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'transformers', 'numpy', 'lora_moe_hgd'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "usage: lora-moe-hgd COMMAND" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

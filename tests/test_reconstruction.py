@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from small import random_volumes, small_network
 from torch.testing import assert_close
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.training.reconstruction import HIDDEN_PATCHES, MaskedReconstruction, draw_hidden, masked_error
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 

@@ -23,7 +23,7 @@ STEPS = 12
 # A finished run removes its states, which are what is compared here.
 KEEPING_STATES = """
 import os
-from lora_moe_hgd.cli import run
+from lora_moe_hgd_cli import run
 from lora_moe_hgd.training.run_folder import RunFolder
 RunFolder.close = lambda self: None
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.inference.segment import choose_sequences
+from lora_moe_hgd.inference.results import choose_sequences, parse_modalities
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd_cli import run
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,11 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     (tmp_path / "case/T2.nii.gz").unlink()
     case = find_case(tmp_path / "case")
     assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
-    assert list(choose_sequences(case, "flair, T1").images) == ["t1", "flair"]
+    assert list(choose_sequences(case, parse_modalities("flair, T1")).images) == ["t1", "flair"]
     with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
-        choose_sequences(case, "t2,t1")
+        choose_sequences(case, parse_modalities("t2,t1"))
     with pytest.raises(ValueError, match="takes t1, t1c, t2, flair, separated by commas, got t1ce"):
-        choose_sequences(case, "t1ce")
+        parse_modalities("t1ce")
 
 
 @pytest.mark.parametrize(

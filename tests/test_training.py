@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel
 
 from lora_moe_hgd import load_checkpoint, pretrained_path
-from lora_moe_hgd.cli import run
 from lora_moe_hgd.model import modeling_lora_moe_hgd as modeling
 from lora_moe_hgd.model.losses import total_loss
 from lora_moe_hgd.training.adapters import add_adapter, merged
@@ -23,6 +22,7 @@ from lora_moe_hgd.training.averaging import WeightAverage, trained_parameters
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import build_network
 from lora_moe_hgd.training.metrics_log import read_metrics
+from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--num-workers", "0", "--subsets", "[flair]", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1"]

@@ -1,19 +1,22 @@
-"""Healthy brains: MNI152 tissue maps under a random affine, a smooth elastic warp and a mirror.
+"""Healthy brains: maps of tissues under a random affine, a smooth elastic warp and a mirror.
 
-The maps (grey matter, white matter, brain mask; ICBM 152 2009a symmetric, McConnell Brain Imaging Centre) come with
-nilearn and need no download. Axes are those of the template in RAS order: left to right, back to front, bottom to top.
+The built-in maps (grey matter, white matter, brain mask; ICBM 152 2009a symmetric, McConnell Brain Imaging Centre)
+come with nilearn and need no download. Axes are in RAS order: left to right, back to front, bottom to top.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .label_maps import read_label_map
 from .noise import Shape, chance, gaussian_blur, smooth_noise, uniform
 
 
@@ -40,9 +43,34 @@ class Anatomy:
         return (self.tissues.shape[1], self.tissues.shape[2], self.tissues.shape[3])
 
 
-@functools.lru_cache(maxsize=2)
-def template(spacing_mm: float) -> tuple[Tensor, np.ndarray]:
-    """CSF, grey and white matter of the MNI152 template `(3, D, H, W)` at `spacing_mm`, cropped near the brain."""
+# One brain on a grid: tissue maps, and the affine in RAS.
+Template = tuple[Tensor, np.ndarray]
+MARGIN = 6
+
+
+@functools.lru_cache(maxsize=32)
+def template(spacing_mm: float, label_map: Path | None = None) -> Template:
+    """Tissue maps `(3 + mixed, D, H, W)` at `spacing_mm`, cropped near the brain: CSF, grey, white, mixtures.
+
+    Args:
+        spacing_mm: Edge of a voxel.
+        label_map: A brain's label map; the MNI152 template, which has no mixtures, where there is none.
+    """
+    tissues, affine = _mni152() if label_map is None else read_label_map(label_map)
+    inside = torch.nonzero(tissues.sum(dim=0))
+    low = (inside.amin(dim=0) - MARGIN).clamp(min=0).tolist()
+    high = (inside.amax(dim=0) + MARGIN + 1).tolist()
+    tissues = tissues[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    size = [round(edge / spacing_mm) for edge in tissues.shape[1:]]
+    resized = nn.functional.interpolate(tissues[None], size=size, mode="area")[0]
+    scale = np.array(tissues.shape[1:]) / np.array(size)  # millimetres, nearly `spacing_mm`
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ (np.array(low) + (scale - 1) / 2)
+    affine[:3, :3] *= spacing_mm
+    return resized.contiguous(), affine
+
+
+def _mni152() -> Template:
     # nilearn takes a second to import, which only a phantom needs to pay.
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 
@@ -52,25 +80,21 @@ def template(spacing_mm: float) -> tuple[Tensor, np.ndarray]:
     grey, white, brain = (torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)) for image in images)
     white = torch.minimum(white.clamp(0, 1), brain)
     grey = torch.minimum(grey.clamp(0, 1), brain - white)
-    tissues = torch.stack([brain - grey - white, grey, white])
-    margin = 6
-    inside = torch.nonzero(brain)
-    low = (inside.amin(dim=0) - margin).clamp(min=0).tolist()
-    high = (inside.amax(dim=0) + margin + 1).tolist()
-    tissues = tissues[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    size = [round(edge / spacing_mm) for edge in tissues.shape[1:]]
-    resized = nn.functional.interpolate(tissues[None], size=size, mode="area")[0]
-    scale = np.array(tissues.shape[1:]) / np.array(size)  # millimetres, nearly `spacing_mm`
-    affine = images[0].affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ (np.array(low) + (scale - 1) / 2)
-    affine[:3, :3] *= spacing_mm
-    return resized.contiguous(), affine
+    return torch.stack([brain - grey - white, grey, white]), images[0].affine
 
 
-def random_anatomy(*, spacing_mm: float, generator: torch.Generator) -> Anatomy:
-    """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw."""
-    tissues, affine = template(spacing_mm)
-    tissues = tissues.to(torch.get_default_device())
+def random_anatomy(*, spacing_mm: float, generator: torch.Generator, label_maps: Sequence[Path] = ()) -> Anatomy:
+    """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw.
+
+    Args:
+        spacing_mm: Edge of a voxel.
+        generator: Of all draws.
+        label_maps: Individuals to begin from, beside the MNI152 template; each brain is as likely.
+    """
+    sources = (None, *label_maps)
+    source = sources[int(uniform(0, len(sources), generator)) % len(sources)] if label_maps else None
+    tissues, affine = template(spacing_mm, source)
+    tissues = _mix(tissues.to(torch.get_default_device()), generator)
     shape = (tissues.shape[1], tissues.shape[2], tissues.shape[3])
     offset = _affine_offset(shape, generator) + _elastic_offset(shape, spacing_mm, generator)
     warped = sample_at_offset(tissues, offset)
@@ -78,6 +102,15 @@ def random_anatomy(*, spacing_mm: float, generator: torch.Generator) -> Anatomy:
         warped = warped.flip(1)
     warped = _vary_fluid(warped, spacing_mm, generator)
     return Anatomy(warped, spacing_mm, affine)
+
+
+def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
+    """Fluid, grey and white matter; deep structures look like any mixture of the two, each by its own share."""
+    fluid, grey, white, *mixtures = tissues
+    for mixture in mixtures:
+        share = uniform(0.0, 1.0, generator)
+        grey, white = grey + share * mixture, white + (1 - share) * mixture
+    return torch.stack([fluid, grey, white])
 
 
 def identity_grid(shape: Shape) -> Tensor:

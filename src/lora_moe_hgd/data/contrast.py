@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .anatomy import Anatomy, identity_grid, sample_at_offset
@@ -183,36 +183,3 @@ def _ringing(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Ten
     direction = torch.tensor([math.cos(angle), math.sin(angle), 0.0])
     phase = 2 * math.pi * spacing_mm / uniform(6, 14, generator) * (identity_grid(shape) @ direction)
     return torch.sin(phase)
-
-
-def region_levels(volume: Tensor, regions: Tensor) -> list[float | None]:
-    """Robust z of necrosis, oedema and rim in a sequence against the brain outside the tumour; `None` where absent.
-
-    `(median of the region - median of the brain) / MAD of the brain`, the brain being the voxels that are not zero.
-    """
-    whole, core, enhancing = regions
-    brain = volume[(volume != 0) & ~whole]
-    median = brain.median()
-    spread = (brain - median).abs().median()
-    masks = (core & ~enhancing, whole & ~core, enhancing)
-    return [((volume[mask].median() - median) / spread).item() if mask.sum() >= 10 else None for mask in masks]
-
-
-def noise_level(volume: Tensor, regions: Tensor) -> float:
-    """Median absolute Laplacian inside the healthy brain over the brain's MAD: how grainy an image is.
-
-    Healthy means at least two voxels inside the brain and outside the tumour.
-    """
-    brain = volume != 0
-    healthy = brain & ~regions[0]
-    eroded = 1 - nn.functional.max_pool3d((~healthy).float()[None, None], 5, stride=1, padding=2)[0, 0]
-    kernel = torch.zeros(1, 1, 3, 3, 3)
-    for axis in range(3):
-        for side in (0, 2):
-            place = [1, 1, 1]
-            place[axis] = side
-            kernel[0, 0, place[0], place[1], place[2]] = 1
-    kernel[0, 0, 1, 1, 1] = -6
-    laplacian = nn.functional.conv3d(volume[None, None], kernel, padding=1)[0, 0]
-    values = volume[healthy]
-    return (laplacian[eroded > 0].abs().median() / (values - values.median()).abs().median()).item()

@@ -1,4 +1,4 @@
-"""Datasets of whole preprocessed cases, and of random crops from them."""
+"""Sources of whole preprocessed cases: phantoms, files, streams, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 import multiprocessing
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -25,8 +25,8 @@ from ..model.label_schemes import LABEL_SCHEMES
 from .case_files import CaseFiles
 from .cases import read_case
 from .findings import BadInputError, Finding
+from .label_maps import label_map_files
 from .phantom import make_phantom
-from .transforms import random_crop, random_flip, random_intensity
 
 
 class Case(TypedDict):
@@ -36,9 +36,6 @@ class Case(TypedDict):
     pixel_values: Tensor
     modality_mask: Tensor
     labels: Tensor
-
-
-SubsetDraw = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 class CaseSource(Protocol):
@@ -122,21 +119,33 @@ class PhantomDataset(CachedCases):
     Args:
         size: Number of phantoms.
         seed: Seed of the first; the others follow.
+        label_maps: Folder of FreeSurfer-style label maps of brains to begin from, or only the built-in template.
         processor: Gives spacing and normalisation.
         cache_dir: Where preprocessed phantoms are kept.
     """
 
-    def __init__(self, size: int, *, seed: int, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        processor: LoraMoeHgdImageProcessor,
+        cache_dir: Path,
+        label_maps: Path | None = None,
+    ) -> None:
         self.size = size
         self.seed = seed
+        self.label_maps = label_map_files(label_maps) if label_maps else []
         self.processor = processor
-        self.folder = cache_dir / f"phantoms-{_digest(processor.to_json_string(), _phantom_code())}"
+        made_from = (processor.to_json_string(), _phantom_code(), *(_state(path) for path in self.label_maps))
+        self.folder = cache_dir / f"phantoms-{_digest(*made_from)}"
 
     def __len__(self) -> int:
         return self.size
 
     def _preprocess(self, index: int) -> BatchFeature:
-        phantom = make_phantom(self.seed + index, spacing_mm=self.processor.target_spacing_mm[0])
+        spacing_mm = self.processor.target_spacing_mm[0]
+        phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps)
         return self.processor(
             dict(phantom.volumes),
             segmentation_maps=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
@@ -190,10 +199,8 @@ class CaseDataset(CachedCases):
     def _kept_at(self, index: int) -> Path:
         case = self.cases[index]
         paths = [path for path in (*case.images.values(), case.segmentation) if path is not None]
-        states = [(path, path.stat()) for path in paths]
-        files = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}" for path, state in states]
         settings = (self.processor.to_json_string(), *case.label_schemes, *case.images, str(case.channels))
-        return self.folder / f"{_digest(*settings, *files)}.safetensors"
+        return self.folder / f"{_digest(*settings, *(_state(path) for path in paths))}.safetensors"
 
 
 class StreamedCases(CachedCases):
@@ -307,72 +314,10 @@ class MixedCases:
         return self.sources[number][place]
 
 
-class CropDataset(Dataset):
-    """Random augmented crops; which crop number `index` of an epoch is depends on nothing else.
-
-    What a sample holds is `sample`'s affair.
-
-    Args:
-        source: Whole cases.
-        crop_size: Edges of a crop in voxels.
-        crops_per_case: Crops of each case in an epoch.
-        seed: Seed of the run.
-    """
-
-    def __init__(self, source: CaseSource, *, crop_size: tuple[int, int, int], crops_per_case: int, seed: int) -> None:
-        self.source = source
-        self.crop_size = crop_size
-        self.crops_per_case = crops_per_case
-        self.seed = seed
-        self.epoch = 0
-        self.progress = 0.0
-
-    def begin_epoch(self, epoch: int, *, progress: float) -> None:
-        """Say which epoch comes next, and how far the run is, for the draws."""
-        self.epoch, self.progress = epoch, progress
-
-    def __len__(self) -> int:
-        return len(self.source) * self.crops_per_case
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        generator = sample_generator(self.seed, self.epoch, index)
-        case = self.source[index % len(self.source)]
-        pixel_values, labels = random_crop(case["pixel_values"], case["labels"], self.crop_size, generator)
-        pixel_values, labels = random_flip(pixel_values, labels, generator)
-        return self.sample(pixel_values, labels, case["modality_mask"], generator)
-
-    def sample(
-        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """What the network gets of a mirrored crop of the acquired sequences `(M,)`."""
-        raise NotImplementedError
-
-
-class SubsetCrops(CropDataset):
-    """Crops of changed intensity with a random subset of their sequences, and their labels.
-
-    Args:
-        draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
-        others: As for `CropDataset`.
-    """
-
-    def __init__(self, source: CaseSource, *, draw_subset: SubsetDraw, **others: Any) -> None:
-        super().__init__(source, **others)
-        self.draw_subset = draw_subset
-
-    def sample(
-        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        pixel_values = random_intensity(pixel_values, generator)
-        kept = self.draw_subset(acquired, self.progress, generator)
-        pixel_values = torch.where(kept[:, None, None, None], pixel_values, 0.0)
-        return {"pixel_values": pixel_values, "modality_mask": kept, "labels": labels.contiguous()}
-
-
-def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A generator of its own for each sample of each epoch of each run."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+def _state(path: Path) -> str:
+    """What changes when a file does."""
+    state = path.stat()
+    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
 
 
 def _version(file: Mapping[str, Any]) -> str:
@@ -390,7 +335,7 @@ def _digest(*texts: str) -> str:
 def _phantom_code() -> str:
     """Fingerprint of the code that makes phantoms: changed code must not meet old phantoms."""
     folder = Path(__file__).parent
-    names = ("anatomy.py", "contrast.py", "noise.py", "phantom.py", "tumour.py")
+    names = ("anatomy.py", "contrast.py", "label_maps.py", "noise.py", "phantom.py", "tumour.py")
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 

@@ -28,12 +28,14 @@ class Layout:
     one file, an earlier one is preferred.
 
     Attributes:
+        key: How the command line calls it.
         name: How messages call it.
         patterns: Of each sequence, and of the segmentation under `seg`.
         label_schemes: Schemes that its segmentations may be in.
         elsewhere: Where the segmentation lies if not among the sequences, from the case's folder on.
     """
 
+    key: str
     name: str
     patterns: Mapping[str, tuple[str, ...]]
     label_schemes: tuple[str, ...]
@@ -48,22 +50,41 @@ class Layout:
                     return role, number
         return None
 
+    def stem_for(self, role: str, case_id: str) -> str:
+        """File name without extension for a sequence, or `seg`, of a case.
 
-def _family(name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
+        Raises:
+            ValueError: If the family's names begin otherwise than the case's.
+        """
+        begin, *rest = self.patterns[role][0].split("*")
+        if rest and not case_id.startswith(begin):
+            raise ValueError(f"Cases of {self.name} must be called {begin}..., got {case_id}.")
+        return case_id + "0".join(rest) if rest else begin
+
+
+def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
     """Make a layout of which the sequences' patterns differ by one of the `words` each, for t1, t1c, t2 and flair."""
     patterns = {
         role: tuple(pattern.format(word) for word in choices.split("|"))
         for role, choices in zip(MODALITIES, words.split(), strict=True)
     }
-    return Layout(name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
+    return Layout(key, name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
 
 
 # The first is taken of several that fit.
 LAYOUTS = (
-    _family("plain", "{}", "t1 t1c|t1gd t2 flair", seg="seg", schemes="msd"),
-    _family("BraTS-PED", "BraTS-PED-*-{}", "t1n t1c t2w t2f", seg="BraTS-PED-*-seg", schemes="ped2024 brats2023"),
-    _family("BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
+    _family("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
     _family(
+        "brats-ped",
+        "BraTS-PED",
+        "BraTS-PED-*-{}",
+        "t1n t1c t2w t2f",
+        seg="BraTS-PED-*-seg",
+        schemes="ped2024 brats2023",
+    ),
+    _family("brats2023", "BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
+    _family(
+        "tcga",
         "TCGA",
         "TCGA-*_{}",
         "t1 t1gd t2 flair",
@@ -71,6 +92,7 @@ LAYOUTS = (
         schemes="brats2018",
     ),
     _family(
+        "upenn-gbm",
         "UPENN-GBM",
         "UPENN-GBM-*_{}",
         "t1 t1gd t2 flair",
@@ -79,19 +101,28 @@ LAYOUTS = (
         elsewhere="../../images_segm/{case}_segm.nii.gz ../../automated_segm/{case}_automated_approx_segm.nii.gz",
     ),
     _family(
+        "ucsf-pdgm",
         "UCSF-PDGM",
         "UCSF-PDGM-*_{}",
         "t1|t1_bias t1c|t1c_bias t2|t2_bias flair|flair_bias",
         seg="UCSF-PDGM-*_tumor_segmentation",
         schemes="brats2018",
     ),
-    _family("BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
-    _family("BraTS 2012 to 2015", "VSD.Brain*.MR_{}.*", "t1 t1c t2 flair", seg="VSD.Brain*.OT.*", schemes="brats2015"),
+    _family("brats2018", "BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
+    _family(
+        "brats2015",
+        "BraTS 2012 to 2015",
+        "VSD.Brain*.MR_{}.*",
+        "t1 t1c t2 flair",
+        seg="VSD.Brain*.OT.*",
+        schemes="brats2015",
+    ),
     # As DeepMedic's examples come.
     _family(
+        "brats2015-renamed",
         "BraTS 2012 to 2015, renamed",
         "{}",
-        "t1|t1_subtrmeandivstd t1c|t1c_subtrmeandivstd t2|t2_subtrmeandivstd flair|flair_subtrmeandivstd",
+        "T1|t1_subtrmeandivstd T1c|t1c_subtrmeandivstd T2|t2_subtrmeandivstd FLAIR|flair_subtrmeandivstd",
         seg="OTMultiClass OT",
         schemes="brats2015",
     ),
@@ -177,8 +208,10 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     if not root.is_dir():
         raise BadInputError(root, "must be a folder of cases", "a file" if root.exists() else "nothing there")
     cases, findings = [], []
-    together = channel_cases(root / "imagesTr" if (root / "imagesTr").is_dir() else root)
-    for path in together.values() if len(together) > 1 else _case_folders(root, DEEPEST_CASE, set()):
+    # A single file of the kind in `root` itself is a case's, which `find_case` tells from others.
+    apart = (root / "imagesTr").is_dir()
+    together = channel_cases(root / "imagesTr" if apart else root)
+    for path in together.values() if len(together) > (0 if apart else 1) else _case_folders(root, DEEPEST_CASE, set()):
         try:
             cases.append(find_case(path, channel_order=channel_order))
         except BadInputError as error:

@@ -19,6 +19,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy
 from .contrast import paint
+from .label_maps import label_map_files
 from .tumour import displace, random_tumour
 
 FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
@@ -39,10 +40,22 @@ class Phantom:
     affine: np.ndarray
 
 
-def make_phantom(seed: int, *, spacing_mm: float = 1.0, device: str | torch.device = "cpu") -> Phantom:
-    """Make the phantom number `seed` on isotropic voxels; the same seed and spacing give the same phantom.
+def make_phantom(
+    seed: int,
+    *,
+    spacing_mm: float = 1.0,
+    label_maps: Sequence[Path] = (),
+    device: str | torch.device = "cpu",
+) -> Phantom:
+    """Make the phantom number `seed` on isotropic voxels; the same seed, spacing and maps give the same phantom.
 
     Numbers are drawn on the CPU and all else is computed on `device`, so that devices agree to rounding.
+
+    Args:
+        seed: Number of the phantom.
+        spacing_mm: Edge of a voxel.
+        label_maps: FreeSurfer-style maps of brains to begin from, beside the built-in MNI152 template.
+        device: Where to compute.
 
     Raises:
         ValueError: If `spacing_mm` is outside 1 to 4 mm: the template has 1 mm, and at 4 mm tumours vanish.
@@ -52,7 +65,7 @@ def make_phantom(seed: int, *, spacing_mm: float = 1.0, device: str | torch.devi
     generator = torch.Generator().manual_seed(seed)
     # Everything below makes its tensors on the default device.
     with torch.device(device):
-        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator)
+        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, label_maps=label_maps)
         tumour = random_tumour(anatomy, generator=generator)
         volumes = paint(displace(anatomy, tumour), tumour, generator=generator)
     brain = volumes["t1"] != 0
@@ -90,6 +103,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--n", type=int, default=4, help="number of cases")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
     parser.add_argument("--spacing-mm", type=float, help="edge of a voxel; 2 when left out, for npy always 1")
+    parser.add_argument(
+        "--label-maps", type=Path, help="folder of FreeSurfer-style label maps of brains to begin from"
+    )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
@@ -97,10 +113,12 @@ def main(argv: Sequence[str]) -> None:
             f"--spacing-mm must be 1 for npy, which holds no voxel size and is read so, got {args.spacing_mm}."
         )
     spacing_mm = args.spacing_mm or (1.0 if args.format == "npy" else 2.0)
+    label_maps = label_map_files(args.label_maps) if args.label_maps else ()
     folders = [args.root / f"case_{index:03d}" for index in range(args.n)]
     for folder in folders:
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
-        write_phantom_case(make_phantom(args.seed + index, spacing_mm=spacing_mm), folder, file_format=args.format)
+        phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps)
+        write_phantom_case(phantom, folder, file_format=args.format)
     print(f"{args.n} cases in {args.root}")

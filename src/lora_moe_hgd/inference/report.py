@@ -20,6 +20,7 @@ def make_report(
     *,
     case_id: str,
     checkpoint: str,
+    made_from: str,
     sequences: list[str],
     scheme: LabelScheme,
     volumes_ml: dict[str, float],
@@ -34,7 +35,7 @@ def make_report(
 
     Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
     probabilities promise, see `uncertainty.expected_dice`; `reference` is the sequence on whose grid the result lies,
-    and `interpolated` names those that came on another.
+    and `interpolated` names those that came on another; `made_from` is a digest of weights, options and files.
     """
     return {
         "case_id": case_id,
@@ -55,6 +56,7 @@ def make_report(
         "shape": list(image.shape),
         "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
         "checkpoint": checkpoint,
+        "made_from": made_from,
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("lora-moe-hgd", "torch", "transformers", "nibabel")}
         | {"python": platform.python_version()},

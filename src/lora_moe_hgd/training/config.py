@@ -40,6 +40,7 @@ class DataConfig:
         skip_bad: Go on without cases of `root` that cannot be used, instead of refusing to start.
         phantoms: Number of phantoms to train on; beside cases they are mixed in.
         phantom_share: Share of the samples that come from phantoms, where there are cases, too.
+        label_maps: Folder of FreeSurfer-style label maps of brains that phantoms begin from, beside the built-in one.
         val_phantoms: Number of other phantoms to validate on, where there are no cases.
         val_fraction: Share of the cases kept for validation, at least one.
         val_on_train: Validate on the training cases instead: for seeing whether a network can overfit.
@@ -55,6 +56,7 @@ class DataConfig:
     skip_bad: bool = False
     phantoms: int = 0
     phantom_share: float = 0.5
+    label_maps: str | None = None
     val_phantoms: int = 8
     val_fraction: float = 0.2
     val_on_train: bool = False

@@ -151,7 +151,10 @@ def build_data(
         return cases
 
     def phantoms(number: int, seed: int) -> CachedCases:
-        return prepared(PhantomDataset(number, seed=seed, processor=processor, cache_dir=cache_dir))
+        label_maps = Path(data.label_maps) if data.label_maps else None
+        return prepared(
+            PhantomDataset(number, seed=seed, label_maps=label_maps, processor=processor, cache_dir=cache_dir)
+        )
 
     if data.root is None and data.dataset is None:
         return phantoms(data.phantoms, config.seed), [phantoms(data.val_phantoms, VALIDATION_SEED)]

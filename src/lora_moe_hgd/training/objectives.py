@@ -14,7 +14,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.datasets import Case, CaseSource, CropDataset, SubsetCrops
+from ..data.crops import CropDataset, SubsetCrops
+from ..data.datasets import Case, CaseSource
 from ..evaluation.metrics import dice
 from ..evaluation.subsets import Mask, parse_subset
 from ..inference.picture import BEST_BACKGROUND, save_overlay

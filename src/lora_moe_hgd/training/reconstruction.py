@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from ..data.datasets import CaseSource, CropDataset
+from ..data.crops import CropDataset
+from ..data.datasets import CaseSource
 from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from ..model.losses import total_loss
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation

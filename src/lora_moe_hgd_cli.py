@@ -1,4 +1,8 @@
-"""The console script `lora-moe-hgd`, and what the launchers in the repository's root call."""
+"""The console script `lora-moe-hgd`, and what the launchers in the repository's root call.
+
+Not in the package: importing that makes the network known to transformers, which takes seconds that `--help` can do
+without.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from transformers.utils.logging import disable_progress_bar
-
 # Each subcommand is the `main` of a module, imported only when asked for.
 COMMANDS = {
-    "segment": ("lora_moe_hgd.inference.segment", "segment a case that may lack sequences"),
+    "segment": ("lora_moe_hgd.inference.command", "segment cases that may lack sequences"),
     "check": ("lora_moe_hgd.data.check", "look through a cohort for what is wrong or odd"),
+    "convert": ("lora_moe_hgd.data.convert", "write cases in another family of names and label scheme"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
     "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),
@@ -27,6 +30,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
     Bad input and refused files end in one line on standard error and exit code 2.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     # A bar for every file that is loaded would hide the ones that tell of long work.
     disable_progress_bar()
     module = importlib.import_module(COMMANDS[command][0])

@@ -1,0 +1,258 @@
+"""Cases of any known family of names and label scheme, written in any other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from ..files import new_folder, replacing
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.label_schemes import LABEL_SCHEMES, LabelScheme, label_scheme, label_values
+from .case_files import CaseFiles
+from .cases import CaseReading, read_case
+from .channels import DECATHLON_ORDER, parse_channel_order
+from .findings import BadInputError
+from .layouts import LAYOUTS, survey
+from .nifti import read_image, read_stack, write_image
+
+BY_KEY = {layout.key: layout for layout in LAYOUTS}
+NUMBERED, STACKED = "nnunet", "decathlon"
+TARGETS = (*BY_KEY, NUMBERED, STACKED)
+END = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how cases are written.
+
+    Attributes:
+        root: Folder that gets them.
+        key: Key of a layout, or `nnunet`, or `decathlon`.
+        scheme: Label scheme of the segmentations.
+        order: Sequences in the order of their numbers, for `nnunet` and `decathlon`.
+    """
+
+    root: Path
+    key: str
+    scheme: LabelScheme
+    order: tuple[str, ...] = MODALITIES
+
+    def paths(self, case: CaseFiles, number: int) -> dict[str, Path]:
+        """The file of each sequence that the case has, and of its segmentation under `seg` if it has one.
+
+        Raises:
+            ValueError: If the family's names begin otherwise than the case's, or the file of a Decathlon case would
+                lack a sequence.
+        """
+        roles = [*case.images, *(["seg"] if case.segmentation else [])]
+        if self.key in BY_KEY:
+            layout = BY_KEY[self.key]
+            folder = self.root / case.case_id
+            return {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
+        # Cases without labels are told apart by the folder, in both families.
+        part = "Tr" if case.segmentation else "Ts"
+        name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
+        found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
+        if self.key == NUMBERED:
+            numbers = {role: self.order.index(role) for role in case.images if role in self.order}
+            images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
+        else:
+            lacking = [name for name in self.order if name not in case.images]
+            if lacking:
+                raise BadInputError(case.folder, "must have each sequence to be one file with four axes", lacking)
+            images = dict.fromkeys(self.order, self.root / f"images{part}/{name}{END}")
+        return images | found
+
+
+def convert_case(case: CaseFiles, target: Target, number: int) -> bool:
+    """Write a case, or leave it where it is there already; return whether it was written.
+
+    A file of its own that is NIfTI is copied byte for byte; a volume of a file with four axes, or of numpy, keeps
+    geometry and data type. Labels are mapped through the regions.
+
+    Args:
+        case: What to write.
+        target: Where, and how.
+        number: Of the case in its cohort, for names that are numbers.
+
+    Raises:
+        BadInputError: If the case is damaged, or the target's scheme has no label for one that occurs.
+        ValueError: If the target cannot hold the case.
+    """
+    paths = target.paths(case, number)
+    if all(path.is_file() for path in paths.values()):
+        return False
+    reading = read_case(case, labels=case.segmentation is not None).checked()
+    labels = _labels(reading, target.scheme) if case.segmentation else None
+    like = reading.images[reading.reference]
+    if target.key in BY_KEY:
+        with new_folder(next(iter(paths.values())).parent) as scratch:
+            _write({role: scratch / path.name for role, path in paths.items()}, case, labels, like)
+    else:
+        _write(paths, case, labels, like)
+    return True
+
+
+def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
+    """The label map in another scheme.
+
+    Raises:
+        BadInputError: If a label means something that the scheme has no label for.
+    """
+    assert reading.labels is not None
+    assert reading.scheme is not None
+    values = label_values(reading.labels)
+    if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
+        return reading.labels
+    lost = sorted(values & set(reading.scheme.no_tumour))
+    if lost:
+        rule = f"must have labels that {scheme} can tell; of {reading.scheme} it cannot"
+        raise BadInputError(reading.case.labelled(), rule, ", ".join(map(str, lost)))
+    return scheme.encode(reading.regions)
+
+
+def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None, like: nib.Nifti1Image) -> None:
+    """Write the images, and last the labels, each whole or not at all."""
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    images = {role: path for role, path in paths.items() if role != "seg"}
+    if len(set(images.values())) < len(images):
+        stack = _volumes(case)
+        (path,) = set(images.values())
+        write_image(path, np.stack([stack[role][0] for role in images], axis=-1), like=next(iter(stack.values()))[1])
+    else:
+        for role, path in images.items():
+            source = case.images[role]
+            if not case.channels and source.name.lower().endswith(END):
+                with replacing(path) as scratch:
+                    shutil.copyfile(source, scratch)
+            else:
+                array, image = _volumes(case, role)[role]
+                write_image(path, array, like=image)
+    if labels is not None:
+        write_image(paths["seg"], labels, like=like)
+
+
+def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
+    """Voxels in the data type of the file, and geometry, of the sequences named, or of all.
+
+    Raises:
+        BadInputError: If those of all are to be one file and do not lie on one grid.
+    """
+    wanted = roles or tuple(case.images)
+    if case.channels:
+        images = read_stack(next(iter(case.images.values())), case.channels)
+    else:
+        images = {role: read_image(case.images[role]) for role in wanted}
+    first = images[wanted[0]]
+    for role in wanted:
+        if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
+            raise BadInputError(case.images[role], f"must lie on the grid of {wanted[0]} to be one file", "another")
+    return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
+
+
+def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
+    """The voxels in the file's own data type, where that holds them."""
+    kind = np.load(path, mmap_mode="r").dtype if path.suffix == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
+    converted = array.astype(kind)
+    return converted if np.array_equal(converted, array) else array
+
+
+def write_index(target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `dataset.json` for numbered and stacked files, `metadata.jsonl` for all others.
+
+    The latter is what `datasets.load_dataset` finds the cases by, null for what a case lacks.
+    """
+    if target.key in BY_KEY:
+        with replacing(target.root / "metadata.jsonl") as scratch:
+            scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    names = {str(at): name for at, name in enumerate(target.order)}
+    scheme = target.scheme
+    parts = {"background": 0, "oedema": scheme.edema, "core": scheme.core, "enhancing": scheme.enhancing}
+    content: dict[str, Any] = {"numTraining": sum(row["seg_file_name"] is not None for row in rows)}
+    if target.key == NUMBERED:
+        content |= {"channel_names": names, "labels": parts, "file_ending": END}
+    else:
+        content |= {"modality": names, "labels": {str(value): part for part, value in parts.items()}}
+    with replacing(target.root / "dataset.json") as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert a cohort; exit code 1 if a case failed."""
+    parser = argparse.ArgumentParser(
+        description="Write cases of any known family of file names and label scheme in another."
+    )
+    parser.add_argument("source", type=Path, help="folder of cases, or of one")
+    parser.add_argument("target", type=Path, help="folder that gets them")
+    parser.add_argument("--layout", choices=TARGETS, required=True, help="family of the file names")
+    parser.add_argument("--scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; the family's if left out")
+    parser.add_argument("--label-scheme", choices=list(LABEL_SCHEMES), help="of the source; its names' if left out")
+    parser.add_argument("--channel-order", metavar="NAMES", help="sequences of the source's numbered channels")
+    parser.add_argument(
+        "--target-order", metavar="NAMES", help="of the target's, for nnunet; t1,t1c,t2,flair if left out"
+    )
+    args = parser.parse_args(argv)
+    if args.target.resolve() == args.source.resolve():
+        raise ValueError(f"The target must be another folder than the source: {args.source}.")
+    order = args.channel_order and parse_channel_order(args.channel_order)
+    target = Target(
+        args.target, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
+    )
+    cases, findings = survey(args.source, channel_order=order)
+    failed = [str(finding) for finding in findings]
+    rows, written = [], 0
+    for number, case in enumerate(tqdm(cases, desc="converting", unit="case"), start=1):
+        try:
+            written += convert_case(case.in_scheme(args.label_scheme), target, number)
+            rows.append(_row(case, target, number))
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+    if rows:
+        write_index(target, rows)
+    for message in failed:
+        print(f"failed: {message}", file=sys.stderr)
+    print(
+        f"{written} cases written, {len(rows) - written} were there, {len(failed)} failed. They are in {args.target}."
+    )
+    if failed:
+        raise SystemExit(1)
+
+
+def _scheme(key: str, name: str | None) -> LabelScheme:
+    """The scheme to write.
+
+    Raises:
+        ValueError: If the family is not read in that scheme, or has none and none is given.
+    """
+    known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
+    if name is None and not known:
+        raise ValueError(f"Names of {key} tell no label scheme: --scheme must be one of {', '.join(LABEL_SCHEMES)}.")
+    if name is not None and known and name not in known:
+        raise ValueError(f"Segmentations of {key} are read as {' or '.join(known)}: --scheme cannot be {name}.")
+    return label_scheme(name or known[0])
+
+
+def _order(key: str, names: str | None) -> tuple[str, ...]:
+    if key == NUMBERED:
+        return parse_channel_order(names) if names else MODALITIES
+    if names:
+        raise ValueError(f"--target-order is for {NUMBERED}; {key} has an order of its own.")
+    return DECATHLON_ORDER if key == STACKED else MODALITIES
+
+
+def _row(case: CaseFiles, target: Target, number: int) -> dict[str, str | None]:
+    paths = target.paths(case, number)
+    names = {role: path.relative_to(target.root).as_posix() for role, path in paths.items()}
+    return {"case_id": case.case_id} | {f"{role}_file_name": names.get(role) for role in (*MODALITIES, "seg")}

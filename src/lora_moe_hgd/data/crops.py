@@ -1,0 +1,84 @@
+"""Random augmented crops of whole cases, with random subsets of their sequences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .datasets import CaseSource
+from .transforms import random_crop, random_flip, random_intensity
+
+SubsetDraw = Callable[[Tensor, float, torch.Generator], Tensor]
+
+
+class CropDataset(Dataset):
+    """Random augmented crops; which crop number `index` of an epoch is depends on nothing else.
+
+    What a sample holds is `sample`'s affair.
+
+    Args:
+        source: Whole cases.
+        crop_size: Edges of a crop in voxels.
+        crops_per_case: Crops of each case in an epoch.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, source: CaseSource, *, crop_size: tuple[int, int, int], crops_per_case: int, seed: int) -> None:
+        self.source = source
+        self.crop_size = crop_size
+        self.crops_per_case = crops_per_case
+        self.seed = seed
+        self.epoch = 0
+        self.progress = 0.0
+
+    def begin_epoch(self, epoch: int, *, progress: float) -> None:
+        """Say which epoch comes next, and how far the run is, for the draws."""
+        self.epoch, self.progress = epoch, progress
+
+    def __len__(self) -> int:
+        return len(self.source) * self.crops_per_case
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        generator = sample_generator(self.seed, self.epoch, index)
+        case = self.source[index % len(self.source)]
+        pixel_values, labels = random_crop(case["pixel_values"], case["labels"], self.crop_size, generator)
+        pixel_values, labels = random_flip(pixel_values, labels, generator)
+        return self.sample(pixel_values, labels, case["modality_mask"], generator)
+
+    def sample(
+        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the network gets of a mirrored crop of the acquired sequences `(M,)`."""
+        raise NotImplementedError
+
+
+class SubsetCrops(CropDataset):
+    """Crops of changed intensity with a random subset of their sequences, and their labels.
+
+    Args:
+        draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
+        others: As for `CropDataset`.
+    """
+
+    def __init__(self, source: CaseSource, *, draw_subset: SubsetDraw, **others: Any) -> None:
+        super().__init__(source, **others)
+        self.draw_subset = draw_subset
+
+    def sample(
+        self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        pixel_values = random_intensity(pixel_values, generator)
+        kept = self.draw_subset(acquired, self.progress, generator)
+        pixel_values = torch.where(kept[:, None, None, None], pixel_values, 0.0)
+        return {"pixel_values": pixel_values, "modality_mask": kept, "labels": labels.contiguous()}
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A generator of its own for each sample of each epoch of each run."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

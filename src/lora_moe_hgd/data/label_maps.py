@@ -1,0 +1,62 @@
+"""Anatomies of individuals, from a folder of FreeSurfer-style label maps such as those of SynthSeg.
+
+Codes are those of FreeSurfer's colour table; what lies outside the brain is left out by its place, not by its code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from .findings import BadInputError
+from .nifti import read_image
+from .noise import gaussian_blur
+
+WHITE = (2, 7, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)
+GREY = (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
+# Between the two, each by its own draw: thalamus, pallidum, and brainstem with ventral diencephalon.
+MIXED = ((10, 49), (13, 52), (16, 28, 60))
+# In a brain there is this much of white and grey matter at least, in mL: less is no label map of a brain.
+LEAST_BRAIN_ML = 300.0
+
+
+def label_map_files(folder: Path) -> list[Path]:
+    """The maps in a folder, by name.
+
+    Raises:
+        BadInputError: If it holds none.
+    """
+    found = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
+    if not found:
+        raise BadInputError(folder, "must hold label maps as .nii or .nii.gz", "none")
+    return found
+
+
+def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
+    """CSF, grey matter, white matter and each of `MIXED`, `(3 + 3, D, H, W)` float 0 or 1, and the affine in RAS.
+
+    What the hull of grey and white matter holds beside them is fluid.
+
+    Raises:
+        BadInputError: If voxels are not 1 mm wide, or hardly any have a code of grey or white matter.
+    """
+    image = nib.as_closest_canonical(read_image(path))
+    zooms = image.header.get_zooms()[:3]
+    if not np.allclose(zooms, 1.0, atol=0.05):
+        raise BadInputError(path, "must have voxels of 1 mm", " x ".join(f"{zoom:g}" for zoom in zooms))
+    codes = np.asarray(image.dataobj).astype(np.int64)
+    grey, white, *mixed = (torch.from_numpy(np.isin(codes, group)) for group in (GREY, WHITE, *MIXED))
+    solid = grey | white | torch.stack(mixed).any(dim=0)
+    if solid.sum() < 1000 * LEAST_BRAIN_ML:
+        raise BadInputError(
+            path,
+            f"must have FreeSurfer's codes of grey and white matter in {LEAST_BRAIN_ML:g} mL",
+            f"{solid.sum() / 1000:.0f} mL",
+        )
+    hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
+    tissues = torch.stack([hull & ~solid, grey, white, *mixed])
+    return tissues.float(), image.affine

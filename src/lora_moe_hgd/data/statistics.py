@@ -1,0 +1,137 @@
+"""What can be measured on a labelled case, made up or real: the gap between the two, before any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from ..model.configuration_lora_moe_hgd import REGIONS
+
+PARTS = ("necrosis", "oedema", "rim")
+
+
+def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: float) -> dict[str, float]:
+    """All statistics of a case by name; NaN where a part has fewer than ten voxels.
+
+    Args:
+        volumes: Sequences by name, each `(D, H, W)`, zero outside the brain.
+        regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
+        spacing_mm: Edge of a voxel.
+    """
+    found = {}
+    for region, mask in zip(REGIONS, regions, strict=True):
+        found[f"{region.upper()}, mL"] = mask.sum().item() * spacing_mm**3 / 1000
+        found[f"{region.upper()}, roundness"] = roundness(mask)
+    found["WT, parts above 0.1 mL"] = float(_components(regions[0], 0.1, spacing_mm))
+    found["rim, thickness in mm"] = thickness_mm(regions[2], spacing_mm)
+    for name, volume in volumes.items():
+        found[f"{name}, noise"] = noise_level(volume, regions)
+        found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
+        for part, level, spread in zip(
+            PARTS, region_levels(volume, regions), region_spreads(volume, regions), strict=True
+        ):
+            found[f"{name}, {part}"] = level
+            found[f"{name}, {part}, spread"] = spread
+    return found
+
+
+def parts_of(regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Necrosis (with what else of the core does not enhance), oedema and enhancing rim, each `(D, H, W)` bool."""
+    whole, core, enhancing = regions
+    return core & ~enhancing, whole & ~core, enhancing
+
+
+def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
+    """Robust z of necrosis, oedema and rim in a sequence against the brain outside the tumour; NaN where absent.
+
+    `(median of the part - median of the brain) / MAD of the brain`, the brain being the voxels that are not zero.
+    """
+    median, spread = _brain_scale(volume, regions)
+    return [
+        ((volume[mask].median() - median) / spread).item() if mask.sum() >= 10 else math.nan
+        for mask in parts_of(regions)
+    ]
+
+
+def region_spreads(volume: Tensor, regions: Tensor) -> list[float]:
+    """MAD inside necrosis, oedema and rim over that of the brain outside the tumour; NaN where absent."""
+    _, spread = _brain_scale(volume, regions)
+    return [
+        ((volume[mask] - volume[mask].median()).abs().median() / spread).item() if mask.sum() >= 10 else math.nan
+        for mask in parts_of(regions)
+    ]
+
+
+def noise_level(volume: Tensor, regions: Tensor) -> float:
+    """Median absolute Laplacian inside the healthy brain over the brain's MAD: how grainy an image is.
+
+    Healthy means at least two voxels inside the brain and outside the tumour.
+    """
+    brain = volume != 0
+    healthy = brain & ~regions[0]
+    eroded = 1 - nn.functional.max_pool3d((~healthy).float()[None, None], 5, stride=1, padding=2)[0, 0]
+    kernel = torch.zeros(1, 1, 3, 3, 3)
+    for axis in range(3):
+        for side in (0, 2):
+            place = [1, 1, 1]
+            place[axis] = side
+            kernel[0, 0, place[0], place[1], place[2]] = 1
+    kernel[0, 0, 1, 1, 1] = -6
+    laplacian = nn.functional.conv3d(volume[None, None], kernel, padding=1)[0, 0]
+    _, spread = _brain_scale(volume, regions)
+    return (laplacian[eroded > 0].abs().median() / spread).item()
+
+
+def edge_contrast(volume: Tensor, regions: Tensor) -> float:
+    """Robust z of the tumour's outermost voxel layer above the brain's layer next to it: how sharp the border is."""
+    whole = regions[0]
+    brain = volume != 0
+    inner = whole & _dilated(brain & ~whole)
+    outer = brain & ~whole & _dilated(whole)
+    if inner.sum() < 10 or outer.sum() < 10:
+        return math.nan
+    _, spread = _brain_scale(volume, regions)
+    return ((volume[inner].median() - volume[outer].median()) / spread).item()
+
+
+def roundness(mask: Tensor) -> float:
+    """Faces of a ball of the mask's volume over the faces of the mask, counted voxel by voxel; 1 is a ball."""
+    volume = mask.sum().item()
+    if volume < 10:
+        return math.nan
+    padded = nn.functional.pad(mask, (1,) * 6)
+    faces = sum((padded.diff(dim=axis)).sum().item() for axis in range(3))
+    # A digital ball of radius r shows 6 pi r^2 faces.
+    radius = (3 * volume / (4 * math.pi)) ** (1 / 3)
+    return 6 * math.pi * radius**2 / faces
+
+
+def thickness_mm(mask: Tensor, spacing_mm: float) -> float:
+    """Twice the mean depth of a mask's voxels below its surface, doubled again: a plate's own thickness."""
+    if mask.sum() < 10:
+        return math.nan
+    depth = ndimage.distance_transform_edt(nn.functional.pad(mask, (1,) * 6).numpy(), sampling=spacing_mm)
+    # Depths of a plate run evenly from half a voxel to half its thickness.
+    return float(4 * (depth[depth > 0].mean() - spacing_mm / 2) + spacing_mm)
+
+
+def _brain_scale(volume: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and MAD of the brain outside the tumour."""
+    brain = volume[(volume != 0) & ~regions[0]]
+    median = brain.median()
+    return median, (brain - median).abs().median()
+
+
+def _dilated(mask: Tensor) -> Tensor:
+    """With the voxels that share a face, an edge or a corner with the mask."""
+    return nn.functional.max_pool3d(mask.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
+
+
+def _components(mask: Tensor, least_ml: float, spacing_mm: float) -> int:
+    labelled, number = ndimage.label(mask.numpy())
+    sizes = torch.bincount(torch.from_numpy(labelled).flatten().long(), minlength=number + 1)[1:]
+    return int((sizes * spacing_mm**3 / 1000 >= least_ml).sum())

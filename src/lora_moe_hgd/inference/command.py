@@ -1,0 +1,125 @@
+"""`lora-moe-hgd segment`, which is `infer.py`: a case, or a cohort of them, to segmentations."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from ..data.case_files import CaseFiles, given_case
+from ..data.channels import parse_channel_order
+from ..data.findings import BadInputError, Finding
+from ..data.layouts import find_case, survey
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.label_schemes import LABEL_SCHEMES
+from .cohort import SUMMARY, segment_cohort
+from .results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
+
+
+def main(argv: Sequence[str]) -> None:
+    """Segment a case, or every case of a cohort; exit code 1 if some case of a cohort failed."""
+    parser = argparse.ArgumentParser(
+        description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
+    )
+    parser.add_argument(
+        "--in-path", type=Path, help="the case: its folder, or its file with four axes; or a folder of cases"
+    )
+    for name in MODALITIES:
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or one case file by file: {name}")
+    parser.add_argument(
+        "--out-path", type=Path, required=True, help="folder for the results; of a cohort it gets one for each case"
+    )
+    parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id; an adapter's, too")
+    parser.add_argument("--modalities", help="use only these sequences, such as t1c,flair")
+    parser.add_argument(
+        "--label-scheme",
+        choices=list(LABEL_SCHEMES),
+        help="scheme of seg.nii.gz; that of the case's file names if left out",
+    )
+    parser.add_argument(
+        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+    )
+    parser.add_argument(
+        "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse what would otherwise be warned of")
+    parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
+    parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="also write report.html, slices to move through; for a cohort index.html, too",
+    )
+    args = parser.parse_args(argv)
+    options = ResultOptions(
+        modalities=parse_modalities(args.modalities) if args.modalities else None,
+        label_scheme=args.label_scheme,
+        reference=args.reference,
+        strict=args.strict,
+        probabilities=args.probabilities,
+        uncertainty=args.uncertainty,
+        html=args.html,
+    )
+    one, cases, bad = _cases_of(args)
+    targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
+    for case, folder in targets:
+        if folder.resolve() == case.folder.resolve():
+            raise ValueError(
+                f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
+            )
+    if one is not None:
+        # Bad input is told before the network is loaded.
+        choose_sequences(one, options.modalities)
+        report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
+        _print_result(report, args.out_path)
+        return
+    # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.
+    state = PartialState(cpu=not torch.cuda.is_available())
+    segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
+    failed = segment_cohort(segmenter, cases, bad, args.out_path)
+    if state.is_main_process:
+        whole = len(cases) + len(bad) - failed
+        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")
+    if failed:
+        raise SystemExit(1)
+
+
+def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
+    """One case, by its place or file by file; or those of a cohort, and what is wrong with the rest of it.
+
+    Raises:
+        ValueError: If neither or both are given.
+        BadInputError: If there is no case.
+    """
+    given = {name: getattr(args, name) for name in MODALITIES if getattr(args, name) is not None}
+    if bool(given) == (args.in_path is not None):
+        options = ", ".join(f"--{name}" for name in MODALITIES)
+        raise ValueError(
+            f"A case is given by --in-path or by some of {options}, got {'both' if given else 'neither'}."
+        )
+    if given:
+        return given_case(given), [], []
+    order = args.channel_order and parse_channel_order(args.channel_order)
+    if args.in_path.is_dir():
+        try:
+            cases, bad = survey(args.in_path, channel_order=order)
+        except BadInputError:
+            # There is no case below: what the folder itself lacks tells more.
+            return find_case(args.in_path, channel_order=order), [], []
+        places = [*(case.folder for case in cases), *(finding.path for finding in bad)]
+        if places != [args.in_path]:
+            return None, cases, bad
+    return find_case(args.in_path, channel_order=order), [], []
+
+
+def _print_result(report: Mapping[str, object], folder: Path) -> None:
+    volumes = report["volumes_ml"]
+    assert isinstance(volumes, dict)
+    if report["tumour_found"]:
+        print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes.items()))
+    else:
+        print("No tumour was found.")
+    print(f"Results are in {folder}: seg.nii.gz, overlay.png, report.json.")

@@ -1,0 +1,105 @@
+"""Phantoms that begin from label maps of individual brains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from lora_moe_hgd.data.datasets import PhantomDataset
+from lora_moe_hgd.data.label_maps import label_map_files, read_label_map
+from lora_moe_hgd.data.phantom import make_phantom
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd_cli import run
+
+SYNTHSEG = Path(__file__).parents[2] / "shared/data/synthseg-labels"
+
+
+def brain_of_boxes() -> np.ndarray:
+    """Cortex around white matter, a ventricle and a thalamus in it; skull and skin far outside."""
+    codes = np.zeros((130, 120, 110), dtype=np.int16)
+    codes[2:128, 2:118, 2:108] = 507
+    codes[20:110, 20:100, 20:90] = 24
+    codes[25:105, 25:95, 25:85] = 3
+    codes[30:100, 30:90, 30:80] = 2
+    codes[60:70, 50:70, 50:60] = 4
+    codes[60:70, 50:70, 40:50] = 10
+    return codes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("maps")
+    # Stored left to right, as FreeSurfer does.
+    nib.save(nib.Nifti1Image(brain_of_boxes()[::-1], np.diag([-1.0, 1, 1, 1])), root / "one.nii.gz")
+    return root
+
+
+def test_tissues_of_a_label_map_lie_where_its_codes_lie_in_ras(folder: Path) -> None:
+    tissues, affine = read_label_map(folder / "one.nii.gz")
+    fluid, grey, white, thalamus, *rest = (tissue.bool().numpy() for tissue in tissues)
+    codes = brain_of_boxes()
+    assert nib.aff2axcodes(affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(grey, codes == 3)
+    np.testing.assert_array_equal(white, codes == 2)
+    np.testing.assert_array_equal(thalamus, codes == 10)
+    assert not any(part.any() for part in rest)
+    assert fluid[codes == 4].all()
+    # Fluid around the brain belongs to it as far as its hull reaches, skull and skin do not.
+    assert 0.05 < fluid[codes == 24].mean() < 0.9
+    assert not fluid[:15].any()
+    assert (tissues.sum(dim=0) <= 1).all()
+
+
+def test_the_same_seed_and_maps_give_the_same_phantom_and_other_maps_another(folder: Path) -> None:
+    files = label_map_files(folder)
+    first, again = (make_phantom(3, spacing_mm=4.0, label_maps=files) for _ in range(2))
+    assert all(torch.equal(again.volumes[name], volume) for name, volume in first.volumes.items())
+    shapes = {tuple(make_phantom(seed, spacing_mm=4.0, label_maps=files).regions.shape[1:]) for seed in range(8)}
+    built_in = tuple(make_phantom(3, spacing_mm=4.0).regions.shape[1:])
+    # Both the map and the built-in template are used.
+    assert len(shapes) == 2
+    assert built_in in shapes
+
+
+def test_phantoms_of_other_maps_are_kept_elsewhere(folder: Path, tmp_path: Path) -> None:
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0,) * 3)
+    plain = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path)
+    mapped = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path, label_maps=folder)
+    assert plain.folder != mapped.folder
+    assert mapped[0]["labels"].any()
+
+
+@pytest.mark.parametrize(
+    ("codes", "zoom", "message"),
+    [
+        (np.zeros((80, 80, 80), dtype=np.int16), 1.0, "must have FreeSurfer's codes of grey and white matter"),
+        (brain_of_boxes(), 2.0, "must have voxels of 1 mm"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: np.ndarray, zoom: float, message: str
+) -> None:
+    nib.save(nib.Nifti1Image(codes, np.diag([zoom, zoom, zoom, 1])), tmp_path / "bad.nii.gz")
+    words = ["--root", str(tmp_path / "out"), "--n", "40", "--spacing-mm", "4", "--label-maps", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        run("phantom", words)
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold label maps"):
+        label_map_files(tmp_path)
+
+
+@pytest.mark.skipif(not SYNTHSEG.is_dir(), reason="needs SynthSeg's label maps beside the repository")
+def test_brains_of_synthseg_have_the_volumes_of_adults() -> None:
+    tissues, _ = read_label_map(SYNTHSEG / "training_seg_01.nii.gz")
+    fluid, grey, white, *mixed = (tissue.sum().item() / 1000 for tissue in tissues)
+    assert 450 < grey < 900
+    assert 350 < white < 700
+    assert 150 < fluid < 600
+    assert 20 < sum(mixed) < 90
