@@ -23,6 +23,7 @@ CHEAPER = {
     "plot": [],
     "segment": [],
     "check": [],
+    "convert": [],
     "list": [],
     "merge": [],
     "compare": ["--subsets", "flair"],
