@@ -25,25 +25,29 @@ HEALTHY = {
     "flair": (-3.6, 0.40, -0.30),
 }
 
-# Robust z of necrosis, oedema and enhancing rim: 10th, 50th and 90th percentile over cases. Two measured cohorts
-# differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa): the medians are as
-# bright as the 90th percentile of the former allows.
+OEDEMA = 1
+
+# Robust z of necrosis, oedema and enhancing rim as painted: 10th, 50th and 90th percentile over cases. Two measured
+# cohorts differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa); the medians lie
+# nearer the latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
 LESION = {
-    "t1": ((-2.6, -1.3, -0.3), (-0.9, -0.30, 0.3), (-1.2, -0.60, 0.3)),
-    "t1c": ((-3.0, -0.80, 0.5), (-0.9, -0.25, 0.4), (1.0, 2.2, 5.0)),
-    "t2": ((2.5, 7.0, 12.5), (1.6, 4.3, 7.0), (1.8, 4.0, 6.8)),
-    "flair": ((0.5, 2.9, 7.0), (2.2, 4.1, 7.1), (1.6, 3.2, 5.6)),
+    "t1": ((-3.3, -1.8, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
+    "t1c": ((-4.5, -1.0, 0.2), (-1.8, -1.15, -0.2), (1.2, 2.4, 4.6)),
+    "t2": ((4.0, 9.5, 18.0), (3.3, 7.3, 11.5), (3.2, 6.4, 9.5)),
+    "flair": ((0.8, 4.2, 9.5), (4.4, 8.8, 13.0), (2.8, 5.3, 7.6)),
 }
 # Spread inside a region, in the same units.
 TEXTURE = {
-    "t1": (0.5, 0.35, 0.45),
-    "t1c": (0.6, 0.35, 1.0),
-    "t2": (1.4, 1.0, 1.2),
-    "flair": (0.9, 0.8, 0.9),
+    "t1": (0.9, 0.55, 0.65),
+    "t1c": (1.3, 0.90, 2.9),
+    "t2": (2.2, 3.6, 2.8),
+    "flair": (1.8, 2.6, 2.4),
 }
+# How much of the oedema's brightness grey matter and fluid inside it show, at least: water gathers in white matter.
+SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
-GRAIN = {"t1": 0.05, "t1c": 0.05, "t2": 0.07, "flair": 0.07}
-THERMAL = {"t1": 0.09, "t1c": 0.09, "t2": 0.16, "flair": 0.13}
+GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.07}
+THERMAL = {"t1": 0.06, "t1c": 0.05, "t2": 0.19, "flair": 0.13}
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> dict[str, Tensor]:
@@ -56,6 +60,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
     severity = normal((3,), generator).tolist()
     vessels = _vessels(anatomy, generator)
     spots = _white_matter_spots(anatomy, tumour, generator)
+    shown = _shown_oedema(anatomy, tumour, generator)
     volumes = {}
     for name in MODALITIES:
         z = _healthy(name, anatomy, generator)
@@ -73,7 +78,10 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
         lesion = torch.zeros(shape)
         for region in range(3):
             level = _quantile(LESION[name][region], severity[region], generator)
-            lesion += shares[region] * (level + TEXTURE[name][region] * uniform(0.5, 1.3, generator) * texture)
+            painted = level + TEXTURE[name][region] * uniform(0.5, 1.3, generator) * texture
+            if region == OEDEMA:
+                painted = painted * shown + uniform(0.2, 0.8, generator) * z
+            lesion += shares[region] * painted
         present = shares.sum(dim=0)
         z = (1 - present) * z + lesion
         volumes[name] = _acquire(name, z, brain, spacing_mm, generator)
@@ -96,6 +104,15 @@ def _quantile(percentiles: tuple[float, float, float], severity: float, generato
     # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
     draw = 0.6 * severity + 0.8 * normal((), generator).item()
     return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
+
+
+def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) -> Tensor:
+    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: less in grey matter and fluid, fading to the border."""
+    _, grey, white = anatomy.tissues
+    fluid = 1 - grey - white
+    by_tissue = white + uniform(SHOWN_IN_GREY, 1.0, generator) * grey + uniform(SHOWN_IN_FLUID, 1.0, generator) * fluid
+    fading = uniform(0.1, 0.6, generator)
+    return by_tissue * (1 - fading * (1 - (3 * tumour.infiltration).clamp(max=1).sqrt()))
 
 
 def _lesion_shares(tumour: Tumour, spacing_mm: float) -> Tensor:
@@ -154,12 +171,13 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
 
 def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Scanner: misregistration, resolution, bias field, gamma, Rician noise, and the brain mask."""
-    shift = normal((3,), generator) * 0.3 / spacing_mm
+    shift = normal((3,), generator) * 0.4 / spacing_mm
     z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
-    sigma_mm = [uniform(0.3, 0.9, generator)] * 3
+    sigma_mm = [uniform(0.4, 1.2, generator)] * 3
     if chance(0.5, generator):
-        # Thick slices, interpolated to isotropic voxels by the publisher of the data.
-        sigma_mm[min(int(uniform(0, 3, generator)), 2)] = uniform(1.0, 2.2, generator)
+        # Thick slices, most often axial, interpolated to isotropic voxels by the publisher of the data.
+        axis = 2 if chance(0.5, generator) else min(int(uniform(0, 3, generator)), 2)
+        sigma_mm[axis] = uniform(1.0, 2.8, generator)
     z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
     gain = uniform(60.0, 160.0, generator)
     floor = uniform(5.0, 9.0, generator)
@@ -168,7 +186,7 @@ def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: 
     if chance(0.15, generator):
         signal = signal * (1 + uniform(0.005, 0.03, generator) * _ringing(z.shape, spacing_mm, generator))
     bias = smooth_noise(z.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
-    signal = signal * torch.exp(uniform(0.0, 0.035, generator) * bias)
+    signal = signal * torch.exp(uniform(0.0, 0.06, generator) * bias)
     level = THERMAL[name] * uniform(0.4, 1.8, generator)
     real, imaginary = (level * normal(z.shape, generator) for _ in range(2))
     # Interpolation to the common grid has smoothed the scanner's noise, too.

@@ -20,8 +20,8 @@ GROWTH_SPACING_MM = 4.0
 DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 
 # Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
-WHOLE_TUMOUR_ML = (130.0, 0.62)
-CORE_SHARE = (0.23, 0.75)
+WHOLE_TUMOUR_ML = (135.0, 0.62)
+CORE_SHARE = (0.24, 0.85)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
     growth = _grow(anatomy, whole_ml, generator)
     solid = anatomy.tissues[1:].sum(dim=0)
     # Oedema keeps out of the fluid and is held up by the cortex.
-    spread = growth * (anatomy.tissues[2] + 0.3 * anatomy.tissues[1])
-    spread = gaussian_blur(spread, (1.5 / anatomy.spacing_mm,) * 3)
+    spread = growth * (anatomy.tissues[2] + 0.4 * anatomy.tissues[1])
+    spread = gaussian_blur(spread, (2.5 / anatomy.spacing_mm,) * 3)
     ragged = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
     spread = torch.where(anatomy.brain, spread * (1 + 0.22 * ragged), 0.0)
     level = _level_of_volume(spread, whole_ml / voxel_ml)
@@ -149,7 +149,7 @@ def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Te
     if solid or core_depth.numel() == 0:
         necrosis = torch.zeros_like(core)
     else:
-        share = uniform(0.1, 0.7, generator)
+        share = uniform(0.05, 0.6, generator)
         field = torch.where(core, depth * (1 + 0.10 * noise), 0.0)
         necrosis = (field > _level_of_volume(field, share * core_depth.numel())) & core
     patchy = smooth_noise(anatomy.shape, scale_mm=14, spacing_mm=spacing_mm, generator=generator)
