@@ -1,35 +1,81 @@
-"""Put a trained checkpoint into the package: `python scripts/ship_weights.py runs/pretrain_phantom/best tiny`.
+"""Put a trained network or adapter into the package: `python scripts/ship_weights.py runs/continue_phantom/best tiny`.
 
-Weights are rounded to bfloat16 to halve the file; `from_pretrained` widens them to float32 again.
+Weights are rounded to bfloat16 to halve the file; they are widened to float32 again when loaded. An adapter over a
+shipped network may be shipped at part of its strength, `--scale 0.8`.
 """
 
 import argparse
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from peft import PeftConfig
+from safetensors.torch import load_file, save_file
 
 import lora_moe_hgd
+from lora_moe_hgd.loading import adapter_base, checkpoint_folder, is_adapter, load_checkpoint
+
+PRETRAINED = Path(lora_moe_hgd.__file__).parent / "pretrained"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def ship_network(checkpoint: Path, scratch: Path) -> None:
+    network, processor = load_checkpoint(checkpoint)
+    network.to(torch.bfloat16).save_pretrained(scratch)
+    processor.save_pretrained(scratch)
+    changes = {"config.json": {"dtype": "float32"}, "preprocessor_config.json": {}}
+    for name, change in changes.items():
+        settings = json.loads((scratch / name).read_text()) | change
+        # The package has the code.
+        settings.pop("auto_map", None)
+        (scratch / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    for path in scratch.iterdir():
+        if path.name not in (*changes, "model.safetensors"):
+            path.unlink()
+
+
+def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
+    """Write `base + scale (adapted - base)` as an adapter: low-rank matrices scaled, what was trained in full blended.
+
+    Raises:
+        ValueError: If its base is not shipped.
+    """
+    base = checkpoint_folder(adapter_base(checkpoint))
+    if base.parent != PRETRAINED:
+        raise ValueError(f"The base of a shipped adapter must be shipped, got {base}.")
+    start = load_checkpoint(base)[0].state_dict()
+    tensors = {}
+    for name, value in load_file(checkpoint / WEIGHTS).items():
+        if ".lora_A." in name:
+            tensors[name] = value
+        elif ".lora_B." in name:
+            tensors[name] = scale * value
+        else:
+            tensors[name] = torch.lerp(start[name.removeprefix("base_model.model.")], value, scale)
+    save_file({name: value.bfloat16() for name, value in tensors.items()}, scratch / WEIGHTS, {"format": "pt"})
+    config = PeftConfig.from_pretrained(str(checkpoint))
+    config.base_model_name_or_path = base.name
+    config.save_pretrained(str(scratch))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="folder of the network or adapter")
     parser.add_argument("name", help="name it is shipped under")
+    parser.add_argument("--scale", type=float, default=1.0, help="strength of an adapter, from 0 to 1")
     args = parser.parse_args()
-    network, processor = lora_moe_hgd.load_checkpoint(args.checkpoint)
-    folder = Path(lora_moe_hgd.__file__).parent / "pretrained" / args.name
-    scratch = folder.with_name(f".{args.name}-new")
-    network.to(torch.bfloat16).save_pretrained(scratch)
-    config = json.loads((scratch / "config.json").read_text())
-    (scratch / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    processor.save_pretrained(scratch)
-    folder.mkdir(exist_ok=True)
-    for path in scratch.iterdir():
-        path.chmod(0o644)
-        path.replace(folder / path.name)
-    shutil.rmtree(scratch)
+    folder = PRETRAINED / args.name
+    with tempfile.TemporaryDirectory(dir=PRETRAINED, prefix=".") as whole:
+        scratch = Path(whole) / args.name
+        scratch.mkdir()
+        if is_adapter(args.checkpoint):
+            ship_adapter(args.checkpoint, scratch, scale=args.scale)
+        else:
+            ship_network(args.checkpoint, scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
     print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
 
 

@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel
 
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .pretrained import pretrained_path
+from .pretrained import pretrained_path, shipped_names
 
 
 def checkpoint_folder(name: str | Path) -> Path:
@@ -32,7 +32,8 @@ def checkpoint_folder(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
     except HFValidationError as error:
-        raise ValueError(f"'{name}' is neither a folder, nor 'tiny', nor a Hub id.") from error
+        shipped = ", ".join(shipped_names())
+        raise ValueError(f"'{name}' is neither a folder, nor shipped ({shipped}), nor a Hub id.") from error
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -75,6 +76,9 @@ def base_name(name: str | Path) -> str:
 def _folder_on_disk(name: str | Path) -> Path | None:
     """The folder that `name` means on this machine; `None` if it can only be a Hub id."""
     path = Path(name)
+    # First, so that a shipped adapter finds its base whatever lies in the working directory.
+    if str(name) in shipped_names():
+        return pretrained_path(str(name))
     if path.is_dir():
         return path
     if path.is_file():
@@ -84,8 +88,6 @@ def _folder_on_disk(name: str | Path) -> Path | None:
         )
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
-    if str(name) == "tiny":
-        return pretrained_path("tiny")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
         raise ValueError(f"No checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path} is there.")
     return None

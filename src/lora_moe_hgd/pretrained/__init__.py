@@ -1,4 +1,4 @@
-"""The weights that are installed with the package."""
+"""The weights that are installed with the package: networks, and adapters over them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 
 
+def shipped_names() -> list[str]:
+    """Names of the shipped networks and adapters, in alphabetical order."""
+    kinds = ("config.json", "adapter_config.json")
+    return sorted(path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}"))
+
+
 def pretrained_path(name: str = "tiny") -> Path:
-    """Return the folder of the shipped checkpoint `name`, in `from_pretrained` form.
+    """Return the folder of the shipped network `name`, in `from_pretrained` form, or of the shipped adapter.
 
     Raises:
-        ValueError: If no checkpoint of that name is shipped; the message lists those that are.
+        ValueError: If nothing of that name is shipped; the message lists what is.
     """
-    shipped = sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
-    if name not in shipped:
-        raise ValueError(f"No shipped checkpoint is named '{name}'; there is: {', '.join(shipped) or 'none'}.")
+    if name not in shipped_names():
+        raise ValueError(f"No shipped checkpoint is named '{name}'; there is: {', '.join(shipped_names()) or 'none'}.")
     return _FOLDER / name
