@@ -1,16 +1,31 @@
-"""Adapters of several kinds, fitted to the same cases for the same number of steps, as a table.
+"""What cases of one's own are worth: adapters of several kinds, fitted to few and to more cases, as a table.
 
-`python benchmarks/compare_adapters.py --data ROOT` starts from the shipped weights. Dice is that of the cases held out
-from ROOT, over regions and the subsets of `configs/lora_finetune.yaml`.
+`python benchmarks/compare_adapters.py --data ROOT` deals the cases in ROOT into folds. For each fold, each variant is
+fitted to the first of the other cases and scored on those of the fold; Dice is the mean over the 15 subsets, on the
+network's own grid. Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
+Runs that are done are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+from trials import mean_dice
+
+from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd.data.case_files import CaseFiles
+from lora_moe_hgd.data.datasets import CaseDataset
+from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.files import replacing
+from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.training.adapters import TARGET_MODULES
-from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -20,41 +35,116 @@ DECODER = r".*decoder\.(refine\d\.mix|block\d\.conv)"
 CONVOLUTIONS = f"{TARGET_MODULES}|{STEM}|{DECODER}"
 
 VARIANTS: dict[str, list[str]] = {
-    "lora, rank 8": ["--adapter", "lora", "--lora", "{r: 8}"],
-    "lora, rank 16": ["--adapter", "lora", "--lora", "{r: 16}"],
-    "lora, rank 8, DoRA": ["--adapter", "lora", "--lora", "{r: 8, use_dora: true}"],
-    "lora, rank 8, and Conv3d": ["--adapter", "lora", "--lora", f"{{r: 8, target_modules: '{CONVOLUTIONS}'}}"],
-    "lora+decoder, rank 8": ["--adapter", "lora+decoder", "--lora", "{r: 8}"],
+    "lora": ["--adapter", "lora", "--lora", "{r: 16}"],
+    "lora, DoRA": ["--adapter", "lora", "--lora", "{r: 16, use_dora: true}"],
+    "lora, and convolutions": ["--adapter", "lora", "--lora", f"{{r: 16, target_modules: '{CONVOLUTIONS}'}}"],
+    "lora+decoder": ["--adapter", "lora+decoder", "--lora", "{r: 8}"],
     "all weights": ["--adapter", "none"],
+    "from scratch": ["--adapter", "none", "--base", "null", "--size", "tiny"],
 }
+EPOCHS = 10
+
+Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 
 
-def mean_dice(folder: Path, step: int) -> float:
-    """Mean over subsets and regions of the validation at a step."""
-    rows = [row for row in read_metrics(folder) if row["step"] == step]
-    values = [value for row in rows for name, value in row.items() if name.startswith("dice_")]
-    return sum(values) / len(values)
+def folds_of(cases: list[CaseFiles], number: int) -> list[tuple[list[CaseFiles], list[CaseFiles]]]:
+    """Held-out and other cases of each fold; the others begin with those after the fold, in the order of names."""
+    places = np.array_split(np.arange(len(cases)), number)
+    return [
+        ([cases[index] for index in place], [cases[(place[-1] + 1 + index) % len(cases)] for index in range(rest)])
+        for place, rest in ((place, len(cases) - len(place)) for place in places)
+    ]
+
+
+def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.Namespace) -> None:
+    """Train on exactly these cases, for `--steps` steps."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (data / case.case_id).unlink(missing_ok=True)
+        (data / case.case_id).symlink_to(case.folder.resolve())
+    crops = math.ceil(args.steps * args.batch_size / (EPOCHS * len(cases)))
+    run(
+        "train",
+        [
+            *("--config", str(ROOT / "configs/lora_finetune.yaml"), "--base", args.base, "--tracker", "none"),
+            *("--data", str(data), "--val-on-train", "true", "--subsets", "[all]", "--every", str(EPOCHS)),
+            *("--epochs", str(EPOCHS), "--crops-per-case", str(crops), "--batch-size", str(args.batch_size)),
+            *("--output-dir", str(folder / "run"), "--cache-dir", args.cache_dir, *args.options, *words),
+        ],
+    )
+
+
+def scores(scored: Scored, cases: list[CaseFiles], args: argparse.Namespace) -> list[float]:
+    network, processor = scored
+    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    source = CaseDataset(cases, processor=processor, cache_dir=Path(args.cache_dir).expanduser())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+        return mean_dice(network, [source])
+
+
+def at_scale(base: str, checkpoint: Path, scale: float) -> Scored:
+    """The network `scale` of the way from the base to what was fitted."""
+    start = load_checkpoint(base)[0].state_dict()
+    network, processor = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            value.copy_(torch.lerp(start[name], value, scale))
+    return network, processor
+
+
+def to_markdown(rows: dict[tuple[str, int, float], list[list[float]]]) -> str:
+    """One row a variant, number of cases and scale: means over the folds, and the mean of each."""
+    heads = " | ".join(region.upper() for region in REGIONS)
+    lines = [f"| trained | cases | scale | {heads} | mean | by fold |", "|---" * 8 + "|"]
+    for (name, number, scale), values in rows.items():
+        cells = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
+        by_fold = ", ".join(f"{np.mean(value):.3f}" for value in values)
+        lines.append(f"| {name} | {number} | {scale:g} | {cells} | {np.mean(values):.3f} | {by_fold} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of labelled cases")
+    parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
+    parser.add_argument("--base", default="tiny", help="what is fitted")
+    parser.add_argument("--variants", default=";".join(VARIANTS), help="which, separated by semicolons")
+    parser.add_argument("--cases", default="1,3,6", help="numbers of cases to fit to")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--scales", default="0.5,0.75,1", help="of adapters, from the base, 0, to the adapter, 1")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
+    parser.add_argument("--cache-dir", default="~/.cache/lora-moe-hgd")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_adapters"), help="folder for the runs")
-    parser.add_argument("--config", default=str(ROOT / "configs/lora_finetune.yaml"))
-    args, options = parser.parse_known_args()
-    common = ["--config", args.config, "--base", "tiny", "--data", args.data, *options]
-    untrained = args.out / "base"
-    run("train", [*common, "--lr", "1.0e-12", "--epochs", "1", "--output-dir", str(untrained)])
-    rows = [("base, not fitted", mean_dice(untrained, read_metrics(untrained)[-1]["step"]), 0.0)]
-    for number, (name, words) in enumerate(VARIANTS.items()):
-        folder = args.out / str(number)
-        run("train", [*common, *words, "--output-dir", str(folder)])
-        kept = folder / "best/adapter/adapter_model.safetensors"
-        weights = kept if kept.is_file() else folder / "best/model.safetensors"
-        rows.append((name, mean_dice(folder, read_metrics(folder)[-1]["step"]), weights.stat().st_size / 1e6))
-    print("\n| trained | mean Dice | MB |\n|---|---|---|")
-    for name, dice, megabytes in rows:
-        print(f"| {name} | {dice:.3f} | {megabytes:.1f} |")
+    args, args.options = parser.parse_known_args()
+    folds = folds_of(find_cases(args.data), args.folds)
+    rows: dict[tuple[str, int, float], list[list[float]]] = {}
+
+    def add(key: tuple[str, int, float], values: list[float]) -> None:
+        rows.setdefault(key, []).append(values)
+        print(*key, values, flush=True)
+
+    for held_out, _ in folds:
+        add(("nothing", 0, 0.0), scores(load_checkpoint(args.base), held_out, args))
+    for name in args.variants.split(";"):
+        for number in map(int, args.cases.split(",")):
+            for fold, (held_out, others) in enumerate(folds):
+                folder = args.out / f"{list(VARIANTS).index(name)}-{number}-{fold}"
+                kept = folder / "scores.json"
+                if not kept.is_file():
+                    fit(others[:number], VARIANTS[name], folder, args)
+                    # What is trained from scratch is not on the way from the base.
+                    scales = ["1"] if name == "from scratch" else args.scales.split(",")
+                    found: dict[str, Any] = {
+                        scale: scores(at_scale(args.base, folder / "run/last", float(scale)), held_out, args)
+                        for scale in scales
+                    }
+                    with replacing(kept) as scratch:
+                        scratch.write_text(json.dumps(found))
+                for scale, values in json.loads(kept.read_text()).items():
+                    add((name, number, float(scale)), values)
+    print("\n" + to_markdown(rows))
 
 
 if __name__ == "__main__":

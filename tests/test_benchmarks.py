@@ -34,18 +34,18 @@ def test_memory_is_measured_for_each_variant() -> None:
 
 @pytest.mark.slow
 def test_adapters_are_compared(dummy_root: Path, tmp_path: Path) -> None:
-    small = ["--epochs", "1", "--crop-size", "[32, 32, 32]", "--crops-per-case", "1", "--subsets", "[flair]"]
+    small = ["--crop-size", "[32, 32, 32]", "--steps", "10", "--num-workers", "0", "--cases", "1,2", "--folds", "2"]
     places = ["--data", str(dummy_root), "--out", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
-    rows = run_script("compare_adapters.py", *places, *small, "--num-workers", "0", "--tracker", "none")
-    assert [row.split(" | ")[0][2:] for row in rows[2:]] == [
-        "base, not fitted",
-        "lora, rank 8",
-        "lora, rank 16",
-        "lora, rank 8, DoRA",
-        "lora, rank 8, and Conv3d",
-        "lora+decoder, rank 8",
-        "all weights",
+    variants = ["lora", "lora, and convolutions", "from scratch"]
+    rows = run_script("compare_adapters.py", *places, *small, "--variants", ";".join(variants), "--scales", "0,1")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
+    assert [row[:3] for row in cells] == [
+        ["nothing", "0", "0"],
+        *([name, number, scale] for name in variants[:2] for number in "12" for scale in "01"),
+        *(["from scratch", number, "1"] for number in "12"),
     ]
+    # At scale 0 everything is the base.
+    assert cells[1][3:] == cells[0][3:]
 
 
 @pytest.mark.slow
