@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from lora_moe_hgd.data.nifti import read_image
+from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +112,24 @@ def test_results_never_go_into_the_cases(cohort: Path, capsys: pytest.CaptureFix
     assert "--out-path must not be the folder of the case" in capsys.readouterr().err
 
 
+def test_results_are_replaced_by_whole_ones_only(cohort: Path, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(results / "case_000", out / "case_000")
+    # No case can be segmented: none has a sequence on a grid that --strict takes, or it lacks the sequence.
+    bare = tmp_path / "bare"
+    shutil.copytree(cohort / "case_000", bare / "case_000")
+    shutil.copytree(cohort / "case_001", bare / "case_001")
+    (bare / "case_000/T2.nii.gz").unlink()
+    words = ["--in-path", str(bare), "--out-path", str(out), "--modalities", "t2"]
+    with pytest.raises(SystemExit):
+        run("segment", words)
+    row = table(out)["case_000"]
+    assert row["status"] == "failed"
+    assert "lacks t2" in row["message"]
+    assert "Results of an earlier run are kept." in row["message"]
+    np.testing.assert_array_equal(segmentations(out)["case_000"], segmentations(results)["case_000"])
+
+
 def test_what_is_no_result_is_never_removed(cohort: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(results / "case_000", out / "case_000")
@@ -114,18 +137,69 @@ def test_what_is_no_result_is_never_removed(cohort: Path, results: Path, tmp_pat
     (out / "case_000/notes.txt").write_text("mine")
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(cohort), "--out-path", str(out)])
-    assert (out / "case_000/notes.txt").read_text() == "mine"
-    assert "not empty" in table(out)["case_000"]["message"]
+    assert {path.name for path in (out / "case_000").iterdir()} == {"notes.txt", "seg.nii.gz", "overlay.png"}
+    assert "notes.txt" in table(out)["case_000"]["message"]
+
+
+@pytest.mark.parametrize("report", ["", "[1]", "{}"])
+def test_a_damaged_report_is_made_anew(cohort: Path, results: Path, tmp_path: Path, report: str) -> None:
+    root, out = tmp_path / "cohort", tmp_path / "out"
+    root.mkdir()
+    for case in ("case_000", "case_001"):
+        (root / case).symlink_to(cohort / case)
+        shutil.copytree(results / case, out / case)
+    (out / "case_000/report.json").write_text(report)
+    run("segment", ["--in-path", str(root), "--out-path", str(out)])
+    assert [row["status"] for row in table(out).values()] == ["done", "done"]
+
+
+def test_a_case_without_its_segmentation_is_not_done(cohort: Path, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    (out / "case_001/seg.nii.gz").unlink()
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(cohort), "--out-path", str(out)])
+    assert (out / "case_001/seg.nii.gz").is_file()
+
+
+def test_an_input_that_is_gone_fails_its_case_alone(cohort: Path, results: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "cohort", tmp_path / "out"
+    root.mkdir()
+    for case in ("case_000", "case_001"):
+        shutil.copytree(results / case, out / case)
+    (root / "case_001").symlink_to(cohort / "case_001")
+    shutil.copytree(cohort / "case_000", root / "case_000")
+    (root / "case_000/T1.nii.gz").unlink()
+    (root / "case_000/T1.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    with pytest.raises(SystemExit) as stopped:
+        run("segment", ["--in-path", str(root), "--out-path", str(out)])
+    assert stopped.value.code == 1
+    assert {case: row["status"] for case, row in table(out).items()} == {"case_000": "failed", "case_001": "done"}
+
+
+def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
+    path = tmp_path / "BRATS_001.nii.gz"
+    write_image(
+        path, np.random.default_rng(0).random((8, 8, 8, 4)), like=nib.Nifti1Image(np.zeros((8, 8, 8)), np.eye(4))
+    )
+    segmenter = CaseSegmenter("tiny", ResultOptions())
+    orders = (("flair", "t1", "t1c", "t2"), ("t1", "t1c", "t2", "flair"))
+    prints = {segmenter.fingerprint(find_case(path, channel_order=order)) for order in orders}
+    assert len(prints) == 2
+
+
+def state_of(out: Path) -> set[tuple[Path, int]]:
+    return {(path, path.lstat().st_ino) for path in out.glob("*")} if out.is_dir() else set()
 
 
 def killed_at_random(cohort: Path, out: Path, *, kills: int, seed: int) -> None:
-    """Start again and again, each time killed some time after work has begun; then let it end."""
+    """Start again and again, each time killed some time after something has changed; then let it end."""
     words = [sys.executable, str(ROOT / "infer.py"), "--in-path", str(cohort), "--out-path", str(out)]
     draw = random.Random(seed)
     for _ in range(kills):
-        before = set(out.glob("*")) if out.is_dir() else set()
+        before = state_of(out)
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and not (out.is_dir() and set(out.glob("*")) - before):
+            while process.poll() is None and state_of(out) == before:
                 time.sleep(0.005)
             time.sleep(draw.uniform(0, 1.0))
             os.kill(process.pid, signal.SIGKILL)
@@ -139,6 +213,10 @@ def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
     cohort: Path, results: Path, tmp_path: Path, kills: int
 ) -> None:
     out = tmp_path / "out"
+    # Some results are of other options, and are replaced.
+    shutil.copytree(results / "case_000", out / "case_000")
+    report = json.loads((out / "case_000/report.json").read_text())
+    (out / "case_000/report.json").write_text(json.dumps(report | {"made_from": "another run"}))
     killed_at_random(cohort, out, kills=kills, seed=kills)
     whole, found = segmentations(results), segmentations(out)
     assert list(found) == list(whole)
@@ -148,19 +226,44 @@ def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
     assert table(out) == table(results)
 
 
+def launched(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_cohort(cohort: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["launch", "--cpu", "--num_processes", "2", str(ROOT / "infer.py")]
-    words += ["--in-path", str(cohort), "--out-path", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words],
-        capture_output=True,
-        text=True,
-        check=False,
+    # What is left is shared, not what there was.
+    shutil.copytree(results / "case_000", out / "case_000")
+    processes = ["--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"), "--main_process_port", "0"]
+    # Each process says which cases it has segmented.
+    script = tmp_path / "infer.py"
+    script.write_text(
+        "import os\n"
+        "from lora_moe_hgd.inference.results import CaseSegmenter\n"
+        "from lora_moe_hgd_cli import run\n"
+        "write = CaseSegmenter.write\n"
+        "def told(self, case, folder, **options):\n"
+        "    print(f'RANK {os.environ[\"RANK\"]} HAS {case.case_id}', flush=True)\n"
+        "    return write(self, case, folder, **options)\n"
+        "CaseSegmenter.write = told\n"
+        "run('segment')\n"
     )
+    done = launched(*processes, str(script), "--in-path", str(cohort), "--out-path", str(out))
     assert done.returncode == 1, done.stderr
     assert table(out) == table(results)
+    shares = dict(re.findall(r"RANK (\d) HAS (case_\d+)", done.stdout))
+    assert set(shares) == {"0", "1"}
+    assert "case_000" not in shares.values()
+
+
+@pytest.mark.slow
+def test_a_launcher_that_starts_one_process_of_two_is_told(cohort: Path, tmp_path: Path) -> None:
+    words = ["--in-path", str(cohort), "--out-path", str(tmp_path / "out")]
+    done = launched("--cpu", "--num_processes", "2", str(ROOT / "infer.py"), *words)
+    assert "started one" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_moe_hgd.inference.page import write_case_page, write_cohort_index
+from lora_moe_hgd.inference.page import _columns, write_case_page, write_cohort_index
 from lora_moe_hgd.inference.picture import COLOURS
 from lora_moe_hgd_cli import run
 
@@ -126,15 +126,29 @@ def test_regions_of_the_page_are_exact_and_grey_values_close(page: Path) -> None
     assert np.corrcoef(grey[inside], shown[inside])[0, 1] > 0.99
 
 
-def test_a_cohort_is_sorted_by_warnings_then_by_confidence(tmp_path: Path) -> None:
-    for name, warnings, confidence in (("calm", [], 0.9), ("unsure", [], 0.2), ("odd", ["a <skull>"], 0.95)):
-        (tmp_path / name).mkdir()
-        changed = {"case_id": name, "warnings": warnings, "confidence": {"wt": 1.0, "tc": 1.0, "et": confidence}}
-        (tmp_path / name / "report.json").write_text(json.dumps(REPORT | changed))
-    write_cohort_index(tmp_path)
+def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
+    done = {"status": "done", "sequences": "t1c+flair", "wt_ml": 2.0, "tc_ml": 1.0, "et_ml": 0.5}
+    rows = [
+        done | {"case": "calm", "warnings": [], "confidence": 0.9},
+        done | {"case": "unsure #1?", "warnings": [], "confidence": 0.2},
+        done | {"case": "odd", "warnings": ["a <skull>"], "confidence": 0.95},
+        {"case": "cut", "status": "failed", "message": "T2.nii.gz: must be <whole>"},
+    ]
+    write_cohort_index(tmp_path / "index.html", rows)
     text = (tmp_path / "index.html").read_text()
-    assert re.findall(r'href="([^"]*)"', text) == [f"{name}/report.html" for name in ("odd", "unsure", "calm")]
+    assert re.findall(r'href="([^"]*)"', text) == [
+        f"{name}/report.html" for name in ("odd", "unsure%20%231%3F", "calm")
+    ]
     assert "a &lt;skull&gt;" in text
+    assert text.index("failed: T2.nii.gz: must be &lt;whole&gt;") < text.index("odd")
+
+
+@pytest.mark.parametrize("shape", [(720, 25, 700), (240, 240, 155), (25, 720, 700)])
+def test_slices_of_any_case_make_one_picture(shape: tuple[int, int, int]) -> None:
+    columns = _columns(shape)
+    width, height = columns * shape[0], -(-shape[2] // columns) * shape[1]
+    assert max(width, height) <= 16383
+    assert columns <= shape[2]
 
 
 def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path) -> None:
@@ -146,6 +160,9 @@ def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path)
     for case in cases:
         assert (tmp_path / "out" / case / "report.html").is_file()
         assert f'href="{case}/report.html"' in index
+    run("segment", ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out"), "--modalities", "t1c"])
+    # It would lead to pages that are gone.
+    assert not (tmp_path / "out/index.html").exists()
 
 
 def screenshot(page: Path, action: str, path: Path) -> np.ndarray:

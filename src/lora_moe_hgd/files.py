@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,3 +57,53 @@ def new_folder(path: Path) -> Iterator[Path]:
         scratch.rename(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `new_folder`, but a folder that is there already goes once the new one is whole.
+
+    Killed at any moment this leaves the old folder, the new one or none under the name, never a mixture.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp())
+        >>> (path / "old.txt").touch()
+        >>> with replacing_folder(path) as scratch:
+        ...     (scratch / "new.txt").touch()
+        >>> [file.name for file in path.iterdir()]
+        ['new.txt']
+    """
+    old = path.with_name(f".{os.getpid()}-{path.name}.old")
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if path.exists():
+            path.rename(old)
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed processes left in `folder` of files and folders that were to get these names.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in (".12-a", ".12-b", "a", ".mine-a"):
+        ...     (folder / name).touch()
+        >>> remove_leftovers(folder, ["a"])
+        >>> sorted(path.name for path in folder.iterdir())
+        ['.12-b', '.mine-a', 'a']
+    """
+    wanted = set(names)
+    for path in folder.iterdir():
+        process, dash, name = path.name.removeprefix(".").partition("-")
+        if path.name.startswith(".") and dash and process.isdigit() and name in wanted:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

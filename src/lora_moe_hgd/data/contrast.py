@@ -28,8 +28,8 @@ HEALTHY = {
 OEDEMA = 1
 
 # Robust z of necrosis, oedema and enhancing rim as painted: 10th, 50th and 90th percentile over cases. Two measured
-# cohorts differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.2 over the training cases of BraTS-Africa); the medians lie
-# nearer the latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
+# cohorts differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.4 over nine of BraTS-Africa); the medians lie nearer the
+# latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
 LESION = {
     "t1": ((-3.3, -1.8, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
     "t1c": ((-4.5, -1.0, 0.2), (-1.8, -1.15, -0.2), (1.2, 2.4, 4.6)),
@@ -107,7 +107,7 @@ def _quantile(percentiles: tuple[float, float, float], severity: float, generato
 
 
 def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) -> Tensor:
-    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: less in grey matter and fluid, fading to the border."""
+    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: less in grey matter and fluid, and at the border."""
     _, grey, white = anatomy.tissues
     fluid = 1 - grey - white
     by_tissue = white + uniform(SHOWN_IN_GREY, 1.0, generator) * grey + uniform(SHOWN_IN_FLUID, 1.0, generator) * fluid

@@ -19,7 +19,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
@@ -37,6 +36,7 @@ from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..processes import started_processes
 from .calibration import reliability_counts
 from .compare import write_comparison
 from .lesions import LESION_RULES, lesion_scores
@@ -162,7 +162,7 @@ def evaluate(
         BadInputError: If a case has no segmentation or a file is damaged.
     """
     subsets, rules = list(subsets), rules or Rules()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = started_processes()
     weights = _fingerprint_of(network, processor)
     (out / "cases").mkdir(parents=True, exist_ok=True)
     own = cases[state.process_index :: state.num_processes]
@@ -246,8 +246,7 @@ def main(argv: Sequence[str]) -> None:
     cases = _chosen(found, args.cases, args.data)
     if not any(set(_names(subset)) <= set(case.images) for case in cases for subset in subsets):
         raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
-    # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = started_processes()
     folder = checkpoint_folder(args.checkpoint)
     network, processor = load_checkpoint(folder, device=str(state.device))
     rules = Rules(args.convention, args.lesion_rules)

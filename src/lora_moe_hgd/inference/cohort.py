@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..data.case_files import CaseFiles
 from ..data.findings import Finding
-from ..files import new_folder, replacing
+from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.configuration_lora_moe_hgd import REGIONS
+from ..processes import started_processes
 from .page import write_cohort_index
 from .results import RESULT_FILES, CaseSegmenter
 
-SUMMARY = "summary.csv"
+SUMMARY, INDEX = "summary.csv", "index.html"
 COLUMNS = ("case", "status", "sequences", *(f"{region}_ml" for region in REGIONS), "warnings", "message")
 
 
@@ -28,8 +28,8 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
 
     A case whose results of the same weights, options and files are there is not computed again. Results appear under
-    their name only when they are whole. A case that fails is reported, and the others go on. Under `accelerate launch`
-    the processes share the cases.
+    their name only when they are whole, and earlier ones go only then. A case that fails is reported, and the others
+    go on. Under `accelerate launch` the processes share the cases.
 
     Args:
         segmenter: What segments a case.
@@ -37,64 +37,76 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
         bad: What cannot be told as a case; each counts as failed.
         out: Folder for the results.
     """
-    state = PartialState()
+    state = started_processes()
+    left: list[list[int]] = [[]]
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        _remove_halves(cases, out)
-    state.wait_for_everyone()
-    failed: dict[str, str] = {}
-    own = cases[state.process_index :: state.num_processes]
-    if not all(segmenter.is_done(case, out / case.case_id) for case in own):
+        remove_leftovers(out, _names(cases))
+        # One process looks, so that what is left is shared evenly however an earlier run was stopped.
+        done = [segmenter.is_done(case, out / case.case_id) for case in cases]
+        left = [[index for index, is_done in enumerate(done) if not is_done]]
+    (numbers,) = broadcast_object_list(left)
+    own = [cases[index] for index in numbers[state.process_index :: state.num_processes]]
+    if own:
         # Here, as a checkpoint that cannot be loaded is no failure of a case.
         _ = segmenter.loaded
+    failed: dict[str, str] = {}
     for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
+        folder = out / case.case_id
         try:
-            _segment_one(segmenter, case, out / case.case_id)
+            _refuse_other_files(folder)
+            with replacing_folder(folder) as scratch:
+                segmenter.write(case, scratch)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failed[case.case_id] = str(error) or type(error).__name__
+            kept = " Results of an earlier run are kept." if folder.exists() else ""
+            failed[case.case_id] = f"{str(error) or type(error).__name__}{kept}"
             tqdm.write(f"failed: {case.case_id}: {failed[case.case_id]}", file=sys.stderr)
     failed = dict(gather_object(list(failed.items())))
     if state.is_main_process:
         for finding in bad:
             print(f"failed: {finding}", file=sys.stderr)
-        _write_summary(cases, bad, failed, out)
+        rows = _rows(cases, bad, failed, out)
+        _write_summary(rows, out)
+        # One of an earlier run would tell of results that are gone.
+        (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
-            write_cohort_index(out)
+            write_cohort_index(out / INDEX, rows)
+    # A process that ends with an error makes the launcher end the others.
+    state.wait_for_everyone()
     return len(failed) + len(bad)
 
 
-def _segment_one(segmenter: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
-    if segmenter.is_done(case, folder):
-        return
-    if folder.exists():
-        # Of other weights, options or files. What is not a result stays, and is an error.
-        for name in RESULT_FILES:
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
-    with new_folder(folder) as scratch:
-        segmenter.write(case, scratch)
+def _names(cases: Sequence[CaseFiles]) -> list[str]:
+    """What this module writes below the folder of the results."""
+    folders = [case.case_id for case in cases]
+    return [SUMMARY, INDEX, *folders, *(f"{name}.old" for name in folders)]
 
 
-def _remove_halves(cases: Sequence[CaseFiles], out: Path) -> None:
-    """What a killed process has left beside the results."""
-    for case in cases:
-        for path in out.glob(f".*-{case.case_id}"):
-            if path.name[1:].split("-")[0].isdigit():
-                shutil.rmtree(path, ignore_errors=True)
+def _refuse_other_files(folder: Path) -> None:
+    """Raise if something lies among earlier results that is none, and that replacing them would take away."""
+    others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
+    if others:
+        raise ValueError(f"{folder} must hold nothing but results to be replaced, got {', '.join(others[:3])}.")
 
 
-def _write_summary(cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: dict[str, str], out: Path) -> None:
+def _rows(
+    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path
+) -> list[dict[str, Any]]:
+    """A row for each case, with `COLUMNS` and, where it is done, the least confidence over the regions."""
     rows = []
     for case in cases:
-        row = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
+        row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
         if case.case_id not in failed:
             report = json.loads((out / case.case_id / "report.json").read_text())
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in REGIONS}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
-            row["warnings"] = "; ".join(report["warnings"])
+            row |= {"warnings": report["warnings"], "confidence": min(report["confidence"].values())}
         rows.append(row)
-    rows += [{"case": finding.path.name, "status": "failed", "message": str(finding)} for finding in bad]
+    return rows + [{"case": finding.path.name, "status": "failed", "message": str(finding)} for finding in bad]
+
+
+def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     with replacing(out / SUMMARY) as scratch, open(scratch, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "warnings": "; ".join(row.get("warnings", []))} for row in rows)

@@ -6,15 +6,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
 from ..data.case_files import CaseFiles, given_case
 from ..data.channels import parse_channel_order
 from ..data.findings import BadInputError, Finding
 from ..data.layouts import find_case, survey
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
+from ..processes import started_processes
 from .cohort import SUMMARY, segment_cohort
 from .results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
 
@@ -76,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
         report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
         _print_result(report, args.out_path)
         return
-    # Without a GPU Accelerate must be told, or processes started for a GPU do not find each other.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = started_processes()
     segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
     failed = segment_cohort(segmenter, cases, bad, args.out_path)
     if state.is_main_process:
@@ -109,8 +106,9 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
         except BadInputError:
             # There is no case below: what the folder itself lacks tells more.
             return find_case(args.in_path, channel_order=order), [], []
-        places = [*(case.folder for case in cases), *(finding.path for finding in bad)]
-        if places != [args.in_path]:
+        if not cases and len(bad) == 1:
+            raise BadInputError(bad[0].path, bad[0].rule, bad[0].value)
+        if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order), [], []
 

@@ -7,22 +7,27 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 
 from ..files import replacing
+from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.geometry import canonical_spacing_mm, to_canonical
 from .picture import BEST_BACKGROUND, COLOURS
+from .report import NOTICE
 
 # Of a picture that the eye does not tell from the original; a whole case at 1 mm stays at a few MB.
 WEBP_QUALITY = 90
+# Longest edge of a picture in that format.
+WEBP_EDGE = 16383
 MARGIN = 4
 
 
@@ -45,7 +50,7 @@ def write_case_page(
     labels = to_canonical(regions.sum(axis=0).astype(np.uint8), affine)
     box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
     labels = labels[box]
-    columns = math.ceil(math.sqrt(labels.shape[2]))
+    columns = _columns(labels.shape)
     encoded = {name: _mosaic(_grey(volume[box]), columns, lossless=False) for name, volume in volumes.items()}
     case = {
         "shape": labels.shape,
@@ -68,28 +73,40 @@ def write_case_page(
         scratch.write_text(filled, encoding="utf-8")
 
 
-def write_cohort_index(root: Path) -> None:
-    """Write `root/index.html` from the reports below: cases with most warnings first, then the least confident."""
-    reports = [json.loads(path.read_text()) for path in sorted(root.glob("*/report.json"))]
-    reports.sort(key=lambda report: (-len(report["warnings"]), min(report["confidence"].values())))
-    rows = [["case", "sequences", "WT, mL", "TC, mL", "ET, mL", "least confidence", "warnings"]]
-    for report in reports:
-        name = html.escape(report["case_id"])
-        link = f'<a href="{html.escape(report["case_id"], quote=True)}/report.html">{name}</a>'
-        volumes = [f"{volume:.1f}" for volume in report["volumes_ml"].values()]
-        confidence = f"{min(report['confidence'].values()):.2f}"
-        warnings = "<br>".join(map(html.escape, report["warnings"])) or "none"
-        rows.append([link, " + ".join(report["sequences_used"]), *volumes, confidence, warnings])
-    head, *body = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the page that leads to the pages of a cohort's cases.
+
+    What failed comes first, then cases with most warnings, then the least confident.
+
+    Args:
+        path: Written beside and renamed; the pages are in the folders of the cases beside it.
+        rows: Of each case `case`, `status` and, where that is not done, `message`; otherwise `sequences`, the volumes,
+            `warnings` and the least `confidence`.
+    """
+    cells = [["case", "sequences", *(f"{region.upper()}, mL" for region in REGIONS), "least confidence", "remarks"]]
+    for row in sorted(rows, key=_oddness):
+        name = html.escape(row["case"])
+        if row["status"] != "done":
+            cells.append([name, *[""] * (len(REGIONS) + 2), f"failed: {html.escape(row['message'])}"])
+            continue
+        link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
+        volumes = [f"{row[f'{region}_ml']:.1f}" for region in REGIONS]
+        remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
+        cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])
+    head, *body = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
     style = "body{background:#111;color:#ddd;font:15px system-ui,sans-serif;margin:1rem}a{color:#56b4e9}"
     style += "td{padding:.25rem 1rem .25rem 0;border-bottom:1px solid #333;vertical-align:top}"
-    notice = html.escape(reports[0]["notice"]) if reports else ""
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Cases</title><style>{style}</style>'
-        f"<p>{notice}</p><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table></html>\n"
+        f"<p>{NOTICE}</p><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table></html>\n"
     )
-    with replacing(root / "index.html") as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
+
+
+def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Sorts what needs a look before what does not."""
+    return (-len(row["warnings"]), row["confidence"]) if row["status"] == "done" else (-math.inf, 0.0)
 
 
 def _facts(report: Mapping[str, Any]) -> str:
@@ -130,6 +147,20 @@ def _grey(volume: np.ndarray) -> np.ndarray:
     low, high = np.percentile(volume[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
     scaled = 255 * (volume - low) / max(high - low, 1e-6)
     return np.where(brain, scaled.clip(0, 255), 0).astype(np.uint8)
+
+
+def _columns(shape: tuple[int, ...]) -> int:
+    """How many slices lie side by side: about as many as rows, and none of both edges too long for WebP.
+
+    Raises:
+        ValueError: If no arrangement fits.
+    """
+    width, height, depth = shape
+    least, most = math.ceil(depth / (WEBP_EDGE // height)), WEBP_EDGE // width
+    columns = min(max(math.ceil(math.sqrt(depth)), least), most)
+    if columns < least:
+        raise ValueError(f"A page must show {WEBP_EDGE**2} voxels at most, got {width} x {height} x {depth}.")
+    return columns
 
 
 def _mosaic(volume: np.ndarray, columns: int, *, lossless: bool) -> str:

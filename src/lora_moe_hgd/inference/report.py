@@ -15,6 +15,8 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 
+NOTICE = "Research use, not a medical device."
+
 
 def make_report(
     *,
@@ -60,7 +62,7 @@ def make_report(
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("lora-moe-hgd", "torch", "transformers", "nibabel")}
         | {"python": platform.python_version()},
-        "notice": "Research use, not a medical device.",
+        "notice": NOTICE,
     }
 
 

@@ -61,6 +61,15 @@ class ResultOptions:
     uncertainty: bool = False
     html: bool = False
 
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that are written."""
+        asked = {
+            "report.html": self.html,
+            "probabilities.nii.gz": self.probabilities,
+            "uncertainty.nii.gz": self.uncertainty,
+        }
+        return tuple(name for name in RESULT_FILES if asked.get(name, True))
+
 
 def parse_modalities(names: str) -> tuple[str, ...]:
     """Names of sequences, separated by commas.
@@ -115,13 +124,20 @@ class CaseSegmenter:
     def fingerprint(self, case: CaseFiles) -> str:
         """What results are made from, as SHA-256: weights, options, version, and the case's files."""
         files = {name: (str(path.resolve()), *_state(path)) for name, path in case.images.items()}
-        made_from = [self.weights, asdict(self.options), version("lora-moe-hgd"), case.label_schemes, files]
+        about = [case.label_schemes, dict(case.channels)]
+        made_from = [self.weights, asdict(self.options), version("lora-moe-hgd"), *about, files]
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
         """Whether `folder` holds whole results of these very weights, options and files."""
-        path = folder / "report.json"
-        return path.is_file() and json.loads(path.read_text()).get("made_from") == self.fingerprint(case)
+        if not all((folder / name).is_file() for name in self.options.files()):
+            return False
+        try:
+            report = json.loads((folder / "report.json").read_text())
+            return isinstance(report, dict) and report.get("made_from") == self.fingerprint(case)
+        except (ValueError, OSError):
+            # A report or an input that cannot be read: what is wrong with the case is told when it is segmented.
+            return False
 
     def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> dict[str, Any]:
         """Write `seg.nii.gz`, `overlay.png`, what the options ask for, and last `report.json`, which is returned.

@@ -28,6 +28,7 @@ from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..processes import refuse_lone_process
 from .adapters import add_adapter
 from .config import RunConfig, read_config
 from .loop import Network, TrainingLoop
@@ -86,12 +87,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         ValueError: If the launcher was asked for processes that it did not start or for DeepSpeed, or a tracker is not
             installed.
     """
-    # `accelerate launch --cpu --num_processes 2` names a meeting place for its processes, and starts one.
-    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "`accelerate launch` was asked for several processes and started one, as it does with --cpu. Several "
-            "processes on the CPU need `accelerate launch --config_file configs/accelerate/cpu_two_processes.yaml`."
-        )
+    refuse_lone_process()
     # It steps inside the backward pass and keeps the optimizer's state in a form of its own: neither a step whose
     # gradient is not finite could be left out, nor a run be resumed.
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
