@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,3 +57,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         scratch.rename(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process left of `replacing` or `new_folder` beside files or folders of these names.
+
+    Not while another process writes there: what it is about to rename cannot be told from what is left.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in (".71-case[1]", ".71-other", ".old-case[1]"):
+        ...     (folder / name).mkdir()
+        >>> remove_leftovers(folder, ["case[1]"])
+        >>> sorted(path.name for path in folder.iterdir())
+        ['.71-other', '.old-case[1]']
+    """
+    wanted = set(names)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        process, _, name = path.name.removeprefix(".").partition("-")
+        if path.name.startswith(".") and process.isdecimal() and name in wanted:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
