@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.convert import BY_KEY, TARGETS
 from lora_moe_hgd.data.datasets import StreamedCases
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.data.nifti import read_image, read_stack
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -41,6 +43,21 @@ def make_case(folder: Path, *, scheme: str = "msd", lacking: str = "", seed: int
             image.header.set_xyzt_units("mm")
             nib.save(image, folder / f"{stem}.nii.gz")
     nib.save(nib.Nifti1Image(LABEL_SCHEMES[scheme].encode(regions), AFFINE), folder / "seg.nii.gz")
+
+
+def convert(source: Path, target: Path, *words: str) -> None:
+    run("convert", [str(source), str(target), *words])
+
+
+def refused(source: Path, target: Path, *words: str, code: int) -> None:
+    """Convert, which must end with this exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        convert(source, target, *words)
+    assert stopped.value.code == code
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def voxels_of(path: Path) -> np.ndarray:
@@ -106,7 +123,7 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "decathlon"])
     assert stopped.value.code == 1
     assert "must have each sequence to be one file with four axes, got ['t2']" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_002.nii.gz"]
+    assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_001.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +164,136 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
     assert "1 cases written, 2 were there, 0 failed" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
     assert len(find_cases(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "message"),
+    [
+        ("in", ["--scheme", "brats2018", "--target-order", "t1c,flair"], "one order, t1,t1c,t2,flair"),
+        ("in", ["--scheme", "msd"], "one scheme, brats2018 (choose another target), got msd"),
+        ("other", ["--scheme", "brats2018"], "one source, "),
+    ],
+    ids=["order", "scheme", "source"],
+)
+def test_a_target_holds_cases_of_one_source_scheme_and_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, words: list[str], message: str
+) -> None:
+    make_case(tmp_path / "in/case_1")
+    make_case(tmp_path / "other/case_2", seed=1)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "nnunet", "--scheme", "brats2018")
+    before = files_in(tmp_path / "out")
+    refused(tmp_path / source, tmp_path / "out", "--layout", "nnunet", *words, code=2)
+    assert message in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == before
+
+
+def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset.json").write_text("of somebody else")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=2)
+    assert "must be empty, or have .converted.json of an earlier start, got dataset.json" in capsys.readouterr().err
+    assert (tmp_path / "out/dataset.json").read_text() == "of somebody else"
+
+
+def test_a_case_keeps_its_number_when_one_is_added_before_it(tmp_path: Path) -> None:
+    def find(name: str, number: int) -> bool:
+        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").dataobj
+        stack = read_stack(tmp_path / f"out/imagesTr/BRATS_{number:03d}.nii.gz", {"t1": 1, "t2": 3})
+        return np.array_equal(first, stack["t1"].dataobj)
+
+    make_case(tmp_path / "in/case_1", seed=1)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    make_case(tmp_path / "in/case_0", seed=0)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    assert find("case_1", 1)
+    assert find("case_0", 2)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("brats2018", ["case"]),
+        ("decathlon", ["imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz"]),
+    ],
+)
+def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, names: list[str]
+) -> None:
+    make_case(tmp_path / "in/case")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key)
+    shutil.copyfile(tmp_path / "in/case/T2.nii.gz", tmp_path / "in/case/T1c.nii.gz")
+    before = files_in(tmp_path / "out")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", key, code=1)
+    places = [tmp_path / "out" / name for name in names]
+    message = f"(remove {', '.join(map(str, places))} to convert it anew), got another t1c."
+    assert message in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == before
+    for path in places:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key)
+    assert "1 cases written, 0 were there" in capsys.readouterr().out
+    assert files_in(tmp_path / "out") != before
+
+
+def test_a_case_read_in_another_scheme_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", "--label-scheme", "brats2023", code=1)
+    assert "got another label scheme or channel order." in capsys.readouterr().err
+
+
+def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/case")
+    shutil.move(tmp_path / "in/case/seg.nii.gz", tmp_path / "labels.nii.gz")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    shutil.move(tmp_path / "labels.nii.gz", tmp_path / "in/case/seg.nii.gz")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=1)
+    message = f"(remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to convert it anew), got another seg."
+    assert message in capsys.readouterr().err
+
+
+def test_the_index_has_every_case_of_the_target_and_no_other(tmp_path: Path) -> None:
+    def indexed() -> list[str]:
+        convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+        return [json.loads(line)["case_id"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()]
+
+    make_case(tmp_path / "in/case_1")
+    assert indexed() == ["case_1"]
+    shutil.move(tmp_path / "in/case_1", tmp_path / "away")
+    make_case(tmp_path / "in/case_2", seed=2)
+    assert indexed() == ["case_1", "case_2"]
+    shutil.rmtree(tmp_path / "out/case_1")
+    assert indexed() == ["case_2"]
+
+
+@pytest.mark.parametrize("key", ["brats2018", "nnunet"])
+@pytest.mark.parametrize("process", [os.getpid(), 71], ids=["same number, as in a container", "another"])
+def test_what_a_killed_process_left_is_removed_and_its_cases_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, process: int
+) -> None:
+    def half(_: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    make_case(tmp_path / "in/case[1]")
+    words = ["--layout", key, "--scheme", "brats2018"]
+    with monkeypatch.context() as dying:
+        dying.setattr("os.getpid", lambda: process)
+        dying.setattr("shutil.copyfile", half)
+        # Who is killed clears nothing away.
+        dying.setattr("shutil.rmtree", lambda *_, **__: None)
+        dying.setattr(Path, "unlink", lambda *_, **__: None)
+        refused(tmp_path / "in", tmp_path / "out", *words, code=130)
+    left = [path for path in (tmp_path / "out").rglob(".*") if path.name != ".converted.json"]
+    assert left
+    convert(tmp_path / "in", tmp_path / "out", *words)
+    assert not any(path.exists() for path in left)
+    (case,) = find_cases(tmp_path / "out")
+    read_case(case.in_scheme("brats2018"), labels=True).checked()
 
 
 def test_datasets_reads_and_streams_what_was_written(tmp_path: Path) -> None:
