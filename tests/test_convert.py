@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -294,6 +295,55 @@ def test_what_a_killed_process_left_is_removed_and_its_cases_are_written(
     assert not any(path.exists() for path in left)
     (case,) = find_cases(tmp_path / "out")
     read_case(case.in_scheme("brats2018"), labels=True).checked()
+
+
+@pytest.mark.parametrize(("kind", "written"), [("f2", "f4"), ("i2", "i2"), ("f8", "f8")])
+def test_a_voxel_type_is_kept_where_nifti_has_it_and_else_becomes_float32(
+    tmp_path: Path, kind: str, written: str
+) -> None:
+    voxels = np.zeros((12, 10, 8))
+    voxels[2:8, 2:8, 2:6] = np.arange(1, 145).reshape(6, 6, 4) % 100
+    (tmp_path / "in/case").mkdir(parents=True)
+    np.save(tmp_path / "in/case/T1.npy", voxels.astype("i2"))
+    np.save(tmp_path / "in/case/T2.npy", voxels.astype(kind))
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    image = nib.load(tmp_path / "out/case/case_t2.nii.gz")
+    assert image.get_data_dtype() == np.dtype(written)
+    np.testing.assert_array_equal(image.dataobj, voxels)
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
+def test_the_bytes_of_an_image_stay_as_they_are(tmp_path: Path, extension: str) -> None:
+    make_case(tmp_path / "in/case")
+    source = tmp_path / f"in/case/T1c{extension}"
+    plain = gzip.decompress((tmp_path / "in/case/T1c.nii.gz").read_bytes())
+    header = bytearray(plain)
+    # What no other program would write again: a description, and bytes behind the voxels.
+    header[148:152] = b"mine"
+    plain = bytes(header) + b"behind"
+    (tmp_path / "in/case/T1c.nii.gz").unlink()
+    source.write_bytes(gzip.compress(plain) if extension == ".nii.gz" else plain)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    assert gzip.decompress((tmp_path / "out/case/case_t1ce.nii.gz").read_bytes()) == plain
+
+
+def test_what_is_odd_about_a_case_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    shutil.copyfile(tmp_path / "in/case/T1.nii.gz", tmp_path / "in/case/T2.nii.gz")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    path = tmp_path / "in/case/T2.nii.gz"
+    assert f"warning: {path}: t2 must be another image than t1, got the same voxels." in capsys.readouterr().err
+
+
+def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    path = tmp_path / "in/case/seg.nii.gz"
+    moved = AFFINE.copy()
+    moved[:3, 3] += AFFINE[:3, :3] @ [0.5, 0, 0]
+    nib.save(nib.Nifti1Image(voxels_of(path).copy(), moved), path)
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=1)
+    assert f"{path}: must lie on the grid of t1, as interpolated labels are not exact" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_datasets_reads_and_streams_what_was_written(tmp_path: Path) -> None:

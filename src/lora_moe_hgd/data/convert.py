@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
 from ..files import new_folder, remove_leftovers, replacing
@@ -196,15 +198,17 @@ def _state(path: Path) -> list[str | int]:
 def convert_case(case: CaseFiles, record: Record) -> bool:
     """Write a case, or leave it where it is there already; return whether it was written.
 
-    A file of its own that is NIfTI is copied byte for byte; a volume of a file with four axes, or of numpy, keeps
-    geometry and data type. Labels are mapped through the regions.
+    The bytes of a NIfTI file of one sequence stay as they are, packed with gzip if they were not; a volume of a file
+    with four axes, or of numpy, keeps geometry and, where NIfTI has it, data type. Labels are mapped through the
+    regions. What is odd about the case is told on standard error.
 
     Args:
         case: What to write.
         record: Of the target, which gets the case.
 
     Raises:
-        BadInputError: If the case is damaged, has labels that the target's scheme lacks, or is there, made from other files.
+        BadInputError: If the case is damaged, has labels that the target's scheme lacks or that would have to be
+            interpolated, or is there, made from other files.
         ValueError: If the target cannot hold the case.
     """
     made = record.entry(case)
@@ -215,6 +219,8 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
     reading = read_case(case, labels=case.segmentation is not None).checked()
     labels = _labels(reading, target.scheme) if case.segmentation else None
     like = reading.images[reading.reference]
+    for finding in reading.findings:
+        tqdm.write(f"warning: {finding}", file=sys.stderr)
     record.add(case, made)
     if target.key in BY_KEY:
         with new_folder(next(iter(paths.values())).parent) as scratch:
@@ -228,10 +234,14 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     """The label map in another scheme.
 
     Raises:
-        BadInputError: If a label means something that the scheme has no label for.
+        BadInputError: If they lie on another grid than the images, or a label means something that the scheme has no
+            label for.
     """
     assert reading.labels is not None
     assert reading.scheme is not None
+    if "seg" in reading.interpolated:
+        rule = f"must lie on the grid of {reading.reference}, as interpolated labels are not exact"
+        raise BadInputError(reading.case.labelled(), rule, "another")
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
@@ -257,6 +267,15 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
             if not case.channels and source.name.lower().endswith(END):
                 with replacing(path) as scratch:
                     shutil.copyfile(source, scratch)
+            elif not case.channels and source.name.lower().endswith(".nii"):
+                # As nibabel packs; without the name of the scratch file and the time, which would differ every time.
+                with (
+                    replacing(path) as scratch,
+                    source.open("rb") as plain,
+                    scratch.open("wb") as file,
+                    gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+                ):
+                    shutil.copyfileobj(plain, packed)
             else:
                 array, image = _volumes(case, role)[role]
                 write_image(path, array, like=image)
@@ -283,8 +302,10 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
 
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
-    """The voxels in the file's own data type, where that holds them."""
+    """The voxels, float32, in the file's own data type where that holds them and NIfTI has it."""
     kind = np.load(path, mmap_mode="r").dtype if path.suffix == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
+    if kind not in data_type_codes:
+        return array
     converted = array.astype(kind)
     return converted if np.array_equal(converted, array) else array
 
