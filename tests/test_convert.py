@@ -346,6 +346,48 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_of_which_the_order_has_no_sequence_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/case", lacking="t2")
+    words = ["--layout", "nnunet", "--scheme", "msd", "--target-order", "t2"]
+    refused(tmp_path / "in", tmp_path / "out", *words, code=1)
+    assert "must have a sequence of --target-order t2, got t1, t1c, flair." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["nnunet", "decathlon"])
+def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    make_case(tmp_path / "in/case_1")
+    make_case(tmp_path / "in/case_2", seed=1)
+    (tmp_path / "in/case_2/seg.nii.gz").unlink()
+    refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
+    assert f"must have labels in all cases or in none for {key}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["nnunet", "decathlon"])
+def test_cases_without_labels_are_read_back(tmp_path: Path, key: str) -> None:
+    for number in range(2):
+        make_case(tmp_path / f"in/case_{number}", seed=number)
+        (tmp_path / f"in/case_{number}/seg.nii.gz").unlink()
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd")
+    found = find_cases(tmp_path / "out")
+    assert [(list(case.images), case.segmentation) for case in found] == [(list(MODALITIES), None)] * 2
+
+
+def test_a_name_that_would_be_read_as_another_familys_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/BraTS-PED-1")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2023", code=1)
+    message = "must have a name that is not read as BraTS-PED to be written as BraTS 2023 and later, got BraTS-PED-1."
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_datasets_reads_and_streams_what_was_written(tmp_path: Path) -> None:
     make_case(tmp_path / "in/case_1", lacking="t2")
     make_case(tmp_path / "in/case_2", seed=1)

@@ -24,7 +24,7 @@ from .case_files import CaseFiles
 from .cases import CaseReading, read_case
 from .channels import DECATHLON_ORDER, parse_channel_order
 from .findings import BadInputError
-from .layouts import LAYOUTS, survey
+from .layouts import LAYOUTS, families_of, survey
 from .nifti import read_image, read_stack, write_image
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
@@ -56,20 +56,29 @@ class Target:
         """The file of each sequence that the case has, and of its segmentation under `seg` if it has one.
 
         Raises:
-            ValueError: If the family's names begin otherwise than the case's, or the file of a Decathlon case would
-                lack a sequence.
+            ValueError: If the family's names begin otherwise than the case's or would be read as another's, the file
+                of a Decathlon case would lack a sequence, or no sequence of the case is in the order.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:
             layout = BY_KEY[self.key]
             folder = self.root / case.case_id
-            return {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
+            paths = {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
+            read_as = families_of(paths.values())[0]
+            # Without labels it does not matter which of several families the names are taken for.
+            if case.segmentation and read_as is not layout:
+                rule = f"must have a name that is not read as {read_as.name} to be written as {layout.name}"
+                raise BadInputError(case.folder, rule, case.case_id)
+            return paths
         # Cases without labels are told apart by the folder, in both families.
         part = "Tr" if case.segmentation else "Ts"
         name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
         found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
         if self.key == NUMBERED:
             numbers = {role: self.order.index(role) for role in case.images if role in self.order}
+            if not numbers:
+                rule = f"must have a sequence of --target-order {','.join(self.order)}"
+                raise BadInputError(case.folder, rule, ", ".join(case.images))
             images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
         else:
             lacking = [name for name in self.order if name not in case.images]
@@ -361,6 +370,10 @@ def main(argv: Sequence[str]) -> None:
         args.target, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
     )
     cases, findings = survey(args.source, channel_order=order)
+    labelled = sum(case.segmentation is not None for case in cases)
+    if target.key not in BY_KEY and 0 < labelled < len(cases):
+        rule = f"must have labels in all cases or in none for {target.key}, which keeps them in folders of their own"
+        raise BadInputError(args.source, rule, f"{labelled} of {len(cases)}")
     record = Record(target, args.source)
     record.load()
     record.remove_leftovers()
