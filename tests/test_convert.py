@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.convert import BY_KEY, TARGETS
 from lora_moe_hgd.data.datasets import StreamedCases
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.data.nifti import read_image, read_stack
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -41,6 +44,21 @@ def make_case(folder: Path, *, scheme: str = "msd", lacking: str = "", seed: int
             image.header.set_xyzt_units("mm")
             nib.save(image, folder / f"{stem}.nii.gz")
     nib.save(nib.Nifti1Image(LABEL_SCHEMES[scheme].encode(regions), AFFINE), folder / "seg.nii.gz")
+
+
+def convert(source: Path, target: Path, *words: str) -> None:
+    run("convert", [str(source), str(target), *words])
+
+
+def refused(source: Path, target: Path, *words: str, code: int) -> None:
+    """Convert, which must end with this exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        convert(source, target, *words)
+    assert stopped.value.code == code
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def voxels_of(path: Path) -> np.ndarray:
@@ -106,7 +124,7 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "decathlon"])
     assert stopped.value.code == 1
     assert "must have each sequence to be one file with four axes, got ['t2']" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_002.nii.gz"]
+    assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_001.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +165,227 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
     assert "1 cases written, 2 were there, 0 failed" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
     assert len(find_cases(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "message"),
+    [
+        ("in", ["--scheme", "brats2018", "--target-order", "t1c,flair"], "one order, t1,t1c,t2,flair"),
+        ("in", ["--scheme", "msd"], "one scheme, brats2018 (choose another target), got msd"),
+        ("other", ["--scheme", "brats2018"], "one source, "),
+    ],
+    ids=["order", "scheme", "source"],
+)
+def test_a_target_holds_cases_of_one_source_scheme_and_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, words: list[str], message: str
+) -> None:
+    make_case(tmp_path / "in/case_1")
+    make_case(tmp_path / "other/case_2", seed=1)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "nnunet", "--scheme", "brats2018")
+    before = files_in(tmp_path / "out")
+    refused(tmp_path / source, tmp_path / "out", "--layout", "nnunet", *words, code=2)
+    assert message in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == before
+
+
+def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset.json").write_text("of somebody else")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=2)
+    assert "must be empty, or have .converted.json of an earlier start, got dataset.json" in capsys.readouterr().err
+    assert (tmp_path / "out/dataset.json").read_text() == "of somebody else"
+
+
+def test_a_case_keeps_its_number_when_one_is_added_before_it(tmp_path: Path) -> None:
+    def find(name: str, number: int) -> bool:
+        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").dataobj
+        stack = read_stack(tmp_path / f"out/imagesTr/BRATS_{number:03d}.nii.gz", {"t1": 1, "t2": 3})
+        return np.array_equal(first, stack["t1"].dataobj)
+
+    make_case(tmp_path / "in/case_1", seed=1)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    make_case(tmp_path / "in/case_0", seed=0)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    assert find("case_1", 1)
+    assert find("case_0", 2)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("brats2018", ["case"]),
+        ("decathlon", ["imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz"]),
+    ],
+)
+def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, names: list[str]
+) -> None:
+    make_case(tmp_path / "in/case")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key)
+    shutil.copyfile(tmp_path / "in/case/T2.nii.gz", tmp_path / "in/case/T1c.nii.gz")
+    before = files_in(tmp_path / "out")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", key, code=1)
+    places = [tmp_path / "out" / name for name in names]
+    message = f"(remove {', '.join(map(str, places))} to convert it anew), got another t1c."
+    assert message in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == before
+    for path in places:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key)
+    assert "1 cases written, 0 were there" in capsys.readouterr().out
+    assert files_in(tmp_path / "out") != before
+
+
+def test_a_case_read_in_another_scheme_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", "--label-scheme", "brats2023", code=1)
+    assert "got another label scheme or channel order." in capsys.readouterr().err
+
+
+def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/case")
+    shutil.move(tmp_path / "in/case/seg.nii.gz", tmp_path / "labels.nii.gz")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
+    shutil.move(tmp_path / "labels.nii.gz", tmp_path / "in/case/seg.nii.gz")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=1)
+    message = f"(remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to convert it anew), got another seg."
+    assert message in capsys.readouterr().err
+
+
+def test_the_index_has_every_case_of_the_target_and_no_other(tmp_path: Path) -> None:
+    def indexed() -> list[str]:
+        convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+        return [json.loads(line)["case_id"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()]
+
+    make_case(tmp_path / "in/case_1")
+    assert indexed() == ["case_1"]
+    shutil.move(tmp_path / "in/case_1", tmp_path / "away")
+    make_case(tmp_path / "in/case_2", seed=2)
+    assert indexed() == ["case_1", "case_2"]
+    shutil.rmtree(tmp_path / "out/case_1")
+    assert indexed() == ["case_2"]
+
+
+@pytest.mark.parametrize("key", ["brats2018", "nnunet"])
+@pytest.mark.parametrize("process", [os.getpid(), 71], ids=["same number, as in a container", "another"])
+def test_what_a_killed_process_left_is_removed_and_its_cases_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, process: int
+) -> None:
+    def half(_: Path, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    make_case(tmp_path / "in/case[1]")
+    words = ["--layout", key, "--scheme", "brats2018"]
+    with monkeypatch.context() as dying:
+        dying.setattr("os.getpid", lambda: process)
+        dying.setattr("shutil.copyfile", half)
+        # Who is killed clears nothing away.
+        dying.setattr("shutil.rmtree", lambda *_, **__: None)
+        dying.setattr(Path, "unlink", lambda *_, **__: None)
+        refused(tmp_path / "in", tmp_path / "out", *words, code=130)
+    left = [path for path in (tmp_path / "out").rglob(".*") if path.name != ".converted.json"]
+    assert left
+    convert(tmp_path / "in", tmp_path / "out", *words)
+    assert not any(path.exists() for path in left)
+    (case,) = find_cases(tmp_path / "out")
+    read_case(case.in_scheme("brats2018"), labels=True).checked()
+
+
+@pytest.mark.parametrize(("kind", "written"), [("f2", "f4"), ("i2", "i2"), ("f8", "f8")])
+def test_a_voxel_type_is_kept_where_nifti_has_it_and_else_becomes_float32(
+    tmp_path: Path, kind: str, written: str
+) -> None:
+    voxels = np.zeros((12, 10, 8))
+    voxels[2:8, 2:8, 2:6] = np.arange(1, 145).reshape(6, 6, 4) % 100
+    (tmp_path / "in/case").mkdir(parents=True)
+    np.save(tmp_path / "in/case/T1.npy", voxels.astype("i2"))
+    np.save(tmp_path / "in/case/T2.npy", voxels.astype(kind))
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    image = nib.load(tmp_path / "out/case/case_t2.nii.gz")
+    assert image.get_data_dtype() == np.dtype(written)
+    np.testing.assert_array_equal(image.dataobj, voxels)
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
+def test_the_bytes_of_an_image_stay_as_they_are(tmp_path: Path, extension: str) -> None:
+    make_case(tmp_path / "in/case")
+    source = tmp_path / f"in/case/T1c{extension}"
+    plain = gzip.decompress((tmp_path / "in/case/T1c.nii.gz").read_bytes())
+    header = bytearray(plain)
+    # What no other program would write again: a description, and bytes behind the voxels.
+    header[148:152] = b"mine"
+    plain = bytes(header) + b"behind"
+    (tmp_path / "in/case/T1c.nii.gz").unlink()
+    source.write_bytes(gzip.compress(plain) if extension == ".nii.gz" else plain)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    assert gzip.decompress((tmp_path / "out/case/case_t1ce.nii.gz").read_bytes()) == plain
+
+
+def test_what_is_odd_about_a_case_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    shutil.copyfile(tmp_path / "in/case/T1.nii.gz", tmp_path / "in/case/T2.nii.gz")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    path = tmp_path / "in/case/T2.nii.gz"
+    assert f"warning: {path}: t2 must be another image than t1, got the same voxels." in capsys.readouterr().err
+
+
+def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_case(tmp_path / "in/case")
+    path = tmp_path / "in/case/seg.nii.gz"
+    moved = AFFINE.copy()
+    moved[:3, 3] += AFFINE[:3, :3] @ [0.5, 0, 0]
+    nib.save(nib.Nifti1Image(voxels_of(path).copy(), moved), path)
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=1)
+    assert f"{path}: must lie on the grid of t1, as interpolated labels are not exact" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_of_which_the_order_has_no_sequence_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/case", lacking="t2")
+    words = ["--layout", "nnunet", "--scheme", "msd", "--target-order", "t2"]
+    refused(tmp_path / "in", tmp_path / "out", *words, code=1)
+    assert "must have a sequence of --target-order t2, got t1, t1c, flair." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["nnunet", "decathlon"])
+def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    make_case(tmp_path / "in/case_1")
+    make_case(tmp_path / "in/case_2", seed=1)
+    (tmp_path / "in/case_2/seg.nii.gz").unlink()
+    refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
+    assert f"must have labels in all cases or in none for {key}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["nnunet", "decathlon"])
+def test_cases_without_labels_are_read_back(tmp_path: Path, key: str) -> None:
+    for number in range(2):
+        make_case(tmp_path / f"in/case_{number}", seed=number)
+        (tmp_path / f"in/case_{number}/seg.nii.gz").unlink()
+    convert(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd")
+    found = find_cases(tmp_path / "out")
+    assert [(list(case.images), case.segmentation) for case in found] == [(list(MODALITIES), None)] * 2
+
+
+def test_a_name_that_would_be_read_as_another_familys_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/BraTS-PED-1")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2023", code=1)
+    message = "must have a name that is not read as BraTS-PED to be written as BraTS 2023 and later, got BraTS-PED-1."
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_datasets_reads_and_streams_what_was_written(tmp_path: Path) -> None:

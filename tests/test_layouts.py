@@ -137,6 +137,13 @@ def test_a_survey_goes_on_after_a_case_that_is_ambiguous(tmp_path: Path) -> None
     assert [(finding.path, finding.level) for finding in findings] == [(tmp_path / "a", "error")]
 
 
+def test_of_cases_apart_those_to_train_with_are_meant_and_else_those_without_labels(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", "BRATS_003.nii.gz", "BRATS_004.nii.gz")
+    assert [case.case_id for case in find_cases(tmp_path)] == ["BRATS_003", "BRATS_004"]
+    touch(tmp_path / "imagesTr", "BRATS_001.nii.gz")
+    assert [case.case_id for case in find_cases(tmp_path)] == ["BRATS_001"]
+
+
 def test_files_given_one_by_one_make_a_case_whatever_they_are_called(tmp_path: Path) -> None:
     touch(tmp_path, "brain 7.nii.gz", "scan.nii")
     case = given_case({"flair": tmp_path / "scan.nii", "t1c": tmp_path / "brain 7.nii.gz"})

@@ -88,22 +88,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed processes left in `folder` of files and folders that were to get these names.
+    """Remove what a killed process left of `replacing` or `new_folder` beside files or folders of these names.
+
+    Not while another process writes there: what it is about to rename cannot be told from what is left.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in (".12-a", ".12-b", "a", ".mine-a"):
-        ...     (folder / name).touch()
-        >>> remove_leftovers(folder, ["a"])
+        >>> for name in (".71-case[1]", ".71-other", ".old-case[1]"):
+        ...     (folder / name).mkdir()
+        >>> remove_leftovers(folder, ["case[1]"])
         >>> sorted(path.name for path in folder.iterdir())
-        ['.12-b', '.mine-a', 'a']
+        ['.71-other', '.old-case[1]']
     """
     wanted = set(names)
-    for path in folder.iterdir():
-        process, dash, name = path.name.removeprefix(".").partition("-")
-        if path.name.startswith(".") and dash and process.isdigit() and name in wanted:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        process, _, name = path.name.removeprefix(".").partition("-")
+        if path.name.startswith(".") and process.isdecimal() and name in wanted:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()

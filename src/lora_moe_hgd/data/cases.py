@@ -34,7 +34,7 @@ class CaseReading:
         case: Its files.
         images: Each sequence that could be read, float32, all on one grid, in channel order.
         reference: Name of the sequence whose grid that is.
-        interpolated: Sequences that lay on another grid.
+        interpolated: Sequences, and `seg` for the label map, that lay on another grid.
         labels: Label map on the same grid, if there is one and it was asked for.
         scheme: Its scheme.
         findings: What is wrong or odd.
@@ -226,6 +226,8 @@ def _read_labels(reading: CaseReading) -> None:
     placed = _on_reference(reading, path, image, reference, labels=True)
     if placed is None:
         return
+    if placed[1]:
+        reading.interpolated.append("seg")
     reading.labels, reading.scheme = np.rint(np.asarray(placed[0].dataobj)).astype(np.uint8), scheme
     _judge_labels(reading, path)
 

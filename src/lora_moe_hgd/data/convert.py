@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
-from ..files import new_folder, replacing
+from ..files import new_folder, remove_leftovers, replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES, LabelScheme, label_scheme, label_values
 from .case_files import CaseFiles
 from .cases import CaseReading, read_case
 from .channels import DECATHLON_ORDER, parse_channel_order
 from .findings import BadInputError
-from .layouts import LAYOUTS, survey
+from .layouts import LAYOUTS, families_of, survey
 from .nifti import read_image, read_stack, write_image
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
 NUMBERED, STACKED = "nnunet", "decathlon"
 TARGETS = (*BY_KEY, NUMBERED, STACKED)
 END = ".nii.gz"
+# Hidden, as `datasets` reads every other JSON file in a folder as data.
+RECORD = ".converted.json"
+INDEX = dict.fromkeys(BY_KEY, "metadata.jsonl") | dict.fromkeys((NUMBERED, STACKED), "dataset.json")
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,29 @@ class Target:
         """The file of each sequence that the case has, and of its segmentation under `seg` if it has one.
 
         Raises:
-            ValueError: If the family's names begin otherwise than the case's, or the file of a Decathlon case would
-                lack a sequence.
+            ValueError: If the family's names begin otherwise than the case's or would be read as another's, the file
+                of a Decathlon case would lack a sequence, or no sequence of the case is in the order.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:
             layout = BY_KEY[self.key]
             folder = self.root / case.case_id
-            return {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
+            paths = {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
+            read_as = families_of(paths.values())[0]
+            # Without labels it does not matter which of several families the names are taken for.
+            if case.segmentation and read_as is not layout:
+                rule = f"must have a name that is not read as {read_as.name} to be written as {layout.name}"
+                raise BadInputError(case.folder, rule, case.case_id)
+            return paths
         # Cases without labels are told apart by the folder, in both families.
         part = "Tr" if case.segmentation else "Ts"
         name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
         found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
         if self.key == NUMBERED:
             numbers = {role: self.order.index(role) for role in case.images if role in self.order}
+            if not numbers:
+                rule = f"must have a sequence of --target-order {','.join(self.order)}"
+                raise BadInputError(case.folder, rule, ", ".join(case.images))
             images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
         else:
             lacking = [name for name in self.order if name not in case.images]
@@ -74,27 +88,149 @@ class Target:
         return images | found
 
 
-def convert_case(case: CaseFiles, target: Target, number: int) -> bool:
+@dataclass
+class Record:
+    """What a target holds and what it was made from, kept in it as `.converted.json`.
+
+    A case is recorded before its files are written, so that after a kill all that was begun is known by name.
+
+    Attributes:
+        target: Where cases are written, and how.
+        source: Folder that they are from.
+        cases: Of each, in the order in which they came, what it was made from and `files`: the path of each role from
+            the target's root on.
+    """
+
+    target: Target
+    source: Path
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What all cases of a target have in common."""
+        target = self.target
+        return {
+            "source": str(self.source.resolve()),
+            "layout": target.key,
+            "scheme": target.scheme.name,
+            "order": ",".join(target.order),
+        }
+
+    def load(self) -> None:
+        """Take up what an earlier start has recorded.
+
+        Raises:
+            BadInputError: If the target holds anything else than cases of this source, layout, scheme and order.
+        """
+        root, path = self.target.root, self.target.root / RECORD
+        if not path.is_file():
+            others = sorted(file.name for file in root.glob("*") if not file.name.startswith("."))
+            if others:
+                raise BadInputError(
+                    root, f"must be empty, or have {RECORD} of an earlier start", ", ".join(others[:5])
+                )
+            return
+        try:
+            kept = json.loads(path.read_text())
+            about, self.cases = {name: kept[name] for name in self.about}, kept["cases"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise BadInputError(path, "must be as convert wrote it", type(error).__name__) from error
+        for name, value in self.about.items():
+            if about[name] != value:
+                raise BadInputError(
+                    root, f"must get cases of one {name}, {about[name]} (choose another target)", value
+                )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process has left half-written."""
+        files = [self.target.root / name for made in self.cases.values() for name in made["files"].values()]
+        names = {RECORD, INDEX[self.target.key]}.union(*({path.name, path.parent.name} for path in files))
+        for folder in {self.target.root, *(path.parent for path in files)}:
+            remove_leftovers(folder, names)
+
+    def entry(self, case: CaseFiles) -> dict[str, Any]:
+        """What is to be recorded of a case. Where names are numbers, it has the one by which it is known, or the next.
+
+        Raises:
+            ValueError: If the target cannot hold the case.
+        """
+        known = [*self.cases, case.case_id]
+        paths = self.target.paths(case, known.index(case.case_id) + 1)
+        sources = case.images | ({"seg": case.segmentation} if case.segmentation else {})
+        return {
+            "sources": {role: _state(path) for role, path in sources.items()},
+            "channels": dict(case.channels),
+            "label_schemes": list(case.label_schemes),
+            "files": {role: path.relative_to(self.target.root).as_posix() for role, path in paths.items()},
+        }
+
+    def has(self, case: CaseFiles, made: dict[str, Any]) -> bool:
+        """Whether the files of the case's entry `made` are there.
+
+        Raises:
+            BadInputError: If some are there that were made from others, or in another way.
+        """
+        kept = self.cases.get(case.case_id, {"sources": {}, "files": {}})
+        files = {*kept["files"].values(), *made["files"].values()}
+        there = sorted(file for file in files if (self.target.root / file).exists())
+        if there and kept != made:
+            before, now = kept["sources"], made["sources"]
+            changed = [role for role in (*MODALITIES, "seg") if before.get(role) != now.get(role)]
+            made_of_it = [case.case_id] if self.target.key in BY_KEY else there
+            places = ", ".join(str(self.target.root / name) for name in made_of_it)
+            rule = f"must be as it was when it was converted (remove {places} to convert it anew)"
+            raise BadInputError(case.folder, rule, f"another {', '.join(changed) or 'label scheme or channel order'}")
+        return len(there) == len(files)
+
+    def add(self, case: CaseFiles, made: dict[str, Any]) -> None:
+        """Record the entry of a case that is going to be written."""
+        self.cases[case.case_id] = made
+        self.target.root.mkdir(parents=True, exist_ok=True)
+        with replacing(self.target.root / RECORD) as scratch:
+            scratch.write_text(json.dumps(self.about | {"cases": self.cases}))
+
+    def whole(self) -> dict[str, dict[str, str]]:
+        """Files of each case of which none is missing, in order of name."""
+        return {
+            name: made["files"]
+            for name, made in sorted(self.cases.items())
+            if all((self.target.root / file).is_file() for file in made["files"].values())
+        }
+
+
+def _state(path: Path) -> list[str | int]:
+    """What changes when a file does."""
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+
+def convert_case(case: CaseFiles, record: Record) -> bool:
     """Write a case, or leave it where it is there already; return whether it was written.
 
-    A file of its own that is NIfTI is copied byte for byte; a volume of a file with four axes, or of numpy, keeps
-    geometry and data type. Labels are mapped through the regions.
+    The bytes of a NIfTI file of one sequence stay as they are, packed with gzip if they were not; a volume of a file
+    with four axes, or of numpy, keeps geometry and, where NIfTI has it, data type. Labels are mapped through the
+    regions. What is odd about the case is told on standard error.
 
     Args:
         case: What to write.
-        target: Where, and how.
-        number: Of the case in its cohort, for names that are numbers.
+        record: Of the target, which gets the case.
 
     Raises:
-        BadInputError: If the case is damaged, or the target's scheme has no label for one that occurs.
+        BadInputError: If the case is damaged, has labels that the target's scheme lacks or that would have to be
+            interpolated, or is there, made from other files.
         ValueError: If the target cannot hold the case.
     """
-    paths = target.paths(case, number)
-    if all(path.is_file() for path in paths.values()):
+    made = record.entry(case)
+    if record.has(case, made):
         return False
+    target = record.target
+    paths = {role: target.root / file for role, file in made["files"].items()}
     reading = read_case(case, labels=case.segmentation is not None).checked()
     labels = _labels(reading, target.scheme) if case.segmentation else None
     like = reading.images[reading.reference]
+    for finding in reading.findings:
+        tqdm.write(f"warning: {finding}", file=sys.stderr)
+    record.add(case, made)
     if target.key in BY_KEY:
         with new_folder(next(iter(paths.values())).parent) as scratch:
             _write({role: scratch / path.name for role, path in paths.items()}, case, labels, like)
@@ -107,10 +243,14 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     """The label map in another scheme.
 
     Raises:
-        BadInputError: If a label means something that the scheme has no label for.
+        BadInputError: If they lie on another grid than the images, or a label means something that the scheme has no
+            label for.
     """
     assert reading.labels is not None
     assert reading.scheme is not None
+    if "seg" in reading.interpolated:
+        rule = f"must lie on the grid of {reading.reference}, as interpolated labels are not exact"
+        raise BadInputError(reading.case.labelled(), rule, "another")
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
@@ -136,6 +276,15 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
             if not case.channels and source.name.lower().endswith(END):
                 with replacing(path) as scratch:
                     shutil.copyfile(source, scratch)
+            elif not case.channels and source.name.lower().endswith(".nii"):
+                # As nibabel packs; without the name of the scratch file and the time, which would differ every time.
+                with (
+                    replacing(path) as scratch,
+                    source.open("rb") as plain,
+                    scratch.open("wb") as file,
+                    gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+                ):
+                    shutil.copyfileobj(plain, packed)
             else:
                 array, image = _volumes(case, role)[role]
                 write_image(path, array, like=image)
@@ -162,30 +311,40 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
 
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
-    """The voxels in the file's own data type, where that holds them."""
+    """The voxels, float32, in the file's own data type where that holds them and NIfTI has it."""
     kind = np.load(path, mmap_mode="r").dtype if path.suffix == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
+    if kind not in data_type_codes:
+        return array
     converted = array.astype(kind)
     return converted if np.array_equal(converted, array) else array
 
 
-def write_index(target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `dataset.json` for numbered and stacked files, `metadata.jsonl` for all others.
+def write_index(record: Record) -> None:
+    """Write `dataset.json` for numbered and stacked files, `metadata.jsonl` for all others, of what the target holds.
 
     The latter is what `datasets.load_dataset` finds the cases by, null for what a case lacks.
     """
+    target, cases = record.target, record.whole()
+    if not cases:
+        return
+    path = target.root / INDEX[target.key]
     if target.key in BY_KEY:
-        with replacing(target.root / "metadata.jsonl") as scratch:
+        rows: list[dict[str, str | None]] = [
+            {"case_id": name, **{f"{role}_file_name": files.get(role) for role in (*MODALITIES, "seg")}}
+            for name, files in cases.items()
+        ]
+        with replacing(path) as scratch:
             scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return
     names = {str(at): name for at, name in enumerate(target.order)}
     scheme = target.scheme
     parts = {"background": 0, "oedema": scheme.edema, "core": scheme.core, "enhancing": scheme.enhancing}
-    content: dict[str, Any] = {"numTraining": sum(row["seg_file_name"] is not None for row in rows)}
+    content: dict[str, Any] = {"numTraining": sum("seg" in files for files in cases.values())}
     if target.key == NUMBERED:
         content |= {"channel_names": names, "labels": parts, "file_ending": END}
     else:
         content |= {"modality": names, "labels": {str(value): part for part, value in parts.items()}}
-    with replacing(target.root / "dataset.json") as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -211,20 +370,26 @@ def main(argv: Sequence[str]) -> None:
         args.target, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
     )
     cases, findings = survey(args.source, channel_order=order)
+    labelled = sum(case.segmentation is not None for case in cases)
+    if target.key not in BY_KEY and 0 < labelled < len(cases):
+        rule = f"must have labels in all cases or in none for {target.key}, which keeps them in folders of their own"
+        raise BadInputError(args.source, rule, f"{labelled} of {len(cases)}")
+    record = Record(target, args.source)
+    record.load()
+    record.remove_leftovers()
     failed = [str(finding) for finding in findings]
-    rows, written = [], 0
-    for number, case in enumerate(tqdm(cases, desc="converting", unit="case"), start=1):
+    written = []
+    for case in tqdm(cases, desc="converting", unit="case"):
         try:
-            written += convert_case(case.in_scheme(args.label_scheme), target, number)
-            rows.append(_row(case, target, number))
+            written.append(convert_case(case.in_scheme(args.label_scheme), record))
         except (ValueError, OSError) as error:
             failed.append(str(error))
-    if rows:
-        write_index(target, rows)
+    write_index(record)
     for message in failed:
         print(f"failed: {message}", file=sys.stderr)
     print(
-        f"{written} cases written, {len(rows) - written} were there, {len(failed)} failed. They are in {args.target}."
+        f"{sum(written)} cases written, {written.count(False)} were there, {len(failed)} failed. "
+        f"They are in {args.target}."
     )
     if failed:
         raise SystemExit(1)
@@ -250,9 +415,3 @@ def _order(key: str, names: str | None) -> tuple[str, ...]:
     if names:
         raise ValueError(f"--target-order is for {NUMBERED}; {key} has an order of its own.")
     return DECATHLON_ORDER if key == STACKED else MODALITIES
-
-
-def _row(case: CaseFiles, target: Target, number: int) -> dict[str, str | None]:
-    paths = target.paths(case, number)
-    names = {role: path.relative_to(target.root).as_posix() for role, path in paths.items()}
-    return {"case_id": case.case_id} | {f"{role}_file_name": names.get(role) for role in (*MODALITIES, "seg")}

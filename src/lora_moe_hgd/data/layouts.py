@@ -6,7 +6,7 @@ Families that keep a whole cohort in one folder are in `channels`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -129,6 +129,11 @@ LAYOUTS = (
 )
 
 
+def families_of(files: Collection[Path]) -> list[Layout]:
+    """Families that have a place for every file; a case is taken to be of the first."""
+    return [layout for layout in LAYOUTS if all(layout.role_of(file) for file in files)]
+
+
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
@@ -158,9 +163,7 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> Case
     if not any(set(roles) & set(MODALITIES) for roles in found.values()):
         names = ", ".join(dict.fromkeys(layout.patterns["t1c"][0] for layout in LAYOUTS))
         raise BadInputError(path, f"must hold at least one sequence, named as T1c is in one of {names}", "none")
-    of_one = [
-        layout for layout in LAYOUTS if {file for files in found[layout.name].values() for _, file in files} == known
-    ]
+    of_one = families_of(known)
     if not of_one or numbered:
         names = ", ".join(sorted({file.name for file in known} | set(numbered)))
         raise BadInputError(path, "must hold files of one naming family", names)
@@ -208,9 +211,10 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     if not root.is_dir():
         raise BadInputError(root, "must be a folder of cases", "a file" if root.exists() else "nothing there")
     cases, findings = [], []
+    # `imagesTs` beside `imagesTr` has cases without labels, which whoever trains on the whole does not mean.
+    apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
+    together = channel_cases(apart or root)
     # A single file of the kind in `root` itself is a case's, which `find_case` tells from others.
-    apart = (root / "imagesTr").is_dir()
-    together = channel_cases(root / "imagesTr" if apart else root)
     for path in together.values() if len(together) > (0 if apart else 1) else _case_folders(root, DEEPEST_CASE, set()):
         try:
             cases.append(find_case(path, channel_order=channel_order))
