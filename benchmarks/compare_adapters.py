@@ -1,8 +1,8 @@
 """What cases of one's own are worth: adapters of several kinds, fitted to few and to more cases, as a table.
 
 `python benchmarks/compare_adapters.py --data ROOT` deals the cases in ROOT into folds. For each fold, each variant is
-fitted to the first of the other cases and scored on those of the fold; Dice is the mean over the 15 subsets, on the
-network's own grid. Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
+fitted to the first of the other cases and scored on those of the fold; Dice is the mean over subsets, on the network's
+own grid. Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
 Runs that are done are kept.
 """
 
@@ -23,6 +23,7 @@ from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, lo
 from lora_moe_hgd.data.case_files import CaseFiles
 from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.training.adapters import TARGET_MODULES
@@ -80,7 +81,7 @@ def scores(scored: Scored, cases: list[CaseFiles], args: argparse.Namespace) -> 
     nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     source = CaseDataset(cases, processor=processor, cache_dir=Path(args.cache_dir).expanduser())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-        return mean_dice(network, [source])
+        return mean_dice(network, [source], args.scored)
 
 
 def at_scale(base: str, checkpoint: Path, scale: float) -> Scored:
@@ -117,7 +118,10 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
     parser.add_argument("--cache-dir", default="~/.cache/lora-moe-hgd")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_adapters"), help="folder for the runs")
+    parser.add_argument("--score-subsets", help="only these, such as all,t1c+flair; every subset when left out")
     args, args.options = parser.parse_known_args()
+    named = args.score_subsets.split(",") if args.score_subsets else map(subset_name, EVERY_SUBSET)
+    args.scored = [parse_subset(name) for name in named]
     folds = folds_of(find_cases(args.data), args.folds)
     rows: dict[tuple[str, int, float], list[list[float]]] = {}
 

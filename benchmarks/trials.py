@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 
 from lora_moe_hgd.data.datasets import CaseSource, PhantomDataset
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET
+from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, Mask
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.training.config import RunConfig, read_config
@@ -46,13 +46,13 @@ class Trial:
     options: tuple[str, ...] = ()
 
 
-def mean_dice(network: nn.Module, sources: list[CaseSource]) -> list[float]:
-    """Mean Dice of each region over cases and the 15 subsets."""
+def mean_dice(network: nn.Module, sources: list[CaseSource], subsets: Sequence[Mask] = EVERY_SUBSET) -> list[float]:
+    """Mean Dice of each region over cases and subsets."""
     values = [
         [dice(*pair) for pair in zip(predict(network, case["pixel_values"], subset), case["labels"], strict=True)]
         for source in sources
         for case in (source[index] for index in range(len(source)))
-        for subset in EVERY_SUBSET
+        for subset in subsets
     ]
     return np.mean(values, axis=0).tolist()
 

@@ -50,6 +50,8 @@ def main() -> None:
     words = sys.argv[1:]
     if not words or words[0] not in COMMANDS:
         asked_for_help = bool(words) and words[0] in ("-h", "--help")
+        if words and not asked_for_help:
+            print(f"error: There is no command '{words[0]}'.\n", file=sys.stderr)
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         raise SystemExit(0 if asked_for_help else 2)
     # argparse takes the name in its help from here.

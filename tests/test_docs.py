@@ -44,11 +44,13 @@ def test_the_page_on_use_runs(used: Path) -> None:
     assert (used / "segmentation.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_the_page_on_adapters_runs(used: Path) -> None:
     run_page("finetune.md", used)
     assert (used / "outputs/merged/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_page_on_publishing_runs(used: Path, hub) -> None:
     assert (used / "runs/lora_finetune/best/adapter").is_dir(), "The page on adapters makes what this one publishes."
     run_page("publish.md", used, **hub.environment("me"))

@@ -122,6 +122,18 @@ def test_cases_lie_up_to_three_folders_deep_each_once(tmp_path: Path) -> None:
     assert sorted(case.case_id for case in find_cases(tmp_path)) == ["a", "b"]
 
 
+def test_a_folder_beside_cases_whose_names_are_unknown_is_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "images_structural/p1", "p1_t1.nii.gz")
+    touch(tmp_path / "images_structural/p2", "t1c_post.nii.gz")
+    # Neither beside the cases nor with volumes.
+    touch(tmp_path / "images_segm", "p1_segm.nii.gz")
+    touch(tmp_path / "images_structural/notes", "readme.txt")
+    cases, findings = survey(tmp_path)
+    assert [case.case_id for case in cases] == ["p1"]
+    assert [(finding.path.name, finding.level) for finding in findings] == [("p2", "error")]
+    assert "must hold at least one sequence" in findings[0].rule
+
+
 def test_two_cases_of_one_name_are_refused_with_their_places(tmp_path: Path) -> None:
     touch(tmp_path / "HGG/a", "a_t1.nii.gz")
     touch(tmp_path / "LGG/a", "a_t1.nii.gz")

@@ -120,6 +120,8 @@ def test_regions_of_the_page_are_exact_and_grey_values_close(page: Path) -> None
         )
     )
     np.testing.assert_array_equal(labels, turned[box])
+    # Whoever reads a slice's number finds the slice in the case.
+    assert case["first_slice"] == [part.start for part in box]
     grey = np.asarray(images["flair"].dataobj)[::-1, ::-1][box]
     shown = volume(case, "flair").astype(float)
     inside = grey > 0

@@ -83,7 +83,8 @@ class Target:
         else:
             lacking = [name for name in self.order if name not in case.images]
             if lacking:
-                raise BadInputError(case.folder, "must have each sequence to be one file with four axes", lacking)
+                rule = f"must have {', '.join(self.order)} to be one file with four axes"
+                raise BadInputError(case.folder, rule, f"no {', '.join(lacking)}")
             images = dict.fromkeys(self.order, self.root / f"images{part}/{name}{END}")
         return images | found
 
@@ -344,6 +345,9 @@ def write_index(record: Record) -> None:
         content |= {"channel_names": names, "labels": parts, "file_ending": END}
     else:
         content |= {"modality": names, "labels": {str(value): part for part, value in parts.items()}}
+        content["training"] = [
+            {"image": files[target.order[0]], "label": files["seg"]} for files in cases.values() if "seg" in files
+        ]
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n")
 

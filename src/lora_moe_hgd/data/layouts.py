@@ -215,7 +215,12 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
     # A single file of the kind in `root` itself is a case's, which `find_case` tells from others.
-    for path in together.values() if len(together) > (0 if apart else 1) else _case_folders(root, DEEPEST_CASE, set()):
+    if len(together) > (0 if apart else 1):
+        places = list(together.values())
+    else:
+        places = list(_case_folders(root, DEEPEST_CASE, set()))
+        places = sorted([*places, *_odd_ones_out(root, places)])
+    for path in places:
         try:
             cases.append(find_case(path, channel_order=channel_order))
         except BadInputError as error:
@@ -251,6 +256,16 @@ def _case_folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[Path]
         for below in files:
             if below.is_dir() and not below.name.startswith("."):
                 yield from _case_folders(below, deepest - 1, seen)
+
+
+def _odd_ones_out(root: Path, places: Sequence[Path]) -> Iterator[Path]:
+    """Folders beside those of cases that hold volumes under names of no family: cases, too, it seems."""
+    for parent in {place.parent for place in places if place != root}:
+        for folder in _listed(parent):
+            if folder.name.startswith(".") or not folder.is_dir() or any(at.is_relative_to(folder) for at in places):
+                continue
+            if any(stem_of(file) for file in _listed(folder)):
+                yield folder
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -246,6 +247,10 @@ def main(argv: Sequence[str]) -> None:
     cases = _chosen(found, args.cases, args.data)
     if not any(set(_names(subset)) <= set(case.images) for case in cases for subset in subsets):
         raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
+    for subset in subsets:
+        able = sum(set(_names(subset)) <= set(case.images) for case in cases)
+        if able < len(cases):
+            print(f"warning: {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
     state = started_processes()
     folder = checkpoint_folder(args.checkpoint)
     network, processor = load_checkpoint(folder, device=str(state.device))

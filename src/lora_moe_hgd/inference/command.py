@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     options = ResultOptions(
-        modalities=parse_modalities(args.modalities) if args.modalities else None,
+        modalities=None if args.modalities is None else parse_modalities(args.modalities),
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         # Bad input is told before the network is loaded.
         choose_sequences(one, options.modalities)
         report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
-        _print_result(report, args.out_path)
+        _print_result(report, args.out_path, options)
         return
     state = started_processes()
     segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
@@ -113,11 +113,11 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
     return find_case(args.in_path, channel_order=order), [], []
 
 
-def _print_result(report: Mapping[str, object], folder: Path) -> None:
+def _print_result(report: Mapping[str, object], folder: Path, options: ResultOptions) -> None:
     volumes = report["volumes_ml"]
     assert isinstance(volumes, dict)
     if report["tumour_found"]:
         print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes.items()))
     else:
         print("No tumour was found.")
-    print(f"Results are in {folder}: seg.nii.gz, overlay.png, report.json.")
+    print(f"Results are in {folder}: {', '.join(options.files())}.")

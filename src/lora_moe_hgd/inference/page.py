@@ -54,6 +54,7 @@ def write_case_page(
     encoded = {name: _mosaic(_grey(volume[box]), columns, lossless=False) for name, volume in volumes.items()}
     case = {
         "shape": labels.shape,
+        "first_slice": [part.start for part in box],
         "spacing_mm": [float(edge) for edge in canonical_spacing_mm(affine)],
         "columns": columns,
         "start": [_fullest(labels if labels.any() else np.ones_like(labels), axis) for axis in range(3)],
@@ -115,9 +116,9 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows = {
         "volumes": ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes),
         "confidence": ", ".join(f"{name.upper()} {value:.2f}" for name, value in report["confidence"].items())
-        + " (the Dice that the probabilities promise)",
+        + " (the Dice that the probabilities promise: too much where images are unlike those of the training)",
         "sequences used": ", ".join(report["sequences_used"]),
-        "absent": ", ".join(report["sequences_not_used"]) or "none",
+        "not used": ", ".join(report["sequences_not_used"]) or "none",
         "brought to another grid": ", ".join(report["interpolated"]) or "none",
         "warnings": "\n".join(report["warnings"]) or "none",
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
