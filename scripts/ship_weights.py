@@ -74,6 +74,8 @@ def main() -> None:
             ship_adapter(args.checkpoint, scratch, scale=args.scale)
         else:
             ship_network(args.checkpoint, scratch)
+        for path in scratch.iterdir():
+            path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")

@@ -232,8 +232,8 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
         named.setdefault(case.case_id, []).append(case)
     for case_id, same in named.items():
         if len(same) > 1:
-            places = ", ".join(str(case.folder) for case in same)
-            findings.append(Finding(root, f"must hold one case called {case_id}", places, "error"))
+            where = ", ".join(str(case.folder) for case in same)
+            findings.append(Finding(root, f"must hold one case called {case_id}", where, "error"))
     return [same[0] for same in named.values() if len(same) == 1], findings
 
 
