@@ -20,7 +20,7 @@ COLUMNS = {"real": "tiny-real", "fitted": "brats-africa-real", "phantom": "tiny-
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
 TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
 REAL = "BraTS-Africa, at their native 1 mm, never used for any choice"
-PHANTOM = "Made-up cases at 1 mm from seeds that training does not reach"
+PHANTOM = "Made-up cases at 2 mm from seeds that training does not reach"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
