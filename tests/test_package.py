@@ -120,6 +120,7 @@ def test_a_checkpoint_that_is_not_shipped_lists_those_that_are() -> None:
         ("missing.pt", "No checkpoint folder .*missing is there"),
         ("/nowhere/best", "No checkpoint folder /nowhere/best"),
         ("a/b/c", "neither a folder, nor shipped .*tiny.*, nor a Hub id"),
+        ("tinny", "neither a folder, nor shipped .*tiny.*, nor a Hub id"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_refused_with_the_reason(

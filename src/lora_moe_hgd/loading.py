@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -30,10 +31,14 @@ def checkpoint_folder(name: str | Path) -> Path:
         return folder
     repo, _, revision = str(name).partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError as error:
+        validate_repo_id(repo)
+    except HFValidationError:
+        repo = ""
+    # The Hub's few names without an owner are none of this network's, but slips of the pen are.
+    if "/" not in repo:
         shipped = ", ".join(shipped_names())
-        raise ValueError(f"'{name}' is neither a folder, nor shipped ({shipped}), nor a Hub id.") from error
+        raise ValueError(f"'{name}' is neither a folder, nor shipped ({shipped}), nor a Hub id, OWNER/NAME.")
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def checkpoint_digest(folder: Path) -> str:
