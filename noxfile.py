@@ -23,7 +23,7 @@ WITH_A_FLOOR = ("transformers", "peft", "accelerate", "huggingface_hub", "datase
 def floors() -> list[str]:
     """The lowest version of each package that files of a repository depend on, such as `peft==0.19.0`."""
     dependencies = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
-    lowest = dict(dependency.split(">=") for dependency in dependencies)
+    lowest = dict(dependency.split(",")[0].split(">=") for dependency in dependencies)
     return [f"{name}=={lowest[name]}" for name in WITH_A_FLOOR]
 
 
