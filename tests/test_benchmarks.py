@@ -36,6 +36,7 @@ def test_memory_is_measured_for_each_variant() -> None:
 def test_adapters_are_compared(dummy_root: Path, tmp_path: Path) -> None:
     small = ["--crop-size", "[32, 32, 32]", "--steps", "10", "--num-workers", "0", "--cases", "1,2", "--folds", "2"]
     places = ["--data", str(dummy_root), "--out", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
+    small += ["--score-subsets", "all,flair"]
     variants = ["lora", "lora, and convolutions", "from scratch"]
     rows = run_script("compare_adapters.py", *places, *small, "--variants", ";".join(variants), "--scales", "0,1")
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
