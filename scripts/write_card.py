@@ -1,7 +1,8 @@
 """Write the cards of the shipped weights, and the table of results in the README, from their scores.
 
-`python scripts/write_card.py --scores outputs/shipped`, a folder with the outputs of `lora-moe-hgd evaluate` for each
-checkpoint: `tiny-real`, `tiny-phantom`, `brats-africa-real`, `brats-africa-phantom`.
+`python scripts/write_card.py --scores outputs/shipped --network-command A --adapter-command B --adapter-scale S`:
+the folder has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real`, `tiny-phantom`,
+`brats-africa-real` and `brats-africa-phantom`.
 """
 
 import argparse
@@ -13,12 +14,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from lora_moe_hgd import load_checkpoint, pretrained_path
+from lora_moe_hgd.hub.card import TAGS
 
 ROOT = Path(__file__).parents[1]
 IN_README = ("t1", "t1c", "t2", "flair", "t1+t2", "t1c+flair", "t1+t1c+t2+flair", "mean")
 COLUMNS = {"real": "tiny-real", "fitted": "brats-africa-real", "phantom": "tiny-phantom"}
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
-TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
 REAL = "BraTS-Africa, at their native 1 mm, never used for any choice"
 PHANTOM = "Made-up cases at 2 mm from seeds that training does not reach"
 

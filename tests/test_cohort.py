@@ -21,6 +21,7 @@ import pytest
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd_cli import run
 
@@ -128,6 +129,15 @@ def test_results_are_replaced_by_whole_ones_only(cohort: Path, results: Path, tm
     assert "lacks t2" in row["message"]
     assert "Results of an earlier run are kept." in row["message"]
     np.testing.assert_array_equal(segmentations(out)["case_000"], segmentations(results)["case_000"])
+
+
+def test_an_old_folder_comes_back_where_the_new_one_cannot_get_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    (folder / "seg.nii.gz").touch()
+    with pytest.raises(OSError, match="No such file"), replacing_folder(folder) as scratch:
+        scratch.rmdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["case", "seg.nii.gz"]
 
 
 def test_what_is_no_result_is_never_removed(cohort: Path, results: Path, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         scratch.rename(path)
     finally:
+        # The new folder may not have got its name.
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
