@@ -2,7 +2,8 @@
 
 `python benchmarks/compare_adapters.py --data ROOT` deals the cases in ROOT into folds. For each fold, each variant is
 fitted to the first of the other cases and scored on those of the fold; Dice is the mean over subsets, on the network's
-own grid. Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
+own grid. With `--held-out FOLDER` it is fitted to cases drawn from ROOT, `--draws` times, and scored on those there.
+Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
 Runs that are done are kept.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
 from lora_moe_hgd.files import replacing
+from lora_moe_hgd.hub.adapters import blend
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.training.adapters import TARGET_MODULES
 from lora_moe_hgd_cli import run
@@ -48,7 +51,19 @@ EPOCHS = 10
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 
 
-def folds_of(cases: list[CaseFiles], number: int) -> list[tuple[list[CaseFiles], list[CaseFiles]]]:
+Split = tuple[list[CaseFiles], list[CaseFiles]]
+
+
+def splits_of(args: argparse.Namespace) -> list[Split]:
+    """Cases to score, and those to fit to in their order, for each fold or draw."""
+    cases = find_cases(args.data)
+    if args.held_out is None:
+        return folds_of(cases, args.folds)
+    held_out = find_cases(args.held_out)
+    return [(held_out, random.Random(draw).sample(cases, len(cases))) for draw in range(args.draws)]
+
+
+def folds_of(cases: list[CaseFiles], number: int) -> list[Split]:
     """Held-out and other cases of each fold; the others begin with those after the fold, in the order of names."""
     places = np.array_split(np.arange(len(cases)), number)
     return [
@@ -57,7 +72,7 @@ def folds_of(cases: list[CaseFiles], number: int) -> list[tuple[list[CaseFiles],
     ]
 
 
-def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.Namespace) -> None:
+def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.Namespace, *, seed: int) -> None:
     """Train on exactly these cases, for `--steps` steps."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -71,7 +86,8 @@ def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.N
             *("--config", str(ROOT / "configs/lora_finetune.yaml"), "--base", args.base, "--tracker", "none"),
             *("--data", str(data), "--val-on-train", "true", "--subsets", "[all]", "--every", str(EPOCHS)),
             *("--epochs", str(EPOCHS), "--crops-per-case", str(crops), "--batch-size", str(args.batch_size)),
-            *("--output-dir", str(folder / "run"), "--cache-dir", args.cache_dir, *args.options, *words),
+            *("--output-dir", str(folder / "run"), "--cache-dir", args.cache_dir, "--seed", str(seed)),
+            *(*args.options, *words),
         ],
     )
 
@@ -84,20 +100,10 @@ def scores(scored: Scored, cases: list[CaseFiles], args: argparse.Namespace) -> 
         return mean_dice(network, [source], args.scored)
 
 
-def at_scale(base: str, checkpoint: Path, scale: float) -> Scored:
-    """The network `scale` of the way from the base to what was fitted."""
-    start = load_checkpoint(base)[0].state_dict()
-    network, processor = load_checkpoint(checkpoint)
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            value.copy_(torch.lerp(start[name], value, scale))
-    return network, processor
-
-
 def to_markdown(rows: dict[tuple[str, int, float], list[list[float]]]) -> str:
-    """One row a variant, number of cases and scale: means over the folds, and the mean of each."""
+    """One row a variant, number of cases and scale: means over the folds or draws, and the mean of each."""
     heads = " | ".join(region.upper() for region in REGIONS)
-    lines = [f"| trained | cases | scale | {heads} | mean | by fold |", "|---" * 8 + "|"]
+    lines = [f"| trained | cases | scale | {heads} | mean | by fold or draw |", "|---" * 8 + "|"]
     for (name, number, scale), values in rows.items():
         cells = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
         by_fold = ", ".join(f"{np.mean(value):.3f}" for value in values)
@@ -112,6 +118,8 @@ def main() -> None:
     parser.add_argument("--variants", default=";".join(VARIANTS), help="which, separated by semicolons")
     parser.add_argument("--cases", default="1,3,6", help="numbers of cases to fit to")
     parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--held-out", type=Path, help="folder of the cases to score, instead of folds")
+    parser.add_argument("--draws", type=int, default=3, help="with --held-out: how often cases are drawn")
     parser.add_argument("--scales", default="0.5,0.75,1", help="of adapters, from the base, 0, to the adapter, 1")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -122,26 +130,26 @@ def main() -> None:
     args, args.options = parser.parse_known_args()
     named = args.score_subsets.split(",") if args.score_subsets else map(subset_name, EVERY_SUBSET)
     args.scored = [parse_subset(name) for name in named]
-    folds = folds_of(find_cases(args.data), args.folds)
+    splits = splits_of(args)
     rows: dict[tuple[str, int, float], list[list[float]]] = {}
 
     def add(key: tuple[str, int, float], values: list[float]) -> None:
         rows.setdefault(key, []).append(values)
         print(*key, values, flush=True)
 
-    for held_out, _ in folds:
+    for held_out, _ in splits if args.held_out is None else splits[:1]:
         add(("nothing", 0, 0.0), scores(load_checkpoint(args.base), held_out, args))
     for name in args.variants.split(";"):
         for number in map(int, args.cases.split(",")):
-            for fold, (held_out, others) in enumerate(folds):
+            for fold, (held_out, others) in enumerate(splits):
                 folder = args.out / f"{list(VARIANTS).index(name)}-{number}-{fold}"
                 kept = folder / "scores.json"
                 if not kept.is_file():
-                    fit(others[:number], VARIANTS[name], folder, args)
+                    fit(others[:number], VARIANTS[name], folder, args, seed=fold)
                     # What is trained from scratch is not on the way from the base.
                     scales = ["1"] if name == "from scratch" else args.scales.split(",")
                     found: dict[str, Any] = {
-                        scale: scores(at_scale(args.base, folder / "run/last", float(scale)), held_out, args)
+                        scale: scores(blend(args.base, folder / "run/last", scale=float(scale)), held_out, args)
                         for scale in scales
                     }
                     with replacing(kept) as scratch:

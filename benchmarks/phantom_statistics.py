@@ -25,7 +25,7 @@ from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 
 PERCENTILES = (10, 50, 90)
 NUM_SHOWN = 5
-DRAWN = ("mL", "roundness", "thickness", "noise", "edge", "oedema", "necrosis", "rim")
+DRAWN = ("mL", "roundness", "thickness", "noise", "edge", "hull", "oedema", "necrosis", "rim")
 LEGEND = {"real cases": "black", "phantoms": "#d55e00"}
 
 

@@ -22,7 +22,7 @@ from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.evaluation import evaluate as module
 from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
 from lora_moe_hgd.evaluation.compare import paired_differences
-from lora_moe_hgd.evaluation.evaluate import evaluate, prepared
+from lora_moe_hgd.evaluation.evaluate import Rules, evaluate, prepared
 from lora_moe_hgd.evaluation.report import dice_table, shapley_values, summarise, trust, worth_of_sequences
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
@@ -227,6 +227,10 @@ def test_what_is_known_is_not_computed_again_and_what_changed_is(
     for _ in range(2):
         evaluate(network, processor, changed, out=tmp_path / "out", subsets=[flair, (False, False, True, True)])
     assert scored == [("case_001", "flair")]
+    scored.clear()
+    mirrored = evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair], rules=Rules(mirror=True))
+    assert scored == [("case_000", "flair")]
+    assert mirrored["case_000"] != first["case_000"]
     scored.clear()
     with torch.no_grad():
         next(network.parameters()).add_(0.01)

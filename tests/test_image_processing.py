@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -119,6 +120,52 @@ def test_the_processor_gives_nested_regions_and_probabilities() -> None:
     assert (np.diff(probabilities, axis=0) <= 0).all()
     np.testing.assert_array_equal(labels == 4, probabilities[2] > 0.5)
     np.testing.assert_array_equal(labels > 0, probabilities[0] > 0.5)
+
+
+def parts_of(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
+    """Voxels of each part, found by walking over neighbours."""
+    left = {tuple(place) for place in np.argwhere(mask).tolist()}
+    parts = []
+    while left:
+        part, front = set(), [left.pop()]
+        while front:
+            place = front.pop()
+            part.add(place)
+            steps = itertools.product((-1, 0, 1), repeat=3)
+            near = {tuple(a + b for a, b in zip(place, step, strict=True)) for step in steps} & left
+            left -= near
+            front += near
+        parts.append(part)
+    return parts
+
+
+def test_parts_of_a_region_below_a_share_of_its_largest_part_are_left_out_and_regions_stay_nested() -> None:
+    rng = np.random.default_rng(0)
+    field = ndimage.gaussian_filter(rng.normal(size=(24, 20, 22)), 1.5)
+    probabilities = np.stack([0.5 + field, 0.45 + field, 0.4 + field])
+    found = LoraMoeHgdImageProcessor(least_part=0.2).regions_of(probabilities)
+    above = np.ones_like(found[0])
+    for region, kept in zip(probabilities > 0.5, found, strict=True):
+        parts = parts_of(region)
+        largest = max(map(len, parts))
+        assert 0 < sum(len(part) < 0.2 * largest for part in parts) < len(parts)
+        wanted = np.zeros_like(region)
+        for part in parts:
+            if len(part) >= 0.2 * largest:
+                wanted[tuple(np.array(sorted(part)).T)] = True
+        above = above & wanted
+        np.testing.assert_array_equal(kept, above)
+
+
+def test_all_parts_are_kept_unless_a_checkpoint_says_otherwise(tmp_path: Path) -> None:
+    probabilities = np.random.default_rng(0).random((1, 8, 8, 8)).repeat(3, axis=0)
+    np.testing.assert_array_equal(LoraMoeHgdImageProcessor().regions_of(probabilities), probabilities > 0.5)
+    nothing = np.zeros((3, 8, 8, 8))
+    assert not LoraMoeHgdImageProcessor(least_part=0.5).regions_of(nothing).any()
+    LoraMoeHgdImageProcessor(least_part=0.25).save_pretrained(tmp_path)
+    assert LoraMoeHgdImageProcessor.from_pretrained(tmp_path).least_part == 0.25
+    with pytest.raises(ValueError, match=r"`least_part` must be between 0 and 1, got 10\."):
+        LoraMoeHgdImageProcessor(least_part=10)
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 2.0, 5.0)])

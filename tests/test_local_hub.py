@@ -277,7 +277,7 @@ def work(hub: LocalHub, dummy_root: Path, tmp_path_factory: pytest.TempPathFacto
     torch.save(random_volumes(1, (16, 16, 32)), folder / "volumes.pt")
     as_dataset(dummy_root, folder / "cases")
     (folder / "evaluation").mkdir()
-    about = {"data": "phantoms", "cases": 3, "convention": "brats2023", "lesion_rules": "brats2023"}
+    about = {"data": "phantoms", "cases": 3, "mirror": False, "convention": "brats2023", "lesion_rules": "brats2023"}
     rows = [{"subset": "t1+flair", "region": "wt", "metric": "dice", "mean": 0.75}]
     (folder / "evaluation/table.json").write_text(json.dumps({"about": about, "summary": rows}))
     (folder / "evaluation/table.md").write_text("| | |\n")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.inference.results import choose_sequences, parse_modalities
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
@@ -80,6 +81,20 @@ def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, seg
     run("segment", ["--in-path", str(tmp_path / "incomplete"), "--out-path", str(tmp_path / "out")])
     actual, expected = (nib.load(folder / "seg.nii.gz") for folder in (tmp_path / "out", segmented))
     np.testing.assert_array_equal(actual.dataobj, expected.dataobj)
+
+
+def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: Path) -> None:
+    case = str(dummy_root / "case_000")
+    run("segment", ["--in-path", case, "--out-path", str(tmp_path), "--modalities", "flair", "--mirror"])
+    network, processor = load_checkpoint("tiny")
+    inputs = processor({"flair": dummy_root / "case_000/FLAIR.nii.gz"})
+    logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=True)
+    (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"], label_scheme="msd")
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj), labels)
+    plain = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
+    (others,) = processor.post_process_semantic_segmentation(plain, inputs["geometry"], label_scheme="msd")
+    assert (labels != others).any()
+    assert json.loads((tmp_path / "report.json").read_text())["mirrored"] is True
 
 
 def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:

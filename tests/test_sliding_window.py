@@ -10,7 +10,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lora_moe_hgd.model.sliding_window import BACKGROUND_LOGIT, sliding_window_logits
+from lora_moe_hgd.model.sliding_window import BACKGROUND_LOGIT, mirrored_logits, sliding_window_logits
 
 WINDOW = (16, 24, 32)
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -90,3 +90,16 @@ def test_the_number_of_windows_at_once_does_not_matter() -> None:
 def test_what_cannot_be_segmented_is_refused(volume: Tensor, options: dict, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         sliding_window_logits(network(), volume, ALL, window=WINDOW, **options)
+
+
+def test_mirrored_logits_are_the_mean_over_the_case_and_its_mirror_image_put_back() -> None:
+    volume = torch.randn(1, 4, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    ramp = torch.arange(5.0)[:, None, None]
+
+    def logits_of(values: Tensor) -> Tensor:
+        return values[:, :3] * ramp
+
+    by_hand = volume[:, :3] * (ramp + ramp.flip(0)) / 2
+    assert_close(mirrored_logits(logits_of, volume), by_hand)
+    # A network that does not care gets back what it said.
+    assert torch.equal(mirrored_logits(lambda values: values[:, :3], volume), volume[:, :3])

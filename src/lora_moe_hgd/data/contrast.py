@@ -45,9 +45,28 @@ TEXTURE = {
 }
 # How much of the oedema's brightness grey matter and fluid inside it show, at least: water gathers in white matter.
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
+# How much of it is lost at the border.
+FADING = (0.1, 0.6)
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.07}
 THERMAL = {"t1": 0.06, "t1c": 0.05, "t2": 0.19, "flair": 0.13}
+# What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and FLAIR.
+VESSELS, SPOTS = (1.0, 4.0), (0.5, 2.5)
+# What skull-stripping leaves at the brain's hull (robust z): bone, and patches of dura, marrow and fat; each sequence
+# draws from its range.
+BONE = (-12.0, -6.0)
+PATCHES = {"t1": (0.0, 12.0), "t1c": (3.0, 18.0), "t2": (0.0, 10.0), "flair": (-2.0, 7.0)}
+# Where the mask lies, as a level of the blurred brain, and in how many cases it fails in part.
+STRIPPED_LEVEL, STRIPPING_FAILS_SHARE = (0.15, 0.5), 0.25
+# Surface coils are most sensitive near by: how much brighter the hull can be (logarithm), in how many of the cases.
+COIL, COIL_SHARE = (0.2, 1.2), 0.5
+# Scanner and preparation, each sequence by itself; ranges are drawn from uniformly.
+MISREGISTRATION_MM = 0.4
+RESOLUTION_MM = (0.4, 1.2)
+THICK_SLICES_SHARE, THICK_SLICES_MM = 0.5, (1.0, 2.8)
+GAMMA = (0.8, 1.25)
+RINGING_SHARE = 0.15
+BIAS = (0.0, 0.06)
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> dict[str, Tensor]:
@@ -61,13 +80,15 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
     vessels = _vessels(anatomy, generator)
     spots = _white_matter_spots(anatomy, tumour, generator)
     shown = _shown_oedema(anatomy, tumour, generator)
+    outside, patches = _hull(anatomy, generator)
+    coil = _coil(anatomy, generator)
     volumes = {}
     for name in MODALITIES:
         z = _healthy(name, anatomy, generator)
         if name == "t1c":
-            z = z + uniform(1.0, 4.0, generator) * vessels
+            z = z + uniform(*VESSELS, generator) * vessels
         if name in ("t2", "flair"):
-            z = z + uniform(0.5, 2.5, generator) * spots
+            z = z + uniform(*SPOTS, generator) * spots
         grain = 0.6 * shared_grain + 0.8 * fractal_noise(
             shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator
         )
@@ -84,7 +105,9 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
             lesion += shares[region] * painted
         present = shares.sum(dim=0)
         z = (1 - present) * z + lesion
-        volumes[name] = _acquire(name, z, brain, spacing_mm, generator)
+        bone, patch = uniform(*BONE, generator), uniform(*PATCHES[name], generator)
+        z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
+        volumes[name] = _acquire(name, z, brain, coil, spacing_mm, generator)
     return volumes
 
 
@@ -111,7 +134,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) 
     _, grey, white = anatomy.tissues
     fluid = 1 - grey - white
     by_tissue = white + uniform(SHOWN_IN_GREY, 1.0, generator) * grey + uniform(SHOWN_IN_FLUID, 1.0, generator) * fluid
-    fading = uniform(0.1, 0.6, generator)
+    fading = uniform(*FADING, generator)
     return by_tissue * (1 - fading * (1 - (3 * tumour.infiltration).clamp(max=1).sqrt()))
 
 
@@ -163,30 +186,55 @@ def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Gener
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """The mask a skull-stripping tool would give: smooth, a little too large or too small."""
+    """The mask a skull-stripping tool would give: smooth, a little too large or too small, in places far too large."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
-    waves = smooth_noise(anatomy.shape, scale_mm=25, spacing_mm=anatomy.spacing_mm, generator=generator)
-    return field > uniform(0.35, 0.6, generator) + 0.05 * waves
+    waves, where = (
+        smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
+        for scale_mm in (25, 40)
+    )
+    level = uniform(*STRIPPED_LEVEL, generator) + 0.07 * waves
+    if chance(STRIPPING_FAILS_SHARE, generator):
+        level = torch.where(where > uniform(0.3, 1.5, generator), 0.05, level)
+    return field > level.clamp(min=0.05)
 
 
-def _acquire(name: str, z: Tensor, brain: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Scanner: misregistration, resolution, bias field, gamma, Rician noise, and the brain mask."""
-    shift = normal((3,), generator) * 0.4 / spacing_mm
+def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """How much of a voxel lies outside the brain, and how much of that is no bone, both `(D, H, W)` in [0, 1]."""
+    spacing_mm = anatomy.spacing_mm
+    noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)
+    outside = 1 - anatomy.tissues.sum(dim=0).clamp(0, 1)
+    return outside, (2 * noise - uniform(0.0, 3.0, generator)).clamp(0, 1)
+
+
+def _coil(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
+    """Logarithm of a surface coil's sensitivity, `(D, H, W)`: highest at one side of the hull."""
+    spacing_mm = anatomy.spacing_mm
+    strength = uniform(*COIL, generator) if chance(COIL_SHARE, generator) else 0.0
+    depth = gaussian_blur(anatomy.brain.float(), (uniform(5.0, 14.0, generator) / spacing_mm,) * 3)
+    side = smooth_noise(anatomy.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
+    return strength * (2 - 2 * depth).clamp(0, 1) * torch.sigmoid(2 * side)
+
+
+def _acquire(
+    name: str, z: Tensor, brain: Tensor, coil: Tensor, spacing_mm: float, generator: torch.Generator
+) -> Tensor:
+    """Scanner: misregistration, resolution, bias fields, gamma, Rician noise, and the brain mask."""
+    shift = normal((3,), generator) * MISREGISTRATION_MM / spacing_mm
     z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
-    sigma_mm = [uniform(0.4, 1.2, generator)] * 3
-    if chance(0.5, generator):
+    sigma_mm = [uniform(*RESOLUTION_MM, generator)] * 3
+    if chance(THICK_SLICES_SHARE, generator):
         # Thick slices, most often axial, interpolated to isotropic voxels by the publisher of the data.
         axis = 2 if chance(0.5, generator) else min(int(uniform(0, 3, generator)), 2)
-        sigma_mm[axis] = uniform(1.0, 2.8, generator)
+        sigma_mm[axis] = uniform(*THICK_SLICES_MM, generator)
     z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
     gain = uniform(60.0, 160.0, generator)
     floor = uniform(5.0, 9.0, generator)
     signal = (floor + z).clamp(min=0.2)
-    signal = floor * (signal / floor) ** uniform(0.8, 1.25, generator)
-    if chance(0.15, generator):
+    signal = floor * (signal / floor) ** uniform(*GAMMA, generator)
+    if chance(RINGING_SHARE, generator):
         signal = signal * (1 + uniform(0.005, 0.03, generator) * _ringing(z.shape, spacing_mm, generator))
     bias = smooth_noise(z.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
-    signal = signal * torch.exp(uniform(0.0, 0.06, generator) * bias)
+    signal = signal * torch.exp(uniform(*BIAS, generator) * bias + uniform(0.2, 1.0, generator) * coil)
     level = THERMAL[name] * uniform(0.4, 1.8, generator)
     real, imaginary = (level * normal(z.shape, generator) for _ in range(2))
     # Interpolation to the common grid has smoothed the scanner's noise, too.

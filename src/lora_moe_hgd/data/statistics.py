@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..model.configuration_lora_moe_hgd import REGIONS
 
 PARTS = ("necrosis", "oedema", "rim")
+HULL_MM = 5.0
 
 
 def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: float) -> dict[str, float]:
@@ -32,6 +33,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     for name, volume in volumes.items():
         found[f"{name}, noise"] = noise_level(volume, regions)
         found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
+        found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, regions, spacing_mm)
         for part, level, spread in zip(
             PARTS, region_levels(volume, regions), region_spreads(volume, regions), strict=True
         ):
@@ -97,6 +99,18 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
         return math.nan
     _, spread = _brain_scale(volume, regions)
     return ((volume[inner].median() - volume[outer].median()) / spread).item()
+
+
+def hull_levels(volume: Tensor, regions: Tensor, spacing_mm: float) -> tuple[float, float]:
+    """Robust z of the brain's outermost `HULL_MM` outside the tumour: its median, and its 97th percentile."""
+    # Beyond the array there is no brain.
+    depth_mm = ndimage.distance_transform_edt(np.pad(volume.numpy() != 0, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    hull = torch.from_numpy((depth_mm > 0) & (depth_mm <= HULL_MM)) & ~regions[0]
+    if not hull.any():
+        return math.nan, math.nan
+    median, spread = _brain_scale(volume, regions)
+    middle, bright = np.percentile(volume[hull].numpy(), (50, 97))
+    return ((middle - median) / spread).item(), ((bright - median) / spread).item()
 
 
 def roundness(mask: Tensor) -> float:

@@ -48,13 +48,15 @@ from .subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
 
 @dataclass(frozen=True)
 class Rules:
-    """By which rules cases are scored.
+    """How cases are segmented and scored.
 
     Attributes:
+        mirror: Take the mean over the case and its mirror image.
         convention: Name in `metrics.CONVENTIONS`: what an empty region scores.
         lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
     """
 
+    mirror: bool = False
     convention: str = "brats"
     lesions: str = "gli2023"
 
@@ -101,7 +103,7 @@ def score_case(
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     scores = CaseScores()
     for inputs, brain, subset in prepared(processor, images, subsets):
-        found = segment_inputs(network, processor, inputs)
+        found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
         name = subset_name(subset)
         promised = expected_dice(found.probabilities)
         for index, region in enumerate(REGIONS):
@@ -209,7 +211,7 @@ def _fingerprint_of(network: torch.nn.Module, processor: LoraMoeHgdImageProcesso
 def _fingerprint(weights: str, case: CaseFiles, rules: Rules) -> str:
     paths = [*case.images.values(), case.labelled()]
     files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    text = "\n".join([weights, rules.convention, rules.lesions, *case.label_schemes, *case.images, *files])
+    text = "\n".join([weights, str(rules), *case.label_schemes, *case.images, *files])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -235,6 +237,9 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--cases", help="only these, by name, separated by commas")
     parser.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    parser.add_argument(
+        "--mirror", action="store_true", help="mean over each case and its mirror image, in twice the time"
+    )
     parser.add_argument("--convention", choices=list(CONVENTIONS), default="brats", help="what empty regions score")
     parser.add_argument("--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is")
     args = parser.parse_args(argv)
@@ -254,7 +259,7 @@ def main(argv: Sequence[str]) -> None:
     state = started_processes()
     folder = checkpoint_folder(args.checkpoint)
     network, processor = load_checkpoint(folder, device=str(state.device))
-    rules = Rules(args.convention, args.lesion_rules)
+    rules = Rules(args.mirror, args.convention, args.lesion_rules)
     scores = evaluate(network, processor, cases, out=args.out, subsets=subsets, rules=rules)
     if state.is_main_process:
         rows = pd.DataFrame([row for found in scores.values() for row in found.rows])
@@ -264,6 +269,7 @@ def main(argv: Sequence[str]) -> None:
         about = {
             "checkpoint": checkpoint_digest(folder),
             "data": args.data.resolve().name,
+            "mirror": args.mirror,
             "convention": args.convention,
             "lesion_rules": args.lesion_rules,
             "version": version("lora-moe-hgd"),

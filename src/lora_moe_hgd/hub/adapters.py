@@ -168,12 +168,19 @@ def merge_adapter(
     if not 0 <= scale <= 1:
         raise ValueError(f"`scale` must be between 0, the base, and 1, the adapter, got {scale}.")
     folder = adapter_folder(name)
-    base, processor = load_checkpoint(adapter_base(folder))
-    network, _ = load_checkpoint(folder)
-    start = base.state_dict()
+    return blend(adapter_base(folder), folder, scale=scale)
+
+
+def blend(
+    base: str | Path, checkpoint: str | Path, *, scale: float
+) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+    """The network `scale` of the way from a base to a checkpoint of the same shape, and the processor of the base."""
+    start, processor = load_checkpoint(base)
+    network, _ = load_checkpoint(checkpoint)
+    weights = start.state_dict()
     with torch.no_grad():
         for key, value in network.state_dict().items():
-            value.copy_(torch.lerp(start[key], value, scale))
+            value.copy_(torch.lerp(weights[key], value, scale))
     return network, processor
 
 

@@ -145,8 +145,10 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
+    mirrored = ", the mean over each case and its mirror image" if about["mirror"] else ""
+    empty, lesions = about["convention"], about["lesion_rules"]
     return (
-        f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate` (conventions "
-        f"of `{about['convention']}` for empty regions, lesions by the rules of `{about['lesion_rules']}`).\n\n"
+        f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate`{mirrored} "
+        f"(conventions of `{empty}` for empty regions, lesions by the rules of `{lesions}`).\n\n"
         f"![Dice by subset and region](evaluation/heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
         "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
     )
     parser.add_argument("--strict", action="store_true", help="refuse what would otherwise be warned of")
+    parser.add_argument(
+        "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
+    )
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
@@ -57,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,
+        mirror=args.mirror,
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
         html=args.html,

@@ -22,6 +22,7 @@ def make_report(
     *,
     case_id: str,
     checkpoint: str,
+    mirror: bool,
     made_from: str,
     sequences: list[str],
     scheme: LabelScheme,
@@ -58,6 +59,7 @@ def make_report(
         "shape": list(image.shape),
         "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
         "checkpoint": checkpoint,
+        "mirrored": mirror,
         "made_from": made_from,
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("lora-moe-hgd", "torch", "transformers", "nibabel")}

@@ -48,6 +48,7 @@ class ResultOptions:
         label_scheme: Scheme of `seg.nii.gz`; that of the case's file names when `None`.
         reference: The sequence whose grid the result has; the first when `None`.
         strict: Refuse what would otherwise be warned of.
+        mirror: Take the mean over the case and its mirror image.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
@@ -57,6 +58,7 @@ class ResultOptions:
     label_scheme: str | None = None
     reference: str | None = None
     strict: bool = False
+    mirror: bool = False
     probabilities: bool = False
     uncertainty: bool = False
     html: bool = False
@@ -152,12 +154,13 @@ class CaseSegmenter:
             print(f"warning: {finding}", file=sys.stderr)
         images = reading.images
         network, processor = self.loaded
-        found = segment(network, processor, images, progress=progress)
+        found = segment(network, processor, images, mirror=options.mirror, progress=progress)
         scheme = label_scheme(options.label_scheme or (*case.label_schemes, processor.label_scheme)[0])
         like = images[reading.reference]
         report = make_report(
             case_id=case.case_id,
             checkpoint=self.checkpoint,
+            mirror=options.mirror,
             made_from=self.fingerprint(case),
             sequences=list(images),
             scheme=scheme,

@@ -38,14 +38,15 @@ def segment(
     processor: LoraMoeHgdImageProcessor,
     images: Mapping[str, nib.Nifti1Image],
     *,
+    mirror: bool = False,
     progress: bool = False,
 ) -> Segmentation:
-    """Segment the case whose present sequences are `images`.
+    """Segment the case whose present sequences are `images`; with `mirror` its mirror image has a say, too.
 
     Raises:
         ValueError: If there is no sequence, or they do not lie on one grid.
     """
-    return segment_inputs(network, processor, processor(images), progress=progress)
+    return segment_inputs(network, processor, processor(images), mirror=mirror, progress=progress)
 
 
 def segment_inputs(
@@ -53,15 +54,21 @@ def segment_inputs(
     processor: LoraMoeHgdImageProcessor,
     inputs: Mapping[str, Any],
     *,
+    mirror: bool = False,
     progress: bool = False,
 ) -> Segmentation:
     """Segment a case that has been preprocessed; absent sequences may lie in `pixel_values` and are not read."""
     logits = network.segment_volume(
-        inputs["pixel_values"].to(network.device), inputs["modality_mask"].to(network.device), progress=progress
+        inputs["pixel_values"].to(network.device),
+        inputs["modality_mask"].to(network.device),
+        mirror=mirror,
+        progress=progress,
     )
     ((_, probabilities),) = processor.post_process_semantic_segmentation(
         logits, inputs["geometry"], return_probabilities=True
     )
     return Segmentation(
-        regions=probabilities > 0.5, probabilities=probabilities, voxel_ml=inputs["geometry"][0].voxel_ml
+        regions=processor.regions_of(probabilities),
+        probabilities=probabilities,
+        voxel_ml=inputs["geometry"][0].voxel_ml,
     )

@@ -22,6 +22,11 @@ try:
 except ImportError:
     nib = None  # type: ignore[assignment]
 
+try:
+    from scipy import ndimage
+except ImportError:
+    ndimage = None
+
 AFFINE_TOLERANCE_MM = 1e-3
 
 
@@ -32,6 +37,7 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
     target_spacing_mm: list[float]
     intensity_clip: float
     label_scheme: str
+    least_part: float
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
@@ -42,6 +48,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         target_spacing_mm: Voxel size the network works at, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this.
         label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
+        least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
@@ -61,6 +68,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         target_spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         intensity_clip: float = 10.0,
         label_scheme: str = "brats2023",
+        least_part: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -68,10 +76,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`target_spacing_mm` must be three positive numbers, got {target_spacing_mm}.")
         if intensity_clip <= 0:
             raise ValueError(f"`intensity_clip` must be positive, got {intensity_clip}.")
+        if not 0 <= least_part <= 1:
+            raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
         self.modalities = list(modalities)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
         self.label_scheme = find_label_scheme(label_scheme).name
+        self.least_part = float(least_part)
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, **kwargs)
@@ -146,8 +157,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[np.ndarray] | list[tuple[np.ndarray, np.ndarray]]:
         """Bring logits back to each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5;
-        outside the brain there is no tumour.
+        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
+        `regions_of`; outside the brain there is no tumour.
 
         Args:
             outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
@@ -166,12 +177,26 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
             probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy() * case_geometry.brain
-            label_map = case_geometry.to_own_grid(scheme.encode(probabilities > 0.5))
+            label_map = case_geometry.to_own_grid(scheme.encode(self.regions_of(probabilities)))
             if return_probabilities:
                 results.append((label_map, np.stack([case_geometry.to_own_grid(region) for region in probabilities])))
             else:
                 results.append(label_map)
         return results
+
+    def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.
+
+        Raises:
+            ImportError: If there is a `least_part` and scipy is not installed.
+        """
+        regions = probabilities > 0.5
+        if self.least_part == 0:
+            return regions
+        if ndimage is None:
+            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
+        kept = np.stack([largest_parts(region, self.least_part) for region in regions])
+        return np.logical_and.accumulate(kept, axis=0)
 
     def _read_case(
         self, case: Mapping[str, Any], spacing_mm: float | Sequence[float], *, where: str
@@ -233,6 +258,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             values = resample_brain(torch.from_numpy(cropped), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
+
+
+def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
+    """Without the parts, joined by faces, edges or corners, that are smaller than a share of the largest part."""
+    labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labelled.ravel())
+    # The first is what lies outside.
+    sizes[0] = 0
+    return mask & (sizes >= least_part * sizes.max())[labelled]
 
 
 def brain_box(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -39,7 +39,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
         Args:
             cases: One case, a list of cases, or what else a pipeline iterates over.
             **kwargs: `label_scheme`, that of the label map, the processor's own when left out; `spacing_mm`, voxel
-                size of bare arrays.
+                size of bare arrays; `mirror`, to take the mean over the case and its mirror image.
 
         Raises:
             ValueError: If a case cannot be used, or cases are to be stacked with `batch_size`.
@@ -52,18 +52,18 @@ class BrainTumorSegmentationPipeline(Pipeline):
         return super().__call__(cases, **kwargs)
 
     def _sanitize_parameters(
-        self, label_scheme: str | None = None, spacing_mm: float | None = None
+        self, label_scheme: str | None = None, spacing_mm: float | None = None, mirror: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         before = {} if spacing_mm is None else {"spacing_mm": spacing_mm}
         after = {} if label_scheme is None else {"label_scheme": label_scheme}
-        return before, {}, after
+        return before, {"mirror": mirror}, after
 
     def preprocess(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
         images = case if isinstance(case, Mapping) else _files_of(case)
         return self.image_processor(images, **parameters)
 
-    def _forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
+    def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
+        logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
         return {"logits": logits, "geometry": inputs["geometry"]}
 
     def postprocess(self, outputs: Mapping[str, Any], label_scheme: str | None = None) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             logits, outputs["geometry"], label_scheme=label_scheme, return_probabilities=True
         )
         (geometry,) = outputs["geometry"]
-        voxels = np.count_nonzero(probabilities > 0.5, axis=(1, 2, 3))
+        voxels = np.count_nonzero(self.image_processor.regions_of(probabilities), axis=(1, 2, 3))
         return {
             "segmentation": segmentation,
             "probabilities": probabilities,

@@ -86,6 +86,16 @@ def sliding_window_logits(
     return blended[:, *own][None]
 
 
+def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
+    """Mean of the logits of a case and of its mirror image, mirrored back.
+
+    Args:
+        logits_of: Gives logits `(1, R, D, H, W)` of a whole case.
+        pixel_values: The case, `(1, M, D, H, W)`, left and right along D.
+    """
+    return (logits_of(pixel_values) + logits_of(pixel_values.flip(2)).flip(2)) / 2
+
+
 def _starts(size: int, edge: int, overlap: float) -> list[int]:
     """First voxels of the windows along one axis; the last window ends with the volume."""
     step = max(1, int(edge * (1 - overlap)))

@@ -1,0 +1,243 @@
+"""What properties of the phantoms are worth on real cases, and whether a random search finds better ones: tables.
+
+`python benchmarks/phantom_changes.py --data ROOT --base CHECKPOINT` goes on training a checkpoint for some steps on
+phantoms that lack one property, a run for each property and seed, and scores it on the cases in ROOT, which nothing is
+trained on: Dice, the mean over regions, cases and subsets, on the network's own grid.
+
+With `--search 12` it draws factors of the phantoms' levels, textures, sizes and noise instead, and trains on each
+draw; then the mean of the best third, a step of the cross-entropy method, and the factors set by hand, all
+of them 1, are trained on with two new seeds each. Runs that are done are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+from trials import mean_dice
+
+from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd.data import contrast, transforms, tumour
+from lora_moe_hgd.data.datasets import CaseDataset
+from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.evaluation.subsets import parse_subset
+from lora_moe_hgd.files import replacing
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import train
+
+ROOT = Path(__file__).parents[1]
+SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
+CROPS = 12
+NECROSIS, OEDEMA, RIM = range(3)
+
+# Values of `contrast`, `tumour` and `transforms` under which phantoms or crops lack a property.
+Change = dict[Any, dict[str, Any]]
+
+
+def scaled(
+    table: dict[str, Any], factor: float, names: Sequence[str] = MODALITIES, region: int | None = None
+) -> dict[str, Any]:
+    """A table by sequence, the values of some sequences, or of one region of theirs, times `factor`."""
+
+    def times(values: Any) -> Any:
+        array = np.array(values, dtype=float)
+        array[... if region is None else region] *= factor
+        return array.tolist()
+
+    return {name: times(values) if name in names else values for name, values in table.items()}
+
+
+WATER = ("t2", "flair")
+CHANGES: dict[str, Change] = {
+    "as shipped": {},
+    "a third of the texture inside lesions": {contrast: {"TEXTURE": scaled(contrast.TEXTURE, 1 / 3)}},
+    "lesions of half the contrast": {contrast: {"LESION": scaled(contrast.LESION, 0.5)}},
+    "oedema the same in all tissues, to its border": {
+        contrast: {"SHOWN_IN_GREY": 1.0, "SHOWN_IN_FLUID": 1.0, "FADING": (0.0, 0.0)}
+    },
+    "nothing outside the brain": {
+        contrast: {
+            "BONE": (0.0, 0.0),
+            "PATCHES": dict.fromkeys(MODALITIES, (0.0, 0.0)),
+            "STRIPPING_FAILS_SHARE": 0.0,
+        }
+    },
+    "no surface coil": {contrast: {"COIL_SHARE": 0.0}},
+    "nothing else bright (vessels, spots)": {contrast: {"VESSELS": (0.0, 0.0), "SPOTS": (0.0, 0.0)}},
+    "a perfect scanner": {
+        contrast: {
+            "MISREGISTRATION_MM": 0.0,
+            "RESOLUTION_MM": (0.4, 0.4),
+            "THICK_SLICES_SHARE": 0.0,
+            "GAMMA": (1.0, 1.0),
+            "RINGING_SHARE": 0.0,
+            "BIAS": (0.0, 0.0),
+            "COIL_SHARE": 0.0,
+            "THERMAL": dict.fromkeys(MODALITIES, 0.01),
+        }
+    },
+    "crops anywhere, not three in four at the tumour": {transforms: {"FOREGROUND_SHARE": 0.25}},
+    "no label maps": {},
+}
+
+# Standard deviation of the logarithm of each factor.
+SPREADS = {
+    "oedema, T2 and FLAIR": 0.25,
+    "oedema, T1 and T1c": 0.4,
+    "necrosis": 0.3,
+    "rim, T1c": 0.25,
+    "rim, T2 and FLAIR": 0.25,
+    "texture": 0.4,
+    "fluid": 0.25,
+    "noise": 0.5,
+    "grain": 0.5,
+    "vessels and spots": 0.5,
+    "size": 0.3,
+    "share of the core": 0.3,
+}
+Factors = dict[str, float]
+
+
+def with_factors(factors: Factors) -> Change:
+    """The phantoms' tables times the factors."""
+    lesion = contrast.LESION
+    for names, region, part in (
+        (WATER, OEDEMA, "oedema, T2 and FLAIR"),
+        (("t1", "t1c"), OEDEMA, "oedema, T1 and T1c"),
+        (MODALITIES, NECROSIS, "necrosis"),
+        (("t1c",), RIM, "rim, T1c"),
+        (WATER, RIM, "rim, T2 and FLAIR"),
+    ):
+        lesion = scaled(lesion, factors[part], names, region)
+    bright = factors["vessels and spots"]
+    return {
+        contrast: {
+            "LESION": lesion,
+            "TEXTURE": scaled(contrast.TEXTURE, factors["texture"]),
+            "HEALTHY": scaled(contrast.HEALTHY, factors["fluid"], region=0),
+            "THERMAL": scaled(contrast.THERMAL, factors["noise"]),
+            "GRAIN": scaled(contrast.GRAIN, factors["grain"]),
+            "VESSELS": tuple(bright * value for value in contrast.VESSELS),
+            "SPOTS": tuple(bright * value for value in contrast.SPOTS),
+        },
+        tumour: {
+            "WHOLE_TUMOUR_ML": (factors["size"] * tumour.WHOLE_TUMOUR_ML[0], tumour.WHOLE_TUMOUR_ML[1]),
+            "CORE_SHARE": (factors["share of the core"] * tumour.CORE_SHARE[0], tumour.CORE_SHARE[1]),
+        },
+    }
+
+
+def changed(change: Change) -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    for module, values in change.items():
+        stack.enter_context(patch.multiple(module, **values))
+    return stack
+
+
+def score(checkpoint: str | Path, args: argparse.Namespace) -> list[float]:
+    """Dice of each region on the real cases."""
+    network, processor = load_checkpoint(checkpoint)
+    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    source = CaseDataset(find_cases(args.data), processor=processor, cache_dir=Path(args.cache_dir).expanduser())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+        return mean_dice(network, [source], [parse_subset(name) for name in args.score_subsets.split(",")])
+
+
+def run_once(folder: Path, change: Change, seed: int, args: argparse.Namespace, label_maps: str | None) -> list[float]:
+    """Train on phantoms under this change, and score; phantoms go away afterwards."""
+    kept = folder / "scores.json"
+    if not kept.is_file():
+        cache = folder / "cache"
+        words = [
+            *("--config", str(ROOT / "configs/continue_phantom.yaml"), "--base", args.base, "--tracker", "none"),
+            *("--phantoms", str(math.ceil(args.steps * 2 / CROPS)), "--val-phantoms", "1", "--epochs", "1"),
+            *("--every", "1", "--subsets", "[all]", "--crops-per-case", str(CROPS), "--lr", str(args.lr)),
+            *("--seed", str(10_000 * seed), "--num-workers", "0", "--cache-dir", str(cache)),
+            *("--output-dir", str(folder / "run"), *(("--label-maps", label_maps) if label_maps else ())),
+        ]
+        with changed(change):
+            train(read_config(words))
+        shutil.rmtree(cache)
+        values = score(folder / "run/last", args)
+        with replacing(kept) as scratch:
+            scratch.write_text(json.dumps(values))
+    values = json.loads(kept.read_text())
+    print(folder.name, f"{np.mean(values):.4f}", values, flush=True)
+    return values
+
+
+def to_markdown(rows: dict[str, list[list[float]]]) -> str:
+    """One row a variant: means over the seeds, the mean of each, and what it differs from the first trained by."""
+    heads = " | ".join(region.upper() for region in REGIONS)
+    lines = [f"| phantoms | {heads} | mean | by seed | difference, by seed |", "|---" * 7 + "|"]
+    by_seed = {name: np.mean(values, axis=1) for name, values in rows.items()}
+    reference = next(values for values in by_seed.values() if len(values) > 1)
+    for name, values in rows.items():
+        cells = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
+        means = ", ".join(f"{value:.3f}" for value in by_seed[name])
+        apart = ", ".join(f"{value:+.3f}" for value in by_seed[name] - reference) if len(values) > 1 else ""
+        lines.append(f"| {name} | {cells} | {np.mean(values):.3f} | {means} | {apart} |")
+    return "\n".join(lines)
+
+
+def changes(args: argparse.Namespace) -> None:
+    rows: dict[str, list[list[float]]] = {"(not trained on)": [score(args.base, args)]}
+    for seed in (1, 2):
+        for number, (name, change) in enumerate(CHANGES.items()):
+            label_maps = None if name == "no label maps" else args.label_maps
+            folder = args.out / f"change-{number}-{seed}"
+            rows.setdefault(name, []).append(run_once(folder, change, seed, args, label_maps))
+    print(to_markdown(rows))
+
+
+def search(args: argparse.Namespace) -> None:
+    rows: dict[str, list[list[float]]] = {"(not trained on)": [score(args.base, args)]}
+    draws: list[tuple[float, Factors]] = []
+    for number in range(args.search):
+        generator = random.Random(number)
+        factors = {name: math.exp(generator.gauss(0, spread)) for name, spread in SPREADS.items()}
+        folder = args.out / f"draw-{number}"
+        draws.append((float(np.mean(run_once(folder, with_factors(factors), 3, args, args.label_maps))), factors))
+    draws.sort(key=lambda draw: -draw[0])
+    best = [factors for _, factors in draws[: max(1, args.search // 3)]]
+    found = {name: math.exp(np.mean([math.log(factors[name]) for factors in best])) for name in SPREADS}
+    for name, factors in (("by hand", dict.fromkeys(SPREADS, 1.0)), ("mean of the best third", found)):
+        for seed in (4, 5):
+            folder = args.out / f"{name.replace(' ', '-')}-{seed}"
+            rows.setdefault(name, []).append(run_once(folder, with_factors(factors), seed, args, args.label_maps))
+    print("| factor | mean of the best third | best draw | worst draw |\n|---|---|---|---|")
+    for name in SPREADS:
+        print(f"| {name} | {found[name]:.2f} | {draws[0][1][name]:.2f} | {draws[-1][1][name]:.2f} |")
+    print(f"\nDraws: {', '.join(f'{value:.3f}' for value, _ in draws)}\n\n{to_markdown(rows)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases, to score on")
+    parser.add_argument("--base", default="tiny", help="what is trained on")
+    parser.add_argument("--label-maps", help="folder of label maps of brains to begin from")
+    parser.add_argument("--search", type=int, default=0, help="number of draws; the table of changes when left out")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--lr", default="1.0e-3")
+    parser.add_argument("--bf16", action="store_true", help="score in bfloat16")
+    parser.add_argument("--score-subsets", default=SUBSETS, help="subsets of the sequences to score")
+    parser.add_argument("--cache-dir", default="~/.cache/lora-moe-hgd", help="of the real cases")
+    parser.add_argument("--out", type=Path, default=Path("runs/phantom_changes"), help="folder for the runs")
+    args = parser.parse_args()
+    (search if args.search else changes)(args)
+
+
+if __name__ == "__main__":
+    main()
