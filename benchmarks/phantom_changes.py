@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -28,7 +29,7 @@ from torch import nn
 from trials import mean_dice
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data import contrast, transforms, tumour
+from lora_moe_hgd.data import contrast, tumour
 from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import parse_subset
@@ -42,7 +43,7 @@ SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
 CROPS = 12
 NECROSIS, OEDEMA, RIM = range(3)
 
-# Values of `contrast`, `tumour` and `transforms` under which phantoms or crops lack a property.
+# Values of `contrast` and `tumour` under which phantoms lack a property.
 Change = dict[Any, dict[str, Any]]
 
 
@@ -63,10 +64,6 @@ WATER = ("t2", "flair")
 CHANGES: dict[str, Change] = {
     "as shipped": {},
     "a third of the texture inside lesions": {contrast: {"TEXTURE": scaled(contrast.TEXTURE, 1 / 3)}},
-    "lesions of half the contrast": {contrast: {"LESION": scaled(contrast.LESION, 0.5)}},
-    "oedema the same in all tissues, to its border": {
-        contrast: {"SHOWN_IN_GREY": 1.0, "SHOWN_IN_FLUID": 1.0, "FADING": (0.0, 0.0)}
-    },
     "nothing outside the brain": {
         contrast: {
             "BONE": (0.0, 0.0),
@@ -88,7 +85,6 @@ CHANGES: dict[str, Change] = {
             "THERMAL": dict.fromkeys(MODALITIES, 0.01),
         }
     },
-    "crops anywhere, not three in four at the tumour": {transforms: {"FOREGROUND_SHARE": 0.25}},
     "no label maps": {},
 }
 
@@ -104,6 +100,8 @@ SPREADS = {
     "noise": 0.5,
     "grain": 0.5,
     "vessels and spots": 0.5,
+    "patches at the hull": 0.4,
+    "surface coil": 0.4,
     "size": 0.3,
     "share of the core": 0.3,
 }
@@ -131,6 +129,8 @@ def with_factors(factors: Factors) -> Change:
             "GRAIN": scaled(contrast.GRAIN, factors["grain"]),
             "VESSELS": tuple(bright * value for value in contrast.VESSELS),
             "SPOTS": tuple(bright * value for value in contrast.SPOTS),
+            "PATCHES": scaled(contrast.PATCHES, factors["patches at the hull"]),
+            "COIL": tuple(factors["surface coil"] * value for value in contrast.COIL),
         },
         tumour: {
             "WHOLE_TUMOUR_ML": (factors["size"] * tumour.WHOLE_TUMOUR_ML[0], tumour.WHOLE_TUMOUR_ML[1]),
@@ -144,6 +144,10 @@ def changed(change: Change) -> AbstractContextManager[Any]:
     for module, values in change.items():
         stack.enter_context(patch.multiple(module, **values))
     return stack
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
 
 
 def score(checkpoint: str | Path, args: argparse.Namespace) -> list[float]:
@@ -195,9 +199,9 @@ def to_markdown(rows: dict[str, list[list[float]]]) -> str:
 def changes(args: argparse.Namespace) -> None:
     rows: dict[str, list[list[float]]] = {"(not trained on)": [score(args.base, args)]}
     for seed in (1, 2):
-        for number, (name, change) in enumerate(CHANGES.items()):
+        for name, change in CHANGES.items():
             label_maps = None if name == "no label maps" else args.label_maps
-            folder = args.out / f"change-{number}-{seed}"
+            folder = args.out / f"{slug(name)}-{seed}"
             rows.setdefault(name, []).append(run_once(folder, change, seed, args, label_maps))
     print(to_markdown(rows))
 
@@ -215,7 +219,7 @@ def search(args: argparse.Namespace) -> None:
     found = {name: math.exp(np.mean([math.log(factors[name]) for factors in best])) for name in SPREADS}
     for name, factors in (("by hand", dict.fromkeys(SPREADS, 1.0)), ("mean of the best third", found)):
         for seed in (4, 5):
-            folder = args.out / f"{name.replace(' ', '-')}-{seed}"
+            folder = args.out / f"{slug(name)}-{seed}"
             rows.setdefault(name, []).append(run_once(folder, with_factors(factors), seed, args, args.label_maps))
     print("| factor | mean of the best third | best draw | worst draw |\n|---|---|---|---|")
     for name in SPREADS:
