@@ -85,7 +85,9 @@ def main() -> None:
     args = parser.parse_args()
     network, processor = load_checkpoint(args.checkpoint)
     finer = {
-        f"{spacing} mm": LoraMoeHgdImageProcessor(target_spacing_mm=[float(spacing)] * 3)
+        f"{spacing} mm": LoraMoeHgdImageProcessor(
+            target_spacing_mm=[float(spacing)] * 3, least_part=processor.least_part
+        )
         for spacing in args.spacings_mm.split(",")
     }
     subsets = [parse_subset(name) for name in args.subsets.split(",")]

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def splits_of(args: argparse.Namespace) -> list[Split]:
     if args.held_out is None:
         return folds_of(cases, args.folds)
     held_out = find_cases(args.held_out)
+    if common := {case.folder.resolve() for case in cases} & {case.folder.resolve() for case in held_out}:
+        raise ValueError(f"--held-out must hold none of the cases in --data, got {min(common).name}.")
     return [(held_out, random.Random(draw).sample(cases, len(cases))) for draw in range(args.draws)]
 
 
@@ -75,9 +78,10 @@ def folds_of(cases: list[CaseFiles], number: int) -> list[Split]:
 def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.Namespace, *, seed: int) -> None:
     """Train on exactly these cases, for `--steps` steps."""
     data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    # A run that was stopped may have left those of another.
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
     for case in cases:
-        (data / case.case_id).unlink(missing_ok=True)
         (data / case.case_id).symlink_to(case.folder.resolve())
     crops = math.ceil(args.steps * args.batch_size / (EPOCHS * len(cases)))
     run(
@@ -130,7 +134,7 @@ def main() -> None:
     args, args.options = parser.parse_known_args()
     named = args.score_subsets.split(",") if args.score_subsets else map(subset_name, EVERY_SUBSET)
     args.scored = [parse_subset(name) for name in named]
-    splits = splits_of(args)
+    splits, kind = splits_of(args), "fold" if args.held_out is None else "draw"
     rows: dict[tuple[str, int, float], list[list[float]]] = {}
 
     def add(key: tuple[str, int, float], values: list[float]) -> None:
@@ -142,7 +146,7 @@ def main() -> None:
     for name in args.variants.split(";"):
         for number in map(int, args.cases.split(",")):
             for fold, (held_out, others) in enumerate(splits):
-                folder = args.out / f"{list(VARIANTS).index(name)}-{number}-{fold}"
+                folder = args.out / f"{list(VARIANTS).index(name)}-{number}-{kind}-{fold}"
                 kept = folder / "scores.json"
                 if not kept.is_file():
                     fit(others[:number], VARIANTS[name], folder, args, seed=fold)

@@ -7,6 +7,7 @@ one hard case does not fill the gallery. Prints a table with what is measured of
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -37,12 +38,13 @@ def main() -> None:
     scores = pd.read_csv(args.scores / "scores.csv")
     cases = {case.case_id: case for case in find_cases(args.data)}
     network, processor = load_checkpoint(args.checkpoint)
+    mirror = json.loads((args.scores / "table.json").read_text())["about"]["mirror"]
     args.out.mkdir(parents=True, exist_ok=True)
     print("| case | sequences | Dice WT, TC, ET | expected Dice | true volume WT, TC, ET, mL |\n|---|---|---|---|---|")
     for row in worst(scores, args.number, args.least_sequences).itertuples():
         reading = read_case(cases[row.case_id], labels=True).checked()
         images = {name: reading.images[name] for name in row.subset.split("+")}
-        found = segment(network, processor, images)
+        found = segment(network, processor, images, mirror=mirror)
         background = next(name for name in BEST_BACKGROUND if name in images)
         save_overlay(
             args.out / f"{row.case_id}.png",

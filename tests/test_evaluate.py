@@ -125,7 +125,7 @@ def test_expected_dice_is_right_where_voxels_are_drawn_from_the_probabilities() 
     chosen = probabilities > 0.5
     drawn = [rng.random(probabilities.shape) < probabilities for _ in range(20)]
     real = [2 * (chosen & truth).sum() / (chosen.sum() + truth.sum()) for truth in drawn]
-    assert expected_dice(probabilities) == pytest.approx([np.mean(real)], abs=0.005)
+    assert expected_dice(probabilities, probabilities > 0.5) == pytest.approx([np.mean(real)], abs=0.005)
 
 
 def test_calibrated_probabilities_have_no_calibration_error_and_overconfident_ones_do() -> None:
@@ -179,7 +179,7 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     (row,) = (row for row in scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert found.volumes_ml()["wt"] == pytest.approx(volume)
-    assert row["expected_dice"] == expected_dice(found.probabilities)[0]
+    assert row["expected_dice"] == expected_dice(found.probabilities, found.regions)[0]
 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:

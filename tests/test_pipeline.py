@@ -38,6 +38,15 @@ def test_it_gives_what_segmenting_the_case_gives(segmenter, files: dict[str, Pat
     assert np.array_equal(found["affine"], nib.load(files["t1c"]).affine)
 
 
+def test_the_mirror_image_has_a_say_if_asked_for_when_it_is_made_or_called(segmenter, files: dict[str, Path]) -> None:
+    images = {name: nib.load(path) for name, path in files.items()}
+    expected = segment(*load_checkpoint("tiny"), images, mirror=True).probabilities
+    assert not np.array_equal(segmenter(files)["probabilities"], expected)
+    assert np.array_equal(segmenter(files, mirror=True)["probabilities"], expected)
+    mirroring = pipeline(TASK, model=str(pretrained_path("tiny")), device="cpu", mirror=True)
+    assert np.array_equal(mirroring(files)["probabilities"], expected)
+
+
 def test_a_folder_is_the_dict_of_its_files_and_a_list_is_cases_one_by_one(segmenter, dummy_root: Path) -> None:
     folders = [dummy_root / "case_000", dummy_root / "case_001"]
     found = segmenter([str(folders[0]), find_case(folders[1]).images])

@@ -81,6 +81,10 @@ def test_levels_and_spreads_are_those_of_the_parts_against_the_brain_outside_the
 def test_the_hull_is_what_lies_near_the_air_whether_in_the_array_or_beyond_it() -> None:
     volume, regions = bright_volume(), nested_regions()
     volume[1:6, 14:] += 1000
+    brain_mask = volume != 0
+    # Inside the brain zero is a value as others, and a hole is no outside.
+    volume[8, 12, 12] = 0
+    brain_mask[8, 12, 13] = False
     array, whole = volume.numpy(), regions[0].numpy()
     brain = array[(array != 0) & ~whole]
     # At 2 mm two layers lie within 5 mm: the first of the array is air.
@@ -88,8 +92,8 @@ def test_the_hull_is_what_lies_near_the_air_whether_in_the_array_or_beyond_it() 
     deep[3:-2, 2:-2, 2:-2] = True
     hull = array[(array != 0) & ~deep & ~whole]
     wanted = [(value - lower_median(brain)) / spread(brain) for value in np.percentile(hull, (50, 97))]
-    np.testing.assert_allclose(hull_levels(volume, regions, 2.0), wanted, rtol=1e-4)
-    assert hull_levels(volume, regions, 2.0)[1] > 50
+    np.testing.assert_allclose(hull_levels(volume, brain_mask, regions, 2.0), wanted, rtol=1e-4)
+    assert hull_levels(volume, brain_mask, regions, 2.0)[1] > 50
 
 
 def test_a_part_of_fewer_than_ten_voxels_has_no_level_or_spread() -> None:

@@ -32,7 +32,7 @@ OEDEMA = 1
 # latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
 LESION = {
     "t1": ((-3.3, -1.8, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
-    "t1c": ((-4.5, -1.0, 0.2), (-1.8, -1.15, -0.2), (1.2, 2.4, 4.6)),
+    "t1c": ((-4.5, -1.0, 0.2), (-1.8, -1.15, -0.2), (2.0, 3.4, 5.2)),
     "t2": ((4.0, 9.5, 18.0), (3.3, 7.3, 11.5), (3.2, 6.4, 9.5)),
     "flair": ((0.8, 4.2, 9.5), (4.4, 8.8, 13.0), (2.8, 5.3, 7.6)),
 }
@@ -57,7 +57,7 @@ VESSELS, SPOTS = (1.0, 4.0), (0.5, 2.5)
 BONE = (-12.0, -6.0)
 PATCHES = {"t1": (0.0, 12.0), "t1c": (3.0, 18.0), "t2": (0.0, 10.0), "flair": (-2.0, 7.0)}
 # Where the mask lies, as a level of the blurred brain, and in how many cases it fails in part.
-STRIPPED_LEVEL, STRIPPING_FAILS_SHARE = (0.15, 0.5), 0.25
+STRIPPED_LEVEL, STRIPPING_FAILS_SHARE = (0.1, 0.4), 0.25
 # Surface coils are most sensitive near by: how much brighter the hull can be (logarithm), in how many of the cases.
 COIL, COIL_SHARE = (0.2, 1.2), 0.5
 # Scanner and preparation, each sequence by itself; ranges are drawn from uniformly.
@@ -186,15 +186,16 @@ def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Gener
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """The mask a skull-stripping tool would give: smooth, a little too large or too small, in places far too large."""
+    """The mask a skull-stripping tool would give: smooth, a little too large, in some cases far too large in places."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
         for scale_mm in (25, 40)
     )
     level = uniform(*STRIPPED_LEVEL, generator) + 0.07 * waves
+    failing = where > uniform(0.3, 1.5, generator)
     if chance(STRIPPING_FAILS_SHARE, generator):
-        level = torch.where(where > uniform(0.3, 1.5, generator), 0.05, level)
+        level = torch.where(failing, 0.05, level)
     return field > level.clamp(min=0.05)
 
 
@@ -207,9 +208,11 @@ def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def _coil(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Logarithm of a surface coil's sensitivity, `(D, H, W)`: highest at one side of the hull."""
+    """Logarithm of the sensitivity of surface coils, `(D, H, W)`: highest at the hull, at some sides of it."""
     spacing_mm = anatomy.spacing_mm
-    strength = uniform(*COIL, generator) if chance(COIL_SHARE, generator) else 0.0
+    strength = uniform(*COIL, generator)
+    if not chance(COIL_SHARE, generator):
+        strength = 0.0
     depth = gaussian_blur(anatomy.brain.float(), (uniform(5.0, 14.0, generator) / spacing_mm,) * 3)
     side = smooth_noise(anatomy.shape, scale_mm=90, spacing_mm=spacing_mm, generator=generator)
     return strength * (2 - 2 * depth).clamp(0, 1) * torch.sigmoid(2 * side)

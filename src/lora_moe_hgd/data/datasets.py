@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import multiprocessing
 import warnings
@@ -137,7 +138,7 @@ class PhantomDataset(CachedCases):
         self.seed = seed
         self.label_maps = label_map_files(label_maps) if label_maps else []
         self.processor = processor
-        made_from = (processor.to_json_string(), _phantom_code(), *(_state(path) for path in self.label_maps))
+        made_from = (_settings(processor), _phantom_code(), *(_state(path) for path in self.label_maps))
         self.folder = cache_dir / f"phantoms-{_digest(*made_from)}"
 
     def __len__(self) -> int:
@@ -199,7 +200,7 @@ class CaseDataset(CachedCases):
     def _kept_at(self, index: int) -> Path:
         case = self.cases[index]
         paths = [path for path in (*case.images.values(), case.segmentation) if path is not None]
-        settings = (self.processor.to_json_string(), *case.label_schemes, *case.images, str(case.channels))
+        settings = (_settings(self.processor), *case.label_schemes, *case.images, str(case.channels))
         return self.folder / f"{_digest(*settings, *(_state(path) for path in paths))}.safetensors"
 
 
@@ -253,7 +254,7 @@ class StreamedCases(CachedCases):
             files = {name: example[name] for name in columns if example[name] is not None}
             versions = [f"{name} {_version(file)}" for name, file in files.items()]
             self.kept.append(
-                self.folder / f"{_digest(self.processor.to_json_string(), self.label_scheme, *versions)}.safetensors"
+                self.folder / f"{_digest(_settings(self.processor), self.label_scheme, *versions)}.safetensors"
             )
             if not self.kept[-1].is_file():
                 self.images = {name: Nifti().decode_example(file) for name, file in files.items()}
@@ -312,6 +313,11 @@ class MixedCases:
     def __getitem__(self, index: int) -> Case:
         number, place = self.places[index]
         return self.sources[number][place]
+
+
+def _settings(processor: LoraMoeHgdImageProcessor) -> str:
+    """What preprocessing depends on: not what is left out of regions afterwards."""
+    return json.dumps({name: value for name, value in processor.to_dict().items() if name != "least_part"})
 
 
 def _state(path: Path) -> str:

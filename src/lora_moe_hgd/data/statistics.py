@@ -25,6 +25,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
         spacing_mm: Edge of a voxel.
     """
     found = {}
+    brain = torch.stack([volume != 0 for volume in volumes.values()]).any(dim=0)
     for region, mask in zip(REGIONS, regions, strict=True):
         found[f"{region.upper()}, mL"] = mask.sum().item() * spacing_mm**3 / 1000
         found[f"{region.upper()}, roundness"] = roundness(mask)
@@ -33,7 +34,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     for name, volume in volumes.items():
         found[f"{name}, noise"] = noise_level(volume, regions)
         found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
-        found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, regions, spacing_mm)
+        found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, brain, regions, spacing_mm)
         for part, level, spread in zip(
             PARTS, region_levels(volume, regions), region_spreads(volume, regions), strict=True
         ):
@@ -101,10 +102,11 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
     return ((volume[inner].median() - volume[outer].median()) / spread).item()
 
 
-def hull_levels(volume: Tensor, regions: Tensor, spacing_mm: float) -> tuple[float, float]:
+def hull_levels(volume: Tensor, brain: Tensor, regions: Tensor, spacing_mm: float) -> tuple[float, float]:
     """Robust z of the brain's outermost `HULL_MM` outside the tumour: its median, and its 97th percentile."""
-    # Beyond the array there is no brain.
-    depth_mm = ndimage.distance_transform_edt(np.pad(volume.numpy() != 0, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    # Beyond the array there is no brain, and a hole in it has no hull.
+    solid = np.pad(ndimage.binary_fill_holes(brain.numpy()), 1)
+    depth_mm = ndimage.distance_transform_edt(solid, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
     hull = torch.from_numpy((depth_mm > 0) & (depth_mm <= HULL_MM)) & ~regions[0]
     if not hull.any():
         return math.nan, math.nan

@@ -105,7 +105,7 @@ def score_case(
     for inputs, brain, subset in prepared(processor, images, subsets):
         found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
         name = subset_name(subset)
-        promised = expected_dice(found.probabilities)
+        promised = expected_dice(found.probabilities, found.regions)
         for index, region in enumerate(REGIONS):
             masks = found.regions[index], truth[index]
             values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)

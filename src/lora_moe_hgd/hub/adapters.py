@@ -174,10 +174,9 @@ def merge_adapter(
 def blend(
     base: str | Path, checkpoint: str | Path, *, scale: float
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """The network `scale` of the way from a base to a checkpoint of the same shape, and the processor of the base."""
-    start, processor = load_checkpoint(base)
-    network, _ = load_checkpoint(checkpoint)
-    weights = start.state_dict()
+    """The network `scale` of the way from a base to a checkpoint of its shape, and the processor of the latter."""
+    weights = load_checkpoint(base)[0].state_dict()
+    network, processor = load_checkpoint(checkpoint)
     with torch.no_grad():
         for key, value in network.state_dict().items():
             value.copy_(torch.lerp(weights[key], value, scale))

@@ -145,7 +145,8 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
-    mirrored = ", the mean over each case and its mirror image" if about["mirror"] else ""
+    # Evaluations of earlier versions do not say: none was.
+    mirrored = ", the mean over each case and its mirror image" if about.get("mirror") else ""
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
         f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate`{mirrored} "

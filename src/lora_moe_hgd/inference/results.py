@@ -165,7 +165,7 @@ class CaseSegmenter:
             sequences=list(images),
             scheme=scheme,
             volumes_ml=found.volumes_ml(),
-            confidence=dict(zip(REGIONS, expected_dice(found.probabilities), strict=True)),
+            confidence=dict(zip(REGIONS, expected_dice(found.probabilities, found.regions), strict=True)),
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
 
@@ -64,11 +65,11 @@ def segment_inputs(
         mirror=mirror,
         progress=progress,
     )
-    ((_, probabilities),) = processor.post_process_semantic_segmentation(
+    ((labels, probabilities),) = processor.post_process_semantic_segmentation(
         logits, inputs["geometry"], return_probabilities=True
     )
     return Segmentation(
-        regions=processor.regions_of(probabilities),
+        regions=label_scheme(processor.label_scheme).decode(labels),
         probabilities=probabilities,
         voxel_ml=inputs["geometry"][0].voxel_ml,
     )

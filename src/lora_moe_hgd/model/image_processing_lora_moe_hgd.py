@@ -50,6 +50,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
         least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
 
+    Raises:
+        ValueError: If a setting is outside its range.
+        ImportError: If small parts are to be left out and scipy is not installed.
+
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
         >>> volume = np.ones((20, 24, 28), dtype=np.float32)
@@ -78,6 +82,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`intensity_clip` must be positive, got {intensity_clip}.")
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
+        if least_part > 0 and ndimage is None:
+            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
         self.modalities = list(modalities)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
@@ -187,16 +193,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
         """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.
 
-        Raises:
-            ImportError: If there is a `least_part` and scipy is not installed.
+        What is left out of a region is left out of those inside it before their parts are looked at.
         """
         regions = probabilities > 0.5
-        if self.least_part == 0:
-            return regions
-        if ndimage is None:
-            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
-        kept = np.stack([largest_parts(region, self.least_part) for region in regions])
-        return np.logical_and.accumulate(kept, axis=0)
+        if self.least_part > 0:
+            around = np.ones_like(regions[0])
+            for region in regions:
+                region &= around
+                around = region[:] = largest_parts(region, self.least_part)
+        return regions
 
     def _read_case(
         self, case: Mapping[str, Any], spacing_mm: float | Sequence[float], *, where: str

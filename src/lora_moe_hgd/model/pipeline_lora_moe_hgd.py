@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .configuration_lora_moe_hgd import REGIONS
+from .label_schemes import label_scheme as find_label_scheme
 
 
 class BrainTumorSegmentationPipeline(Pipeline):
@@ -52,11 +53,12 @@ class BrainTumorSegmentationPipeline(Pipeline):
         return super().__call__(cases, **kwargs)
 
     def _sanitize_parameters(
-        self, label_scheme: str | None = None, spacing_mm: float | None = None, mirror: bool = False
+        self, label_scheme: str | None = None, spacing_mm: float | None = None, mirror: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         before = {} if spacing_mm is None else {"spacing_mm": spacing_mm}
+        between = {} if mirror is None else {"mirror": mirror}
         after = {} if label_scheme is None else {"label_scheme": label_scheme}
-        return before, {"mirror": mirror}, after
+        return before, between, after
 
     def preprocess(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
         images = case if isinstance(case, Mapping) else _files_of(case)
@@ -72,7 +74,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
             logits, outputs["geometry"], label_scheme=label_scheme, return_probabilities=True
         )
         (geometry,) = outputs["geometry"]
-        voxels = np.count_nonzero(self.image_processor.regions_of(probabilities), axis=(1, 2, 3))
+        regions = find_label_scheme(label_scheme or self.image_processor.label_scheme).decode(segmentation)
+        voxels = np.count_nonzero(regions, axis=(1, 2, 3))
         return {
             "segmentation": segmentation,
             "probabilities": probabilities,
