@@ -50,6 +50,46 @@ def test_adapters_are_compared(dummy_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_adapters_are_judged_on_cases_kept_out_by_their_draw(dummy_root: Path, tmp_path: Path) -> None:
+    for name, numbers in {"own": (0, 1), "out": (2, 3)}.items():
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            (tmp_path / name / f"case_{number:03d}").symlink_to(dummy_root / f"case_{number:03d}")
+    small = ["--crop-size", "[32, 32, 32]", "--steps", "10", "--num-workers", "0", "--cases", "1", "--draws", "2"]
+    places = ["--data", str(tmp_path / "own"), "--out", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
+    held_out = ["--held-out", str(tmp_path / "out"), "--score-subsets", "flair", "--variants", "lora", "--scales", "1"]
+    rows = run_script("compare_adapters.py", *places, *small, *held_out)
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["nothing", "lora"]
+    assert rows[3].rstrip("| ").rsplit("|", 1)[1].count(",") == 1
+    drawn = {next((run / "data").iterdir()).name for run in (tmp_path / "runs").iterdir()}
+    assert drawn <= {"case_000", "case_001"}
+
+
+@pytest.mark.slow
+def test_phantoms_that_lack_a_property_and_drawn_ones_are_trained_on(dummy_root: Path, tmp_path: Path) -> None:
+    words = ["--data", str(dummy_root), "--cache-dir", str(tmp_path / "cache"), "--score-subsets", "flair"]
+    words += ["--steps", "4", "--crop-size", "[32, 32, 32]", "--lr", "1.0e-2"]
+    rows = run_script("phantom_changes.py", *words, "--out", str(tmp_path / "changes"))
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
+    assert [row[0] for row in cells][:2] == ["(not trained on)", "as shipped"]
+    assert cells[1][-1] == "+0.000, +0.000"
+    # Without maps there is nothing to lack.
+    assert cells[-1] == ["no label maps", *cells[1][1:]]
+    assert all(row[1:4] != cells[1][1:4] for row in (cells[0], *cells[2:-1]))
+    search = ["--search", "3", "--held-out", str(dummy_root), "--out", str(tmp_path / "search")]
+    rows = run_script("phantom_changes.py", *words, *search)
+    names = [row.split("|")[1].strip() for row in rows]
+    assert names[-3:] == ["(not trained on)", "by hand", "mean of the best third"]
+
+
+@pytest.mark.slow
+def test_small_parts_and_mirror_images_are_weighed(dummy_root: Path, tmp_path: Path) -> None:
+    places = ["--data", str(dummy_root), "--cache-dir", str(tmp_path / "cache")]
+    rows = run_script("small_parts.py", *places, "--subsets", "flair")
+    assert len(rows) == 2 + 2 * 6
+
+
+@pytest.mark.slow
 def test_speed_is_measured_beside_the_peers() -> None:
     rows = run_script("speed.py", "--edge", "32", "--rounds", "1", "--networks", "tiny,SegResNet-16,DynUNet")
     assert len(rows) == 2 * (2 + 3 + 2 + 2) + 2 + 3

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
-from lora_moe_hgd.data.statistics import noise_level, region_levels
+from lora_moe_hgd.data.statistics import hull_levels, noise_level, region_levels
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
@@ -27,6 +27,14 @@ MEASURED = {
 }
 # Median over nine real cases (BraTS-Africa) at 2 mm: absolute Laplacian in healthy brain over the brain's MAD.
 MEASURED_NOISE = {"t1": 0.60, "t1c": 0.56, "t2": 0.96, "flair": 1.02}
+
+# Over the same nine, 10th and 90th percentile of the robust z of the brain's outermost 5 mm: median, and brightest.
+MEASURED_HULL = {
+    "t1": ((-3.67, -2.11), (0.79, 6.75)),
+    "t1c": ((-4.74, -1.85), (1.69, 9.17)),
+    "t2": ((-1.73, -0.16), (4.20, 7.96)),
+    "flair": ((-4.73, -3.00), (0.80, 3.26)),
+}
 
 BRATS_AFRICA = Path(__file__).parents[2] / "shared/data/brats-africa"
 
@@ -125,16 +133,23 @@ def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
 
 
 @pytest.mark.slow
-def test_forty_phantoms_are_as_bright_and_as_grainy_as_real_cases() -> None:
+def test_forty_phantoms_are_as_bright_and_as_grainy_as_real_cases_and_so_are_their_hulls() -> None:
     levels = {name: [] for name in MODALITIES}
     noise = {name: [] for name in MODALITIES}
+    hulls = {name: [] for name in MODALITIES}
     for seed in range(40):
         phantom = make_phantom(seed, spacing_mm=2.0)
+        brain = phantom.volumes["t1"] != 0
         for name in MODALITIES:
             values = region_levels(phantom.volumes[name], phantom.regions)
             levels[name].append(values)
             noise[name].append(noise_level(phantom.volumes[name], phantom.regions))
+            hulls[name].append(hull_levels(phantom.volumes[name], brain, phantom.regions, 2.0))
     for name in MODALITIES:
+        hull = np.median(hulls[name], axis=0)
+        for value, (low, high) in zip(hull, MEASURED_HULL[name], strict=True):
+            # As wide again: what is measured lies on nine cases.
+            assert low - (high - low) / 2 <= value <= high + (high - low) / 2, (name, hull)
         medians = np.nanmedian(np.array(levels[name]), axis=0)
         for median, (low, high) in zip(medians, MEASURED[name], strict=True):
             assert low <= median <= high, (name, medians)

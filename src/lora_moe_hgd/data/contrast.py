@@ -186,7 +186,7 @@ def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Gener
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """The mask a skull-stripping tool would give: smooth, a little too large, in some cases far too large in places."""
+    """The mask of a skull-stripping tool: smooth, a little too large, in some cases and places far too large."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
