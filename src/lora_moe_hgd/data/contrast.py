@@ -52,8 +52,8 @@ GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.07}
 THERMAL = {"t1": 0.06, "t1c": 0.05, "t2": 0.19, "flair": 0.13}
 # What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and FLAIR.
 VESSELS, SPOTS = (1.0, 4.0), (0.5, 2.5)
-# What skull-stripping leaves at the brain's hull (robust z): bone, and patches of dura, marrow and fat; each sequence
-# draws from its range.
+# What skull-stripping leaves at the brain's hull (robust z of the brain without it): bone, and patches of dura, marrow
+# and fat; each sequence draws from its range.
 BONE = (-12.0, -6.0)
 PATCHES = {"t1": (0.0, 12.0), "t1c": (3.0, 18.0), "t2": (0.0, 10.0), "flair": (-2.0, 7.0)}
 # Where the mask lies, as a level of the blurred brain, and in how many cases it fails in part.
@@ -94,6 +94,10 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
         )
         z = z + GRAIN[name] * uniform(0.5, 1.6, generator) * grain
         z = _robust_z(z, brain)
+        bone, patch = uniform(*BONE, generator), uniform(*PATCHES[name], generator)
+        z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
+        # The unit of what follows is that of a measured case, whose brain has a hull.
+        z = _robust_z(z, brain)
         own_texture = fractal_noise(shape, scales_mm=(4, 8), spacing_mm=spacing_mm, generator=generator)
         texture = 0.7 * shared_texture + 0.7 * own_texture
         lesion = torch.zeros(shape)
@@ -105,8 +109,6 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
             lesion += shares[region] * painted
         present = shares.sum(dim=0)
         z = (1 - present) * z + lesion
-        bone, patch = uniform(*BONE, generator), uniform(*PATCHES[name], generator)
-        z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
         volumes[name] = _acquire(name, z, brain, coil, spacing_mm, generator)
     return volumes
 
