@@ -70,10 +70,8 @@ def look_again(
 
 def regions(processor: LoraMoeHgdImageProcessor, logits: Tensor, inputs: Mapping[str, object]) -> np.ndarray:
     """Regions `(R, D, H, W)` on the case's own grid."""
-    ((_, probabilities),) = processor.post_process_semantic_segmentation(
-        logits[None], inputs["geometry"], return_probabilities=True
-    )
-    return processor.regions_of(probabilities)
+    (labels,) = processor.post_process_semantic_segmentation(logits[None], inputs["geometry"])
+    return label_scheme(processor.label_scheme).decode(labels)
 
 
 def main() -> None:

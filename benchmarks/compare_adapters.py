@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from trials import mean_dice
+from trials import Scored, score_cases
 
-from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
 from lora_moe_hgd.files import replacing
@@ -48,9 +45,6 @@ VARIANTS: dict[str, list[str]] = {
     "from scratch": ["--adapter", "none", "--base", "null", "--size", "tiny"],
 }
 EPOCHS = 10
-
-Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
-
 
 Split = tuple[list[CaseFiles], list[CaseFiles]]
 
@@ -97,11 +91,7 @@ def fit(cases: list[CaseFiles], words: list[str], folder: Path, args: argparse.N
 
 
 def scores(scored: Scored, cases: list[CaseFiles], args: argparse.Namespace) -> list[float]:
-    network, processor = scored
-    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    source = CaseDataset(cases, processor=processor, cache_dir=Path(args.cache_dir).expanduser())
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-        return mean_dice(network, [source], args.scored)
+    return score_cases(scored, cases, args.scored, cache_dir=args.cache_dir, bf16=args.bf16)
 
 
 def to_markdown(rows: dict[tuple[str, int, float], list[list[float]]]) -> str:

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS, LoraMoeHgdConfig
 from lora_moe_hgd.model.losses import segmentation_losses, total_loss
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdSegmenterOutput
-from lora_moe_hgd.model.sliding_window import mirrored_logits, sliding_window_logits
+from lora_moe_hgd.model.sliding_window import sliding_window_logits
 
 CHANNELS: dict[str, Any] = {"in_channels": len(MODALITIES), "out_channels": len(REGIONS)}
 STRIDES = (1, 2, 2, 2, 2)
@@ -98,12 +98,10 @@ class PeerForSegmentation(PreTrainedModel):
         self, pixel_values: Tensor, modality_mask: Tensor, *, mirror: bool = False, progress: bool = False
     ) -> Tensor:
         """As `LoraMoeHgdForSegmentation.segment_volume`."""
-
-        def logits_of(values: Tensor) -> Tensor:
-            window = (self.config.edge,) * 3
-            return sliding_window_logits(self, values, modality_mask, window=window, progress=progress)
-
-        return mirrored_logits(logits_of, pixel_values) if mirror else logits_of(pixel_values)
+        window = (self.config.edge,) * 3
+        return sliding_window_logits(
+            self, pixel_values, modality_mask, window=window, mirror=mirror, progress=progress
+        )
 
 
 def make_network(name: str, edge: int) -> PreTrainedModel:

@@ -25,13 +25,10 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
-from torch import nn
-from trials import mean_dice
+from trials import score_cases
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data import contrast, tumour
-from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.files import replacing
@@ -140,11 +137,10 @@ def slug(name: str) -> str:
 
 def score(checkpoint: str | Path, data: Path, args: argparse.Namespace) -> list[float]:
     """Dice of each region on the real cases in `data`."""
-    network, processor = load_checkpoint(checkpoint)
-    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    source = CaseDataset(find_cases(data), processor=processor, cache_dir=Path(args.cache_dir).expanduser())
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-        return mean_dice(network, [source], [parse_subset(name) for name in args.score_subsets.split(",")])
+    subsets = [parse_subset(name) for name in args.score_subsets.split(",")]
+    return score_cases(
+        load_checkpoint(checkpoint), find_cases(data), subsets, cache_dir=args.cache_dir, bf16=args.bf16
+    )
 
 
 def run_once(

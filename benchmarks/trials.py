@@ -16,17 +16,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_moe_hgd.data.datasets import CaseSource, PhantomDataset
+from lora_moe_hgd.data.case_files import CaseFiles
+from lora_moe_hgd.data.datasets import CaseDataset, CaseSource, PhantomDataset
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, Mask
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from lora_moe_hgd.training.config import RunConfig, read_config
 from lora_moe_hgd.training.engine import VALIDATION_SEED, Build, build_data, train
 from lora_moe_hgd.training.objectives import predict
 
 ROOT = Path(__file__).parents[1]
 VAL_PHANTOMS = 6
+Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
 
@@ -55,6 +59,17 @@ def mean_dice(network: nn.Module, sources: list[CaseSource], subsets: Sequence[M
         for subset in subsets
     ]
     return np.mean(values, axis=0).tolist()
+
+
+def score_cases(
+    scored: Scored, cases: list[CaseFiles], subsets: Sequence[Mask], *, cache_dir: str, bf16: bool
+) -> list[float]:
+    """Dice of each region on cases on disk, the mean over them and the subsets, on the network's own grid."""
+    network, processor = scored
+    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    source = CaseDataset(cases, processor=processor, cache_dir=Path(cache_dir).expanduser())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        return mean_dice(network, [source], subsets)
 
 
 def run_trial(trial: Trial, config: RunConfig) -> dict[str, Any]:

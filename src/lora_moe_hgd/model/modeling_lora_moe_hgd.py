@@ -19,7 +19,7 @@ from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
 from .moe import ExpertRouter, router_losses
-from .sliding_window import mirrored_logits, sliding_window_logits
+from .sliding_window import sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
 
@@ -242,17 +242,16 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         mirror: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Logits `(1, R, D, H, W)` of a whole case `(1, M, D, H, W)`, see `sliding_window.sliding_window_logits`.
-
-        With `mirror` they are the mean over the case and its mirror image, left for right, in twice the time.
-        """
-
-        def logits_of(values: Tensor) -> Tensor:
-            return sliding_window_logits(
-                self, values, modality_mask, overlap=overlap, batch_size=batch_size, progress=progress
-            )
-
-        return mirrored_logits(logits_of, pixel_values) if mirror else logits_of(pixel_values)
+        """Logits `(1, R, D, H, W)` of a whole case `(1, M, D, H, W)`, see `sliding_window.sliding_window_logits`."""
+        return sliding_window_logits(
+            self,
+            pixel_values,
+            modality_mask,
+            overlap=overlap,
+            batch_size=batch_size,
+            mirror=mirror,
+            progress=progress,
+        )
 
 
 __all__ = ["EncoderLayer", "LoraMoeHgdForSegmentation", "LoraMoeHgdModel", "LoraMoeHgdPreTrainedModel"]

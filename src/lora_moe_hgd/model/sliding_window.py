@@ -28,6 +28,7 @@ def sliding_window_logits(
     window: tuple[int, int, int] = (64, 64, 64),
     overlap: float = 0.5,
     batch_size: int = 2,
+    mirror: bool = False,
     progress: bool = False,
 ) -> Tensor:
     """Run `model` over windows of one case and blend.
@@ -39,6 +40,7 @@ def sliding_window_logits(
         window: Edges of a window in voxels.
         overlap: Share of a window that it has in common with the next, in [0, 1).
         batch_size: Windows per call of the model.
+        mirror: Take the mean over the case and its mirror image, left for right, in twice the time.
         progress: Show a progress bar.
 
     Returns:
@@ -51,6 +53,11 @@ def sliding_window_logits(
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
     if len(pixel_values) != 1:
         raise ValueError(f"`pixel_values` must hold one case, got {len(pixel_values)}.")
+    if mirror:
+        options: dict[str, Any] = {"overlap": overlap, "batch_size": batch_size, "progress": progress}
+        return mirrored_logits(
+            lambda values: sliding_window_logits(model, values, modality_mask, window=window, **options), pixel_values
+        )
     shape = pixel_values.shape[2:]
     missing = [max(0, edge - size) for edge, size in zip(window, shape, strict=True)]
     low = [short // 2 for short in missing]
