@@ -8,6 +8,7 @@ import torch
 
 from lora_moe_hgd.data.statistics import (
     hull_levels,
+    hull_of,
     noise_level,
     parts_of,
     region_levels,
@@ -92,8 +93,8 @@ def test_the_hull_is_what_lies_near_the_air_whether_in_the_array_or_beyond_it() 
     deep[3:-2, 2:-2, 2:-2] = True
     hull = array[(array != 0) & ~deep & ~whole]
     wanted = [(value - lower_median(brain)) / spread(brain) for value in np.percentile(hull, (50, 97))]
-    np.testing.assert_allclose(hull_levels(volume, brain_mask, regions, 2.0), wanted, rtol=1e-4)
-    assert hull_levels(volume, brain_mask, regions, 2.0)[1] > 50
+    np.testing.assert_allclose(hull_levels(volume, hull_of(brain_mask, 2.0), regions), wanted, rtol=1e-4)
+    assert hull_levels(volume, hull_of(brain_mask, 2.0), regions)[1] > 50
 
 
 def test_a_part_of_fewer_than_ten_voxels_has_no_level_or_spread() -> None:

@@ -26,6 +26,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     """
     found = {}
     brain = torch.stack([volume != 0 for volume in volumes.values()]).any(dim=0)
+    hull = hull_of(brain, spacing_mm)
     for region, mask in zip(REGIONS, regions, strict=True):
         found[f"{region.upper()}, mL"] = mask.sum().item() * spacing_mm**3 / 1000
         found[f"{region.upper()}, roundness"] = roundness(mask)
@@ -34,7 +35,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     for name, volume in volumes.items():
         found[f"{name}, noise"] = noise_level(volume, regions)
         found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
-        found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, brain, regions, spacing_mm)
+        found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, hull, regions)
         for part, level, spread in zip(
             PARTS, region_levels(volume, regions), region_spreads(volume, regions), strict=True
         ):
@@ -102,16 +103,21 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
     return ((volume[inner].median() - volume[outer].median()) / spread).item()
 
 
-def hull_levels(volume: Tensor, brain: Tensor, regions: Tensor, spacing_mm: float) -> tuple[float, float]:
-    """Robust z of the brain's outermost `HULL_MM` outside the tumour: its median, and its 97th percentile."""
-    # Beyond the array there is no brain, and a hole in it has no hull.
+def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
+    """The outermost `HULL_MM` of a brain, `(D, H, W)` bool; a hole inside it has no hull."""
+    # Beyond the array there is no brain.
     solid = np.pad(ndimage.binary_fill_holes(brain.numpy()), 1)
     depth_mm = ndimage.distance_transform_edt(solid, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    hull = torch.from_numpy((depth_mm > 0) & (depth_mm <= HULL_MM)) & ~regions[0]
-    if not hull.any():
+    return torch.from_numpy((depth_mm > 0) & (depth_mm <= HULL_MM))
+
+
+def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, float]:
+    """Robust z of a sequence in the hull outside the tumour: its median, and its 97th percentile."""
+    outside = hull & ~regions[0]
+    if not outside.any():
         return math.nan, math.nan
     median, spread = _brain_scale(volume, regions)
-    middle, bright = np.percentile(volume[hull].numpy(), (50, 97))
+    middle, bright = np.percentile(volume[outside].numpy(), (50, 97))
     return ((middle - median) / spread).item(), ((bright - median) / spread).item()
 
 
