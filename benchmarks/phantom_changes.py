@@ -1,8 +1,9 @@
 """What properties of the phantoms are worth on real cases, and whether a random search finds better ones: tables.
 
 `python benchmarks/phantom_changes.py --data ROOT --base CHECKPOINT` goes on training a checkpoint for some steps on
-phantoms that lack one property, a run for each property and seed, and scores it on the cases in ROOT, which nothing is
-trained on: Dice, the mean over regions, cases and subsets, on the network's own grid.
+phantoms as they are, on such that lack one property, and on such that begin from the brains of `--label-maps`, too, a
+run for each and each of two seeds, and scores it on the cases in ROOT, which nothing is trained on: Dice, the mean
+over regions, cases and subsets, on the network's own grid.
 
 With `--search 12` it draws factors of the phantoms' levels, textures, sizes and noise instead, and trains on each
 draw; then the mean of the best third, a step of the cross-entropy method, and the factors set by hand, all
@@ -28,7 +29,7 @@ import numpy as np
 from trials import score_cases
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data import contrast, tumour
+from lora_moe_hgd.data import contrast, phantom, tumour
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.files import replacing
@@ -41,7 +42,7 @@ SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
 CROPS = 12
 NECROSIS, OEDEMA, RIM = range(3)
 
-# Values of `contrast` and `tumour` under which phantoms lack a property.
+# Values of modules of `data` under which phantoms lack a property.
 Change = dict[Any, dict[str, Any]]
 
 
@@ -60,18 +61,33 @@ def scaled(
 
 WATER = ("t2", "flair")
 CHANGES: dict[str, Change] = {
-    "as shipped": {},
-    "a third of the texture inside lesions": {contrast: {"TEXTURE": scaled(contrast.TEXTURE, 1 / 3)}},
+    "as they are": {},
+    "rims bright up to the border of their label": {contrast: {"GENEROSITY": (0.0, 0.0)}},
+    "no signal 5 to 9 below the brain in all sequences": {contrast: {"FLOOR": dict.fromkeys(MODALITIES, (5.0, 9.0))}},
+    "no vessels, no plexus, no spots": {contrast: {"VESSELS": (0.0, 0.0), "SPOTS": (0.0, 0.0)}},
     "no bone, no patches, no failed stripping, no surface coil": {
         contrast: {
-            "BONE": (0.0, 0.0),
+            "BONE": dict.fromkeys(MODALITIES, (0.0, 0.0)),
             "PATCHES": dict.fromkeys(MODALITIES, (0.0, 0.0)),
             "STRIPPING_FAILS_SHARE": 0.0,
             "COIL_SHARE": 0.0,
         }
     },
-    "no label maps": {},
+    "one clean scanner": {
+        contrast: {
+            "MISREGISTRATION_MM": 0.0,
+            "THICK_SLICES_SHARE": 0.0,
+            "RINGING_SHARE": 0.0,
+            "BIAS": (0.0, 0.0),
+            "GAMMA": (1.0, 1.0),
+        }
+    },
+    "no mass effect": {phantom: {"displace": lambda anatomy, _: anatomy}},
+    "tumours of half the size": {
+        tumour: {"WHOLE_TUMOUR_ML": (tumour.WHOLE_TUMOUR_ML[0] / 2, tumour.WHOLE_TUMOUR_ML[1])}
+    },
 }
+LABEL_MAPS = "and brains of the label maps"
 
 # Standard deviation of the logarithm of each factor.
 SPREADS = {
@@ -187,9 +203,12 @@ def to_markdown(rows: dict[str, list[list[float]]]) -> str:
 
 def changes(args: argparse.Namespace) -> None:
     rows: dict[str, list[list[float]]] = {"(not trained on)": [score(args.base, args.data, args)]}
+    trials: dict[str, tuple[Change, str | None]] = {name: (change, None) for name, change in CHANGES.items()}
+    if args.label_maps:
+        trials[LABEL_MAPS] = {}, args.label_maps
     for seed in (1, 2):
-        for name, change in CHANGES.items():
-            label_maps = None if name == "no label maps" else args.label_maps
+        for name in args.changes.split(";") if args.changes else trials:
+            change, label_maps = trials[name]
             folder = args.out / f"{slug(name)}-{seed}"
             rows.setdefault(name, []).append(run_once(folder, change, seed, args.data, args, label_maps))
     print(to_markdown(rows))
@@ -224,7 +243,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases, to score on")
     parser.add_argument("--base", default="tiny", help="what is trained on")
-    parser.add_argument("--label-maps", help="folder of label maps of brains to begin from")
+    parser.add_argument("--label-maps", help="folder of label maps of brains: one more row, or those of the search")
+    parser.add_argument(
+        "--changes", help="only these rows, separated by semicolons; the first is what others differ from"
+    )
     parser.add_argument("--held-out", type=Path, help="with --search: folder of the cases to score at the end")
     parser.add_argument("--search", type=int, default=0, help="number of draws; the table of changes when left out")
     parser.add_argument("--steps", type=int, default=150)

@@ -25,7 +25,7 @@ from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 
 PERCENTILES = (10, 50, 90)
 NUM_SHOWN = 5
-DRAWN = ("mL", "roundness", "thickness", "noise", "edge", "hull", "oedema", "necrosis", "rim")
+DRAWN = ("mL", "roundness", "thickness", "noise", "edge", "brain", "hull", "oedema", "necrosis", "rim")
 LEGEND = {"real cases": "black", "phantoms": "#d55e00"}
 
 
@@ -51,9 +51,9 @@ def draw(path: Path, phantoms: CaseSource, real: dict[str, list[float]], made_up
     """Axial slices of the first phantoms, and below them each statistic's 10th to 90th percentile."""
     shown = range(min(NUM_SHOWN, len(phantoms)))
     drawn = [name for name in real if any(word in name for word in DRAWN)]
-    figure = Figure(figsize=(11, 13), layout="constrained")
+    figure = Figure(figsize=(11, 15), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.05, 1))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(0.8, 1))
     grid = upper.subplots(len(MODALITIES), len(shown), gridspec_kw={"wspace": 0, "hspace": 0})
     for column, index in enumerate(shown):
         case = phantoms[index]

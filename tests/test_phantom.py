@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lora_moe_hgd.data.contrast import lesion_shares
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
-from lora_moe_hgd.data.statistics import hull_levels, hull_of, noise_level, region_levels
+from lora_moe_hgd.data.statistics import brain_range, hull_levels, hull_of, noise_level, region_levels, rim_border
+from lora_moe_hgd.data.tumour import Tumour
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
@@ -35,6 +37,16 @@ MEASURED_HULL = {
     "t1c": ((-4.74, -1.85), (1.69, 9.17)),
     "t2": ((-1.73, -0.16), (4.20, 7.96)),
     "flair": ((-4.73, -3.00), (0.80, 3.26)),
+}
+
+# Over the same nine, the same percentiles on T1c: the rim's layer at the oedema, and the oedema's at the rim.
+MEASURED_RIM_BORDER = ((0.79, 2.05), (-0.88, 0.49))
+# Over the same nine, the same percentiles of the 1st and 99th percentile of the brain outside the tumour.
+MEASURED_RANGE = {
+    "t1": ((-9.21, -7.41), (2.02, 5.89)),
+    "t1c": ((-11.87, -9.27), (2.50, 8.24)),
+    "t2": ((-6.25, -5.04), (7.71, 12.78)),
+    "flair": ((-10.64, -8.33), (2.45, 4.08)),
 }
 
 BRATS_AFRICA = Path(__file__).parents[2] / "shared/data/brats-africa"
@@ -78,6 +90,20 @@ def test_regions_are_nested_and_inside_the_brain(phantom) -> None:
     assert (core <= whole).all()
     assert (enhancing <= core).all()
     assert (whole <= (phantom.volumes["t1"] != 0)).all()
+
+
+def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
+    axes = torch.meshgrid(*(torch.arange(40.0) - 20,) * 3, indexing="ij")
+    distance = sum(axis**2 for axis in axes).sqrt()
+    whole, core, hole = distance < 17, distance < 12, distance < 6
+    tumour = Tumour(torch.stack([whole, core, core & ~hole]), torch.ones(40, 40, 40), torch.zeros(40, 40, 40, 3))
+    shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0))
+    bright, rim = shares[2] > 0.5, tumour.regions[2]
+    assert (bright <= rim).all()
+    assert (rim & ~bright).sum() > 0.1 * rim.sum()
+    # Deep inside the rim, and where it passes into what lies beside it, all of a voxel is accounted for.
+    assert_close(shares.sum(dim=0)[distance < 14], torch.ones(()).expand((distance < 14).sum()), rtol=0, atol=1e-2)
+    assert shares[0][rim & (distance < 7)].mean() > 0.3 > shares[1][rim & (distance < 7)].max()
 
 
 @pytest.mark.parametrize("spacing_mm", [0.5, 5.0])
@@ -134,23 +160,26 @@ def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
 
 
 @pytest.mark.slow
-def test_forty_phantoms_are_as_bright_and_as_grainy_as_real_cases_and_so_are_their_hulls() -> None:
-    levels = {name: [] for name in MODALITIES}
-    noise = {name: [] for name in MODALITIES}
-    hulls = {name: [] for name in MODALITIES}
+def test_forty_phantoms_are_as_bright_and_as_grainy_as_real_cases_and_so_are_their_borders_and_hulls() -> None:
+    levels, noise, hulls, ranges = ({name: [] for name in MODALITIES} for _ in range(4))
+    borders = []
     for seed in range(40):
         phantom = make_phantom(seed, spacing_mm=2.0)
         hull = hull_of(phantom.volumes["t1"] != 0, 2.0)
-        for name in MODALITIES:
-            values = region_levels(phantom.volumes[name], phantom.regions)
-            levels[name].append(values)
-            noise[name].append(noise_level(phantom.volumes[name], phantom.regions))
-            hulls[name].append(hull_levels(phantom.volumes[name], hull, phantom.regions))
+        borders.append(rim_border(phantom.volumes["t1c"], phantom.regions))
+        for name, volume in phantom.volumes.items():
+            levels[name].append(region_levels(volume, phantom.regions))
+            noise[name].append(noise_level(volume, phantom.regions))
+            hulls[name].append(hull_levels(volume, hull, phantom.regions))
+            ranges[name].append(brain_range(volume, phantom.regions))
+    for value, (low, high) in zip(np.nanmedian(borders, axis=0), MEASURED_RIM_BORDER, strict=True):
+        assert low <= value <= high, np.nanmedian(borders, axis=0)
     for name in MODALITIES:
-        medians_of_hull = np.median(hulls[name], axis=0)
-        for value, (low, high) in zip(medians_of_hull, MEASURED_HULL[name], strict=True):
-            # As wide again: what is measured lies on nine cases.
-            assert low - (high - low) / 2 <= value <= high + (high - low) / 2, (name, medians_of_hull)
+        for values, measured in ((hulls[name], MEASURED_HULL[name]), (ranges[name], MEASURED_RANGE[name])):
+            medians = np.median(values, axis=0)
+            for value, (low, high) in zip(medians, measured, strict=True):
+                # As wide again: what is measured lies on nine cases.
+                assert low - (high - low) / 2 <= value <= high + (high - low) / 2, (name, medians)
         medians = np.nanmedian(np.array(levels[name]), axis=0)
         for median, (low, high) in zip(medians, MEASURED[name], strict=True):
             assert low <= median <= high, (name, medians)

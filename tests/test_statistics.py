@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from lora_moe_hgd.data.statistics import (
+    brain_range,
     hull_levels,
     hull_of,
     noise_level,
     parts_of,
     region_levels,
     region_spreads,
+    rim_border,
     roundness,
     thickness_mm,
 )
@@ -77,6 +79,26 @@ def test_levels_and_spreads_are_those_of_the_parts_against_the_brain_outside_the
     np.testing.assert_allclose(
         region_spreads(volume, regions), [spread(part) / spread(brain) for part in parts], rtol=1e-5
     )
+
+
+def test_the_border_of_a_rim_is_one_layer_on_either_side_and_the_range_of_a_brain_is_that_outside_the_tumour() -> None:
+    volume, regions = bright_volume(), nested_regions()
+    # Rim in a box of 4, oedema instead of necrosis around it.
+    regions[1] = regions[2]
+    array, (whole, _, rim) = volume.numpy(), regions.numpy()
+    brain = array[(array != 0) & ~whole]
+    # The rim touches the tumour's border at three of its faces, where there is brain and no oedema.
+    inner = np.zeros_like(rim)
+    inner[3:7, 4:8, 5:9] = True
+    inner[3:6, 4:7, 5:8] = False
+    outer = np.zeros_like(rim)
+    outer[3:8, 4:9, 5:10] = True
+    outer &= ~rim
+    wanted = [(lower_median(array[layer]) - lower_median(brain)) / spread(brain) for layer in (inner, outer)]
+    np.testing.assert_allclose(rim_border(volume, regions), wanted, rtol=1e-5)
+    wanted = [(value - lower_median(brain)) / spread(brain) for value in np.percentile(brain, (1, 99))]
+    np.testing.assert_allclose(brain_range(volume, regions), wanted, rtol=1e-4)
+    assert np.isnan(rim_border(volume, torch.zeros_like(regions))).all()
 
 
 def test_the_hull_is_what_lies_near_the_air_whether_in_the_array_or_beyond_it() -> None:

@@ -21,8 +21,8 @@ from .tumour import Tumour
 HEALTHY = {
     "t1": (-3.6, -0.50, 0.50),
     "t1c": (-3.6, -0.40, 0.45),
-    "t2": (5.0, 0.55, -0.55),
-    "flair": (-3.6, 0.40, -0.30),
+    "t2": (9.5, 0.55, -0.55),
+    "flair": (-3.1, 0.40, -0.30),
 }
 
 OEDEMA = 1
@@ -32,47 +32,51 @@ OEDEMA = 1
 # latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
 LESION = {
     "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
-    "t1c": ((-4.5, -1.0, 0.2), (-1.8, -1.15, -0.2), (1.3, 2.5, 4.2)),
-    "t2": ((4.0, 9.5, 18.0), (3.3, 7.3, 11.5), (3.2, 6.4, 9.5)),
-    "flair": ((0.8, 4.2, 9.5), (4.4, 8.8, 13.0), (2.8, 5.3, 7.6)),
+    "t1c": ((-5.2, -1.3, 0.2), (-2.2, -1.6, -0.4), (2.8, 3.6, 4.8)),
+    "t2": ((5.0, 9.5, 18.0), (4.2, 7.6, 11.5), (3.4, 6.2, 9.0)),
+    "flair": ((2.0, 4.3, 9.5), (5.2, 9.0, 13.0), (3.2, 5.0, 7.2)),
 }
 # Spread inside a region, in the same units.
 TEXTURE = {
-    "t1": (0.9, 0.55, 0.65),
-    "t1c": (1.3, 0.90, 2.9),
-    "t2": (2.2, 3.6, 2.8),
-    "flair": (1.8, 2.6, 2.4),
+    "t1": (0.9, 0.70, 0.65),
+    "t1c": (1.3, 1.15, 2.9),
+    "t2": (2.2, 4.6, 2.8),
+    "flair": (1.8, 3.2, 2.2),
 }
 # How much of the oedema's brightness grey matter and fluid inside it show, at least: water gathers in white matter.
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # How much of it is lost at the border.
 FADING = (0.1, 0.6)
+# How far inside its label the rim's bright part ends, as a level of the blurred rim: whoever draws a rim is generous.
+GENEROSITY = (0.2, 0.65)
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
-GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.07}
-THERMAL = {"t1": 0.06, "t1c": 0.05, "t2": 0.19, "flair": 0.13}
+GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
+THERMAL = {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17}
 # What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and FLAIR.
 VESSELS, SPOTS = (1.0, 4.0), (0.5, 2.5)
 # What skull-stripping leaves at the brain's hull (robust z of the brain without it): bone, and patches of dura, marrow
 # and fat; each sequence draws from its range.
-BONE = (-12.0, -6.0)
-PATCHES = {"t1": (0.0, 12.0), "t1c": (3.0, 18.0), "t2": (0.0, 10.0), "flair": (-2.0, 7.0)}
+BONE = {"t1": (-16.0, -8.0), "t1c": (-20.0, -9.0), "t2": (-13.0, -5.5), "flair": (-18.0, -9.0)}
+PATCHES = {"t1": (0.0, 12.0), "t1c": (4.0, 22.0), "t2": (2.0, 13.0), "flair": (-2.0, 7.0)}
 # Where the mask lies, as a level of the blurred brain, and in how many cases it fails in part.
-STRIPPED_LEVEL, STRIPPING_FAILS_SHARE = (0.1, 0.4), 0.25
+STRIPPED_LEVEL, STRIPPING_FAILS_SHARE = (0.15, 0.5), 0.25
 # Surface coils are most sensitive near by: how much brighter the hull can be (logarithm), in how many of the cases.
-COIL, COIL_SHARE = (0.2, 1.2), 0.5
+COIL, COIL_SHARE = (0.15, 0.8), 0.5
+# How far below the brain's median no signal lies (robust z), wider than measured.
+FLOOR = {"t1": (7.0, 12.5), "t1c": (9.0, 16.0), "t2": (5.0, 8.5), "flair": (8.0, 13.5)}
 # Scanner and preparation, each sequence by itself; ranges are drawn from uniformly.
 MISREGISTRATION_MM = 0.4
 RESOLUTION_MM = (0.4, 1.2)
 THICK_SLICES_SHARE, THICK_SLICES_MM = 0.5, (1.0, 2.8)
 GAMMA = (0.8, 1.25)
 RINGING_SHARE = 0.15
-BIAS = (0.0, 0.06)
+BIAS = (0.0, 0.05)
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> dict[str, Tensor]:
     """Return one volume `(D, H, W)` per sequence: positive inside the brain, exactly zero outside."""
     shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
-    shares = _lesion_shares(tumour, spacing_mm)
+    shares = lesion_shares(tumour, spacing_mm, generator)
     brain = _stripped_brain(anatomy, generator)
     shared_texture = fractal_noise(shape, scales_mm=(5, 10, 20), spacing_mm=spacing_mm, generator=generator)
     shared_grain = fractal_noise(shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator)
@@ -94,7 +98,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> di
         )
         z = z + GRAIN[name] * uniform(0.5, 1.6, generator) * grain
         z = _robust_z(z, brain)
-        bone, patch = uniform(*BONE, generator), uniform(*PATCHES[name], generator)
+        bone, patch = uniform(*BONE[name], generator), uniform(*PATCHES[name], generator)
         z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
         # The unit of what follows is that of a measured case, whose brain has a hull.
         z = _robust_z(z, brain)
@@ -140,13 +144,21 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) 
     return by_tissue * (1 - fading * (1 - (3 * tumour.infiltration).clamp(max=1).sqrt()))
 
 
-def _lesion_shares(tumour: Tumour, spacing_mm: float) -> Tensor:
-    """How much each voxel shows of necrosis, oedema and rim, `(3, D, H, W)` in [0, 1]; borders are soft."""
+def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator) -> Tensor:
+    """How much each voxel shows of necrosis, oedema and rim, `(3, D, H, W)` in [0, 1]; borders are soft.
+
+    The rim's bright part ends inside its label, by `GENEROSITY`.
+    """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
     oedema = whole & ~core
     sigma = (1.0 / spacing_mm,) * 3
     shares = torch.stack([gaussian_blur(mask.float(), sigma) for mask in (necrosis, oedema, enhancing)])
+    generosity = uniform(*GENEROSITY, generator)
+    bright = ((shares[2] - generosity) / (1 - generosity)).clamp(min=0)
+    # What the rim does not show there its neighbours do.
+    shares[:2] += (shares[2] - bright) * shares[:2] / shares[:2].sum(dim=0).clamp(min=1e-3)
+    shares[2] = bright
     # Oedema thins out towards its border.
     shares[1] *= 0.85 + 0.15 * tumour.infiltration.sqrt()
     return shares
@@ -233,7 +245,7 @@ def _acquire(
         sigma_mm[axis] = uniform(*THICK_SLICES_MM, generator)
     z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
     gain = uniform(60.0, 160.0, generator)
-    floor = uniform(5.0, 9.0, generator)
+    floor = uniform(*FLOOR[name], generator)
     signal = (floor + z).clamp(min=0.2)
     signal = floor * (signal / floor) ** uniform(*GAMMA, generator)
     if chance(RINGING_SHARE, generator):

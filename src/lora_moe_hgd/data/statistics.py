@@ -35,6 +35,8 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     for name, volume in volumes.items():
         found[f"{name}, noise"] = noise_level(volume, regions)
         found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
+        found[f"{name}, rim, outermost layer"], found[f"{name}, oedema beside it"] = rim_border(volume, regions)
+        found[f"{name}, brain, darkest"], found[f"{name}, brain, brightest"] = brain_range(volume, regions)
         found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, hull, regions)
         for part, level, spread in zip(
             PARTS, region_levels(volume, regions), region_spreads(volume, regions), strict=True
@@ -101,6 +103,24 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
         return math.nan
     _, spread = _brain_scale(volume, regions)
     return ((volume[inner].median() - volume[outer].median()) / spread).item()
+
+
+def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
+    """Robust z of the rim's voxel layer at the oedema, and of the oedema's at the rim: how generous the label is."""
+    _, oedema, rim = parts_of(regions)
+    inner, outer = rim & _dilated(oedema), oedema & _dilated(rim)
+    if inner.sum() < 10:
+        return math.nan, math.nan
+    median, spread = _brain_scale(volume, regions)
+    inside, outside = volume[inner].median(), volume[outer].median()
+    return ((inside - median) / spread).item(), ((outside - median) / spread).item()
+
+
+def brain_range(volume: Tensor, regions: Tensor) -> tuple[float, float]:
+    """Robust z of the 1st and the 99th percentile of the brain outside the tumour."""
+    median, spread = _brain_scale(volume, regions)
+    dark, bright = np.percentile(volume[(volume != 0) & ~regions[0]].numpy(), (1, 99))
+    return ((dark - median) / spread).item(), ((bright - median) / spread).item()
 
 
 def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:

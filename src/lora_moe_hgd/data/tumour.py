@@ -143,7 +143,7 @@ def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Te
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
     solid = chance(0.12, generator)
     # A blurred mask falls from 1 deep inside to one half at the border: its level sets are shells.
-    width_mm = uniform(3.0, 7.0, generator)
+    width_mm = uniform(3.5, 7.0, generator)
     depth = gaussian_blur(core.float(), (width_mm / spacing_mm,) * 3)
     core_depth = depth[core]
     if solid or core_depth.numel() == 0:
