@@ -1,9 +1,9 @@
 """What properties of the phantoms are worth on real cases, and whether a random search finds better ones: tables.
 
-`python benchmarks/phantom_changes.py --data ROOT --base CHECKPOINT` goes on training a checkpoint for some steps on
-phantoms as they are, on such that lack one property, and on such that begin from the brains of `--label-maps`, too, a
-run for each and each of two seeds, and scores it on the cases in ROOT, which nothing is trained on: Dice, the mean
-over regions, cases and subsets, on the network's own grid.
+`python benchmarks/phantom_changes.py --data ROOT --base CHECKPOINT` trains a checkpoint further on phantoms: as they
+are, and with one property changed at a time (with `--label-maps`, also with these brains beside the built-in one).
+Each is trained with two seeds and scored on the cases in ROOT, which nothing is trained on: Dice, the mean over
+regions, cases and subsets, on the network's own grid.
 
 With `--search 12` it draws factors of the phantoms' levels, textures, sizes and noise instead, and trains on each
 draw; then the mean of the best third, a step of the cross-entropy method, and the factors set by hand, all
@@ -42,7 +42,7 @@ SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
 CROPS = 12
 NECROSIS, OEDEMA, RIM = range(3)
 
-# Values of modules of `data` under which phantoms lack a property.
+# Values of modules of `data` in place of the phantoms' own.
 Change = dict[Any, dict[str, Any]]
 
 
@@ -64,7 +64,7 @@ CHANGES: dict[str, Change] = {
     "as they are": {},
     "rims bright up to the border of their label": {contrast: {"GENEROSITY": (0.0, 0.0)}},
     "no signal 5 to 9 below the brain in all sequences": {contrast: {"FLOOR": dict.fromkeys(MODALITIES, (5.0, 9.0))}},
-    "no vessels, no plexus, no spots": {contrast: {"VESSELS": (0.0, 0.0), "SPOTS": (0.0, 0.0)}},
+    "no vessels, plexus and bright hull on T1c, no spots": {contrast: {"VESSELS": (0.0, 0.0), "SPOTS": (0.0, 0.0)}},
     "no bone, no patches, no failed stripping, no surface coil": {
         contrast: {
             "BONE": dict.fromkeys(MODALITIES, (0.0, 0.0)),
@@ -73,7 +73,7 @@ CHANGES: dict[str, Change] = {
             "COIL_SHARE": 0.0,
         }
     },
-    "one clean scanner": {
+    "no misregistration, thick slices, ringing, bias, gamma": {
         contrast: {
             "MISREGISTRATION_MM": 0.0,
             "THICK_SLICES_SHARE": 0.0,
@@ -201,14 +201,11 @@ def to_markdown(rows: dict[str, list[list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def changes(args: argparse.Namespace) -> None:
+def changes(names: Sequence[str], args: argparse.Namespace) -> None:
     rows: dict[str, list[list[float]]] = {"(not trained on)": [score(args.base, args.data, args)]}
-    trials: dict[str, tuple[Change, str | None]] = {name: (change, None) for name, change in CHANGES.items()}
-    if args.label_maps:
-        trials[LABEL_MAPS] = {}, args.label_maps
     for seed in (1, 2):
-        for name in args.changes.split(";") if args.changes else trials:
-            change, label_maps = trials[name]
+        for name in names:
+            change, label_maps = ({}, args.label_maps) if name == LABEL_MAPS else (CHANGES[name], None)
             folder = args.out / f"{slug(name)}-{seed}"
             rows.setdefault(name, []).append(run_once(folder, change, seed, args.data, args, label_maps))
     print(to_markdown(rows))
@@ -258,12 +255,23 @@ def main() -> None:
     args, args.options = parser.parse_known_args()
     if args.search and args.held_out is None:
         parser.error("--search needs --held-out: what chose the factors cannot judge them")
+    if args.search and args.changes:
+        parser.error("--changes names rows of the other table; leave it out with --search")
+    there = [*CHANGES, *([LABEL_MAPS] if args.label_maps else [])]
+    names = args.changes.split(";") if args.changes else there
+    if unknown := set(names) - set(there):
+        parser.error(f"--changes must name some of {'; '.join(there)}; got {min(unknown)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    about, settings = args.out / "settings.json", {name: str(value) for name, value in vars(args).items()}
+    # Which rows are asked for changes none of them.
+    settings = {name: str(value) for name, value in vars(args).items() if name != "changes"}
+    about = args.out / "settings.json"
     if about.is_file() and json.loads(about.read_text()) != settings:
         raise ValueError(f"--out must be a new folder or one of the same options, got {args.out}: {about.read_text()}")
     about.write_text(json.dumps(settings))
-    (search if args.search else changes)(args)
+    if args.search:
+        search(args)
+    else:
+        changes(names, args)
 
 
 if __name__ == "__main__":

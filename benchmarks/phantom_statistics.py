@@ -25,7 +25,6 @@ from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 
 PERCENTILES = (10, 50, 90)
 NUM_SHOWN = 5
-DRAWN = ("mL", "roundness", "thickness", "noise", "edge", "brain", "hull", "oedema", "necrosis", "rim")
 LEGEND = {"real cases": "black", "phantoms": "#d55e00"}
 
 
@@ -50,7 +49,6 @@ def cell(values: list[float]) -> str:
 def draw(path: Path, phantoms: CaseSource, real: dict[str, list[float]], made_up: dict[str, list[float]]) -> None:
     """Axial slices of the first phantoms, and below them each statistic's 10th to 90th percentile."""
     shown = range(min(NUM_SHOWN, len(phantoms)))
-    drawn = [name for name in real if any(word in name for word in DRAWN)]
     figure = Figure(figsize=(11, 15), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subfigures(2, 1, height_ratios=(0.8, 1))
@@ -73,13 +71,13 @@ def draw(path: Path, phantoms: CaseSource, real: dict[str, list[float]], made_up
                 axis.set_ylabel(name)
     axis = lower.subplots()
     # In units of the real median, so that all fit one axis; what is near zero has the unit of the spread.
-    for place, name in enumerate(reversed(drawn)):
+    for place, name in enumerate(reversed(real)):
         unit = max(abs(np.nanmedian(real[name])), np.nanpercentile(real[name], 90) - np.nanpercentile(real[name], 10))
         for values, colour, shift in ((real[name], "black", 0.16), (made_up[name], "#d55e00", -0.16)):
             low, middle, high = np.nanpercentile(values, PERCENTILES) / unit
             axis.plot([low, high], [place + shift] * 2, color=colour, linewidth=3, solid_capstyle="butt")
             axis.plot(middle, place + shift, "o", color=colour, markersize=5)
-    axis.set_yticks(range(len(drawn)), list(reversed(drawn)), fontsize=7)
+    axis.set_yticks(range(len(real)), list(reversed(real)), fontsize=7)
     axis.set_xlabel("10th, 50th and 90th percentile, in units of the real median or spread")
     handles = [Line2D([], [], color=colour, linewidth=3, label=label) for label, colour in LEGEND.items()]
     axis.legend(handles=handles, loc="lower right")

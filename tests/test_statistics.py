@@ -81,24 +81,30 @@ def test_levels_and_spreads_are_those_of_the_parts_against_the_brain_outside_the
     )
 
 
-def test_the_border_of_a_rim_is_one_layer_on_either_side_and_the_range_of_a_brain_is_that_outside_the_tumour() -> None:
-    volume, regions = bright_volume(), nested_regions()
-    # Rim in a box of 4, oedema instead of necrosis around it.
-    regions[1] = regions[2]
-    array, (whole, _, rim) = volume.numpy(), regions.numpy()
+def test_the_border_of_a_rim_is_one_layer_on_either_side_of_where_it_meets_the_oedema() -> None:
+    volume = bright_volume()
+    place = np.indices(volume.shape)[2]
+    regions = torch.zeros(3, *volume.shape, dtype=torch.bool)
+    # Along the third axis: oedema, rim, necrosis, oedema.
+    regions[0, 4:12, 4:12, 3:20] = True
+    regions[1, 4:12, 4:12, 7:16] = True
+    regions[2, 4:12, 4:12, 7:11] = True
+    array, (whole, core, rim) = volume.numpy(), regions.numpy()
     brain = array[(array != 0) & ~whole]
-    # The rim touches the tumour's border at three of its faces, where there is brain and no oedema.
-    inner = np.zeros_like(rim)
-    inner[3:7, 4:8, 5:9] = True
-    inner[3:6, 4:7, 5:8] = False
-    outer = np.zeros_like(rim)
-    outer[3:8, 4:9, 5:10] = True
-    outer &= ~rim
-    wanted = [(lower_median(array[layer]) - lower_median(brain)) / spread(brain) for layer in (inner, outer)]
+    layers = (rim & (place == 7), whole & ~core & (place == 6))
+    wanted = [(lower_median(array[layer]) - lower_median(brain)) / spread(brain) for layer in layers]
     np.testing.assert_allclose(rim_border(volume, regions), wanted, rtol=1e-5)
+    few = regions.clone()
+    few[0, :, :, 3:7] = False
+    few[0, (5, 9, 5), (5, 9, 9), 6] = True
+    assert np.isnan(rim_border(volume, few)).all()
+
+
+def test_the_range_of_a_brain_is_that_outside_the_tumour() -> None:
+    volume, regions = bright_volume(), nested_regions()
+    brain = volume.numpy()[(volume.numpy() != 0) & ~regions[0].numpy()]
     wanted = [(value - lower_median(brain)) / spread(brain) for value in np.percentile(brain, (1, 99))]
     np.testing.assert_allclose(brain_range(volume, regions), wanted, rtol=1e-4)
-    assert np.isnan(rim_border(volume, torch.zeros_like(regions))).all()
 
 
 def test_the_hull_is_what_lies_near_the_air_whether_in_the_array_or_beyond_it() -> None:

@@ -27,9 +27,8 @@ HEALTHY = {
 
 OEDEMA = 1
 
-# Robust z of necrosis, oedema and enhancing rim as painted: 10th, 50th and 90th percentile over cases. Two measured
-# cohorts differ (oedema on FLAIR: 2.4 over 39 mixed cases, 5.4 over nine of BraTS-Africa); the medians lie nearer the
-# latter, the spread covers both. Blur and the fading border lower what is measured of a small part.
+# Robust z of necrosis, oedema and enhancing rim as painted: 10th, 50th and 90th percentile over cases. Grey matter,
+# fluid, fading, blur and `GENEROSITY` lower what is measured then, which is what was matched, to nine real cases.
 LESION = {
     "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
     "t1c": ((-5.2, -1.3, 0.2), (-2.2, -1.6, -0.4), (2.8, 3.6, 4.8)),
@@ -47,7 +46,8 @@ TEXTURE = {
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # How much of it is lost at the border.
 FADING = (0.1, 0.6)
-# How far inside its label the rim's bright part ends, as a level of the blurred rim: whoever draws a rim is generous.
+# The level of the blurred rim at which its bright part has faded, where the label ends at about a half: whoever draws
+# a rim is generous.
 GENEROSITY = (0.2, 0.65)
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
@@ -147,7 +147,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """How much each voxel shows of necrosis, oedema and rim, `(3, D, H, W)` in [0, 1]; borders are soft.
 
-    The rim's bright part ends inside its label, by `GENEROSITY`.
+    The bright half of a rim ends inside its label, by `GENEROSITY`.
     """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
@@ -200,7 +200,7 @@ def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Gener
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """The mask of a skull-stripping tool: smooth, a little too large, in some cases and places far too large."""
+    """The mask of a skull-stripping tool: smooth, near the hull, in some cases and places far outside it."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)

@@ -35,7 +35,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
     for name, volume in volumes.items():
         found[f"{name}, noise"] = noise_level(volume, regions)
         found[f"{name}, edge of WT"] = edge_contrast(volume, regions)
-        found[f"{name}, rim, outermost layer"], found[f"{name}, oedema beside it"] = rim_border(volume, regions)
+        found[f"{name}, rim at the oedema"], found[f"{name}, oedema at the rim"] = rim_border(volume, regions)
         found[f"{name}, brain, darkest"], found[f"{name}, brain, brightest"] = brain_range(volume, regions)
         found[f"{name}, hull"], found[f"{name}, hull, brightest"] = hull_levels(volume, hull, regions)
         for part, level, spread in zip(
@@ -109,7 +109,7 @@ def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
     """Robust z of the rim's voxel layer at the oedema, and of the oedema's at the rim: how generous the label is."""
     _, oedema, rim = parts_of(regions)
     inner, outer = rim & _dilated(oedema), oedema & _dilated(rim)
-    if inner.sum() < 10:
+    if min(inner.sum(), outer.sum()) < 10:
         return math.nan, math.nan
     median, spread = _brain_scale(volume, regions)
     inside, outside = volume[inner].median(), volume[outer].median()
