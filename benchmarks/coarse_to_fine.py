@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -90,10 +90,10 @@ def main() -> None:
     once = f"whole, at {processor.target_spacing_mm[0]} mm"
     rows: dict[str, list[list[float]]] = {}
     for case in tqdm(find_cases(args.data), desc="cases", unit="case"):
-        truth = label_scheme(case.label_scheme).decode(np.asarray(read_image(case.labelled()).dataobj))
+        reading = read_case(case, labels=True).checked()
         for subset in subsets:
             names = [name for name, used in zip(MODALITIES, subset, strict=True) if used]
-            images = {name: read_image(case.images[name]) for name in names}
+            images = {name: reading.images[name] for name in names}
             began = time.perf_counter()
             inputs = processor(images)
             logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])[0]
@@ -113,7 +113,7 @@ def main() -> None:
                     again = prepared - began + time.perf_counter() - done
                     seconds[f"again, at {spacing}, {how}"] = seconds[once] + again
             for name, found in results.items():
-                scores = [dice(*pair) for pair in zip(found, truth, strict=True)]
+                scores = [dice(*pair) for pair in zip(found, reading.regions, strict=True)]
                 rows.setdefault(name, []).append([*scores, float(np.mean(scores)), seconds[name]])
     print("| looked at | WT | TC | ET | mean | seconds |\n|---|---|---|---|---|---|")
     for name, values in rows.items():

@@ -94,6 +94,14 @@ def test_small_parts_and_mirror_images_are_weighed(dummy_root: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_cases_are_looked_at_once_and_again_at_finer_spacings(dummy_root: Path) -> None:
+    rows = run_script("coarse_to_fine.py", "--data", str(dummy_root), "--subsets", "flair", "--spacings-mm", "1.5")
+    names = [row.split("|")[1].strip() for row in rows[2:]]
+    again = ["again, at 1.5 mm, around the tumour", "again, at 1.5 mm, mean of both"]
+    assert names == ["whole, at 2.0 mm", "whole, at 1.5 mm", *again]
+
+
+@pytest.mark.slow
 def test_speed_is_measured_beside_the_peers() -> None:
     rows = run_script("speed.py", "--edge", "32", "--rounds", "1", "--networks", "tiny,SegResNet-16,DynUNet")
     assert len(rows) == 2 * (2 + 3 + 2 + 2) + 2 + 3
