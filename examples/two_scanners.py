@@ -72,7 +72,7 @@ class Scanner:
 
 # A: weak contrasts, thick slices, a strong bias field. B: near what the shipped weights were trained on.
 SCANNERS = {
-    "a": Scanner(gamma=0.5, slice_mm=5, bias=0.2, noise=0.3),
+    "a": Scanner(gamma=0.5, slice_mm=5, bias=0.06, noise=0.3),
     "b": Scanner(gamma=1.3, slice_mm=3, bias=0.05, noise=0.3),
 }
 

@@ -161,7 +161,8 @@ def test_the_reference_run_trains_adapter_stem_routers_and_decoder_only(adapted:
         assert name.startswith(("encoder.stem.", "decoder.")) or any(
             part in name for part in (".attention.", ".experts.", ".shared_expert.", ".router.")
         ), name
-    for part in ("encoder.stem.", "decoder.", ".attention.q.", ".experts.0.fc1.", ".shared_expert.fc2.", ".router."):
+    # Which of the experts learn in a run this short depends on where its few tokens go.
+    for part in ("encoder.stem.", "decoder.", ".attention.q.", ".experts.", ".shared_expert.fc2.", ".router."):
         assert any(part in name for name in changed), part
     assert any(name.endswith("layers.0.mlp.fc1.weight") for name in trained.keys() - changed)
 
