@@ -36,7 +36,7 @@ def main() -> None:
     reading = read_case(case, labels=True).checked()
     images = {name: reading.images[name] for name in USED}
     rows = {}
-    print("The scanner has weak contrasts, thick slices and a bias field that is strong beside them:\nsuch images no training had.")
+    print("The scanner has weak contrasts, thick slices and a strong bias field: such images no training had.")
     print(f"Sequences used: {', '.join(USED)}; withheld: {', '.join(sorted(set(case.images) - set(USED)))}")
     for title, checkpoint in CHECKPOINTS.items():
         network, processor = load_checkpoint(checkpoint)

@@ -70,7 +70,7 @@ class Scanner:
         return torch.where(brain, torch.sqrt((signal + real) ** 2 + imaginary**2).clamp(min=1e-2), 0.0)
 
 
-# A: weak contrasts, thick slices, a bias field that is strong beside them. B: near what the shipped weights were trained on.
+# A: weak contrasts, thick slices, a bias field strong beside them. B: near what the weights were trained on.
 SCANNERS = {
     "a": Scanner(gamma=0.5, slice_mm=5, bias=0.06, noise=0.3),
     "b": Scanner(gamma=1.3, slice_mm=3, bias=0.05, noise=0.3),
