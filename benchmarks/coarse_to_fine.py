@@ -108,9 +108,10 @@ def main() -> None:
                 results[f"whole, at {spacing}"] = regions(fine, whole, inputs)
                 done = time.perf_counter()
                 seconds[f"whole, at {spacing}"] = done - began
-                for how, found in look_again(network, fine, inputs, logits[:, :depth, :height, :width]).items():
+                second = look_again(network, fine, inputs, logits[:, :depth, :height, :width])
+                again = prepared - began + time.perf_counter() - done
+                for how, found in second.items():
                     results[f"again, at {spacing}, {how}"] = found
-                    again = prepared - began + time.perf_counter() - done
                     seconds[f"again, at {spacing}, {how}"] = seconds[once] + again
             for name, found in results.items():
                 scores = [dice(*pair) for pair in zip(found, reading.regions, strict=True)]

@@ -96,31 +96,19 @@ def noise_level(volume: Tensor, regions: Tensor) -> float:
 def edge_contrast(volume: Tensor, regions: Tensor) -> float:
     """Robust z of the tumour's outermost voxel layer above the brain's layer next to it: how sharp the border is."""
     whole = regions[0]
-    brain = volume != 0
-    inner = whole & _dilated(brain & ~whole)
-    outer = brain & ~whole & _dilated(whole)
-    if inner.sum() < 10 or outer.sum() < 10:
-        return math.nan
-    _, spread = _brain_scale(volume, regions)
-    return ((volume[inner].median() - volume[outer].median()) / spread).item()
+    inside, outside = _levels_at_border(volume, regions, whole, (volume != 0) & ~whole)
+    return inside - outside
 
 
 def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
     """Robust z of the rim's voxel layer at the oedema, and of the oedema's at the rim: how generous the label is."""
     _, oedema, rim = parts_of(regions)
-    inner, outer = rim & _dilated(oedema), oedema & _dilated(rim)
-    if min(inner.sum(), outer.sum()) < 10:
-        return math.nan, math.nan
-    median, spread = _brain_scale(volume, regions)
-    inside, outside = volume[inner].median(), volume[outer].median()
-    return ((inside - median) / spread).item(), ((outside - median) / spread).item()
+    return _levels_at_border(volume, regions, rim, oedema)
 
 
 def brain_range(volume: Tensor, regions: Tensor) -> tuple[float, float]:
     """Robust z of the 1st and the 99th percentile of the brain outside the tumour."""
-    median, spread = _brain_scale(volume, regions)
-    dark, bright = np.percentile(volume[(volume != 0) & ~regions[0]].numpy(), (1, 99))
-    return ((dark - median) / spread).item(), ((bright - median) / spread).item()
+    return _percentiles(volume, regions, (volume != 0) & ~regions[0], (1, 99))
 
 
 def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
@@ -136,9 +124,7 @@ def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, f
     outside = hull & ~regions[0]
     if not outside.any():
         return math.nan, math.nan
-    median, spread = _brain_scale(volume, regions)
-    middle, bright = np.percentile(volume[outside].numpy(), (50, 97))
-    return ((middle - median) / spread).item(), ((bright - median) / spread).item()
+    return _percentiles(volume, regions, outside, (50, 97))
 
 
 def roundness(mask: Tensor) -> float:
@@ -171,6 +157,24 @@ def _brain_scale(volume: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
     brain = volume[(volume != 0) & ~regions[0]]
     median = brain.median()
     return median, (brain - median).abs().median()
+
+
+def _levels_at_border(volume: Tensor, regions: Tensor, inside: Tensor, outside: Tensor) -> tuple[float, float]:
+    """Robust z of the voxel layers on either side of where two masks meet; NaN where one has fewer than ten voxels."""
+    inner, outer = inside & _dilated(outside), outside & _dilated(inside)
+    if min(inner.sum(), outer.sum()) < 10:
+        return math.nan, math.nan
+    median, spread = _brain_scale(volume, regions)
+    return ((volume[inner].median() - median) / spread).item(), ((volume[outer].median() - median) / spread).item()
+
+
+def _percentiles(
+    volume: Tensor, regions: Tensor, mask: Tensor, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Robust z of two percentiles of the voxels in a mask."""
+    median, spread = _brain_scale(volume, regions)
+    low, high = np.percentile(volume[mask].numpy(), percentiles)
+    return ((low - median) / spread).item(), ((high - median) / spread).item()
 
 
 def _dilated(mask: Tensor) -> Tensor:
