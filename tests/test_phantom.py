@@ -14,7 +14,7 @@ from lora_moe_hgd.data.contrast import lesion_shares
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
-from lora_moe_hgd.data.statistics import brain_range, hull_levels, hull_of, noise_level, region_levels
+from lora_moe_hgd.data.statistics import PARTS, case_statistics, noise_level, region_levels
 from lora_moe_hgd.data.tumour import Tumour
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -42,6 +42,11 @@ MEASURED_HULL = {
 # Over the same nine, the same percentiles of the brain's darkest and brightest hundredth outside the tumour.
 MEASURED_DARKEST = {"t1": (-9.21, -7.41), "t1c": (-11.87, -9.27), "t2": (-6.25, -5.04), "flair": (-10.64, -8.33)}
 MEASURED_BRIGHTEST = {"t1": (2.02, 5.89), "t1c": (2.50, 8.24), "t2": (7.71, 12.78), "flair": (2.45, 4.08)}
+
+# Over the same nine: the step at the border of the oedema over its level, medians; roundness of WT, 10th and 90th
+# percentile.
+MEASURED_EDGE = {"t2": 0.44, "flair": 0.45}
+MEASURED_ROUNDNESS = (0.58, 0.82)
 
 BRATS_AFRICA = Path(__file__).parents[2] / "shared/data/brats-africa"
 
@@ -86,11 +91,25 @@ def test_regions_are_nested_and_inside_the_brain(phantom) -> None:
     assert (whole <= (phantom.volumes["t1"] != 0)).all()
 
 
-def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
-    axes = torch.meshgrid(*(torch.arange(40.0) - 20,) * 3, indexing="ij")
+def ball_of_shells(*, whole: float, core: float, hole: float) -> tuple[torch.Tensor, Tumour]:
+    """Distance of each voxel from the middle, and a tumour of these radii, in voxels."""
+    axes = torch.meshgrid(*(torch.arange(64.0) - 32,) * 3, indexing="ij")
     distance = sum(axis**2 for axis in axes).sqrt()
-    whole, core, hole = distance < 17, distance < 12, distance < 6
-    tumour = Tumour(torch.stack([whole, core, core & ~hole]), torch.ones(40, 40, 40), torch.zeros(40, 40, 40, 3))
+    regions = torch.stack([distance < whole, distance < core, (distance < core) & (distance >= hole)])
+    return distance, Tumour(regions, torch.ones(64, 64, 64), torch.zeros(64, 64, 64, 3))
+
+
+def test_the_label_of_the_oedema_ends_where_it_has_half_faded_and_widely() -> None:
+    distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
+    for seed in range(4):
+        oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))[1]
+        inside, outside = (oedema[(distance > low) & (distance < low + 1)].mean() for low in (23, 24))
+        assert 0.5 < inside < 0.7
+        assert 0.3 < outside < 0.5
+
+
+def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
+    distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
     shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0))
     bright, rim = shares[2] > 0.5, tumour.regions[2]
     assert (bright <= rim).all()
@@ -155,28 +174,43 @@ def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
     assert noise_level(volume, regions) == 3.0
 
 
-@pytest.mark.slow
-def test_forty_phantoms_are_as_bright_as_dark_and_as_grainy_as_real_cases_and_so_are_their_hulls() -> None:
-    levels, noise, hulls, ranges = ({name: [] for name in MODALITIES} for _ in range(4))
+@pytest.fixture(scope="module")
+def forty() -> dict[str, float]:
+    """Median of each statistic over forty phantoms, and of what the border of the oedema has of its level."""
+    found: dict[str, list[float]] = {}
     for seed in range(40):
         phantom = make_phantom(seed, spacing_mm=2.0)
-        hull = hull_of(phantom.volumes["t1"] != 0, 2.0)
-        for name, volume in phantom.volumes.items():
-            levels[name].append(region_levels(volume, phantom.regions))
-            noise[name].append(noise_level(volume, phantom.regions))
-            hulls[name].append(hull_levels(volume, hull, phantom.regions))
-            ranges[name].append(brain_range(volume, phantom.regions))
+        values = case_statistics(phantom.volumes, phantom.regions, 2.0)
+        for name in ("t2", "flair"):
+            values[f"{name}, edge over oedema"] = values[f"{name}, edge of WT"] / values[f"{name}, oedema"]
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: float(np.nanmedian(values)) for name, values in found.items()}
+
+
+@pytest.mark.slow
+def test_forty_phantoms_are_as_bright_as_dark_and_as_grainy_as_real_cases_and_so_are_their_hulls(forty) -> None:
     for name in MODALITIES:
-        darkest, brightest = np.median(ranges[name], axis=0)
-        medians = [*np.median(hulls[name], axis=0), darkest]
-        for value, (low, high) in zip(medians, (*MEASURED_HULL[name], MEASURED_DARKEST[name]), strict=True):
+        for statistic, (low, high) in (
+            (f"{name}, hull", MEASURED_HULL[name][0]),
+            (f"{name}, hull, brightest", MEASURED_HULL[name][1]),
+            (f"{name}, brain, darkest", MEASURED_DARKEST[name]),
+        ):
             # As wide again: what is measured lies on nine cases.
-            assert low - (high - low) / 2 <= value <= high + (high - low) / 2, (name, medians)
-        assert MEASURED_BRIGHTEST[name][0] <= brightest <= MEASURED_BRIGHTEST[name][1], (name, brightest)
-        medians = np.nanmedian(np.array(levels[name]), axis=0)
-        for median, (low, high) in zip(medians, MEASURED[name], strict=True):
-            assert low <= median <= high, (name, medians)
-        assert 1 / 1.5 < np.median(noise[name]) / MEASURED_NOISE[name] < 1.5, name
+            assert low - (high - low) / 2 <= forty[statistic] <= high + (high - low) / 2, (statistic, forty[statistic])
+        for statistic, (low, high) in (
+            (f"{name}, brain, brightest", MEASURED_BRIGHTEST[name]),
+            *((f"{name}, {part}", bounds) for part, bounds in zip(PARTS, MEASURED[name], strict=True)),
+        ):
+            assert low <= forty[statistic] <= high, (statistic, forty[statistic])
+        assert 1 / 1.5 < forty[f"{name}, noise"] / MEASURED_NOISE[name] < 1.5, name
+
+
+@pytest.mark.slow
+def test_forty_tumours_fade_at_their_borders_and_are_as_ragged_as_real_ones(forty) -> None:
+    for name, edge in MEASURED_EDGE.items():
+        assert 1 / 1.4 < forty[f"{name}, edge over oedema"] / edge < 1.4, (name, forty[f"{name}, edge over oedema"])
+    assert MEASURED_ROUNDNESS[0] <= forty["WT, roundness"] <= MEASURED_ROUNDNESS[1]
 
 
 @pytest.mark.slow

@@ -31,29 +31,32 @@ OEDEMA = 1
 # fluid, fading, blur and `GENEROSITY` lower what is measured then, which is what was matched, to nine real cases.
 LESION = {
     "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
-    "t1c": ((-5.2, -1.3, 0.2), (-2.2, -1.6, -0.4), (2.8, 3.6, 4.8)),
-    "t2": ((5.0, 9.5, 18.0), (4.2, 7.6, 11.5), (3.4, 6.2, 9.0)),
-    "flair": ((2.0, 4.3, 9.5), (5.2, 9.0, 13.0), (3.2, 5.0, 7.2)),
+    "t1c": ((-5.2, -1.3, 0.2), (-2.4, -1.8, -0.5), (2.8, 3.6, 4.8)),
+    "t2": ((5.0, 9.5, 18.0), (6.4, 11.4, 16.0), (3.0, 5.6, 8.4)),
+    "flair": ((2.0, 4.3, 9.5), (7.6, 12.8, 16.5), (3.2, 5.0, 7.2)),
 }
 # Spread inside a region, in the same units.
 TEXTURE = {
     "t1": (0.9, 0.70, 0.65),
-    "t1c": (1.3, 1.15, 2.9),
-    "t2": (2.2, 4.6, 2.8),
-    "flair": (1.8, 3.2, 2.2),
+    "t1c": (1.3, 1.5, 2.9),
+    "t2": (2.2, 5.2, 2.8),
+    "flair": (1.8, 3.3, 2.0),
 }
 # How much of the oedema's brightness grey matter and fluid inside it show, at least: water gathers in white matter.
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # How much of it is lost at the border.
-FADING = (0.1, 0.6)
+FADING = (0.2, 0.8)
+# Standard deviation of the blur of its border: labels end where it has half faded.
+BORDER_MM = (1.2, 2.8)
 # The level of the blurred rim at which its bright part has faded, where the label ends at about a half: whoever draws
 # a rim is generous.
-GENEROSITY = (0.2, 0.65)
+GENEROSITY = (0.3, 0.75)
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
 THERMAL = {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17}
 # What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and FLAIR.
-VESSELS, SPOTS = (1.0, 4.0), (0.5, 2.5)
+VESSELS, SPOTS = (1.5, 6.0), (0.8, 4.0)
+SPOTS_SHARE = 0.75
 # What skull-stripping leaves at the brain's hull (robust z of the brain without it): bone, and patches of dura, marrow
 # and fat; each sequence draws from its range.
 BONE = {"t1": (-16.0, -8.0), "t1c": (-20.0, -9.0), "t2": (-13.0, -5.5), "flair": (-18.0, -9.0)}
@@ -70,7 +73,7 @@ RESOLUTION_MM = (0.4, 1.2)
 THICK_SLICES_SHARE, THICK_SLICES_MM = 0.5, (1.0, 2.8)
 GAMMA = (0.8, 1.25)
 RINGING_SHARE = 0.15
-BIAS = (0.0, 0.05)
+BIAS = (0.0, 0.07)
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,7 +144,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) 
     fluid = 1 - grey - white
     by_tissue = white + uniform(SHOWN_IN_GREY, 1.0, generator) * grey + uniform(SHOWN_IN_FLUID, 1.0, generator) * fluid
     fading = uniform(*FADING, generator)
-    return by_tissue * (1 - fading * (1 - (3 * tumour.infiltration).clamp(max=1).sqrt()))
+    return by_tissue * (1 - fading * (1 - (4 * tumour.infiltration).clamp(max=1)))
 
 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator) -> Tensor:
@@ -151,9 +154,14 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator)
     """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
-    oedema = whole & ~core
-    sigma = (1.0 / spacing_mm,) * 3
-    shares = torch.stack([gaussian_blur(mask.float(), sigma) for mask in (necrosis, oedema, enhancing)])
+    soft_mm = uniform(*BORDER_MM, generator)
+    shares = torch.stack(
+        [
+            gaussian_blur(mask.float(), (sigma_mm / spacing_mm,) * 3)
+            for mask, sigma_mm in ((necrosis, 1.0), (whole, soft_mm), (enhancing, 1.0))
+        ]
+    )
+    shares[1] = (shares[1] - shares[0] - shares[2]).clamp(min=0)
     generosity = uniform(*GENEROSITY, generator)
     bright = ((shares[2] - generosity) / (1 - generosity)).clamp(min=0)
     # What the rim does not show there its neighbours do.
@@ -178,24 +186,24 @@ def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
     first, second, where = (
         smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)
     )
-    curves = torch.exp(-(first**2 + second**2) / 0.03) * (anatomy.tissues[0] + 0.3 * anatomy.tissues[1])
+    curves = torch.exp(-(first**2 + second**2) / 0.05) * (anatomy.tissues[0] + 0.3 * anatomy.tissues[1])
     brain = anatomy.brain.float()
     depth = gaussian_blur(brain, (4 / spacing_mm,) * 3)
     hull = ((depth < 0.72) & (where > 0.7)).float()
     plexus = ((anatomy.tissues[0] > 0.8) & (depth > 0.98) & (where.abs() > 1.0)).float()
-    drawn = curves + uniform(0, 0.5, generator) * hull + uniform(0, 0.8, generator) * plexus
+    drawn = curves + uniform(0, 0.3, generator) * hull + uniform(0, 0.8, generator) * plexus
     return gaussian_blur(drawn, (0.7 / spacing_mm,) * 3).clamp(0, 1)
 
 
 def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator) -> Tensor:
-    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour; half of the cases have some."""
+    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour, in most cases."""
     spacing_mm = anatomy.spacing_mm
-    if chance(0.5, generator):
+    if not chance(SPOTS_SHARE, generator):
         return torch.zeros(anatomy.shape)
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12), spacing_mm=spacing_mm, generator=generator)
     near_fluid = gaussian_blur(anatomy.tissues[0], (4 / spacing_mm,) * 3)
     field = anatomy.tissues[2] * (0.5 * noise + 3 * near_fluid.clamp(max=0.4))
-    spots = (field > uniform(1.2, 2.2, generator)) & ~tumour.regions[0]
+    spots = (field > uniform(0.9, 2.0, generator)) & ~tumour.regions[0]
     return gaussian_blur(spots.float(), (1.0 / spacing_mm,) * 3)
 
 

@@ -22,6 +22,10 @@ DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 # Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
 WHOLE_TUMOUR_ML = (135.0, 0.62)
 CORE_SHARE = (0.24, 0.85)
+# How much noise of 8 to 32 mm modulates the outline of the whole.
+RAGGEDNESS = 0.35
+# How far oedema spreads in grey matter beside white, and the blur of its outline: it reaches into the gyri like fingers.
+SPREAD_IN_GREY, OUTLINE_MM = (0.05, 0.4), (1.0, 2.5)
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
     growth = _grow(anatomy, whole_ml, generator)
     solid = anatomy.tissues[1:].sum(dim=0)
     # Oedema keeps out of the fluid and is held up by the cortex.
-    spread = growth * (anatomy.tissues[2] + 0.4 * anatomy.tissues[1])
-    spread = gaussian_blur(spread, (2.5 / anatomy.spacing_mm,) * 3)
-    ragged = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
-    spread = torch.where(anatomy.brain, spread * (1 + 0.22 * ragged), 0.0)
+    spread = growth * (anatomy.tissues[2] + uniform(*SPREAD_IN_GREY, generator) * anatomy.tissues[1])
+    spread = gaussian_blur(spread, (uniform(*OUTLINE_MM, generator) / anatomy.spacing_mm,) * 3)
+    ragged = fractal_noise(anatomy.shape, scales_mm=(8, 16, 32), spacing_mm=anatomy.spacing_mm, generator=generator)
+    spread = torch.where(anatomy.brain, spread * (1 + RAGGEDNESS * ragged), 0.0)
     level = _level_of_volume(spread, whole_ml / voxel_ml)
     whole = (spread > level) & anatomy.brain
     core = _core(anatomy, growth, whole, whole_ml, voxel_ml, generator)
@@ -149,7 +153,7 @@ def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Te
     if solid or core_depth.numel() == 0:
         necrosis = torch.zeros_like(core)
     else:
-        share = uniform(0.05, 0.6, generator)
+        share = uniform(0.05, 0.5, generator)
         field = torch.where(core, depth * (1 + 0.10 * noise), 0.0)
         necrosis = (field > _level_of_volume(field, share * core_depth.numel())) & core
     patchy = smooth_noise(anatomy.shape, scale_mm=14, spacing_mm=spacing_mm, generator=generator)
