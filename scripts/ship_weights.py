@@ -1,7 +1,7 @@
 """Put a trained network or adapter into the package: `python scripts/ship_weights.py runs/continue_phantom/best tiny`.
 
-Weights are rounded to bfloat16 to halve the file; they are widened to float32 again when loaded. An adapter over a
-shipped network may be shipped at part of its strength, `--scale 0.8`.
+Weights are rounded to bfloat16 to halve the file; they are widened to float32 again when loaded. `--scale 0.5` ships
+part of what was learnt: an adapter at part of its strength, a network on the way there from the one now shipped.
 """
 
 import argparse
@@ -15,14 +15,22 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 
 import lora_moe_hgd
+from lora_moe_hgd.hub.adapters import blend
 from lora_moe_hgd.loading import adapter_base, checkpoint_folder, is_adapter, load_checkpoint
 
 PRETRAINED = Path(lora_moe_hgd.__file__).parent / "pretrained"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def ship_network(checkpoint: Path, scratch: Path) -> None:
-    network, processor = load_checkpoint(checkpoint)
+def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float) -> None:
+    """Write `shipped + scale (trained - shipped)`.
+
+    Raises:
+        ValueError: If only part of the way is to be gone and nothing is shipped that it could begin from.
+    """
+    if scale != 1 and not shipped.is_dir():
+        raise ValueError(f"--scale must be 1 for a network that is not shipped yet, got {scale:g} for {shipped.name}.")
+    network, processor = load_checkpoint(checkpoint) if scale == 1 else blend(shipped, checkpoint, scale=scale)
     network.to(torch.bfloat16).save_pretrained(scratch)
     processor.save_pretrained(scratch)
     changes = {"config.json": {"dtype": "float32"}, "preprocessor_config.json": {}}
@@ -64,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder of the network or adapter")
     parser.add_argument("name", help="name it is shipped under")
-    parser.add_argument("--scale", type=float, default=1.0, help="strength of an adapter, from 0 to 1")
+    parser.add_argument("--scale", type=float, default=1.0, help="how much of what was learnt, from 0 to 1")
     args = parser.parse_args()
     folder = PRETRAINED / args.name
     with tempfile.TemporaryDirectory(dir=PRETRAINED, prefix=".") as whole:
@@ -73,7 +81,7 @@ def main() -> None:
         if is_adapter(args.checkpoint):
             ship_adapter(args.checkpoint, scratch, scale=args.scale)
         else:
-            ship_network(args.checkpoint, scratch)
+            ship_network(args.checkpoint, scratch, shipped=folder, scale=args.scale)
         for path in scratch.iterdir():
             path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)

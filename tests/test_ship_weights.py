@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch.testing import assert_close
 
 from lora_moe_hgd import load_checkpoint, merge_adapter
+from lora_moe_hgd.loading import checkpoint_folder
 from lora_moe_hgd.training.adapters import add_adapter
 
 SCRIPT = Path(__file__).parents[1] / "scripts/ship_weights.py"
@@ -47,7 +48,7 @@ def test_a_shipped_adapter_is_as_far_from_its_base_as_asked(adapter: Path, tmp_p
 
 
 def test_a_shipped_network_is_rounded_and_brings_no_code(tmp_path: Path) -> None:
-    ship_weights.ship_network("tiny", tmp_path)
+    ship_weights.ship_network("tiny", tmp_path, shipped=tmp_path, scale=1.0)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
     again, shipped = (load_checkpoint(name)[0] for name in (tmp_path, "tiny"))
@@ -55,3 +56,16 @@ def test_a_shipped_network_is_rounded_and_brings_no_code(tmp_path: Path) -> None
     # Shipped weights are rounded already.
     for pair in zip(again.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(*pair)
+
+
+def test_a_shipped_network_goes_as_far_from_what_was_shipped_as_asked(adapter: Path, tmp_path: Path) -> None:
+    start, trained = load_checkpoint("tiny")[0], merge_adapter(adapter)[0]
+    shipped = checkpoint_folder("tiny")
+    trained.save_pretrained(tmp_path / "trained")
+    load_checkpoint("tiny")[1].save_pretrained(tmp_path / "trained")
+    ship_weights.ship_network(tmp_path / "trained", tmp_path / "half", shipped=shipped, scale=0.5)
+    half = load_checkpoint(tmp_path / "half")[0].state_dict()
+    for (name, before), after in zip(start.state_dict().items(), trained.state_dict().values(), strict=True):
+        assert_close(half[name], (before + after) / 2, rtol=2**-8, atol=1e-3 * float(after.abs().max()))
+    with pytest.raises(ValueError, match="must be 1 for a network that is not shipped yet, got 0.5 for other"):
+        ship_weights.ship_network(tmp_path / "trained", tmp_path / "half", shipped=tmp_path / "other", scale=0.5)

@@ -24,7 +24,7 @@ WHOLE_TUMOUR_ML = (135.0, 0.62)
 CORE_SHARE = (0.24, 0.85)
 # How much noise of 8 to 32 mm modulates the outline of the whole.
 RAGGEDNESS = 0.35
-# How far oedema spreads in grey matter beside white, and the blur of its outline: it reaches into the gyri like fingers.
+# Oedema reaches into the gyri like fingers: how well it spreads in grey matter beside white, and its outline's blur.
 SPREAD_IN_GREY, OUTLINE_MM = (0.05, 0.4), (1.0, 2.5)
 
 
