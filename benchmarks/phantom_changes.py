@@ -62,16 +62,15 @@ def scaled(
 WATER = ("t2", "flair")
 CHANGES: dict[str, Change] = {
     "as they are": {},
-    "borders of the oedema sharp": {
+    "borders of the oedema sharp, its level lower": {
         contrast: {
             "BORDER_MM": (1.0, 1.0),
             "FADING": (0.1, 0.6),
-            # So that the levels measured inside stay.
             "LESION": scaled(scaled(contrast.LESION, 0.67, ("t2",), OEDEMA), 0.7, ("flair",), OEDEMA),
         }
     },
     "outlines smooth": {tumour: {"RAGGEDNESS": 0.22, "SPREAD_IN_GREY": (0.4, 0.4), "OUTLINE_MM": (2.5, 2.5)}},
-    "fewer and fainter vessels and spots": {
+    "fainter vessels, fewer and fainter spots": {
         contrast: {"VESSELS": (1.0, 4.0), "SPOTS": (0.5, 2.5), "SPOTS_SHARE": 0.5}
     },
     "hardly any bias field": {contrast: {"BIAS": (0.0, 0.02)}},

@@ -1,7 +1,8 @@
 """Put a trained network or adapter into the package: `python scripts/ship_weights.py runs/continue_phantom/best tiny`.
 
 Weights are rounded to bfloat16 to halve the file; they are widened to float32 again when loaded. `--scale 0.5` ships
-part of what was learnt: an adapter at part of its strength, a network on the way there from the one now shipped.
+part of what was learnt: an adapter at part of its strength, a network on the way there from the one now shipped, so
+that the same command goes further a second time.
 """
 
 import argparse
@@ -26,10 +27,10 @@ def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float
     """Write `shipped + scale (trained - shipped)`.
 
     Raises:
-        ValueError: If only part of the way is to be gone and nothing is shipped that it could begin from.
+        ValueError: If only part of the way is to be gone and no network is shipped that it could begin from.
     """
-    if scale != 1 and not shipped.is_dir():
-        raise ValueError(f"--scale must be 1 for a network that is not shipped yet, got {scale:g} for {shipped.name}.")
+    if scale != 1 and (not shipped.is_dir() or is_adapter(shipped)):
+        raise ValueError(f"--scale must be 1 where no network is shipped yet, got {scale:g} for {shipped.name}.")
     network, processor = load_checkpoint(checkpoint) if scale == 1 else blend(shipped, checkpoint, scale=scale)
     network.to(torch.bfloat16).save_pretrained(scratch)
     processor.save_pretrained(scratch)
@@ -74,6 +75,8 @@ def main() -> None:
     parser.add_argument("name", help="name it is shipped under")
     parser.add_argument("--scale", type=float, default=1.0, help="how much of what was learnt, from 0 to 1")
     args = parser.parse_args()
+    if not 0 <= args.scale <= 1:
+        parser.error(f"--scale must be between 0 and 1, got {args.scale:g}")
     folder = PRETRAINED / args.name
     with tempfile.TemporaryDirectory(dir=PRETRAINED, prefix=".") as whole:
         scratch = Path(whole) / args.name

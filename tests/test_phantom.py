@@ -99,13 +99,21 @@ def ball_of_shells(*, whole: float, core: float, hole: float) -> tuple[torch.Ten
     return distance, Tumour(regions, torch.ones(64, 64, 64), torch.zeros(64, 64, 64, 3))
 
 
-def test_the_label_of_the_oedema_ends_where_it_has_half_faded_and_widely() -> None:
+def test_the_label_of_the_oedema_ends_at_a_half_of_its_blurred_mask() -> None:
     distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
     for seed in range(4):
         oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))[1]
         inside, outside = (oedema[(distance > low) & (distance < low + 1)].mean() for low in (23, 24))
-        assert 0.5 < inside < 0.7
-        assert 0.3 < outside < 0.5
+        assert 0.5 < inside < 0.65
+        assert 0.31 < outside < 0.45
+
+
+def test_no_oedema_shows_beyond_a_label_that_ends_with_the_core() -> None:
+    distance, tumour = ball_of_shells(whole=12, core=12, hole=6)
+    for seed in range(4):
+        shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))
+        assert shares.min() >= 0
+        assert shares[1][distance >= 12].max() < 0.05
 
 
 def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
@@ -176,13 +184,11 @@ def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
 
 @pytest.fixture(scope="module")
 def forty() -> dict[str, float]:
-    """Median of each statistic over forty phantoms, and of what the border of the oedema has of its level."""
+    """Median of each statistic over forty phantoms."""
     found: dict[str, list[float]] = {}
     for seed in range(40):
         phantom = make_phantom(seed, spacing_mm=2.0)
         values = case_statistics(phantom.volumes, phantom.regions, 2.0)
-        for name in ("t2", "flair"):
-            values[f"{name}, edge over oedema"] = values[f"{name}, edge of WT"] / values[f"{name}, oedema"]
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     return {name: float(np.nanmedian(values)) for name, values in found.items()}
@@ -209,7 +215,8 @@ def test_forty_phantoms_are_as_bright_as_dark_and_as_grainy_as_real_cases_and_so
 @pytest.mark.slow
 def test_forty_tumours_fade_at_their_borders_and_are_as_ragged_as_real_ones(forty) -> None:
     for name, edge in MEASURED_EDGE.items():
-        assert 1 / 1.4 < forty[f"{name}, edge over oedema"] / edge < 1.4, (name, forty[f"{name}, edge over oedema"])
+        # What was measured while the border was sharp is half as much again.
+        assert 1 / 1.3 < forty[f"{name}, edge over oedema"] / edge < 1.3, (name, forty[f"{name}, edge over oedema"])
     assert MEASURED_ROUNDNESS[0] <= forty["WT, roundness"] <= MEASURED_ROUNDNESS[1]
 
 

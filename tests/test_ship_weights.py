@@ -63,9 +63,13 @@ def test_a_shipped_network_goes_as_far_from_what_was_shipped_as_asked(adapter: P
     shipped = checkpoint_folder("tiny")
     trained.save_pretrained(tmp_path / "trained")
     load_checkpoint("tiny")[1].save_pretrained(tmp_path / "trained")
-    ship_weights.ship_network(tmp_path / "trained", tmp_path / "half", shipped=shipped, scale=0.5)
-    half = load_checkpoint(tmp_path / "half")[0].state_dict()
-    for (name, before), after in zip(start.state_dict().items(), trained.state_dict().values(), strict=True):
-        assert_close(half[name], (before + after) / 2, rtol=2**-8, atol=1e-3 * float(after.abs().max()))
-    with pytest.raises(ValueError, match="must be 1 for a network that is not shipped yet, got 0.5 for other"):
-        ship_weights.ship_network(tmp_path / "trained", tmp_path / "half", shipped=tmp_path / "other", scale=0.5)
+    ship_weights.ship_network(tmp_path / "trained", tmp_path / "quarter", shipped=shipped, scale=0.25)
+    quarter, after = load_checkpoint(tmp_path / "quarter")[0].state_dict(), trained.state_dict()
+    for name, before in start.state_dict().items():
+        wanted = torch.lerp(before, after[name], 0.25)
+        assert_close(quarter[name], wanted, rtol=2**-8, atol=1e-3 * float(wanted.abs().max()))
+    for nothing in (tmp_path / "other", adapter):
+        with pytest.raises(
+            ValueError, match=rf"must be 1 where no network is shipped yet, got 0\.5 for {nothing.name}"
+        ):
+            ship_weights.ship_network(tmp_path / "trained", tmp_path / "half", shipped=nothing, scale=0.5)

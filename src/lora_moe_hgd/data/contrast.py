@@ -44,9 +44,9 @@ TEXTURE = {
 }
 # How much of the oedema's brightness grey matter and fluid inside it show, at least: water gathers in white matter.
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
-# How much of it is lost at the border.
+# How much of it is lost at the border, beside what the border's blur (its standard deviation) takes: labels end at a
+# half of the blurred mask.
 FADING = (0.2, 0.8)
-# Standard deviation of the blur of its border: labels end where it has half faded.
 BORDER_MM = (1.2, 2.8)
 # The level of the blurred rim at which its bright part has faded, where the label ends at about a half: whoever draws
 # a rim is generous.
@@ -54,7 +54,8 @@ GENEROSITY = (0.3, 0.75)
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
 THERMAL = {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17}
-# What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and FLAIR.
+# What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and
+# FLAIR, in a share of the cases.
 VESSELS, SPOTS = (1.5, 6.0), (0.8, 4.0)
 SPOTS_SHARE = 0.75
 # What skull-stripping leaves at the brain's hull (robust z of the brain without it): bone, and patches of dura, marrow
@@ -162,6 +163,9 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator)
         ]
     )
     shares[1] = (shares[1] - shares[0] - shares[2]).clamp(min=0)
+    # Where the label ends with the core there is no oedema beyond it.
+    beyond = gaussian_blur((whole & ~core).float(), (soft_mm / spacing_mm,) * 3)
+    shares[1] = torch.where(whole, shares[1], torch.minimum(shares[1], beyond))
     generosity = uniform(*GENEROSITY, generator)
     bright = ((shares[2] - generosity) / (1 - generosity)).clamp(min=0)
     # What the rim does not show there its neighbours do.

@@ -43,6 +43,9 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
         ):
             found[f"{name}, {part}"] = level
             found[f"{name}, {part}, spread"] = spread
+        # On T1 and T1c oedema is hardly another than the brain.
+        if name in ("t2", "flair"):
+            found[f"{name}, edge over oedema"] = found[f"{name}, edge of WT"] / found[f"{name}, oedema"]
     return found
 
 
