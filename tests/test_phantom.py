@@ -188,8 +188,7 @@ def forty() -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for seed in range(40):
         phantom = make_phantom(seed, spacing_mm=2.0)
-        values = case_statistics(phantom.volumes, phantom.regions, 2.0)
-        for name, value in values.items():
+        for name, value in case_statistics(phantom.volumes, phantom.regions, 2.0).items():
             found.setdefault(name, []).append(value)
     return {name: float(np.nanmedian(values)) for name, values in found.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -161,9 +162,10 @@ def test_the_reference_run_trains_adapter_stem_routers_and_decoder_only(adapted:
         assert name.startswith(("encoder.stem.", "decoder.")) or any(
             part in name for part in (".attention.", ".experts.", ".shared_expert.", ".router.")
         ), name
-    # Which of the experts learn in a run this short depends on where its few tokens go.
-    for part in ("encoder.stem.", "decoder.", ".attention.q.", ".experts.", ".shared_expert.fc2.", ".router."):
+    for part in ("encoder.stem.", "decoder.", ".attention.q.", ".shared_expert.fc2.", ".router."):
         assert any(part in name for name in changed), part
+    # Which of the experts learn in a run this short depends on where its few tokens go.
+    assert any(re.search(r"\.experts\.\d+\.fc1\.", name) for name in changed)
     assert any(name.endswith("layers.0.mlp.fc1.weight") for name in trained.keys() - changed)
 
 
