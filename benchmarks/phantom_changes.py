@@ -69,6 +69,7 @@ CHANGES: dict[str, Change] = {
             "LESION": scaled(scaled(contrast.LESION, 0.67, ("t2",), OEDEMA), 0.7, ("flair",), OEDEMA),
         }
     },
+    "no tumours in brainstem and cerebellum": {tumour: {"LOW_SHARE": 0.0}},
     "outlines smooth": {tumour: {"RAGGEDNESS": 0.22, "SPREAD_IN_GREY": (0.4, 0.4), "OUTLINE_MM": (2.5, 2.5)}},
     "fainter vessels, fewer and fainter spots": {
         contrast: {"VESSELS": (1.0, 4.0), "SPOTS": (0.5, 2.5), "SPOTS_SHARE": 0.5}

@@ -48,6 +48,19 @@ def test_other_settings_do_not_meet_old_phantoms(tmp_path: Path) -> None:
     assert len(folders) == 2
 
 
+def test_the_processor_of_a_checkpoint_finds_the_phantoms_of_its_base(tmp_path: Path) -> None:
+    LoraMoeHgdImageProcessor.register_for_auto_class()
+    LoraMoeHgdImageProcessor(
+        target_spacing_mm=PROCESSOR.target_spacing_mm, label_scheme="msd", least_part=0.5
+    ).save_pretrained(tmp_path / "checkpoint")
+    trained = LoraMoeHgdImageProcessor.from_pretrained(tmp_path / "checkpoint")
+    assert trained.to_dict() != PROCESSOR.to_dict()
+    folders = {
+        PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path).folder for processor in (PROCESSOR, trained)
+    }
+    assert len(folders) == 1
+
+
 def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_path: Path, monkeypatch) -> None:
     root = tmp_path / "data"
     shutil.copytree(dummy_root, root)

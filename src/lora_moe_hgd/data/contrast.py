@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .anatomy import Anatomy, identity_grid, sample_at_offset
@@ -30,8 +30,8 @@ OEDEMA = 1
 # Robust z of necrosis, oedema and enhancing rim as painted: 10th, 50th and 90th percentile over cases. Grey matter,
 # fluid, fading, blur and `GENEROSITY` lower what is measured then, which is what was matched, to nine real cases.
 LESION = {
-    "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
-    "t1c": ((-5.2, -1.3, 0.2), (-2.4, -1.8, -0.5), (2.8, 3.6, 4.8)),
+    "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.6), (-1.9, -1.3, -0.2)),
+    "t1c": ((-5.2, -1.3, 0.2), (-2.6, -1.7, 0.2), (2.8, 3.4, 4.5)),
     "t2": ((5.0, 9.5, 18.0), (6.4, 11.4, 16.0), (3.0, 5.6, 8.4)),
     "flair": ((2.0, 4.3, 9.5), (7.6, 12.8, 16.5), (3.2, 5.0, 7.2)),
 }
@@ -46,18 +46,19 @@ TEXTURE = {
 SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # How much of it is lost at the border, beside what the border's blur (its standard deviation) takes: labels end at a
 # half of the blurred mask.
-FADING = (0.2, 0.8)
-BORDER_MM = (1.2, 2.8)
-# The level of the blurred rim at which its bright part has faded, where the label ends at about a half: whoever draws
-# a rim is generous.
+FADING = (0.1, 0.9)
+BORDER_MM = (1.0, 3.2)
+# The share of its middle's level at which a blurred rim's bright part has faded, where the label ends at about a half:
+# whoever draws a rim is generous. Of rims up to this width the middle is found.
 GENEROSITY = (0.3, 0.75)
+RIM_MM = 4.0
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
 THERMAL = {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17}
 # What is bright and no tumour, in the units of HEALTHY: vessels, plexus and hull on T1c, spots on T2 and
 # FLAIR, in a share of the cases.
-VESSELS, SPOTS = (1.5, 6.0), (0.8, 4.0)
-SPOTS_SHARE = 0.75
+VESSELS, SPOTS = (1.5, 7.0), (0.8, 6.0)
+SPOTS_SHARE = 0.85
 # What skull-stripping leaves at the brain's hull (robust z of the brain without it): bone, and patches of dura, marrow
 # and fat; each sequence draws from its range.
 BONE = {"t1": (-16.0, -8.0), "t1c": (-20.0, -9.0), "t2": (-13.0, -5.5), "flair": (-18.0, -9.0)}
@@ -167,7 +168,10 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator)
     beyond = gaussian_blur((whole & ~core).float(), (soft_mm / spacing_mm,) * 3)
     shares[1] = torch.where(whole, shares[1], torch.minimum(shares[1], beyond))
     generosity = uniform(*GENEROSITY, generator)
-    bright = ((shares[2] - generosity) / (1 - generosity)).clamp(min=0)
+    # A thin rim never fills a voxel, but is bright in its middle, too.
+    reach = 2 * max(1, round(RIM_MM / 2 / spacing_mm)) + 1
+    middle = nn.functional.max_pool3d(shares[2][None, None], reach, stride=1, padding=reach // 2)[0, 0]
+    bright = ((shares[2] - generosity * middle) / (1 - generosity)).clamp(min=0)
     # What the rim does not show there its neighbours do.
     shares[:2] += (shares[2] - bright) * shares[:2] / shares[:2].sum(dim=0).clamp(min=1e-3)
     shares[2] = bright

@@ -316,8 +316,8 @@ class MixedCases:
 
 
 def _settings(processor: LoraMoeHgdImageProcessor) -> str:
-    """What preprocessing depends on: not what is left out of regions afterwards."""
-    return json.dumps({name: value for name, value in processor.to_dict().items() if name != "least_part"})
+    """What preprocessing depends on: neither where the processor's code is found, nor what becomes of regions."""
+    return json.dumps([processor.modalities, processor.target_spacing_mm, processor.intensity_clip])
 
 
 def _state(path: Path) -> str:

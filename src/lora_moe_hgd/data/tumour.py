@@ -22,6 +22,8 @@ DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 # Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
 WHOLE_TUMOUR_ML = (135.0, 0.62)
 CORE_SHARE = (0.24, 0.85)
+# How many tumours lie in the lowest third of the brain, in brainstem and cerebellum, and how much smaller they are.
+LOW_SHARE, LOW_SIZE = 0.1, 0.3
 # How much noise of 8 to 32 mm modulates the outline of the whole.
 RAGGEDNESS = 0.35
 # Oedema reaches into the gyri like fingers: how well it spreads in grey matter beside white, and its outline's blur.
@@ -48,8 +50,9 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
     voxel_ml = anatomy.spacing_mm**3 / 1000
     brain_ml = anatomy.brain.sum().item() * voxel_ml
     whole_ml = _log_normal(*WHOLE_TUMOUR_ML, generator)
-    whole_ml = min(max(whole_ml, 4.0), 0.3 * brain_ml)
-    growth = _grow(anatomy, whole_ml, generator)
+    low = chance(LOW_SHARE, generator)
+    whole_ml = min(max(LOW_SIZE * whole_ml if low else whole_ml, 4.0), 0.3 * brain_ml)
+    growth = _grow(anatomy, whole_ml, generator, low=low)
     solid = anatomy.tissues[1:].sum(dim=0)
     # Oedema keeps out of the fluid and is held up by the cortex.
     spread = growth * (anatomy.tissues[2] + uniform(*SPREAD_IN_GREY, generator) * anatomy.tissues[1])
@@ -81,15 +84,16 @@ def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
     return field.flatten().topk(count).values[-1].clamp(min=1e-4)
 
 
-def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator) -> Tensor:
-    """Tumour density in [0, 1] on the anatomy's grid, from one to three seeds in white matter."""
+def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, *, low: bool) -> Tensor:
+    """Tumour density in [0, 1] on the anatomy's grid, from one to three seeds in white matter, high up or low down."""
     factor = anatomy.spacing_mm / GROWTH_SPACING_MM
     size = [max(4, round(edge * factor)) for edge in anatomy.shape]
     coarse = nn.functional.interpolate(anatomy.tissues[None], size=size, mode="trilinear", align_corners=False)[0]
     diffusion = sum(weight * tissue for weight, tissue in zip(DIFFUSION, coarse, strict=True))
-    # No fluid, and not the brainstem and cerebellum, where these gliomas are rare.
-    weight = (coarse[2] * (coarse.sum(dim=0) > 0.9)).clone()
-    weight[:, :, : size[2] // 3] = 0
+    # No fluid.
+    weight = coarse[2] * (coarse.sum(dim=0) > 0.9)
+    heights = torch.arange(size[2])
+    weight = weight * ((heights < size[2] // 3) == low)
     density = torch.zeros(tuple(size))
     num_foci = 1 + int(chance(0.25, generator)) + int(chance(0.08, generator))
     for focus in range(num_foci):
@@ -141,7 +145,7 @@ def _core(
 
 def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Tensor:
     """The core without its necrotic inside and without the parts that do not take up contrast."""
-    if chance(0.06, generator):
+    if chance(0.08, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
