@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -40,21 +41,23 @@ def test_a_phantom_read_from_disk_is_the_one_that_was_made(tmp_path: Path) -> No
     assert [path.name for path in files] == ["5.safetensors", "6.safetensors"]
 
 
-def test_other_settings_do_not_meet_old_phantoms(tmp_path: Path) -> None:
-    coarser = LoraMoeHgdImageProcessor(target_spacing_mm=(3.9, 3.9, 3.9))
+@pytest.mark.parametrize(
+    "setting", [{"target_spacing_mm": (3.9, 3.9, 3.9)}, {"intensity_clip": 5.0}, {"modalities": ("t1c", "flair")}]
+)
+def test_other_settings_do_not_meet_old_phantoms(setting: dict, tmp_path: Path) -> None:
+    other = LoraMoeHgdImageProcessor(**{"target_spacing_mm": PROCESSOR.target_spacing_mm, **setting})
     folders = {
-        PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path).folder for processor in (PROCESSOR, coarser)
+        PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path).folder for processor in (PROCESSOR, other)
     }
     assert len(folders) == 2
 
 
 def test_the_processor_of_a_checkpoint_finds_the_phantoms_of_its_base(tmp_path: Path) -> None:
-    LoraMoeHgdImageProcessor.register_for_auto_class()
-    LoraMoeHgdImageProcessor(
-        target_spacing_mm=PROCESSOR.target_spacing_mm, label_scheme="msd", least_part=0.5
-    ).save_pretrained(tmp_path / "checkpoint")
+    copy.deepcopy(PROCESSOR).save_pretrained(tmp_path / "checkpoint")
     trained = LoraMoeHgdImageProcessor.from_pretrained(tmp_path / "checkpoint")
+    # It says where its code is.
     assert trained.to_dict() != PROCESSOR.to_dict()
+    trained.least_part, trained.label_scheme = 0.5, "msd"
     folders = {
         PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path).folder for processor in (PROCESSOR, trained)
     }

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lora_moe_hgd.data.datasets import PhantomDataset
+from lora_moe_hgd.data.findings import BadInputError
 from lora_moe_hgd.data.label_maps import label_map_files, read_label_map
 from lora_moe_hgd.data.phantom import make_phantom
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -52,6 +53,16 @@ def test_tissues_of_a_label_map_lie_where_its_codes_lie_in_ras(folder: Path) -> 
     assert 0.05 < fluid[codes == 24].mean() < 0.9
     assert not fluid[:15].any()
     assert (tissues.sum(dim=0) <= 1).all()
+
+
+@pytest.mark.parametrize(("low", "where"), [(True, "in"), (False, "above")])
+def test_a_map_without_white_matter_where_tumours_begin_is_refused(low: bool, where: str, tmp_path: Path) -> None:
+    codes = brain_of_boxes()
+    part = codes[:, :, :44] if low else codes[:, :, 44:]
+    part[part == 2] = 3
+    nib.save(nib.Nifti1Image(codes, np.eye(4)), tmp_path / "map.nii.gz")
+    with pytest.raises(BadInputError, match=rf"white matter in 1 mL {where} the lowest third.*0\.0 mL"):
+        read_label_map(tmp_path / "map.nii.gz")
 
 
 def test_the_same_seed_and_maps_give_the_same_phantom_and_other_maps_another(folder: Path) -> None:

@@ -48,10 +48,10 @@ SHOWN_IN_GREY, SHOWN_IN_FLUID = 0.4, 0.2
 # half of the blurred mask.
 FADING = (0.1, 0.9)
 BORDER_MM = (1.0, 3.2)
-# The share of its middle's level at which a blurred rim's bright part has faded, where the label ends at about a half:
-# whoever draws a rim is generous. Of rims up to this width the middle is found.
+# Whoever draws a rim is generous: its label ends where its blurred mask is about a half, its brightness where that has
+# fallen to this share of the highest value near by, which is the middle of the rim.
 GENEROSITY = (0.3, 0.75)
-RIM_MM = 4.0
+MIDDLE_WITHIN_MM = 2.0
 # Fine grain of healthy tissue (relative, as HEALTHY) and thermal noise (robust z), at the noise level of real cases.
 GRAIN = {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09}
 THERMAL = {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17}
@@ -169,7 +169,7 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator)
     shares[1] = torch.where(whole, shares[1], torch.minimum(shares[1], beyond))
     generosity = uniform(*GENEROSITY, generator)
     # A thin rim never fills a voxel, but is bright in its middle, too.
-    reach = 2 * max(1, round(RIM_MM / 2 / spacing_mm)) + 1
+    reach = 2 * max(1, round(MIDDLE_WITHIN_MM / spacing_mm)) + 1
     middle = nn.functional.max_pool3d(shares[2][None, None], reach, stride=1, padding=reach // 2)[0, 0]
     bright = ((shares[2] - generosity * middle) / (1 - generosity)).clamp(min=0)
     # What the rim does not show there its neighbours do.

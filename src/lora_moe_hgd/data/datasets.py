@@ -316,7 +316,7 @@ class MixedCases:
 
 
 def _settings(processor: LoraMoeHgdImageProcessor) -> str:
-    """What preprocessing depends on: neither where the processor's code is found, nor what becomes of regions."""
+    """All of the processor that `preprocess` reads; label schemes are told by those who call it."""
     return json.dumps([processor.modalities, processor.target_spacing_mm, processor.intensity_clip])
 
 

@@ -22,6 +22,8 @@ GREY = (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 MIXED = ((10, 49), (13, 52), (16, 28, 60))
 # In a brain there is this much of white and grey matter at least, in mL: less is no label map of a brain.
 LEAST_BRAIN_ML = 300.0
+# Tumours begin in white matter, of the lowest third or above it: each must have some.
+LEAST_WHITE_ML = 1.0
 
 
 def label_map_files(folder: Path) -> list[Path]:
@@ -42,7 +44,8 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
     What the hull of grey and white matter holds beside them is fluid.
 
     Raises:
-        BadInputError: If voxels are not 1 mm wide, or hardly any have a code of grey or white matter.
+        BadInputError: If voxels are not 1 mm wide, hardly any have a code of grey or white matter, or none low down or
+            high up is white matter.
     """
     image = nib.as_closest_canonical(read_image(path))
     zooms = image.header.get_zooms()[:3]
@@ -57,6 +60,15 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
             f"must have FreeSurfer's codes of grey and white matter in {LEAST_BRAIN_ML:g} mL",
             f"{solid.sum() / 1000:.0f} mL",
         )
+    heights = torch.nonzero(solid.any(dim=0).any(dim=0))
+    third = int(heights[0] + (heights[-1] - heights[0]) // 3)
+    for where, part in (("in the lowest third", white[:, :, :third]), ("above the lowest third", white[:, :, third:])):
+        if part.sum() < 1000 * LEAST_WHITE_ML:
+            raise BadInputError(
+                path,
+                f"must have FreeSurfer's codes of white matter in {LEAST_WHITE_ML:g} mL {where} of the brain",
+                f"{part.sum() / 1000:.1f} mL",
+            )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])
     return tissues.float(), image.affine

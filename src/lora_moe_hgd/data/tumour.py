@@ -22,7 +22,8 @@ DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 # Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
 WHOLE_TUMOUR_ML = (135.0, 0.62)
 CORE_SHARE = (0.24, 0.85)
-# How many tumours lie in the lowest third of the brain, in brainstem and cerebellum, and how much smaller they are.
+# How many tumours begin in the lowest third of the brain (cerebellum, brainstem, base of temporal and frontal lobes),
+# and their volume relative to that of the others.
 LOW_SHARE, LOW_SIZE = 0.1, 0.3
 # How much noise of 8 to 32 mm modulates the outline of the whole.
 RAGGEDNESS = 0.35
@@ -90,10 +91,9 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, *, low:
     size = [max(4, round(edge * factor)) for edge in anatomy.shape]
     coarse = nn.functional.interpolate(anatomy.tissues[None], size=size, mode="trilinear", align_corners=False)[0]
     diffusion = sum(weight * tissue for weight, tissue in zip(DIFFUSION, coarse, strict=True))
-    # No fluid.
-    weight = coarse[2] * (coarse.sum(dim=0) > 0.9)
-    heights = torch.arange(size[2])
-    weight = weight * ((heights < size[2] // 3) == low)
+    inside = coarse.sum(dim=0) > 0.9
+    is_low = torch.arange(size[2]) < size[2] // 3
+    weight = coarse[2] * (inside & (is_low if low else ~is_low))
     density = torch.zeros(tuple(size))
     num_foci = 1 + int(chance(0.25, generator)) + int(chance(0.08, generator))
     for focus in range(num_foci):
