@@ -109,6 +109,16 @@ def test_resampling_keeps_a_linear_ramp_where_it_is(old: int, new: int) -> None:
     assert_close(actual[1:-1], expected[1:-1], rtol=0, atol=2e-3)
 
 
+def test_a_case_prepared_beside_a_network_in_bf16_is_as_exact_as_elsewhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = 1000 + 100 * torch.randn(32, 30, 28, generator=generator)
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(2.0, 2.0, 2.0))
+    expected = processor({"t1": volume})["pixel_values"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = processor({"t1": volume})["pixel_values"]
+    assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_the_processor_gives_nested_regions_and_probabilities() -> None:
     processor = LoraMoeHgdImageProcessor()
     inputs = processor({"t1": brain()})

@@ -135,10 +135,12 @@ def resample(volume: Tensor, shape: Shape) -> Tensor:
     one that gets finer, values are interpolated linearly between voxel centres. An axis of equal length is left
     untouched.
     """
-    for axis, size in zip((-3, -2, -1), shape, strict=True):
-        if volume.shape[axis] != size:
-            weights = _axis_weights(volume.shape[axis], size).to(volume)
-            volume = torch.movedim(torch.movedim(volume, axis, -1) @ weights.T, -1, axis)
+    # Beside a network that runs in bf16, too: eight bits are too few for an image.
+    with torch.autocast(volume.device.type, enabled=False):
+        for axis, size in zip((-3, -2, -1), shape, strict=True):
+            if volume.shape[axis] != size:
+                weights = _axis_weights(volume.shape[axis], size).to(volume)
+                volume = torch.movedim(torch.movedim(volume, axis, -1) @ weights.T, -1, axis)
     return volume.contiguous()
 
 
