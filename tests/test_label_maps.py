@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -63,6 +64,18 @@ def test_a_map_without_white_matter_where_tumours_begin_is_refused(low: bool, wh
     nib.save(nib.Nifti1Image(codes, np.eye(4)), tmp_path / "map.nii.gz")
     with pytest.raises(BadInputError, match=rf"white matter in 1 mL {where} the lowest third.*0\.0 mL"):
         read_label_map(tmp_path / "map.nii.gz")
+
+
+def test_all_maps_are_looked_at_before_the_first_phantom_is_made(folder: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(folder, tmp_path / "maps")
+    empty = nib.Nifti1Image(np.zeros((30, 30, 30), np.int16), np.eye(4))
+    nib.save(empty, tmp_path / "maps/two.nii.gz")
+    # The first phantom of this seed begins from another brain.
+    words = ["--root", str(tmp_path / "data"), "--n", "1", "--spacing-mm", "4"]
+    with pytest.raises(SystemExit):
+        run("phantom", [*words, "--label-maps", str(tmp_path / "maps")])
+    assert "two.nii.gz: must have FreeSurfer's codes" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_same_seed_and_maps_give_the_same_phantom_and_other_maps_another(folder: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.inference.results import choose_sequences, parse_modalities
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd_cli import run
 
@@ -86,6 +86,15 @@ def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, seg
     run("segment", ["--in-path", str(tmp_path / "incomplete"), "--out-path", str(tmp_path / "out")])
     actual, expected = (nib.load(folder / "seg.nii.gz") for folder in (tmp_path / "out", segmented))
     np.testing.assert_array_equal(actual.dataobj, expected.dataobj)
+
+
+def test_without_t1c_the_core_is_said_to_be_a_guess(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    for modalities, warned in ((("t1", "flair"), True), (("t1c",), False)):
+        report = CaseSegmenter("tiny", ResultOptions(modalities=modalities)).write(
+            find_case(dummy_root / "case_000"), tmp_path / modalities[0]
+        )
+        assert any("TC and ET are guesses" in warning for warning in report["warnings"]) == warned
+        assert ("TC and ET are guesses" in capsys.readouterr().err) == warned
 
 
 def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
-from .anatomy import random_anatomy
+from .anatomy import random_anatomy, template
 from .contrast import paint
 from .label_maps import label_map_files
 from .tumour import displace, random_tumour
@@ -104,7 +104,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
     parser.add_argument("--spacing-mm", type=float, help="edge of a voxel; 2 when left out, for npy always 1")
     parser.add_argument(
-        "--label-maps", type=Path, help="folder of FreeSurfer-style label maps of brains to begin from"
+        "--label-maps",
+        type=Path,
+        help="folder of FreeSurfer-style label maps of brains; each case begins from one of them or the "
+        "built-in brain, all as likely",
     )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
@@ -118,6 +121,9 @@ def main(argv: Sequence[str]) -> None:
     for folder in folders:
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
+    for path in label_maps:
+        # A bad map is told before the first case is made.
+        template(spacing_mm, path)
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
         phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps)
         write_phantom_case(phantom, folder, file_format=args.format)

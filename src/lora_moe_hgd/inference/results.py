@@ -37,6 +37,8 @@ RESULT_FILES = (
     "probabilities.nii.gz",
     "uncertainty.nii.gz",
 )
+# Rims take up contrast, which T1c alone shows (docs/failures.md).
+GUESSED = "without T1c, TC and ET are guesses, and their confidence is not to be believed"
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,10 @@ class CaseSegmenter:
         started = time.perf_counter()
         options, used = self.options, choose_sequences(case, self.options.modalities)
         reading = read_case(used, reference=options.reference).checked(strict=options.strict)
-        for finding in reading.findings:
-            print(f"warning: {finding}", file=sys.stderr)
         images = reading.images
+        guessed = [GUESSED] if "t1c" not in images else []
+        for warning in (*map(str, reading.findings), *guessed):
+            print(f"warning: {warning}", file=sys.stderr)
         network, processor = self.loaded
         found = segment(network, processor, images, mirror=options.mirror, progress=progress)
         scheme = label_scheme(options.label_scheme or (*case.label_schemes, processor.label_scheme)[0])
@@ -169,7 +172,8 @@ class CaseSegmenter:
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,
-            warnings=[f"{finding.path.name}: {finding.rule}, got {finding.value}" for finding in reading.findings],
+            warnings=[f"{finding.path.name}: {finding.rule}, got {finding.value}" for finding in reading.findings]
+            + guessed,
             seconds=time.perf_counter() - started,
         )
         folder.mkdir(parents=True, exist_ok=True)
