@@ -69,7 +69,7 @@ CHANGES: dict[str, Change] = {
             "LESION": scaled(scaled(contrast.LESION, 0.67, ("t2",), OEDEMA), 0.7, ("flair",), OEDEMA),
         }
     },
-    "narrower ranges, no tumours in brainstem and cerebellum": {
+    "narrower ranges, no tumours low in the brain": {
         tumour: {"LOW_SHARE": 0.0},
         contrast: {
             "BORDER_MM": (1.2, 2.8),
