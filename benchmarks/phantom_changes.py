@@ -29,7 +29,7 @@ import numpy as np
 from trials import score_cases
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data import contrast, phantom, tumour
+from lora_moe_hgd.data import anatomy, contrast, phantom, tumour
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.files import replacing
@@ -84,6 +84,7 @@ CHANGES: dict[str, Change] = {
             },
         },
     },
+    "brains as large as real ones": {anatomy: {"SCALE": (0.83, 1.03)}},
     "outlines smooth": {tumour: {"RAGGEDNESS": 0.22, "SPREAD_IN_GREY": (0.4, 0.4), "OUTLINE_MM": (2.5, 2.5)}},
     "fainter vessels, fewer and fainter spots": {
         contrast: {"VESSELS": (1.0, 4.0), "SPOTS": (0.5, 2.5), "SPOTS_SHARE": 0.5}

@@ -38,7 +38,8 @@ def main() -> None:
     rows = {}
     print(
         "The scanner has weak contrasts, thick slices and a bias field: such images no training had, and both find\n"
-        "too much. On ordinary phantoms they do better (README, Results). The adapter is for real images of its data."
+        "too much. On ordinary phantoms they do better (README, Results). The adapter is for images like those\n"
+        "of BraTS-Africa."
     )
     print(f"Sequences used: {', '.join(USED)}; withheld: {', '.join(sorted(set(case.images) - set(USED)))}")
     for title, checkpoint in CHECKPOINTS.items():

@@ -46,6 +46,8 @@ class Anatomy:
 # One brain on a grid: tissue maps, and the affine in RAS.
 Template = tuple[Tensor, np.ndarray]
 MARGIN = 6
+# Size of a brain along each axis, relative to the one it begins from.
+SCALE = (0.9, 1.1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -127,7 +129,7 @@ def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
 
 
 def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Rotation up to 8 degrees, scale 0.9 to 1.1 per axis, shear up to 4 percent, about the centre."""
+    """Rotation up to 8 degrees, a scale per axis, shear up to 4 percent, about the centre."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(-8, 8, generator))
@@ -137,7 +139,7 @@ def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
         rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ rotation
     shear = torch.eye(3) + torch.tensor([[uniform(-0.04, 0.04, generator) for _ in range(3)] for _ in range(3)])
-    scale = torch.diag(torch.tensor([uniform(0.9, 1.1, generator) for _ in range(3)]))
+    scale = torch.diag(torch.tensor([uniform(*SCALE, generator) for _ in range(3)]))
     matrix = matrix @ shear @ scale
     centred = identity_grid(shape) - (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     return centred @ matrix.inverse().T - centred
