@@ -76,6 +76,14 @@ def test_all_maps_are_looked_at_before_the_first_phantom_is_made(folder: Path, t
         run("phantom", [*words, "--label-maps", str(tmp_path / "maps")])
     assert "two.nii.gz: must have FreeSurfer's codes" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+    # Nor is one made for training.
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0,) * 3)
+    phantoms = PhantomDataset(
+        1, seed=1_000_000, processor=processor, cache_dir=tmp_path / "cache", label_maps=tmp_path / "maps"
+    )
+    with pytest.raises(BadInputError, match="two.nii.gz: must have FreeSurfer's codes"):
+        phantoms.prepare_all(num_workers=0, progress=False)
+    assert not phantoms.folder.exists()
 
 
 def test_the_same_seed_and_maps_give_the_same_phantom_and_other_maps_another(folder: Path) -> None:

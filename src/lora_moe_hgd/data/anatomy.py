@@ -72,6 +72,16 @@ def template(spacing_mm: float, label_map: Path | None = None) -> Template:
     return resized.contiguous(), affine
 
 
+def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
+    """Read every map now and keep what it gives, so that a bad one is told before the first phantom is made.
+
+    Raises:
+        BadInputError: If one is no label map of a brain.
+    """
+    for path in label_maps:
+        template(spacing_mm, path)
+
+
 def _mni152() -> Template:
     # nilearn takes a second to import, which only a phantom needs to pay.
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template

@@ -23,6 +23,7 @@ from ..files import replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
+from .anatomy import read_templates
 from .case_files import CaseFiles
 from .cases import read_case
 from .findings import BadInputError, Finding
@@ -71,7 +72,7 @@ class CachedCases(Dataset):
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
         """Preprocess what is not on disk yet; return, by number, why a case cannot be."""
-        missing = [index for index in range(len(self)) if not self._kept_at(index).is_file()]
+        missing = self._missing()
         bar = tqdm(total=len(missing), desc="preparing", unit="case", disable=not progress or not missing)
         if num_workers < 2 or len(missing) < 2:
             found = []
@@ -88,6 +89,9 @@ class CachedCases(Dataset):
                     bar.update()
         bar.close()
         return {index: findings[0] for index, findings in zip(missing, found, strict=True) if findings}
+
+    def _missing(self) -> list[int]:
+        return [index for index in range(len(self)) if not self._kept_at(index).is_file()]
 
     def _prepare(self, index: int) -> list[Finding]:
         """Preprocess a case and keep it, or return what is wrong with it."""
@@ -143,6 +147,19 @@ class PhantomDataset(CachedCases):
 
     def __len__(self) -> int:
         return self.size
+
+    def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
+        """Make what is not on disk yet.
+
+        Returns:
+            Nothing: all that can be wrong is a label map, and these are looked at first.
+
+        Raises:
+            BadInputError: If a label map is none of a brain, whether a phantom would begin from it or not.
+        """
+        if self._missing():
+            read_templates(self.processor.target_spacing_mm[0], self.label_maps)
+        return super().prepare_all(num_workers=num_workers, progress=progress)
 
     def _preprocess(self, index: int) -> BatchFeature:
         spacing_mm = self.processor.target_spacing_mm[0]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
-from .anatomy import random_anatomy, template
+from .anatomy import random_anatomy, read_templates
 from .contrast import paint
 from .label_maps import label_map_files
 from .tumour import displace, random_tumour
@@ -121,9 +121,7 @@ def main(argv: Sequence[str]) -> None:
     for folder in folders:
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
-    for path in label_maps:
-        # A bad map is told before the first case is made.
-        template(spacing_mm, path)
+    read_templates(spacing_mm, label_maps)
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
         phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps)
         write_phantom_case(phantom, folder, file_format=args.format)
