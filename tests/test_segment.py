@@ -70,7 +70,7 @@ def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
     assert report["spacing_mm"] == [4.0, 4.0, 4.0]
     assert report["label_scheme"]["name"] == "msd"
     assert report["tumour_found"] == bool(labels.any())
-    assert "not a medical device" in report["notice"]
+    assert "not a medical device. Confidence was far too high" in report["notice"]
 
 
 def test_the_picture_is_a_picture(segmented: Path) -> None:

@@ -73,7 +73,7 @@ def template(spacing_mm: float, label_map: Path | None = None) -> Template:
 
 
 def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
-    """Read every map now and keep what it gives, so that a bad one is told before the first phantom is made.
+    """Read every map now, so that a bad one is told before the first phantom is made; `template` remembers some.
 
     Raises:
         BadInputError: If one is no label map of a brain.

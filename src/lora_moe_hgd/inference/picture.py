@@ -16,8 +16,8 @@ from ..model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}
-# TC lies under ET and shows on both sides of it where the two share a border.
-LINE_WIDTHS = {"WT": 1.3, "TC": 3.0, "ET": 1.2}
+# Each region lies over the one around it, which shows on both sides where the two share a border.
+LINE_WIDTHS = {"WT": 3.2, "TC": 2.2, "ET": 1.1}
 # The sequence on which a tumour is easiest to see comes first.
 BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
 

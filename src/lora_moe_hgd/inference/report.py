@@ -15,7 +15,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 
-NOTICE = "Research use, not a medical device."
+NOTICE = "Research use, not a medical device. Confidence was far too high on real cases: look at the images."
 
 
 def make_report(
