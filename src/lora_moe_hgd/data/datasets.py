@@ -71,8 +71,14 @@ class CachedCases(Dataset):
         }
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Preprocess what is not on disk yet; return, by number, why a case cannot be."""
-        missing = self._missing()
+        """Preprocess what is not on disk yet; return, by number, why a case cannot be.
+
+        Raises:
+            BadInputError: If what several cases may be made from, a label map, is bad.
+        """
+        missing = [index for index in range(len(self)) if not self._kept_at(index).is_file()]
+        if missing:
+            self._read_sources()
         bar = tqdm(total=len(missing), desc="preparing", unit="case", disable=not progress or not missing)
         if num_workers < 2 or len(missing) < 2:
             found = []
@@ -90,8 +96,8 @@ class CachedCases(Dataset):
         bar.close()
         return {index: findings[0] for index, findings in zip(missing, found, strict=True) if findings}
 
-    def _missing(self) -> list[int]:
-        return [index for index in range(len(self)) if not self._kept_at(index).is_file()]
+    def _read_sources(self) -> None:
+        """Read what any case may be made from, so that what is bad is told before the first is made; here nothing."""
 
     def _prepare(self, index: int) -> list[Finding]:
         """Preprocess a case and keep it, or return what is wrong with it."""
@@ -148,18 +154,8 @@ class PhantomDataset(CachedCases):
     def __len__(self) -> int:
         return self.size
 
-    def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Make what is not on disk yet.
-
-        Returns:
-            Nothing: all that can be wrong is a label map, and these are looked at first.
-
-        Raises:
-            BadInputError: If a label map is none of a brain, whether a phantom would begin from it or not.
-        """
-        if self._missing():
-            read_templates(self.processor.target_spacing_mm[0], self.label_maps)
-        return super().prepare_all(num_workers=num_workers, progress=progress)
+    def _read_sources(self) -> None:
+        read_templates(self.processor.target_spacing_mm[0], self.label_maps)
 
     def _preprocess(self, index: int) -> BatchFeature:
         spacing_mm = self.processor.target_spacing_mm[0]
