@@ -17,7 +17,7 @@ import numpy as np
 
 from lora_moe_hgd.data.case_files import given_case
 from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.findings import BadInputError, Finding
+from lora_moe_hgd.data.findings import BadInputError, Finding, got
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
 
@@ -92,7 +92,7 @@ def error_of(call: Callable[[], object]) -> list[Finding]:
     except BadInputError as error:
         return [error.finding]
     except OSError as error:
-        return [Finding(Path(str(error.filename)), "must be written", os.strerror(error.errno or 0), "error")]
+        return [Finding(Path(str(error.filename)), got("must be written", os.strerror(error.errno or 0)), "error")]
     return []
 
 

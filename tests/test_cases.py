@@ -168,7 +168,7 @@ def test_a_sequence_on_another_grid_is_brought_to_the_reference_and_named(
     reading = read_case(find_case(changed(source, tmp_path / "case", changes)))
     assert (reading.reference, reading.interpolated) == ("t1", ["flair"])
     (finding,) = reading.findings
-    assert finding.path.name == "FLAIR.nii.gz"
+    assert finding.where.name == "FLAIR.nii.gz"
     assert "must lie on the grid of t1 (interpolated), got shape" in str(finding)
     like, regions = expected
     np.testing.assert_array_equal(reading.images["flair"].affine, like.images["t1"].affine)
@@ -201,7 +201,7 @@ def test_the_reference_can_be_chosen(tmp_path, source) -> None:
 def test_headers_that_differ_by_rounding_are_one_grid_and_what_differs_is_said(tmp_path, source, expected) -> None:
     reading = read_case(find_case(changed(source, tmp_path / "case", {"T2": nudged(0.02)}))).checked()
     (finding,) = reading.findings
-    assert finding.value == "an affine that is up to 0.02 mm off"
+    assert "an affine that is up to 0.02 mm off" in finding.message
     np.testing.assert_array_equal(reading.images["t2"].dataobj, expected[0].images["t2"].dataobj)
     assert read_case(find_case(changed(source, tmp_path / "far", {"T2": nudged(2)}))).interpolated == ["t2"]
 

@@ -79,7 +79,7 @@ def test_an_order_is_taken_from_the_command_line_then_from_the_dataset(numbered:
 
 
 def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
-    with pytest.raises(BadInputError, match=r"no order is standard: --channel-order .*00000_0000.nii.gz"):
+    with pytest.raises(BadInputError, match=r"--channel-order .*00000_0000.nii.gz"):
         find_cases(numbered)
 
 

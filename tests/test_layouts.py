@@ -130,8 +130,8 @@ def test_a_folder_beside_cases_whose_names_are_unknown_is_not_passed_over(tmp_pa
     touch(tmp_path / "images_structural/notes", "readme.txt")
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["p1"]
-    assert [(finding.path.name, finding.level) for finding in findings] == [("p2", "error")]
-    assert "must hold at least one sequence" in findings[0].rule
+    assert [(finding.where.name, finding.level) for finding in findings] == [("p2", "error")]
+    assert "must hold at least one sequence" in findings[0].message
 
 
 def test_two_cases_of_one_name_are_refused_with_their_places(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_survey_goes_on_after_a_case_that_is_ambiguous(tmp_path: Path) -> None
     touch(tmp_path / "b", "x_t1.nii.gz")
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["b"]
-    assert [(finding.path, finding.level) for finding in findings] == [(tmp_path / "a", "error")]
+    assert [(finding.where, finding.level) for finding in findings] == [(tmp_path / "a", "error")]
 
 
 def test_of_cases_apart_those_to_train_with_are_meant_and_else_those_without_labels(tmp_path: Path) -> None:

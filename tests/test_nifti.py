@@ -126,7 +126,7 @@ def test_a_bad_file_is_refused_with_path_rule_and_value(tmp_path: Path, make, na
     path = make(tmp_path / name)
     with pytest.raises(BadInputError, match=rule) as caught:
         read_image(path)
-    assert caught.value.path == path
+    assert caught.value.finding.where == path
     assert str(path) in str(caught.value)
 
 

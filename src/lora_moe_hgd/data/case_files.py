@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import label_scheme as find_label_scheme
-from .findings import BadInputError
+from .findings import BadInputError, got
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 
@@ -48,7 +48,7 @@ class CaseFiles:
             BadInputError: If there is none.
         """
         if self.segmentation is None:
-            raise BadInputError(self.folder, "must hold a segmentation", "none")
+            raise BadInputError(self.folder, got("must hold a segmentation", "none"))
         return self.segmentation
 
     def only(self, names: Sequence[str]) -> CaseFiles:

@@ -12,7 +12,7 @@ import numpy as np
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 from .case_files import CaseFiles
-from .findings import BadInputError, Finding, Level
+from .findings import BadInputError, Finding, Level, got
 from .grids import same_grid
 from .nifti import has_geometry, read_image, read_stack
 
@@ -63,11 +63,11 @@ class CaseReading:
         """
         for finding in sorted(self.findings, key=lambda finding: finding.level != "error"):
             if strict or finding.level == "error":
-                raise BadInputError(finding.path, finding.rule, finding.value)
+                raise BadInputError(finding.where, finding.message)
         return self
 
     def note(self, path: Path, rule: str, value: object, level: Level = "warning") -> None:
-        self.findings.append(Finding(path, rule, str(value), level))
+        self.findings.append(Finding(path, got(rule, value), level))
 
 
 def read_case(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .case_files import EXTENSIONS, CaseFiles, stem_of
-from .findings import BadInputError
+from .findings import BadInputError, got
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
@@ -75,20 +75,24 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
         if match and match["case"] == path.name:
             if int(match["channel"]) in numbered:
                 names = f"{numbered[int(match['channel'])].name}, {file.name}"
-                raise BadInputError(path.parent, f"must hold one file for channel {match['channel']}", names)
+                raise BadInputError(path.parent, got(f"must hold one file for channel {match['channel']}", names))
             numbered[int(match["channel"])] = file
     if not numbered:
-        raise BadInputError(path, "must be the folder of a case", "nothing there")
+        raise BadInputError(path, got("must be the folder of a case", "nothing there"))
     order = channel_order or _order_of_dataset(path.parent)
     if order is None:
         raise BadInputError(
             path,
-            "must have its sequences named in the order of their numbers, as no order is standard: --channel-order "
-            "t1,t1c,t2,flair or `channel_names` in dataset.json",
-            ", ".join(file.name for file in numbered.values()),
+            got(
+                "must have its sequences named in the order of their numbers: --channel-order "
+                "t1,t1c,t2,flair or `channel_names` in dataset.json",
+                ", ".join(file.name for file in numbered.values()),
+            ),
         )
     if max(numbered) >= len(order):
-        raise BadInputError(path, f"must have at most {len(order)} channels: {', '.join(order)}", max(numbered) + 1)
+        raise BadInputError(
+            path, got(f"must have at most {len(order)} channels: {', '.join(order)}", max(numbered) + 1)
+        )
     images = {
         name: numbered[order.index(name)] for name in MODALITIES if name in order and order.index(name) in numbered
     }
@@ -98,15 +102,17 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
 def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"must be a case's folder or a file {', '.join(EXTENSIONS)}", "another file")
+        raise BadInputError(path, got(f"must be a case's folder or a file {', '.join(EXTENSIONS)}", "another file"))
     decathlon = bool(DECATHLON_NAMES.fullmatch(stem))
     order = channel_order or _order_of_dataset(path.parent) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            "must be the folder of a case; of a file with four axes name the sequences, --channel-order "
-            "flair,t1,t1c,t2, and a single sequence by its name, as in --t1c FILE",
-            "a file",
+            got(
+                "must be the folder of a case; of a file with four axes name the sequences, --channel-order "
+                "flair,t1,t1c,t2, and a single sequence by its name, as in --t1c FILE",
+                "a file",
+            ),
         )
     return CaseFiles(
         case_id=stem,
@@ -144,8 +150,8 @@ def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
         names = content.get("channel_names") or content["modality"]
         words = [re.sub("[^a-z0-9]", "", str(names[str(number)]).lower()) for number in range(len(names))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInputError(path, rule, type(error).__name__) from error
+        raise BadInputError(path, got(rule, type(error).__name__)) from error
     order = [next((name for name, known in SPELLINGS.items() if word in known), word) for word in words]
     if not set(order) <= set(MODALITIES) or len(set(order)) != len(order):
-        raise BadInputError(path, rule, ", ".join(words))
+        raise BadInputError(path, got(rule, ", ".join(words)))
     return tuple(order)

@@ -57,7 +57,7 @@ class CheckedCohort:
     def findings(self) -> list[Finding]:
         """Everything that is wrong or odd, errors first."""
         found = [*self.others, *(finding for checked in self.cases for finding in checked.findings)]
-        return sorted(found, key=lambda finding: (finding.level, str(finding.path)))
+        return sorted(found, key=lambda finding: (finding.level, str(finding.where)))
 
     def counts(self) -> dict[str, Any]:
         """Numbers of cases, findings, sequences, families of names and label schemes."""
@@ -79,8 +79,7 @@ class CheckedCohort:
             "root": str(self.root),
             "counts": self.counts(),
             "findings": [
-                {"level": found.level, "path": str(found.path), "rule": found.rule, "value": found.value}
-                for found in self.findings
+                {"level": found.level, "where": str(found.where), "message": found.message} for found in self.findings
             ],
             "cases": [
                 {

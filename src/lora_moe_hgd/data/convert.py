@@ -21,7 +21,7 @@ from .case_files import CaseFiles
 from .cases import CaseReading, read_case
 from .channels import DECATHLON_ORDER, parse_channel_order
 from .converted import BY_KEY, END, NUMBERED, STACKED, TARGETS, Record, Target, write_index
-from .findings import BadInputError
+from .findings import BadInputError, got
 from .layouts import survey
 from .nifti import read_image, read_stack, write_image
 
@@ -72,14 +72,14 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     assert reading.scheme is not None
     if "seg" in reading.interpolated:
         rule = f"must lie on the grid of {reading.reference}, as interpolated labels are not exact"
-        raise BadInputError(reading.case.labelled(), rule, "another")
+        raise BadInputError(reading.case.labelled(), got(rule, "another"))
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
     lost = sorted(values & set(reading.scheme.no_tumour))
     if lost:
         rule = f"must have labels that {scheme} can tell; of {reading.scheme} it cannot"
-        raise BadInputError(reading.case.labelled(), rule, ", ".join(map(str, lost)))
+        raise BadInputError(reading.case.labelled(), got(rule, ", ".join(map(str, lost))))
     return scheme.encode(reading.regions)
 
 
@@ -128,7 +128,9 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
     first = images[wanted[0]]
     for role in wanted:
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
-            raise BadInputError(case.images[role], f"must lie on the grid of {wanted[0]} to be one file", "another")
+            raise BadInputError(
+                case.images[role], got(f"must lie on the grid of {wanted[0]} to be one file", "another")
+            )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
 
 
@@ -166,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     labelled = sum(case.segmentation is not None for case in cases)
     if target.key not in BY_KEY and 0 < labelled < len(cases):
         rule = f"must have labels in all cases or in none for {target.key}, which keeps them in folders of their own"
-        raise BadInputError(args.source, rule, f"{labelled} of {len(cases)}")
+        raise BadInputError(args.source, got(rule, f"{labelled} of {len(cases)}"))
     record = Record(target, args.source)
     record.load()
     record.remove_leftovers()

@@ -11,7 +11,7 @@ from ..files import remove_leftovers, replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LabelScheme
 from .case_files import CaseFiles
-from .findings import BadInputError
+from .findings import BadInputError, got
 from .layouts import LAYOUTS, families_of
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
@@ -55,7 +55,7 @@ class Target:
             # Without labels it does not matter which of several families the names are taken for.
             if case.segmentation and read_as is not layout:
                 rule = f"must have a name that is not read as {read_as.name} to be written as {layout.name}"
-                raise BadInputError(case.folder, rule, case.case_id)
+                raise BadInputError(case.folder, got(rule, case.case_id))
             return paths
         # Cases without labels are told apart by the folder, in both families.
         part = "Tr" if case.segmentation else "Ts"
@@ -65,13 +65,13 @@ class Target:
             numbers = {role: self.order.index(role) for role in case.images if role in self.order}
             if not numbers:
                 rule = f"must have a sequence of --target-order {','.join(self.order)}"
-                raise BadInputError(case.folder, rule, ", ".join(case.images))
+                raise BadInputError(case.folder, got(rule, ", ".join(case.images)))
             images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
         else:
             lacking = [name for name in self.order if name not in case.images]
             if lacking:
                 rule = f"must have {', '.join(self.order)} to be one file with four axes"
-                raise BadInputError(case.folder, rule, f"no {', '.join(lacking)}")
+                raise BadInputError(case.folder, got(rule, f"no {', '.join(lacking)}"))
             images = dict.fromkeys(self.order, self.root / f"images{part}/{name}{END}")
         return images | found
 
@@ -115,18 +115,18 @@ class Record:
             others = sorted(file.name for file in root.glob("*") if not file.name.startswith("."))
             if others:
                 raise BadInputError(
-                    root, f"must be empty, or have {RECORD} of an earlier start", ", ".join(others[:5])
+                    root, got(f"must be empty, or have {RECORD} of an earlier start", ", ".join(others[:5]))
                 )
             return
         try:
             kept = json.loads(path.read_text())
             about, self.cases = {name: kept[name] for name in self.about}, kept["cases"]
         except (ValueError, LookupError, TypeError) as error:
-            raise BadInputError(path, "must be as convert wrote it", type(error).__name__) from error
+            raise BadInputError(path, got("must be as convert wrote it", type(error).__name__)) from error
         for name, value in self.about.items():
             if about[name] != value:
                 raise BadInputError(
-                    root, f"must get cases of one {name}, {about[name]} (choose another target)", value
+                    root, got(f"must get cases of one {name}, {about[name]} (choose another target)", value)
                 )
 
     def remove_leftovers(self) -> None:
@@ -167,7 +167,9 @@ class Record:
             made_of_it = [case.case_id] if self.target.key in BY_KEY else there
             places = ", ".join(str(self.target.root / name) for name in made_of_it)
             rule = f"must be as it was when it was converted (remove {places} to convert it anew)"
-            raise BadInputError(case.folder, rule, f"another {', '.join(changed) or 'label scheme or channel order'}")
+            raise BadInputError(
+                case.folder, got(rule, f"another {', '.join(changed) or 'label scheme or channel order'}")
+            )
         return len(there) == len(files)
 
     def add(self, case: CaseFiles, made: dict[str, Any]) -> None:

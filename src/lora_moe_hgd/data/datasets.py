@@ -61,7 +61,7 @@ class CachedCases(Dataset):
         path = self._kept_at(index)
         if not path.is_file():
             for finding in self._prepare(index):
-                raise BadInputError(finding.path, finding.rule, finding.value)
+                raise BadInputError(finding.where, finding.message)
         tensors = load_file(path)
         return {
             "case_id": self._case_id(index),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .findings import BadInputError
+from .findings import BadInputError, got
 from .nifti import read_image
 from .noise import gaussian_blur
 
@@ -34,7 +34,7 @@ def label_map_files(folder: Path) -> list[Path]:
     """
     found = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
     if not found:
-        raise BadInputError(folder, "must hold label maps as .nii or .nii.gz", "none")
+        raise BadInputError(folder, got("must hold label maps as .nii or .nii.gz", "none"))
     return found
 
 
@@ -50,15 +50,17 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
     image = nib.as_closest_canonical(read_image(path))
     zooms = image.header.get_zooms()[:3]
     if not np.allclose(zooms, 1.0, atol=0.05):
-        raise BadInputError(path, "must have voxels of 1 mm", " x ".join(f"{zoom:g}" for zoom in zooms))
+        raise BadInputError(path, got("must have voxels of 1 mm", " x ".join(f"{zoom:g}" for zoom in zooms)))
     codes = np.asarray(image.dataobj).astype(np.int64)
     grey, white, *mixed = (torch.from_numpy(np.isin(codes, group)) for group in (GREY, WHITE, *MIXED))
     solid = grey | white | torch.stack(mixed).any(dim=0)
     if solid.sum() < 1000 * LEAST_BRAIN_ML:
         raise BadInputError(
             path,
-            f"must have FreeSurfer's codes of grey and white matter in {LEAST_BRAIN_ML:g} mL",
-            f"{solid.sum() / 1000:.0f} mL",
+            got(
+                f"must have FreeSurfer's codes of grey and white matter in {LEAST_BRAIN_ML:g} mL",
+                f"{solid.sum() / 1000:.0f} mL",
+            ),
         )
     heights = torch.nonzero(solid.any(dim=0).any(dim=0))
     third = int(heights[0] + (heights[-1] - heights[0]) // 3)
@@ -66,8 +68,10 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
         if part.sum() < 1000 * LEAST_WHITE_ML:
             raise BadInputError(
                 path,
-                f"must have FreeSurfer's codes of white matter in {LEAST_WHITE_ML:g} mL {where} of the brain",
-                f"{part.sum() / 1000:.1f} mL",
+                got(
+                    f"must have FreeSurfer's codes of white matter in {LEAST_WHITE_ML:g} mL {where} of the brain",
+                    f"{part.sum() / 1000:.1f} mL",
+                ),
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])

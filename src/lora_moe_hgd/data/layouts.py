@@ -14,7 +14,7 @@ from pathlib import Path
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .case_files import CaseFiles, stem_of
 from .channels import channel_case, channel_cases
-from .findings import BadInputError, Finding
+from .findings import BadInputError, Finding, got
 
 # Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`.
 DEEPEST_CASE = 3
@@ -158,15 +158,17 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> Case
     numbered = channel_cases(path)
     if numbered and not known:
         if len(numbered) > 1:
-            raise BadInputError(path, "must hold one case, or be given as PATH/CASE", ", ".join(list(numbered)[:5]))
+            raise BadInputError(
+                path, got("must hold one case, or be given as PATH/CASE", ", ".join(list(numbered)[:5]))
+            )
         return channel_case(next(iter(numbered.values())), channel_order)
     if not any(set(roles) & set(MODALITIES) for roles in found.values()):
         names = ", ".join(dict.fromkeys(layout.patterns["t1c"][0] for layout in LAYOUTS))
-        raise BadInputError(path, f"must hold at least one sequence, named as T1c is in one of {names}", "none")
+        raise BadInputError(path, got(f"must hold at least one sequence, named as T1c is in one of {names}", "none"))
     of_one = families_of(known)
     if not of_one or numbered:
         names = ", ".join(sorted({file.name for file in known} | set(numbered)))
-        raise BadInputError(path, "must hold files of one naming family", names)
+        raise BadInputError(path, got("must hold files of one naming family", names))
     layout = of_one[0]
     chosen = {role: _preferred(path, role, files) for role, files in found[layout.name].items()}
     case_id = path.resolve().name
@@ -185,7 +187,7 @@ def _preferred(folder: Path, role: str, files: Sequence[tuple[int, Path]]) -> Pa
     best = min(preference for preference, _ in files)
     paths = [path for preference, path in files if preference == best]
     if len(paths) > 1:
-        raise BadInputError(folder, f"must hold one file for {role}", ", ".join(path.name for path in paths))
+        raise BadInputError(folder, got(f"must hold one file for {role}", ", ".join(path.name for path in paths)))
     return paths[0]
 
 
@@ -198,7 +200,7 @@ def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> lis
     cases, findings = survey(root, channel_order=channel_order)
     if findings:
         first = findings[0]
-        raise BadInputError(first.path, first.rule, first.value)
+        raise BadInputError(first.where, first.message)
     return cases
 
 
@@ -209,7 +211,7 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
         BadInputError: If `root` holds no case.
     """
     if not root.is_dir():
-        raise BadInputError(root, "must be a folder of cases", "a file" if root.exists() else "nothing there")
+        raise BadInputError(root, got("must be a folder of cases", "a file" if root.exists() else "nothing there"))
     cases, findings = [], []
     # `imagesTs` beside `imagesTr` has cases without labels, which whoever trains on the whole does not mean.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
@@ -226,14 +228,14 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
         except BadInputError as error:
             findings.append(error.finding)
     if not cases and not findings:
-        raise BadInputError(root, "must hold case folders with sequences", "none")
+        raise BadInputError(root, got("must hold case folders with sequences", "none"))
     named: dict[str, list[CaseFiles]] = {}
     for case in cases:
         named.setdefault(case.case_id, []).append(case)
     for case_id, same in named.items():
         if len(same) > 1:
             where = ", ".join(str(case.folder) for case in same)
-            findings.append(Finding(root, f"must hold one case called {case_id}", where, "error"))
+            findings.append(Finding(root, got(f"must hold one case called {case_id}", where), "error"))
     return [same[0] for same in named.values() if len(same) == 1], findings
 
 
@@ -273,4 +275,4 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except PermissionError as error:
-        raise BadInputError(folder, "must be readable", "no permission") from error
+        raise BadInputError(folder, got("must be readable", "no permission")) from error

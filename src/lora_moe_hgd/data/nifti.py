@@ -21,7 +21,7 @@ import psutil
 from nibabel.arrayproxy import ArrayProxy
 
 from ..files import replacing
-from .findings import BadInputError
+from .findings import BadInputError, got
 
 MAX_EDGE = 1024
 MAX_BYTES = 4 * 1024**3
@@ -52,9 +52,11 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
     if any(edge != 1 for edge in array.shape[3:]):
         raise BadInputError(
             path,
-            "must hold one volume with three axes (a file with the sequences along a fourth is a case: --in-path FILE "
-            "--channel-order flair,t1,t1c,t2)",
-            f"shape {array.shape}",
+            got(
+                "must hold one volume with three axes (a file with the sequences along a fourth is a case: "
+                "--in-path FILE --channel-order flair,t1,t1c,t2)",
+                f"shape {array.shape}",
+            ),
         )
     return _with_geometry(array.reshape(array.shape[:3]), image)
 
@@ -68,7 +70,7 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, nib.Nifti1I
     array, image = _read(path, 1.0)
     length = max(channels.values()) + 1
     if array.shape[3:] != (length,):
-        raise BadInputError(path, f"must have four axes, the last of length {length}", f"shape {array.shape}")
+        raise BadInputError(path, got(f"must have four axes, the last of length {length}", f"shape {array.shape}"))
     return {name: _with_geometry(np.ascontiguousarray(array[..., at]), image) for name, at in channels.items()}
 
 
@@ -90,9 +92,9 @@ def _read(path: Path, npy_spacing_mm: float) -> tuple[np.ndarray, nib.Nifti1Imag
         with np.errstate(all="ignore"):
             array, affine, header = _read_npy(path, npy_spacing_mm) if path.suffix == ".npy" else _read_nifti(path)
     except PermissionError as error:
-        raise BadInputError(path, "must be readable", "no permission") from error
+        raise BadInputError(path, got("must be readable", "no permission")) from error
     except OSError as error:
-        raise BadInputError(path, "must be readable", error.strerror or type(error).__name__) from error
+        raise BadInputError(path, got("must be readable", error.strerror or type(error).__name__)) from error
     _check_affine(path, affine, array.shape)
     image = nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), affine, header)
     for code in ("sform_code", "qform_code"):
@@ -107,12 +109,12 @@ def _check_place(path: Path) -> None:
         except (OSError, RuntimeError) as error:
             loops = isinstance(error, RuntimeError) or not isinstance(error, FileNotFoundError)
             found = "a link that leads to itself" if loops else "a link that leads nowhere"
-            raise BadInputError(path, "must be a file", found) from error
+            raise BadInputError(path, got("must be a file", found)) from error
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
-        raise BadInputError(path, "must be a file", found)
+        raise BadInputError(path, got("must be a file", found))
     if path.stat().st_size == 0:
-        raise BadInputError(path, "must be a whole NIfTI file", "an empty file")
+        raise BadInputError(path, got("must be a whole NIfTI file", "an empty file"))
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
@@ -121,7 +123,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
         file.seek(0)
         if packed != (path.suffix.lower() == ".gz"):
             found = "one packed with gzip" if packed else "one that is not packed with gzip"
-            raise BadInputError(path, f"must be the kind of file that {path.suffix} says", found)
+            raise BadInputError(path, got(f"must be the kind of file that {path.suffix} says", found))
         if not packed:
             return _parse(path, file, path.stat().st_size)
         try:
@@ -129,7 +131,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
                 return _parse(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             found = "one that ends too early" if isinstance(error, EOFError) else "one that is damaged"
-            raise BadInputError(path, "must be a whole gzip file", found) from error
+            raise BadInputError(path, got("must be a whole gzip file", found)) from error
 
 
 def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
@@ -138,9 +140,9 @@ def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.
         (size for size in HEADERS for order in ("<", ">") if start[:4] == np.array(size, f"{order}i4").tobytes()), 0
     )
     if not size or len(start) < size:
-        raise BadInputError(path, "must be a whole NIfTI file", f"{len(start)} bytes that are no header of one")
+        raise BadInputError(path, got("must be a whole NIfTI file", f"{len(start)} bytes that are no header of one"))
     if not start[:size].endswith(MAGIC[0]) and start[4:12] != MAGIC[1]:
-        raise BadInputError(path, "must be a NIfTI file with header and voxels in one", "another format")
+        raise BadInputError(path, got("must be a NIfTI file with header and voxels in one", "another format"))
     try:
         header = HEADERS[size].from_fileobj(io.BytesIO(start), check=False)
         header.check_fix(logger=MENDED)
@@ -150,15 +152,15 @@ def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.
         slope, inter = header.get_slope_inter()
     # Whatever nibabel raises over a header that makes no sense, for its user it is one thing.
     except Exception as error:
-        raise BadInputError(path, "must have a valid NIfTI header", type(error).__name__) from error
+        raise BadInputError(path, got("must have a valid NIfTI header", type(error).__name__)) from error
     _check_size(path, shape, dtype)
     if offset - size > MAX_EXTENSION_BYTES:
-        raise BadInputError(path, f"its voxels must begin within {MAX_EXTENSION_BYTES} bytes", f"{offset}")
+        raise BadInputError(path, got(f"its voxels must begin within {MAX_EXTENSION_BYTES} bytes", f"{offset}"))
     _skip(file, offset - len(start))
     announced = math.prod(shape) * dtype.itemsize
     rule = f"must hold the {announced} bytes of voxels that its header announces"
     if announced > most_bytes - offset:
-        raise BadInputError(path, rule, "a file that is too small for them")
+        raise BadInputError(path, got(rule, "a file that is too small for them"))
     start_of_data = start[offset:]
     content = bytearray(announced)
     content[: len(start_of_data)] = start_of_data[:announced]
@@ -166,11 +168,13 @@ def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.
     while done < announced:
         count = file.readinto(memoryview(content)[done:])  # type: ignore[attr-defined]
         if not count:
-            raise BadInputError(path, rule, done)
+            raise BadInputError(path, got(rule, done))
         done += count
     # A checksum is compared at the very end of a packed file.
     if len(file.read(MAX_TAIL_BYTES)) == MAX_TAIL_BYTES and path.suffix.lower() == ".gz":
-        raise BadInputError(path, f"must end after its {announced} bytes of voxels", "more than 1 MiB behind them")
+        raise BadInputError(
+            path, got(f"must end after its {announced} bytes of voxels", "more than 1 MiB behind them")
+        )
     array = np.asarray(ArrayProxy(io.BytesIO(content), (shape, dtype, 0, slope, inter)), dtype=np.float32)
     return array, affine, clean
 
@@ -198,25 +202,25 @@ def _read_npy(path: Path, spacing_mm: float) -> tuple[np.ndarray, np.ndarray, No
         raise
     # As with NIfTI: the header is text that anyone may have written.
     except Exception as error:
-        raise BadInputError(path, "must be a whole .npy file of numbers", type(error).__name__) from error
+        raise BadInputError(path, got("must be a whole .npy file of numbers", type(error).__name__)) from error
     _check_size(path, shape, dtype)
     return np.array(mapped, dtype=np.float32), np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]), None
 
 
 def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) < 3:
-        raise BadInputError(path, "must have three axes", f"shape {tuple(shape)}")
+        raise BadInputError(path, got("must have three axes", f"shape {tuple(shape)}"))
     if any(not 1 <= edge <= MAX_EDGE for edge in shape):
-        raise BadInputError(path, f"each axis must have 1 to {MAX_EDGE} voxels", f"shape {tuple(shape)}")
+        raise BadInputError(path, got(f"each axis must have 1 to {MAX_EDGE} voxels", f"shape {tuple(shape)}"))
     if dtype.kind not in "biuf":
-        raise BadInputError(path, "must hold real numbers", f"voxels of type {dtype}")
+        raise BadInputError(path, got("must hold real numbers", f"voxels of type {dtype}"))
     size = math.prod(shape) * max(dtype.itemsize, 4)
     if size > MAX_BYTES:
-        raise BadInputError(path, f"must take at most {MAX_BYTES} bytes unpacked", f"{size}")
+        raise BadInputError(path, got(f"must take at most {MAX_BYTES} bytes unpacked", f"{size}"))
     # As stored, once more while it is converted, and as float32.
     needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available
     if needed > free:
-        raise BadInputError(path, f"must fit into the {free} bytes of memory that are free", f"{needed}")
+        raise BadInputError(path, got(f"must fit into the {free} bytes of memory that are free", f"{needed}"))
 
 
 def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -225,16 +229,16 @@ def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> Non
         # Of a box of these edges this share is left when its axes lean.
         share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
     if not np.isfinite(share) or share < 1e-2:
-        raise BadInputError(path, "its affine must be finite and not singular", affine[:3].tolist())
+        raise BadInputError(path, got("its affine must be finite and not singular", affine[:3].tolist()))
     if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
         found = " x ".join(f"{edge:.4g}" for edge in edges_mm)
-        raise BadInputError(path, f"its voxels must have edges of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm", found)
+        raise BadInputError(path, got(f"its voxels must have edges of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm", found))
     field_mm = edges_mm * shape[:3]
     if field_mm.max() > MAX_FIELD_MM:
         found = " x ".join(f"{edge:.4g}" for edge in field_mm)
-        raise BadInputError(path, f"must cover at most {MAX_FIELD_MM:g} mm along an axis", found)
+        raise BadInputError(path, got(f"must cover at most {MAX_FIELD_MM:g} mm along an axis", found))
     if np.abs(affine[:3, 3]).max() > 1e5:
-        raise BadInputError(path, "must lie within 100 m of the origin", f"{affine[:3, 3].tolist()} mm")
+        raise BadInputError(path, got("must lie within 100 m of the origin", f"{affine[:3, 3].tolist()} mm"))
 
 
 def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:

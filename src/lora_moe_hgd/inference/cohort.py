@@ -102,7 +102,7 @@ def _rows(
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             row |= {"warnings": report["warnings"], "confidence": min(report["confidence"].values())}
         rows.append(row)
-    return rows + [{"case": finding.path.name, "status": "failed", "message": str(finding)} for finding in bad]
+    return rows + [{"case": Path(finding.where).name, "status": "failed", "message": str(finding)} for finding in bad]
 
 
 def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -111,7 +111,7 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
             # There is no case below: what the folder itself lacks tells more.
             return find_case(args.in_path, channel_order=order), [], []
         if not cases and len(bad) == 1:
-            raise BadInputError(bad[0].path, bad[0].rule, bad[0].value)
+            raise BadInputError(bad[0].where, bad[0].message)
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order), [], []

@@ -172,8 +172,7 @@ class CaseSegmenter:
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,
-            warnings=[f"{finding.path.name}: {finding.rule}, got {finding.value}" for finding in reading.findings]
-            + guessed,
+            warnings=[f"{Path(finding.where).name}: {finding.message}" for finding in reading.findings] + guessed,
             seconds=time.perf_counter() - started,
         )
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,43 @@
+"""What is odd or wrong about a case: where, what, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about a case that its user should know.
+
+    Attributes:
+        where: Sequence name, `label map`, `case`, or the path of a file or folder.
+        message: A full sentence: what is wrong and what to do.
+        level: `error`: the case cannot be used. `warning`: it can, but the result may be wrong.
+    """
+
+    where: Path | str
+    message: str
+    level: Level = "warning"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+class BadInputError(ValueError):
+    """A file or a case that cannot be used.
+
+    Attributes:
+        finding: What is wrong, as a `Finding` of level `error`.
+    """
+
+    def __init__(self, where: Path | str, message: str) -> None:
+        self.finding = Finding(where, " ".join(message.split()), "error")
+        super().__init__(str(self.finding))
+
+    # A worker process sends an exception back by its arguments, and by default those are the message alone.
+    def __reduce__(self) -> tuple[type[BadInputError], tuple[Path | str, str]]:
+        return BadInputError, (self.finding.where, self.finding.message)
