@@ -219,7 +219,7 @@ def complex_voxels(folder: Path) -> None:
 
 @attempt(FILES, "a disk that is full while a result is written")
 def full_disk(folder: Path) -> list[Finding]:
-    like = read_image(folder / "x_t1.nii.gz")
+    like = read_image(folder / "x_t1.nii.gz").image
     with mock.patch.object(nib, "save", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         return error_of(lambda: write_image(folder / "seg.nii.gz", np.zeros(SHAPE, np.uint8), like=like))
 

@@ -56,7 +56,7 @@ def table(out: Path) -> dict[str, dict[str, str]]:
 
 
 def segmentations(out: Path) -> dict[str, np.ndarray]:
-    return {path.parent.name: np.asarray(read_image(path).dataobj) for path in sorted(out.glob("*/seg.nii.gz"))}
+    return {path.parent.name: np.asarray(read_image(path).image.dataobj) for path in sorted(out.glob("*/seg.nii.gz"))}
 
 
 def test_a_case_that_fails_is_told_and_the_others_are_whole(results: Path, cohort: Path) -> None:
@@ -81,7 +81,7 @@ def test_volumes_in_the_table_are_those_of_the_segmentations(results: Path) -> N
 def test_a_case_of_a_cohort_has_the_result_it_has_alone(results: Path, cohort: Path, tmp_path: Path) -> None:
     run("segment", ["--in-path", str(cohort / "case_001"), "--out-path", str(tmp_path / "out")])
     np.testing.assert_array_equal(
-        np.asarray(read_image(tmp_path / "out/seg.nii.gz").dataobj), segmentations(results)["case_001"]
+        np.asarray(read_image(tmp_path / "out/seg.nii.gz").image.dataobj), segmentations(results)["case_001"]
     )
 
 

@@ -199,9 +199,9 @@ def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_case_keeps_its_number_when_one_is_added_before_it(tmp_path: Path) -> None:
     def find(name: str, number: int) -> bool:
-        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").dataobj
+        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").image.dataobj
         stack = read_stack(tmp_path / f"out/imagesTr/BRATS_{number:03d}.nii.gz", {"t1": 1, "t2": 3})
-        return np.array_equal(first, stack["t1"].dataobj)
+        return np.array_equal(first, stack["t1"].image.dataobj)
 
     make_case(tmp_path / "in/case_1", seed=1)
     convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")

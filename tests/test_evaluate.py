@@ -149,7 +149,7 @@ def test_trust_is_told_by_number_of_sequences() -> None:
 
 def test_subsets_that_share_a_brain_are_preprocessed_as_if_alone(dummy_root: Path) -> None:
     case = find_case(dummy_root / "case_000")
-    images = {name: read_image(path) for name, path in case.images.items()}
+    images = {name: read_image(path).image for name, path in case.images.items()}
     # T2 covers less: subsets with it alone have another brain.
     data = np.array(images["t2"].dataobj)
     data[: data.shape[0] // 2] = 0
@@ -174,7 +174,7 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     case = find_case(dummy_root / "case_001")
     subsets = [(True, True, True, True), (False, True, False, True)]
     scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
-    images = {name: read_image(path) for name, path in case.images.items() if name in ("t1c", "flair")}
+    images = {name: read_image(path).image for name, path in case.images.items() if name in ("t1c", "flair")}
     found = segment(network, processor, images)
     (row,) = (row for row in scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]

@@ -22,18 +22,20 @@ def saved(path: Path, array: np.ndarray | None = None, affine: np.ndarray = AFFI
 
 
 def test_values_and_affine_are_kept(tmp_path: Path) -> None:
-    image = read_image(saved(tmp_path / "a.nii.gz"))
+    image = read_image(saved(tmp_path / "a.nii.gz")).image
     np.testing.assert_array_equal(np.asarray(image.dataobj), np.arange(24).reshape(2, 3, 4))
     np.testing.assert_array_equal(image.affine, AFFINE)
 
 
 def test_trailing_axes_of_length_one_are_dropped(tmp_path: Path) -> None:
-    assert read_image(saved(tmp_path / "a.nii", np.ones((2, 3, 4, 1)))).shape == (2, 3, 4)
+    assert read_image(saved(tmp_path / "a.nii", np.ones((2, 3, 4, 1)))).image.shape == (2, 3, 4)
 
 
 def test_numpy_files_have_the_given_spacing(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 3, 4)))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.npy", npy_spacing_mm=2.0).affine, np.diag([2.0, 2, 2, 1]))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.npy", npy_spacing_mm=2.0).image.affine, np.diag([2.0, 2, 2, 1])
+    )
 
 
 def test_a_written_file_has_the_geometry_of_its_model_and_none_of_its_text(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_a_written_file_has_the_geometry_of_its_model_and_none_of_its_text(tmp_p
     source.header.set_xyzt_units("mm")
     source.header["descrip"] = b"Jane Doe"
     nib.save(source, tmp_path / "source.nii.gz")
-    like = read_image(tmp_path / "source.nii.gz")
+    like = read_image(tmp_path / "source.nii.gz").image
     write_image(tmp_path / "out.nii.gz", np.ones((2, 3, 4), dtype=np.uint8), like=like)
     out = nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(out.affine, AFFINE)
@@ -131,7 +133,7 @@ def test_a_bad_file_is_refused_with_path_rule_and_value(tmp_path: Path, make, na
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    image = read_image(saved(tmp_path / "a.nii.gz"))
+    image = read_image(saved(tmp_path / "a.nii.gz")).image
     before = (tmp_path / "a.nii.gz").read_bytes()
 
     def half_written(_, path: Path) -> None:

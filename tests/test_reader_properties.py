@@ -59,14 +59,14 @@ def read_in_bounds(name: str, content: bytes) -> None:
         refusal, image = None, None
         tracemalloc.start()
         try:
-            image = read_image(path)
+            image = read_image(path).image
         except BadInputError as error:
             refusal = error
         finally:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         if refusal is not None:
-            assert refusal.path == path
+            assert refusal.finding.where == path
             assert "\n" not in str(refusal)
         else:
             assert image.ndim == 3

@@ -110,13 +110,16 @@ def _read_images(reading: CaseReading) -> dict[str, nib.Nifti1Image]:
         if case.channels:
             (path,) = set(case.images.values())
             stack = read_stack(path, case.channels)
-            return {name: stack[name] for name in case.images}
+            reading.findings += dict.fromkeys(finding for volume in stack.values() for finding in volume.findings)
+            return {name: stack[name].image for name in case.images}
     except BadInputError as error:
         reading.findings.append(error.finding)
         return {}
     for name, path in case.images.items():
         try:
-            images[name] = read_image(path)
+            volume = read_image(path)
+            reading.findings += volume.findings
+            images[name] = volume.image
         except BadInputError as error:
             reading.findings.append(error.finding)
     return images
@@ -208,10 +211,12 @@ def _read_labels(reading: CaseReading) -> None:
     case = reading.case
     try:
         path = case.labelled()
-        image = read_image(path)
+        volume = read_image(path)
     except BadInputError as error:
         reading.findings.append(error.finding)
         return
+    reading.findings += volume.findings
+    image = volume.image
     array = np.asarray(image.dataobj)
     try:
         scheme = detect_label_scheme(label_values(array), case.label_schemes)

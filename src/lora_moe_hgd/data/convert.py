@@ -122,9 +122,10 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
     """
     wanted = roles or tuple(case.images)
     if case.channels:
-        images = read_stack(next(iter(case.images.values())), case.channels)
+        volumes = read_stack(next(iter(case.images.values())), case.channels)
     else:
-        images = {role: read_image(case.images[role]) for role in wanted}
+        volumes = {role: read_image(case.images[role]) for role in wanted}
+    images = {role: volume.image for role, volume in volumes.items()}
     first = images[wanted[0]]
     for role in wanted:
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):

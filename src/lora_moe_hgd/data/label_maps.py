@@ -47,7 +47,7 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
         BadInputError: If voxels are not 1 mm wide, hardly any have a code of grey or white matter, or none low down or
             high up is white matter.
     """
-    image = nib.as_closest_canonical(read_image(path))
+    image = nib.as_closest_canonical(read_image(path).image)
     zooms = image.header.get_zooms()[:3]
     if not np.allclose(zooms, 1.0, atol=0.05):
         raise BadInputError(path, got("must have voxels of 1 mm", " x ".join(f"{zoom:g}" for zoom in zooms)))

@@ -12,6 +12,7 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,8 @@ import psutil
 from nibabel.arrayproxy import ArrayProxy
 
 from ..files import replacing
-from .findings import BadInputError, got
+from ..model.findings import BadInputError, Finding
+from .findings import got
 
 MAX_EDGE = 1024
 MAX_BYTES = 4 * 1024**3
@@ -40,7 +42,20 @@ MENDED.propagate = False
 MAGIC = (b"n+1\0", b"n+2\0\r\n\x1a\n")
 
 
-def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
+@dataclass(frozen=True)
+class ReadVolume:
+    """One volume from a file.
+
+    Attributes:
+        image: Voxels `(D, H, W)` float32 with their affine and a header that holds the geometry alone.
+        findings: What the header says that its reader should know.
+    """
+
+    image: nib.Nifti1Image
+    findings: tuple[Finding, ...] = ()
+
+
+def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
     """Read one 3-D volume as float32 with its affine; trailing axes of length one are dropped.
 
     A `.npy` array has no geometry: it is taken to be in RAS order with voxels of `npy_spacing_mm`.
@@ -58,10 +73,10 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
                 f"shape {array.shape}",
             ),
         )
-    return _with_geometry(array.reshape(array.shape[:3]), image)
+    return ReadVolume(_with_geometry(array.reshape(array.shape[:3]), image))
 
 
-def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, nib.Nifti1Image]:
+def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]:
     """Read volumes of a file with four axes, as `read_image` does, by the name and place along the fourth.
 
     Raises:
@@ -71,7 +86,9 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, nib.Nifti1I
     length = max(channels.values()) + 1
     if array.shape[3:] != (length,):
         raise BadInputError(path, got(f"must have four axes, the last of length {length}", f"shape {array.shape}"))
-    return {name: _with_geometry(np.ascontiguousarray(array[..., at]), image) for name, at in channels.items()}
+    return {
+        name: ReadVolume(_with_geometry(np.ascontiguousarray(array[..., at]), image)) for name, at in channels.items()
+    }
 
 
 def has_geometry(image: nib.Nifti1Image) -> bool:
