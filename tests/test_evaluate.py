@@ -27,6 +27,8 @@ from lora_moe_hgd.evaluation.report import dice_table, shapley_values, summarise
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.model.case_rules import settle
+from lora_moe_hgd.model.sources import volume_of
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -155,8 +157,9 @@ def test_subsets_that_share_a_brain_are_preprocessed_as_if_alone(dummy_root: Pat
     data[: data.shape[0] // 2] = 0
     images["t2"] = type(images["t2"])(data, images["t2"].affine)
     _, processor = load_checkpoint("tiny")
+    settled = settle({name: volume_of(image, where=name) for name, image in images.items()})
     seen = 0
-    for inputs, brain, subset in prepared(processor, images, EVERY_SUBSET):
+    for inputs, brain, subset in prepared(processor, settled, EVERY_SUBSET):
         names = subset_name(subset).split("+")
         own = processor({name: images[name] for name in names})
         mask = inputs["modality_mask"]

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ..files import replacing
+from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
@@ -160,12 +162,14 @@ class PhantomDataset(CachedCases):
     def _preprocess(self, index: int) -> BatchFeature:
         spacing_mm = self.processor.target_spacing_mm[0]
         phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps)
-        return self.processor(
-            dict(phantom.volumes),
-            segmentation_maps=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
-            label_scheme="msd",
-            spacing_mm=self.processor.target_spacing_mm,
+        settled = SettledCase(
+            arrays={name: phantom.volumes[name].numpy() for name in MODALITIES},
+            affine=np.diag([*self.processor.target_spacing_mm, 1.0]),
+            reference=MODALITIES[0],
+            labels=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
+            scheme=LABEL_SCHEMES["msd"],
         )
+        return self.processor(settled)
 
     def _case_id(self, index: int) -> str:
         return f"phantom_{self.seed + index}"
@@ -196,11 +200,10 @@ class CaseDataset(CachedCases):
         reading = read_case(case, labels=case.segmentation is not None, not_finite="error").checked()
         for finding in reading.findings:
             warnings.warn(str(finding), stacklevel=2)
-        if reading.labels is None or reading.scheme is None:
-            inputs = self.processor(reading.images)
+        inputs = self.processor(reading.settled)
+        if "labels" not in inputs:
             inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
-            return inputs
-        return self.processor(reading.images, segmentation_maps=reading.labels, label_scheme=reading.scheme.name)
+        return inputs
 
     def without(self, indices: Collection[int]) -> CaseDataset:
         """The same cases but these, by number."""

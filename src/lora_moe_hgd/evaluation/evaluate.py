@@ -10,13 +10,12 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -32,6 +31,7 @@ from ..files import replacing
 from ..inference.segment import segment_inputs
 from ..inference.uncertainty import expected_dice
 from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint
+from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -97,12 +97,12 @@ def score_case(
     Raises:
         BadInputError: If the case has no segmentation or a file is damaged.
     """
-    reading = read_case(case, labels=True).checked()
-    truth, images = reading.regions, reading.images
-    spacing_mm = voxel_spacing_mm(next(iter(images.values())).affine)
+    settled = read_case(case, labels=True).checked().settled
+    truth = settled.regions
+    spacing_mm = voxel_spacing_mm(settled.affine)
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     scores = CaseScores()
-    for inputs, brain, subset in prepared(processor, images, subsets):
+    for inputs, brain, subset in prepared(processor, settled, subsets):
         found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
         name = subset_name(subset)
         promised = expected_dice(found.probabilities, found.regions)
@@ -118,28 +118,27 @@ def score_case(
 
 
 def prepared(
-    processor: LoraMoeHgdImageProcessor, images: Mapping[str, nib.Nifti1Image], subsets: Iterable[Mask]
+    processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
     """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
 
     How a sequence is cropped and normalised depends on the others through the brain alone, which is where any of
     them differs from zero. Subsets with the same brain are therefore preprocessed together.
     """
-    arrays = {name: np.nan_to_num(np.asarray(image.dataobj)) for name, image in images.items()}
-    # Some files have a fourth axis of length 1.
-    nonzero = {name: (array != 0).reshape(array.shape[:3]) for name, array in arrays.items()}
+    settled = replace(settled, labels=None)
+    nonzero = {name: array != 0 for name, array in settled.arrays.items()}
     groups: dict[bytes, list[Mask]] = {}
     brains: dict[bytes, np.ndarray] = {}
     for subset in subsets:
         names = _names(subset)
-        if set(names) <= set(images):
+        if set(names) <= set(settled.arrays):
             brain = np.logical_or.reduce([nonzero[name] for name in names])
             key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
             groups.setdefault(key, []).append(subset)
             brains[key] = brain
     for key, members in groups.items():
         wanted = {name for subset in members for name in _names(subset)}
-        inputs = processor({name: image for name, image in images.items() if name in wanted})
+        inputs = processor(settled.only(wanted))
         for subset in members:
             yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
 
