@@ -17,9 +17,9 @@ import numpy as np
 
 from lora_moe_hgd.data.case_files import given_case
 from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.findings import BadInputError, Finding, got
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
+from lora_moe_hgd.model.findings import BadInputError, Finding
 
 PATIENT = "Jane Doe"
 SHAPE = (40, 44, 48)
@@ -92,7 +92,8 @@ def error_of(call: Callable[[], object]) -> list[Finding]:
     except BadInputError as error:
         return [error.finding]
     except OSError as error:
-        return [Finding(Path(str(error.filename)), got("must be written", os.strerror(error.errno or 0)), "error")]
+        # What the command line prints of it.
+        return [Finding(Path(str(error.filename)), f"{os.strerror(error.errno or 0)}.", "error")]
     return []
 
 
@@ -191,12 +192,47 @@ def flipped(folder: Path) -> None:
     path.write_bytes(content)
 
 
-@attempt(FILES, "the header of a pair .hdr and .img")
+@attempt(FILES, "a file of a pair .hdr and .img")
+def half(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.img")
+    return read_case(given_case({"t2": folder / "x_t2.img"})).findings
+
+
+@attempt(FILES, "the header of such a pair called .nii.gz")
 def pair(folder: Path) -> None:
     in_header(folder / "x_t2.nii.gz", 344, np.frombuffer(b"ni1\0", np.uint8))
+    in_header(folder / "x_t2.nii.gz", 108, np.zeros(1, np.float32))
 
 
-@attempt(FILES, "a header that contradicts itself (type of voxels)")
+@attempt(FILES, "a file of FreeSurfer")
+def freesurfer(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.mgz")
+    return read_case(given_case({"t2": folder / "x_t2.mgz"})).findings
+
+
+@attempt(FILES, "a file of ITK")
+def meta_image(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.mha")
+    return read_case(given_case({"t2": folder / "x_t2.mha"})).findings
+
+
+@attempt(FILES, "a DICOM file")
+def dicom(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "IM0001.dcm")
+    return read_case(given_case({"t2": folder / "IM0001.dcm"})).findings
+
+
+@attempt(FILES, "voxels that begin within the header")
+def overlapping(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 108, np.zeros(1, np.float32))
+
+
+@attempt(FILES, "a scaling that is no number")
+def scaling(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 112, np.array([2, np.nan], np.float32))
+
+
+@attempt(FILES, "a header with a type of voxels that is not supported")
 def bad_type(folder: Path) -> None:
     in_header(folder / "x_t2.nii.gz", 70, np.array([9999], np.int16))
 
@@ -248,7 +284,7 @@ def liar(folder: Path) -> None:
 @attempt(SIZES, "a volume larger than the memory that is free")
 def no_memory(folder: Path) -> list[Finding]:
     memory = SimpleNamespace(available=500_000)
-    with mock.patch("lora_moe_hgd.data.nifti.psutil.virtual_memory", return_value=memory):
+    with mock.patch("lora_moe_hgd.data.volume_rules.psutil.virtual_memory", return_value=memory):
         return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
 
 
@@ -256,6 +292,12 @@ def no_memory(folder: Path) -> list[Finding]:
 def bomb(folder: Path) -> None:
     path = folder / "x_t2.nii.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**24), mtime=0))
+
+
+@attempt(SIZES, "more voxels than the header announces")
+def longer(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\1" * 1000, mtime=0))
 
 
 @attempt(SIZES, "a header whose extensions fill the file")
@@ -297,6 +339,41 @@ def wide(folder: Path) -> None:
 def nowhere(folder: Path) -> list[Finding]:
     in_header(folder / "x_t2.nii.gz", 252, np.zeros(2, np.int16))
     return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(PLACES, "an sform and a qform of different voxel sizes")
+def other_sizes(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 80, np.array([2, 2, 2], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+
+
+@attempt(PLACES, "an sform and a qform of different directions")
+def other_directions(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 76, np.array([-1], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+
+
+@attempt(PLACES, "an invalid qform beside an sform")
+def no_rotation(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+    in_header(folder / "x_t2.nii.gz", 256, np.full(3, 2, np.float32))
+
+
+@attempt(PLACES, "a qform without voxel sizes")
+def no_sizes(folder: Path) -> list[Finding]:
+    in_header(folder / "x_t2.nii.gz", 80, np.array([4, 4, 0], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.array([1, 0], np.int16))
+    return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(PLACES, "an sform whose code the standard does not define")
+def undefined(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 252, np.array([1, 9], np.int16))
+
+
+@attempt(PLACES, "lengths that are said to be micrometres and are not")
+def micrometres(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 123, np.array([3], np.uint8))
 
 
 @attempt(PLACES, "an affine that differs by rounding")
