@@ -148,4 +148,5 @@ def _volume(path: Path, read: ReadVolume) -> Volume:
     volume = volume_of_image(read.image, where=str(path))
     # An array file has no header that could state an orientation.
     oddities = () if path.suffix == ".npy" else volume.oddities
-    return replace(volume, oddities=(*oddities, *(finding.message for finding in read.findings)))
+    messages = [finding.message for finding in read.findings]
+    return replace(volume, oddities=tuple(dict.fromkeys([*messages, *oddities])))

@@ -24,8 +24,9 @@ from nibabel.arrayproxy import ArrayProxy
 from ..files import replacing
 from ..model.findings import BadInputError, Finding
 from ..model.geometry import voxel_spacing_mm
+from ..model.grids import check_affine
 from ..model.header_rules import header_findings, qform_rotation
-from .volume_rules import check_affine, check_header, check_name, check_place, check_size, in_bytes, times
+from .volume_rules import check_header, check_name, check_place, check_size, in_bytes, times
 
 # What follows the voxels of a packed file is unpacked up to here, to reach the checksum.
 MAX_TAIL_BYTES = 1024**2
@@ -103,11 +104,6 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]
         )
     array = content.array.reshape(*shape[:3], length)
     return {name: content.volume(np.ascontiguousarray(array[..., at])) for name, at in channels.items()}
-
-
-def has_geometry(image: nib.Nifti1Image) -> bool:
-    """Whether the file gave its geometry, by `sform` or `qform`."""
-    return bool(image.header["sform_code"] or image.header["qform_code"])
 
 
 def _read(path: Path, npy_spacing_mm: float) -> _Content:

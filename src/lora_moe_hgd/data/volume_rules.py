@@ -14,9 +14,6 @@ from ..model.findings import BadInputError
 MAX_EDGE = 1024
 MAX_BYTES = 4 * 1024**3
 MAX_EXTENSION_BYTES = 64 * 1024**2
-VOXEL_MM = (0.1, 20.0)
-MAX_FIELD_MM = 600.0
-MAX_ORIGIN_MM = 1e5
 
 FORMATS = (".nii", ".nii.gz", ".npy")
 CONVERTED_BY_NIBABEL = (
@@ -126,36 +123,6 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if needed > free:
         raise BadInputError(
             path, f"Reading takes {in_bytes(needed)} of memory, but {in_bytes(free)} are free. Close other programs."
-        )
-
-
-def check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    with np.errstate(all="ignore"):
-        edges_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        # Of a box of these edges this share is left when its axes lean.
-        share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
-    if not np.isfinite(share) or share < 1e-2:
-        raise BadInputError(
-            path,
-            f"The affine is singular or not finite: {affine[:3].tolist()}. Correct the sform or the qform of the "
-            "header.",
-        )
-    if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
-        raise BadInputError(
-            path,
-            f"The voxels measure {times(edges_mm)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are read. Correct the "
-            "header. Its lengths must be in millimetres.",
-        )
-    field_mm = edges_mm * shape[:3]
-    if field_mm.max() > MAX_FIELD_MM:
-        raise BadInputError(
-            path,
-            f"The volume covers {times(field_mm)} mm, more than a head; at most {MAX_FIELD_MM:g} mm along an axis "
-            "are read. Correct the voxel size in the header, or crop the volume.",
-        )
-    if np.abs(affine[:3, 3]).max() > MAX_ORIGIN_MM:
-        raise BadInputError(
-            path, f"The origin lies at {times(affine[:3, 3])} mm, more than 100 m away. Correct the header."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from .geometry import orientation, voxel_spacing_mm
 TOLERATED_VOXELS = 0.25
 VOXEL_MM = (0.1, 20.0)
 MAX_FIELD_MM = 600.0
-MAX_OFFSET_MM = 1e5
+MAX_ORIGIN_MM = 1e5
 
 Step = Literal["none", "moved", "taken over", "interpolated"]
 
@@ -43,34 +44,44 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1e6
 
 
-def check_affine(where: object, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise if no head can lie so.
+def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an affine that cannot be that of a head.
 
     Raises:
-        BadInputError: If the affine is singular or not finite, or voxels, field of view or offset have an impossible
+        BadInputError: If the affine is singular or not finite, or voxels, field of view or origin have an impossible
             size.
     """
-    where = where if isinstance(where, str) else str(where)
     with np.errstate(all="ignore"):
         edges_mm = np.linalg.norm(affine[:3, :3], axis=0)
         # The share of a box's volume that is left when its axes lean.
         share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
     if not np.isfinite(share) or share < 1e-2:
-        raise BadInputError(where, f"The affine must be finite and not singular. It is {affine[:3].tolist()}.")
-    if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
-        found = " x ".join(f"{edge:.4g}" for edge in edges_mm)
         raise BadInputError(
             where,
-            f"Voxels of {found} mm are impossible: {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are read. Is the unit mm?",
+            f"The affine is singular or not finite: {affine[:3].tolist()}. Correct the sform or the qform of the "
+            "header.",
+        )
+    if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
+        raise BadInputError(
+            where,
+            f"The voxels measure {_times(edges_mm)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are read. Correct the "
+            "header. Its lengths must be in millimetres.",
         )
     field_mm = edges_mm * shape[:3]
     if field_mm.max() > MAX_FIELD_MM:
-        found = " x ".join(f"{edge:.4g}" for edge in field_mm)
         raise BadInputError(
-            where, f"A field of view of {found} mm is no head's: at most {MAX_FIELD_MM:g} mm are read."
+            where,
+            f"The volume covers {_times(field_mm)} mm, more than a head; at most {MAX_FIELD_MM:g} mm along an axis "
+            "are read. Correct the voxel size in the header, or crop the volume.",
         )
-    if np.abs(affine[:3, 3]).max() > MAX_OFFSET_MM:
-        raise BadInputError(where, f"The origin lies at {affine[:3, 3].tolist()} mm, which is more than 100 m away.")
+    if np.abs(affine[:3, 3]).max() > MAX_ORIGIN_MM:
+        raise BadInputError(
+            where, f"The origin lies at {_times(affine[:3, 3])} mm, more than 100 m away. Correct the header."
+        )
+
+
+def _times(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tuple[Volume, Step, float]:

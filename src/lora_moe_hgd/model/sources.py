@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .findings import BadInputError
 from .grids import Volume
+from .header_rules import KNOWN_CODES, header_findings
 
 try:
     import nibabel as nib
@@ -31,7 +33,7 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
         ImportError: If a NIfTI file is given and nibabel is not installed.
     """
     if isinstance(source, str | Path):
-        source = _load(source)
+        return _volume_of_file(str(source), where, spacing_mm)
     if nib is not None and isinstance(source, nib.spatialimages.SpatialImage):
         return volume_of_image(source, where=where)
     if isinstance(source, Tensor) and getattr(source, "affine", None) is not None:
@@ -45,28 +47,46 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
     return Volume(_checked(source, where), np.diag([*edges, 1.0]), spacing_mm is not None)
 
 
-def volume_of_image(image: Any, *, where: str) -> Volume:
+def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
     """Voxels and affine of a nibabel image, as float32.
+
+    Args:
+        image: A nibabel image.
+        where: What messages call it.
+        header: Its header as it lies on disk, before nibabel repaired it, if that is known.
 
     Raises:
         BadInputError: If it does not hold one volume of real numbers.
     """
-    header, oddities = image.header, []
-    # Formats other than NIfTI always state an affine.
-    stated = not isinstance(header, nib.Nifti1Header) or bool(header["sform_code"] or header["qform_code"])
-    if not stated:
-        codes = "".join(nib.aff2axcodes(image.affine))
+    array, affine = _checked(image.dataobj, where), np.asarray(image.affine, dtype=np.float64)
+    if not isinstance(image.header, nib.Nifti1Header):
+        # Other formats always state an affine.
+        return Volume(array, affine)
+    stated = any(int(image.header[code]) in KNOWN_CODES for code in ("sform_code", "qform_code"))
+    oddities = [finding.message for finding in header_findings(header or image.header, where)]
+    if not stated and np.isfinite(affine).all():
+        codes = "".join(nib.aff2axcodes(affine))
         oddities.append(f"The header states no orientation (sform and qform codes are 0). It was taken for {codes}.")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    return Volume(_checked(image.dataobj, where), affine, stated, tuple(oddities))
+    return Volume(array, affine, stated, tuple(oddities))
 
 
-def _load(path: str | Path) -> Any:
-    if str(path).endswith(".npy"):
-        return np.load(path, allow_pickle=False)
+def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] | None) -> Volume:
+    if path.endswith(".npy"):
+        return volume_of(np.load(path, allow_pickle=False), where=where, spacing_mm=spacing_mm)
     if nib is None:
         raise ImportError("Reading NIfTI files needs nibabel: pip install nibabel")
-    return nib.load(path)
+    try:
+        image = nib.load(path)
+        header = None
+        if isinstance(image.header, nib.Nifti1Header):
+            with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj("rb") as file:
+                header = type(image.header).from_fileobj(file, check=False)
+        return volume_of_image(image, where=where, header=header)
+    except FileNotFoundError as error:
+        raise BadInputError(path, "There is no such file. Check the path.") from error
+    # Nibabel raises many kinds of errors over damaged files.
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+        raise BadInputError(path, f"The file cannot be read: {error or type(error).__name__}") from error
 
 
 def _of_meta_tensor(tensor: Any, where: str) -> Volume:
