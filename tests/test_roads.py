@@ -54,7 +54,7 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     run("segment", ["--in-path", str(case), "--out-path", str(out)])
     labels, found = of_command(out)
     assert labels.any()
-    assert len(found) == 3
+    assert len(found) == 4
     return labels, found
 
 
