@@ -14,6 +14,7 @@ from unittest import mock
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from lora_moe_hgd.data.case_files import given_case
 from lora_moe_hgd.data.cases import read_case
@@ -442,6 +443,35 @@ def copy(folder: Path) -> None:
 @attempt(CONTENT, "brains that do not lie one over another")
 def misplaced(folder: Path) -> None:
     save(folder / "x_t2.nii.gz", np.roll(array_of(folder / "x_t2.nii.gz"), 6, axis=1))
+
+
+@attempt(CONTENT, "a corner of the field filled with -1000 by a registration")
+def filled_corner(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    array[:6, :10] = -1000
+    save(folder / "x_flair.nii.gz", array)
+
+
+@attempt(CONTENT, "a rim of noise of 8 mm around the brain")
+def rim(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    around = ndimage.binary_dilation(array != 0, iterations=2) & (array == 0)
+    noise = np.abs(np.random.default_rng(1).normal(0, 5, SHAPE)) + 1e-3
+    save(folder / "x_flair.nii.gz", np.where(around, noise, array).astype(np.float32))
+
+
+@attempt(CONTENT, "one value in more than half of the brain")
+def flat(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    save(folder / "x_flair.nii.gz", np.where((array != 0) & (array < 105), 50, array).astype(np.float32))
+
+
+@attempt(CONTENT, "a field of view that cuts off a part of the brain")
+def cut_off(folder: Path) -> list[Finding]:
+    moved = AFFINE.copy()
+    moved[2, 3] += 4 * 16
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz")[:, :, 16:], moved)
+    return read_case(find_case(folder).only(["t2"])).findings
 
 
 @attempt(CONTENT, "a head with its skull")
