@@ -124,4 +124,5 @@ def _print_result(report: Mapping[str, object], folder: Path, options: ResultOpt
         print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes.items()))
     else:
         print("No tumour was found.")
-    print(f"Results are in {folder}: {', '.join(options.files())}.")
+    names = [name for name in options.files() if (folder / name).is_file()]
+    print(f"Results are in {folder}: {', '.join(names)}.")
