@@ -93,7 +93,7 @@ def main() -> None:
         reading = read_case(case, labels=True).checked()
         for subset in subsets:
             names = [name for name, used in zip(MODALITIES, subset, strict=True) if used]
-            images = {name: reading.images[name] for name in names}
+            images = reading.settled.only(names)
             began = time.perf_counter()
             inputs = processor(images)
             logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])[0]

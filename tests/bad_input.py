@@ -14,12 +14,13 @@ from unittest import mock
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from lora_moe_hgd.data.case_files import given_case
 from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.findings import BadInputError, Finding, got
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
+from lora_moe_hgd.model.findings import BadInputError, Finding
 
 PATIENT = "Jane Doe"
 SHAPE = (40, 44, 48)
@@ -92,7 +93,8 @@ def error_of(call: Callable[[], object]) -> list[Finding]:
     except BadInputError as error:
         return [error.finding]
     except OSError as error:
-        return [Finding(Path(str(error.filename)), got("must be written", os.strerror(error.errno or 0)), "error")]
+        # What the command line prints of it.
+        return [Finding(Path(str(error.filename)), f"{os.strerror(error.errno or 0)}.", "error")]
     return []
 
 
@@ -191,12 +193,47 @@ def flipped(folder: Path) -> None:
     path.write_bytes(content)
 
 
-@attempt(FILES, "the header of a pair .hdr and .img")
+@attempt(FILES, "a file of a pair .hdr and .img")
+def half(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.img")
+    return read_case(given_case({"t2": folder / "x_t2.img"})).findings
+
+
+@attempt(FILES, "the header of such a pair called .nii.gz")
 def pair(folder: Path) -> None:
     in_header(folder / "x_t2.nii.gz", 344, np.frombuffer(b"ni1\0", np.uint8))
+    in_header(folder / "x_t2.nii.gz", 108, np.zeros(1, np.float32))
 
 
-@attempt(FILES, "a header that contradicts itself (type of voxels)")
+@attempt(FILES, "a file of FreeSurfer")
+def freesurfer(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.mgz")
+    return read_case(given_case({"t2": folder / "x_t2.mgz"})).findings
+
+
+@attempt(FILES, "a file of ITK")
+def meta_image(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "x_t2.mha")
+    return read_case(given_case({"t2": folder / "x_t2.mha"})).findings
+
+
+@attempt(FILES, "a DICOM file")
+def dicom(folder: Path) -> list[Finding]:
+    (folder / "x_t2.nii.gz").rename(folder / "IM0001.dcm")
+    return read_case(given_case({"t2": folder / "IM0001.dcm"})).findings
+
+
+@attempt(FILES, "voxels that begin within the header")
+def overlapping(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 108, np.zeros(1, np.float32))
+
+
+@attempt(FILES, "a scaling that is no number")
+def scaling(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 112, np.array([2, np.nan], np.float32))
+
+
+@attempt(FILES, "a header with a type of voxels that is not supported")
 def bad_type(folder: Path) -> None:
     in_header(folder / "x_t2.nii.gz", 70, np.array([9999], np.int16))
 
@@ -219,7 +256,7 @@ def complex_voxels(folder: Path) -> None:
 
 @attempt(FILES, "a disk that is full while a result is written")
 def full_disk(folder: Path) -> list[Finding]:
-    like = read_image(folder / "x_t1.nii.gz")
+    like = read_image(folder / "x_t1.nii.gz").image
     with mock.patch.object(nib, "save", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         return error_of(lambda: write_image(folder / "seg.nii.gz", np.zeros(SHAPE, np.uint8), like=like))
 
@@ -248,7 +285,7 @@ def liar(folder: Path) -> None:
 @attempt(SIZES, "a volume larger than the memory that is free")
 def no_memory(folder: Path) -> list[Finding]:
     memory = SimpleNamespace(available=500_000)
-    with mock.patch("lora_moe_hgd.data.nifti.psutil.virtual_memory", return_value=memory):
+    with mock.patch("lora_moe_hgd.data.volume_rules.psutil.virtual_memory", return_value=memory):
         return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
 
 
@@ -256,6 +293,12 @@ def no_memory(folder: Path) -> list[Finding]:
 def bomb(folder: Path) -> None:
     path = folder / "x_t2.nii.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**24), mtime=0))
+
+
+@attempt(SIZES, "more voxels than the header announces")
+def longer(folder: Path) -> None:
+    path = folder / "x_t2.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\1" * 1000, mtime=0))
 
 
 @attempt(SIZES, "a header whose extensions fill the file")
@@ -297,6 +340,41 @@ def wide(folder: Path) -> None:
 def nowhere(folder: Path) -> list[Finding]:
     in_header(folder / "x_t2.nii.gz", 252, np.zeros(2, np.int16))
     return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(PLACES, "an sform and a qform of different voxel sizes")
+def other_sizes(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 80, np.array([2, 2, 2], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+
+
+@attempt(PLACES, "an sform and a qform of different directions")
+def other_directions(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 76, np.array([-1], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+
+
+@attempt(PLACES, "an invalid qform beside an sform")
+def no_rotation(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 252, np.ones(1, np.int16))
+    in_header(folder / "x_t2.nii.gz", 256, np.full(3, 2, np.float32))
+
+
+@attempt(PLACES, "a qform without voxel sizes")
+def no_sizes(folder: Path) -> list[Finding]:
+    in_header(folder / "x_t2.nii.gz", 80, np.array([4, 4, 0], np.float32))
+    in_header(folder / "x_t2.nii.gz", 252, np.array([1, 0], np.int16))
+    return read_case(find_case(folder).only(["t2"])).findings
+
+
+@attempt(PLACES, "an sform whose code the standard does not define")
+def undefined(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 252, np.array([1, 9], np.int16))
+
+
+@attempt(PLACES, "lengths that are said to be micrometres and are not")
+def micrometres(folder: Path) -> None:
+    in_header(folder / "x_t2.nii.gz", 123, np.array([3], np.uint8))
 
 
 @attempt(PLACES, "an affine that differs by rounding")
@@ -365,6 +443,35 @@ def copy(folder: Path) -> None:
 @attempt(CONTENT, "brains that do not lie one over another")
 def misplaced(folder: Path) -> None:
     save(folder / "x_t2.nii.gz", np.roll(array_of(folder / "x_t2.nii.gz"), 6, axis=1))
+
+
+@attempt(CONTENT, "a corner of the field filled with -1000 by a registration")
+def filled_corner(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    array[:6, :10] = -1000
+    save(folder / "x_flair.nii.gz", array)
+
+
+@attempt(CONTENT, "a rim of noise of 8 mm around the brain")
+def rim(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    around = ndimage.binary_dilation(array != 0, iterations=2) & (array == 0)
+    noise = np.abs(np.random.default_rng(1).normal(0, 5, SHAPE)) + 1e-3
+    save(folder / "x_flair.nii.gz", np.where(around, noise, array).astype(np.float32))
+
+
+@attempt(CONTENT, "one value in more than half of the brain")
+def flat(folder: Path) -> None:
+    array = array_of(folder / "x_flair.nii.gz")
+    save(folder / "x_flair.nii.gz", np.where((array != 0) & (array < 105), 50, array).astype(np.float32))
+
+
+@attempt(CONTENT, "a field of view that cuts off a part of the brain")
+def cut_off(folder: Path) -> list[Finding]:
+    moved = AFFINE.copy()
+    moved[2, 3] += 4 * 16
+    save(folder / "x_t2.nii.gz", array_of(folder / "x_t2.nii.gz")[:, :, 16:], moved)
+    return read_case(find_case(folder).only(["t2"])).findings
 
 
 @attempt(CONTENT, "a head with its skull")

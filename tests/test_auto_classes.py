@@ -124,11 +124,11 @@ def test_a_saved_pipeline_is_the_hub_folder_and_weights_and_nothing_else(saved: 
         assert (saved / name).read_bytes() == (PACKAGE / "model" / name).read_bytes()
 
 
-def test_a_saved_network_brings_all_code_that_it_needs(tmp_path: Path) -> None:
-    small_network().save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == CODE - {
-        "image_processing_lora_moe_hgd.py",
-        "label_schemes.py",
-        "pipeline_lora_moe_hgd.py",
-        "geometry.py",
-    }
+def test_network_and_processor_each_bring_the_code_that_they_need_and_together_all_but_the_pipeline(
+    tmp_path: Path,
+) -> None:
+    small_network().save_pretrained(tmp_path / "network")
+    LoraMoeHgdImageProcessor().save_pretrained(tmp_path / "processor")
+    network, processor = ({path.name for path in (tmp_path / part).glob("*.py")} for part in ("network", "processor"))
+    assert network | processor == CODE - {"pipeline_lora_moe_hgd.py"}
+    assert network & processor == {"configuration_lora_moe_hgd.py"}

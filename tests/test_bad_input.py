@@ -1,4 +1,4 @@
-"""Every way in which a case can be wrong gets a line with file, rule and value; `docs/bad_input.md` shows them."""
+"""Every kind of bad input gets one line: where, what is wrong, what to do. `docs/bad_input.md` shows them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HEAD = """# Bad input
 
 Made by `.venv/bin/python tests/test_bad_input.py`; a test compares.
 
-What each kind of bad input gets, beginning with its file. Errors end a command with exit code 2 before any long work;
-warnings are printed and go into the report of `segment`, whose `--strict` makes them errors. `lora-moe-hgd check`
-shows both for a whole cohort.
+The message for each kind of bad input, with the file or folder that it is about. Errors end a command with exit code
+2 before any long work; warnings are printed and go into the report of `segment`, whose `--strict` makes them errors.
+`lora-moe-hgd check` shows both for a whole cohort.
 """
 EVERY = [(part, title, attempt) for part, attempts in ATTEMPTS.items() for title, attempt in attempts]
 
@@ -42,7 +42,7 @@ def test_bad_input_gets_one_line_that_names_the_file_and_no_patient(part_title_a
     assert found
     for _, message in found:
         assert message.startswith("case")
-        assert ", got " in message
+        assert message.endswith(".")
         assert "\n" not in message
         assert PATIENT not in message
 

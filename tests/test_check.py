@@ -51,7 +51,7 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     code, text = check(capsys, str(cohort))
     assert code == 1
     first, second, third, *numbers = text.splitlines()
-    assert first == "error    damaged/x_flair.nii.gz: must be a whole gzip file, got one that ends too early."
+    assert first == "error    damaged/x_flair.nii.gz: The packed file ends too early. Copy or download it again."
     assert second.startswith("error    mixed: must hold files of one naming family, got x-t2w.nii.gz")
     assert third == "warning  odd/x_seg.nii.gz: must mark a tumour, got none."
     assert numbers == [
@@ -80,7 +80,7 @@ def test_json_holds_what_the_table_shows(cohort: Path, capsys) -> None:
     assert code == 1
     assert found["counts"]["sequences"] == {"t1": 4, "t1c": 4, "t2": 3, "flair": 4}
     assert [finding["level"] for finding in found["findings"]] == ["error", "error", "warning"]
-    assert "one that ends too early" in found["findings"][0]["message"]
+    assert "The packed file ends too early" in found["findings"][0]["message"]
     assert found["cases"][1] == {
         "case": "b",
         "layout": "BraTS 2017 to 2021",
@@ -113,7 +113,7 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
     for words in (
         "mixed: must hold",
         "a/x_t1.nii.gz: its voxels must be finite",
-        "x_flair.nii.gz: must",
+        "x_flair.nii.gz: The packed file ends too early",
         "b: must hold",
     ):
         assert words in str(refused.value)
@@ -129,7 +129,7 @@ def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path
         assert sorted(names) == ["a", "b", "odd"]
         listed = capsys.readouterr().err
         assert "left out: " in listed
-        assert "damaged/x_flair.nii.gz: must be a whole gzip file" in listed
+        assert "damaged/x_flair.nii.gz: The packed file ends too early" in listed
         assert "mixed: must hold files of one naming family" in listed
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.convert import BY_KEY, TARGETS
-from lora_moe_hgd.data.datasets import StreamedCases
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.data.nifti import read_image, read_stack
+from lora_moe_hgd.data.streams import StreamedCases
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -199,9 +199,9 @@ def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_case_keeps_its_number_when_one_is_added_before_it(tmp_path: Path) -> None:
     def find(name: str, number: int) -> bool:
-        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").dataobj
+        first = read_image(tmp_path / f"in/{name}/T1.nii.gz").image.dataobj
         stack = read_stack(tmp_path / f"out/imagesTr/BRATS_{number:03d}.nii.gz", {"t1": 1, "t2": 3})
-        return np.array_equal(first, stack["t1"].dataobj)
+        return np.array_equal(first, stack["t1"].image.dataobj)
 
     make_case(tmp_path / "in/case_1", seed=1)
     convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from lora_moe_hgd.data import datasets
 from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset, StreamedCases
+from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.data.streams import StreamedCases
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.schedule import draw_subset

@@ -40,7 +40,9 @@ from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.model.case_rules import settle
 from lora_moe_hgd.model.findings import BadInputError
+from lora_moe_hgd.model.sources import volume_of
 from lora_moe_hgd.training.adapters import add_adapter
 from lora_moe_hgd_cli import run
 
@@ -210,14 +212,15 @@ def test_trust_is_told_by_number_of_sequences() -> None:
 
 def test_subsets_that_share_a_brain_are_preprocessed_as_if_alone(dummy_root: Path) -> None:
     case = find_case(dummy_root / "case_000")
-    images = {name: read_image(path) for name, path in case.images.items()}
+    images = {name: read_image(path).image for name, path in case.images.items()}
     # T2 covers less: subsets with it alone have another brain.
     data = np.array(images["t2"].dataobj)
     data[: data.shape[0] // 2] = 0
     images["t2"] = type(images["t2"])(data, images["t2"].affine)
     _, processor = load_checkpoint("tiny")
+    settled = settle({name: volume_of(image, where=name) for name, image in images.items()})
     seen = 0
-    for inputs, brain, subset in prepared(processor, images, EVERY_SUBSET):
+    for inputs, brain, subset in prepared(processor, settled, EVERY_SUBSET):
         names = subset_name(subset).split("+")
         own = processor({name: images[name] for name in names})
         mask = inputs["modality_mask"]
@@ -235,7 +238,7 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     case = find_case(dummy_root / "case_001")
     subsets = [(True, True, True, True), (False, True, False, True)]
     scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
-    images = {name: read_image(path) for name, path in case.images.items() if name in ("t1c", "flair")}
+    images = {name: read_image(path).image for name, path in case.images.items() if name in ("t1c", "flair")}
     found = segment(network, processor, images)
     (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]

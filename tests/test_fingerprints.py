@@ -137,17 +137,8 @@ def test_comments_docstrings_and_formatting_do_not_count(package: Path) -> None:
 
 def test_prepared_cases_depend_on_the_code_that_reads_normalises_and_makes_them_and_on_no_other() -> None:
     modules = {name.removeprefix("lora_moe_hgd.") for name in fingerprints._code_of([datasets.__name__])}
-    made_by = (
-        "nifti",
-        "grids",
-        "cases",
-        "anatomy",
-        "contrast",
-        "label_maps",
-        "noise",
-        "phantom",
-        "tumour",
-        "datasets",
-    )
-    assert modules >= {f"data.{name}" for name in made_by} | {"model.image_processing_lora_moe_hgd", "model.geometry"}
+    reads = ("nifti", "cases", "datasets")
+    makes = ("anatomy", "contrast", "label_maps", "noise", "phantom", "tumour")
+    normalises = ("image_processing_lora_moe_hgd", "case_rules", "brain", "grids", "geometry", "label_schemes")
+    assert modules >= {f"data.{name}" for name in (*reads, *makes)} | {f"model.{name}" for name in normalises}
     assert {name.partition(".")[0] for name in modules} <= {"data", "model", "files", "fingerprints"}

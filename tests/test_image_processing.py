@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,13 @@ def brain(shape=(20, 26, 30), seed: int = 0) -> np.ndarray:
     return np.where((grid**2).sum(axis=0) < 0.8, values, 0).astype(np.float32)
 
 
+def prepare(processor: LoraMoeHgdImageProcessor, images, segmentation_maps=None, **options) -> dict:
+    """The processor's input for cases that are far smaller than a brain."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*not a whole brain")
+        return processor(images, segmentation_maps, allow_partial=True, **options)
+
+
 def image(array: np.ndarray, spacing_mm=(1.0, 1.0, 1.0)) -> nib.Nifti1Image:
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = (-10, -20, 5)
@@ -57,8 +65,8 @@ def test_a_reoriented_case_gives_the_same_input_and_its_result_is_moved(axes, fl
     processor = LoraMoeHgdImageProcessor()
     plain = image(brain(), spacing_mm=(1.0, 1.2, 0.9))
     moved = reoriented(plain, axes, flips)
-    expected = processor({"t1c": plain})
-    actual = processor({"t1c": moved})
+    expected = prepare(processor, {"t1c": plain})
+    actual = prepare(processor, {"t1c": moved})
     assert_close(actual["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
     logits = blob_logits(tuple(expected["pixel_values"].shape[2:]))
     (there,) = processor.post_process_semantic_segmentation(logits, expected["geometry"])
@@ -71,7 +79,7 @@ def test_a_label_map_survives_the_way_there_and_back() -> None:
     processor = LoraMoeHgdImageProcessor()
     volume = brain()
     labels = np.where(volume > 110, np.random.default_rng(1).integers(0, 4, volume.shape), 0).astype(np.uint8)
-    inputs = processor({"flair": volume}, segmentation_maps=labels)
+    inputs = prepare(processor, {"flair": volume}, segmentation_maps=labels)
     (back,) = processor.post_process_semantic_segmentation(20.0 * inputs["labels"] - 10, inputs["geometry"])
     np.testing.assert_array_equal(back, labels)
 
@@ -86,7 +94,7 @@ def test_a_resampled_case_gives_the_same_segmentation() -> None:
     coarse = resample_brain(fine, (20, 24, 28))
     found = []
     for volume, spacing in ((fine, 1.0), (coarse, 2.0)):
-        inputs = processor({"t2": image(volume.numpy(), (spacing,) * 3)})
+        inputs = prepare(processor, {"t2": image(volume.numpy(), (spacing,) * 3)})
         # A stand-in for the network that sees what a network would see: a tumour is what is bright.
         logits = (inputs["pixel_values"][:, 2:3] - 5).expand(-1, 3, -1, -1, -1)
         found.append(processor.post_process_semantic_segmentation(logits, inputs["geometry"])[0] > 0)
@@ -113,15 +121,15 @@ def test_a_case_prepared_beside_a_network_in_bf16_is_as_exact_as_elsewhere() -> 
     generator = torch.Generator().manual_seed(0)
     volume = 1000 + 100 * torch.randn(32, 30, 28, generator=generator)
     processor = LoraMoeHgdImageProcessor(target_spacing_mm=(2.0, 2.0, 2.0))
-    expected = processor({"t1": volume})["pixel_values"]
+    expected = prepare(processor, {"t1": volume})["pixel_values"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = processor({"t1": volume})["pixel_values"]
+        found = prepare(processor, {"t1": volume})["pixel_values"]
     assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_processor_gives_nested_regions_and_probabilities() -> None:
     processor = LoraMoeHgdImageProcessor()
-    inputs = processor({"t1": brain()})
+    inputs = prepare(processor, {"t1": brain()})
     logits = torch.randn(1, 3, *inputs["pixel_values"].shape[2:], generator=torch.Generator().manual_seed(0))
     ((labels, probabilities),) = processor.post_process_semantic_segmentation(
         SimpleNamespace(logits=logits), inputs["geometry"], label_scheme="brats2018", return_probabilities=True
@@ -193,7 +201,7 @@ def test_no_tumour_lies_outside_the_brain_and_dark_spots_inside_are_brain() -> N
     inside = volume != 0
     volume[9:12, 12:15, 14:17] = 0
     processor = LoraMoeHgdImageProcessor()
-    inputs = processor({"t2": image(volume)})
+    inputs = prepare(processor, {"t2": image(volume)})
     everywhere = torch.full((1, 3, *inputs["pixel_values"].shape[2:]), 9.0)
     ((labels, probabilities),) = processor.post_process_semantic_segmentation(
         everywhere, inputs["geometry"], return_probabilities=True
@@ -221,15 +229,15 @@ def test_scale_and_offset_of_a_scanner_do_not_matter() -> None:
     volume = brain()
     shifted = np.where(volume != 0, 3 * volume - 500, 0).astype(np.float32)
     assert (shifted < 0).any()
-    expected = processor({"t1": volume})["pixel_values"]
-    assert_close(processor({"t1": shifted})["pixel_values"], expected, rtol=1e-4, atol=1e-4)
+    expected = prepare(processor, {"t1": volume})["pixel_values"]
+    assert_close(prepare(processor, {"t1": shifted})["pixel_values"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_absent_none_and_left_out_are_the_same() -> None:
     processor = LoraMoeHgdImageProcessor()
     volume = brain()
-    with_none = processor({"t1": volume, "t1c": None, "t2": None, "flair": volume})
-    left_out = processor({"flair": volume, "t1": volume})
+    with_none = prepare(processor, {"t1": volume, "t1c": None, "t2": None, "flair": volume})
+    left_out = prepare(processor, {"flair": volume, "t1": volume})
     assert_close(with_none["pixel_values"], left_out["pixel_values"], rtol=0, atol=0)
     assert with_none["modality_mask"].tolist() == left_out["modality_mask"].tolist() == [[True, False, False, True]]
 
@@ -240,7 +248,7 @@ def test_paths_images_and_arrays_are_the_same(tmp_path) -> None:
     nib.save(image(volume), tmp_path / "t1.nii.gz")
     np.save(tmp_path / "t1.npy", volume)
     sources = [tmp_path / "t1.nii.gz", str(tmp_path / "t1.npy"), image(volume), volume, volume[..., None]]
-    first, *others = (processor({"t1": source})["pixel_values"] for source in sources)
+    first, *others = (prepare(processor, {"t1": source})["pixel_values"] for source in sources)
     for other in others:
         assert_close(other, first, rtol=0, atol=0)
 
@@ -248,38 +256,50 @@ def test_paths_images_and_arrays_are_the_same(tmp_path) -> None:
 def test_a_batch_pads_each_case_as_if_alone() -> None:
     processor = LoraMoeHgdImageProcessor()
     small, large = (np.random.default_rng(0).normal(size=shape) for shape in ((20, 20, 20), (36, 20, 40)))
-    batch = processor([{"t1": small}, {"t2": large}])
+    batch = prepare(processor, [{"t1": small}, {"t2": large}])
     assert batch["pixel_values"].shape == (2, 4, 48, 32, 48)
-    alone = processor({"t1": small})["pixel_values"][0]
+    alone = prepare(processor, {"t1": small})["pixel_values"][0]
     depth, height, width = alone.shape[1:]
     assert_close(batch["pixel_values"][0, :, :depth, :height, :width], alone, rtol=0, atol=0)
     assert not batch["pixel_values"][0, :, depth:].any()
 
 
 @pytest.mark.parametrize(
-    ("case", "rule"),
+    ("case", "message"),
     [
-        ({"t1": None}, "At least one of t1, t1c, t2, flair must be given in case 0, got none"),
-        ({}, "At least one of"),
-        ({"t1ce": brain()}, r"Unknown sequence\(s\) t1ce in case 0; the names are t1, t1c, t2, flair"),
-        ({"t1": brain(), "t2": brain((20, 26, 31))}, r"t2 has shape \(20, 26, 31\) and t1 \(20, 26, 30\)"),
-        ({"t1": image(brain()), "t2": image(brain(), (1, 1, 2))}, "affines of t2 and t1 differ by up to 1 mm"),
-        ({"t1": np.zeros((8, 8, 8))}, "No voxel of t1 in case 0 differs from zero"),
-        ({"t1": np.ones((8, 8, 8, 4))}, r"three axes, got shape \(8, 8, 8, 4\)"),
-        ({"t1": 3}, "must be a path, a nibabel image or an array, got int"),
+        ({"t1": None}, "No sequence was given. Give at least one of t1, t1c, t2, flair"),
+        ({}, "No sequence was given"),
+        ({"t1ce": brain()}, "Unknown sequence t1ce. The names are t1, t1c, t2, flair"),
+        ({"t1": brain(), "t2": brain((20, 26, 31))}, r"t2: It has another shape than t1 .*no affine to align it by"),
+        ({"t1": np.zeros((8, 8, 8))}, "t1: Every voxel is zero"),
+        ({"t1": np.ones((8, 8, 8, 4))}, r"t1: A volume has three axes, but the shape is \(8, 8, 8, 4\)"),
+        ({"t1": 3}, "t1: A volume must be a path, a nibabel image, an array or a tensor, not int"),
+        ({"t1": brain().astype(np.complex64)}, "t1: The voxels must be real numbers, not complex64"),
+        ({"t1": brain() > 0}, "t1: This is a label map with the values 0, 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_case_that_cannot_be_used_is_refused_with_rule_and_value(case: dict, rule: str) -> None:
-    with pytest.raises(ValueError, match=rule):
-        LoraMoeHgdImageProcessor()(case)
+def test_a_case_that_cannot_be_used_is_refused_with_place_and_remedy(case: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(LoraMoeHgdImageProcessor(), case)
+
+
+def test_the_case_of_a_list_is_named() -> None:
+    with pytest.raises(ValueError, match="case 1, t2: Every voxel is zero"):
+        prepare(LoraMoeHgdImageProcessor(), [{"t2": brain()}, {"t2": np.zeros((8, 8, 8))}])
+
+
+def test_label_maps_are_given_for_all_cases_or_for_none() -> None:
+    labels = np.zeros((20, 26, 30), np.uint8)
+    with pytest.raises(ValueError, match="Give each of the 2 cases a label map"):
+        prepare(LoraMoeHgdImageProcessor(), [{"t1": brain()}, {"t1": brain()}], [labels, None])
 
 
 def test_voxels_that_are_not_finite_are_counted_and_reported() -> None:
     volume = brain()
     volume[10, 13, 15] = np.nan
-    with pytest.warns(UserWarning, match="1 voxels of t1 in case 0 are not finite"):
-        inputs = LoraMoeHgdImageProcessor()({"t1": volume})
+    with pytest.warns(UserWarning, match="t1: 1 voxels are not finite"):
+        inputs = prepare(LoraMoeHgdImageProcessor(), {"t1": volume})
     assert inputs["pixel_values"].isfinite().all()
 
 

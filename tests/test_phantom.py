@@ -167,8 +167,8 @@ def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> Non
     assert sorted(path.name for path in (tmp_path / "case_000").iterdir()) == names
     case = find_case(tmp_path / "case_000")
     for name, path in case.images.items():
-        np.testing.assert_array_equal(np.asarray(read_image(path).dataobj), phantom.volumes[name])
-    labels = np.asarray(read_image(case.labelled()).dataobj)
+        np.testing.assert_array_equal(np.asarray(read_image(path).image.dataobj), phantom.volumes[name])
+    labels = np.asarray(read_image(case.labelled()).image.dataobj)
     np.testing.assert_array_equal(LABEL_SCHEMES["msd"].decode(labels), phantom.regions)
 
 
@@ -249,10 +249,10 @@ def test_the_noise_of_real_cases_is_what_phantoms_are_compared_with() -> None:
     noise = {name: [] for name in MODALITIES}
     for number in ("00002", "00007", "00010", "00011", "00012", "00014", "00026", "00028", "00037"):
         case = find_case(BRATS_AFRICA / f"BraTS-SSA-{number}-000")
-        regions = LABEL_SCHEMES["brats2023"].decode(np.asarray(read_image(case.labelled()).dataobj))
+        regions = LABEL_SCHEMES["brats2023"].decode(np.asarray(read_image(case.labelled()).image.dataobj))
         halved = torch.nn.functional.avg_pool3d(torch.from_numpy(regions).float()[None], 2)[0] >= 0.5
         for name, path in case.images.items():
-            volume = torch.from_numpy(np.asarray(read_image(path).dataobj))[None, None]
+            volume = torch.from_numpy(np.asarray(read_image(path).image.dataobj))[None, None]
             brain = torch.nn.functional.avg_pool3d((volume != 0).float(), 2)[0, 0] >= 0.5
             noise[name].append(noise_level(torch.nn.functional.avg_pool3d(volume, 2)[0, 0] * brain, halved))
     for name, values in noise.items():

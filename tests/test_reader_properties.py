@@ -1,9 +1,11 @@
-"""Whatever bytes a file holds, reading it ends soon, in a volume or in a `BadInputError`, and in little memory."""
+"""Properties of reading: as nibabel does for every valid header; for every file an end, soon and in little memory."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import math
+import re
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -12,9 +14,11 @@ import nibabel as nib
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.eulerangles import euler2mat
 
 from lora_moe_hgd.data.findings import BadInputError
-from lora_moe_hgd.data.nifti import MAX_EDGE, read_image
+from lora_moe_hgd.data.nifti import read_image
+from lora_moe_hgd.data.volume_rules import MAX_EDGE
 
 
 def saved(kind: type[nib.Nifti1Image]) -> bytes:
@@ -59,14 +63,14 @@ def read_in_bounds(name: str, content: bytes) -> None:
         refusal, image = None, None
         tracemalloc.start()
         try:
-            image = read_image(path)
+            image = read_image(path).image
         except BadInputError as error:
             refusal = error
         finally:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         if refusal is not None:
-            assert refusal.path == path
+            assert refusal.finding.where == path
             assert "\n" not in str(refusal)
         else:
             assert image.ndim == 3
@@ -87,3 +91,95 @@ def test_a_damaged_file_is_read_or_refused(file: tuple[str, bytes]) -> None:
 @given(st.sampled_from(["a.nii", "a.nii.gz", "a.npy"]), st.binary(max_size=2000))
 def test_random_bytes_are_refused(name: str, content: bytes) -> None:
     read_in_bounds(name, content)
+
+
+TYPES = ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "c8", "c16")
+CODES = st.sampled_from([0, 0, 1, 2, 4, 5, 7, -1])
+PATIENT = b"Jane Doe "
+NOT_READ = re.compile(r"The voxels are complex numbers|The file holds \d+ volumes")
+
+
+def affine_of(generator: np.random.Generator) -> np.ndarray:
+    affine = np.eye(4)
+    sizes = generator.uniform(0.2, 5, 3) * generator.choice([-1, 1], 3)
+    affine[:3, :3] = euler2mat(*generator.uniform(-np.pi, np.pi, 3)) @ np.diag(sizes)
+    affine[:3, 3] = generator.uniform(-200, 200, 3)
+    return affine
+
+
+@st.composite
+def valid_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Name and content of a file whose header is valid, or wrong in a way that nibabel knows to repair."""
+    kind = draw(st.sampled_from([nib.Nifti1Header, nib.Nifti2Header]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    header = kind(endianness=draw(st.sampled_from("<>")))
+    shape = draw(st.tuples(*[st.integers(1, 4)] * 3)) + tuple(
+        draw(st.lists(st.sampled_from([1] * 7 + [2]), max_size=4))
+    )
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.dtype(draw(st.sampled_from(TYPES))))
+    header.set_qform(affine_of(generator), 0)
+    header.set_sform(affine_of(generator), 0)
+    header["qform_code"], header["sform_code"] = draw(CODES), draw(CODES)
+    if draw(st.booleans()):
+        header["scl_slope"] = draw(st.sampled_from([1, 0, np.nan, np.inf, 2.5, -0.5]))
+        header["scl_inter"] = draw(st.sampled_from([0, np.nan, -3.25]))
+    header["pixdim"][draw(st.integers(0, 3))] *= draw(st.sampled_from([1, 1, 0, -1, 3]))
+    header["quatern_b"] *= draw(st.sampled_from([1, 1, 1, 10]))
+    header["xyzt_units"] = draw(st.sampled_from([0, 1, 2, 3, 5, 10]))
+    header["intent_code"] = draw(st.sampled_from([0, 3, 1002, 1007]))
+    header["magic"] = draw(st.sampled_from([header.single_magic, header.single_magic, header.pair_magic]))
+    header["descrip"] = PATIENT
+    if kind is nib.Nifti2Header:
+        header["eol_check"] = draw(st.sampled_from([(13, 10, 26, 10), (0, 0, 0, 0)]))
+    else:
+        header["sizeof_hdr"] = draw(st.sampled_from([348, 348, 0]))
+    before = io.BytesIO()
+    sizes = draw(st.lists(st.one_of(st.integers(1, 40), st.integers(41, 6250)), max_size=3))
+    before.write(b"\1\0\0\0" if sizes else bytes(4))
+    for size in sizes:
+        extension = nib.nifti1.Nifti1Extension(
+            draw(st.sampled_from([4, 6, 18, 40])), (PATIENT * 2 * size)[: 16 * size - 8]
+        )
+        extension.write_to(before, header.endianness == ">")
+    before.write(bytes(draw(st.sampled_from([0, 0, 1, 15]))))
+    header["vox_offset"] = len(header.binaryblock) + before.tell()
+    voxels = generator.integers(0, 256, math.prod(shape) * header.get_data_dtype().itemsize, np.uint8).tobytes()
+    content = header.binaryblock + before.getvalue() + voxels + draw(st.sampled_from([b"", b"", b"\0", b"more"]))
+    packed = draw(st.booleans())
+    name = draw(st.sampled_from(["a.nii", "A.NII"])) + (draw(st.sampled_from([".gz", ".GZ"])) if packed else "")
+    return name, gzip.compress(content, 1) if packed else content
+
+
+def by_nibabel(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values and affine; `None` if nibabel refuses the file."""
+    try:
+        image = nib.load(path)
+        with np.errstate(all="ignore"):
+            return np.asarray(image.dataobj), image.affine
+    except Exception:
+        return None
+
+
+@settings(max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@given(valid_files())
+def test_a_file_that_nibabel_reads_is_read_as_nibabel_reads_it(file: tuple[str, bytes]) -> None:
+    name, content = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        expected = by_nibabel(path)
+        try:
+            image = read_image(path).image
+        except BadInputError as error:
+            message = error.finding.message
+            refusal = NOT_READ.match(message)
+            assert expected is None or refusal, message
+            return
+    assert expected is not None
+    array, affine = expected
+    with np.errstate(all="ignore"):
+        values = array.astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), values.reshape(image.shape))
+    np.testing.assert_array_equal(image.affine, affine)
+    assert PATIENT not in image.to_bytes()

@@ -15,6 +15,7 @@ from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 
 
@@ -55,7 +56,7 @@ def test_uncertainty_and_confidence_are_those_of_the_probabilities(segmented: Pa
     assert 0 <= entropy.min() < 0.5 < entropy.max() <= 2
     assert np.array_equal(image.affine, nib.load(segmented / "seg.nii.gz").affine)
     labels = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
-    regions = np.stack([labels > 0, labels > 1, labels > 2])
+    regions = LABEL_SCHEMES["brats2023"].decode(labels)
     confidence = json.loads((segmented / "report.json").read_text())["confidence"]
     assert list(confidence.values()) == pytest.approx(expected_dice(probabilities, regions), abs=1e-3)
 
@@ -68,7 +69,7 @@ def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
     assert report["volumes_ml"]["wt"] == pytest.approx((labels > 0).sum() * 0.064)
     assert report["volumes_ml"]["et"] == pytest.approx((labels == 3).sum() * 0.064)
     assert report["spacing_mm"] == [4.0, 4.0, 4.0]
-    assert report["label_scheme"]["name"] == "msd"
+    assert report["label_scheme"]["name"] == "brats2023"
     assert report["tumour_found"] == bool(labels.any())
     assert "not a medical device. Confidence was far too high" in report["notice"]
 
@@ -103,10 +104,10 @@ def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: 
     network, processor = load_checkpoint("tiny")
     inputs = processor({"flair": dummy_root / "case_000/FLAIR.nii.gz"})
     logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=True)
-    (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"], label_scheme="msd")
+    (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj), labels)
     plain = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
-    (others,) = processor.post_process_semantic_segmentation(plain, inputs["geometry"], label_scheme="msd")
+    (others,) = processor.post_process_semantic_segmentation(plain, inputs["geometry"])
     assert (labels != others).any()
     assert json.loads((tmp_path / "report.json").read_text())["mirrored"] is True
 
@@ -117,9 +118,26 @@ def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented
     run("segment", ["--in-path", case, "--out-path", str(tmp_path), *options])
     renamed = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)
     plain = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
-    np.testing.assert_array_equal(renamed, np.array([0, 2, 1, 4], dtype=np.uint8)[plain])
+    np.testing.assert_array_equal(renamed, np.array([0, 1, 2, 4], dtype=np.uint8)[plain])
     assert not (tmp_path / "probabilities.nii.gz").exists()
     assert not (tmp_path / "uncertainty.nii.gz").exists()
+
+
+def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    options = ["--in-path", str(dummy_root / "case_000"), "--modalities", "flair,t1c"]
+    for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
+        run("segment", [*options, "--out-path", str(tmp_path / name), *scheme])
+    printed = capsys.readouterr().out
+    assert "Labels are those of brats2023 (0 background, 2 oedema, 1 core, 3 enhancing)." in printed
+    assert "Labels are those of msd (0 background, 1 oedema, 2 core, 3 enhancing)." in printed
+    plain, own = (np.asarray(nib.load(tmp_path / name / "seg.nii.gz").dataobj) for name in ("default", "input"))
+    np.testing.assert_array_equal(own, np.array([0, 2, 1, 3], dtype=np.uint8)[plain])
+    shutil.copytree(dummy_root / "case_000", tmp_path / "unnamed")
+    files = ["--flair", str(tmp_path / "unnamed/FLAIR.nii.gz"), "--out-path", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        run("segment", [*files, "--label-scheme", "input"])
+    assert "do not tell a label scheme" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_case_without_tumour_is_said_to_have_none(dummy_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:

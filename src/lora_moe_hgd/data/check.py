@@ -104,7 +104,7 @@ class CheckedCohort:
 
 
 def check_case(case: CaseFiles, *, labels: bool) -> CheckedCase:
-    """Read a case as training does, and keep what was found."""
+    """Read a case as training does, and keep the findings."""
     reading = read_case(case, labels=labels, not_finite="error")
     scheme = None if reading.scheme is None else reading.scheme.name
     return CheckedCase(case, scheme, tuple(reading.findings))

@@ -15,6 +15,7 @@ from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
 from ..files import new_folder, replacing
+from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES, LabelScheme, label_scheme, label_values
 from .case_files import CaseFiles
@@ -47,7 +48,7 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
         return False
     target = record.target
     paths = {role: target.root / file for role, file in made["files"].items()}
-    reading = read_case(case, labels=case.segmentation is not None).checked()
+    reading = read_case(case, labels=case.segmentation is not None, allow_skull=True, allow_partial=True).checked()
     labels = _labels(reading, target.scheme) if case.segmentation else None
     like = reading.images[reading.reference]
     for finding in reading.findings:
@@ -70,7 +71,7 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     """
     assert reading.labels is not None
     assert reading.scheme is not None
-    if "seg" in reading.interpolated:
+    if LABEL_MAP in reading.interpolated:
         rule = f"must lie on the grid of {reading.reference}, as interpolated labels are not exact"
         raise BadInputError(reading.case.labelled(), got(rule, "another"))
     values = label_values(reading.labels)
@@ -122,9 +123,10 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
     """
     wanted = roles or tuple(case.images)
     if case.channels:
-        images = read_stack(next(iter(case.images.values())), case.channels)
+        volumes = read_stack(next(iter(case.images.values())), case.channels)
     else:
-        images = {role: read_image(case.images[role]) for role in wanted}
+        volumes = {role: read_image(case.images[role]) for role in wanted}
+    images = {role: volume.image for role, volume in volumes.items()}
     first = images[wanted[0]]
     for role in wanted:
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .findings import BadInputError, got
+from ..model.findings import BadInputError
+from ..model.geometry import voxel_spacing_mm
 from .nifti import read_image
 from .noise import gaussian_blur
 
@@ -34,7 +35,7 @@ def label_map_files(folder: Path) -> list[Path]:
     """
     found = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
     if not found:
-        raise BadInputError(folder, got("must hold label maps as .nii or .nii.gz", "none"))
+        raise BadInputError(folder, "The folder holds no label map (.nii or .nii.gz).")
     return found
 
 
@@ -47,20 +48,19 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
         BadInputError: If voxels are not 1 mm wide, hardly any have a code of grey or white matter, or none low down or
             high up is white matter.
     """
-    image = nib.as_closest_canonical(read_image(path))
-    zooms = image.header.get_zooms()[:3]
-    if not np.allclose(zooms, 1.0, atol=0.05):
-        raise BadInputError(path, got("must have voxels of 1 mm", " x ".join(f"{zoom:g}" for zoom in zooms)))
+    image = nib.as_closest_canonical(read_image(path).image)
+    sizes_mm = voxel_spacing_mm(image.affine)
+    if not np.allclose(sizes_mm, 1.0, atol=0.05):
+        found = " x ".join(f"{size:.4g}" for size in sizes_mm)
+        raise BadInputError(path, f"The voxels measure {found} mm. Resample the label map to 1 mm.")
     codes = np.asarray(image.dataobj).astype(np.int64)
     grey, white, *mixed = (torch.from_numpy(np.isin(codes, group)) for group in (GREY, WHITE, *MIXED))
     solid = grey | white | torch.stack(mixed).any(dim=0)
     if solid.sum() < 1000 * LEAST_BRAIN_ML:
         raise BadInputError(
             path,
-            got(
-                f"must have FreeSurfer's codes of grey and white matter in {LEAST_BRAIN_ML:g} mL",
-                f"{solid.sum() / 1000:.0f} mL",
-            ),
+            f"FreeSurfer's codes of grey and white matter mark {solid.sum() / 1000:.0f} mL, less than the "
+            f"{LEAST_BRAIN_ML:g} mL of a brain. Use label maps of whole brains with these codes.",
         )
     heights = torch.nonzero(solid.any(dim=0).any(dim=0))
     third = int(heights[0] + (heights[-1] - heights[0]) // 3)
@@ -68,10 +68,8 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
         if part.sum() < 1000 * LEAST_WHITE_ML:
             raise BadInputError(
                 path,
-                got(
-                    f"must have FreeSurfer's codes of white matter in {LEAST_WHITE_ML:g} mL {where} of the brain",
-                    f"{part.sum() / 1000:.1f} mL",
-                ),
+                f"FreeSurfer's codes of white matter mark {part.sum() / 1000:.1f} mL {where} of the brain, less than "
+                f"{LEAST_WHITE_ML:g} mL. Use label maps of whole brains with these codes.",
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])

@@ -1,7 +1,8 @@
-"""Reading volumes that a user brings, header first, and writing results whole or not at all.
+"""Read volumes that a user brings, header first, and write results atomically.
 
-A file may be damaged, huge or something else altogether. So sizes are judged before anything is unpacked, no more is
-unpacked than the header announces, a checksum is read to its end, and every failure is a `BadInputError`.
+A file may be damaged, huge or something else altogether. So sizes are checked before anything is unpacked, no more is
+unpacked than the header announces, a checksum is read to its end, and every failure is a `BadInputError`. Extensions
+of the header are skipped: they may be long, and they may name the patient.
 """
 
 from __future__ import annotations
@@ -12,171 +13,198 @@ import logging
 import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-import psutil
 from nibabel.arrayproxy import ArrayProxy
 
 from ..files import replacing
-from .findings import BadInputError, got
+from ..model.findings import BadInputError, Finding
+from ..model.geometry import voxel_spacing_mm
+from ..model.grids import check_affine
+from ..model.header_rules import header_findings, qform_rotation
+from .volume_rules import check_header, check_name, check_place, check_size, in_bytes, times
 
-MAX_EDGE = 1024
-MAX_BYTES = 4 * 1024**3
-# Text and other extensions of the header are skipped, not read; what follows the voxels is nothing.
-MAX_EXTENSION_BYTES = 64 * 1024**2
+# What follows the voxels of a packed file is unpacked up to here, to reach the checksum.
 MAX_TAIL_BYTES = 1024**2
 # No byte of deflate unpacks to more (https://zlib.net/zlib_tech.html).
 MOST_PACKED = 1032
-VOXEL_MM = (0.1, 20.0)
-MAX_FIELD_MM = 600.0
-HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-# Nibabel mends what writers of headers commonly get wrong, and would say so on standard error.
-MENDED = logging.getLogger(__name__)
-MENDED.addHandler(logging.NullHandler())
-MENDED.propagate = False
-MAGIC = (b"n+1\0", b"n+2\0\r\n\x1a\n")
+# Nibabel repairs what writers of headers commonly get wrong, and would print that; `header_findings` reports it.
+REPAIRS = logging.getLogger(__name__)
+REPAIRS.addHandler(logging.NullHandler())
+REPAIRS.propagate = False
 
 
-def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> nib.Nifti1Image:
-    """Read one 3-D volume as float32 with its affine; trailing axes of length one are dropped.
+@dataclass(frozen=True)
+class ReadVolume:
+    """One volume from a file.
+
+    Attributes:
+        image: Voxels `(D, H, W)` float32 with their affine and a header that holds the geometry alone.
+        findings: What the header says that its reader should know.
+    """
+
+    image: nib.Nifti1Image
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Content of a file: an array of any number of axes, and where it lies (no header: the file does not say)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def volume(self, array: np.ndarray) -> ReadVolume:
+        image = nib.Nifti1Image(array, self.affine, self.header)
+        for code in ("sform_code", "qform_code"):
+            image.header[code] = 0 if self.header is None else self.header[code]
+        return ReadVolume(image, self.findings)
+
+
+def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
+    """Read one 3-D volume as float32 with its affine, as nibabel does; trailing axes of length one are dropped.
 
     A `.npy` array has no geometry: it is taken to be in RAS order with voxels of `npy_spacing_mm`.
 
     Raises:
-        BadInputError: If the file is missing, damaged, too large, not 3-D, or its affine is no head's.
+        BadInputError: If the file is missing, damaged, too large, of another format, not 3-D, or its affine cannot be
+            that of a head.
     """
-    array, image = _read(path, npy_spacing_mm)
-    if any(edge != 1 for edge in array.shape[3:]):
+    content = _read(path, npy_spacing_mm)
+    shape = content.array.shape
+    if math.prod(shape[3:]) != 1:
         raise BadInputError(
             path,
-            got(
-                "must hold one volume with three axes (a file with the sequences along a fourth is a case: "
-                "--in-path FILE --channel-order flair,t1,t1c,t2)",
-                f"shape {array.shape}",
-            ),
+            f"The file holds {math.prod(shape[3:])} volumes ({times(shape)}). If they are the sequences of a case, "
+            "name them in their order: --in-path FILE --channel-order flair,t1,t1c,t2. Otherwise split the file.",
         )
-    return _with_geometry(array.reshape(array.shape[:3]), image)
+    return content.volume(content.array.reshape(shape[:3]))
 
 
-def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, nib.Nifti1Image]:
-    """Read volumes of a file with four axes, as `read_image` does, by the name and place along the fourth.
+def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]:
+    """Read volumes of a file with four axes, as `read_image` does, by their name and index along the fourth.
 
     Raises:
         BadInputError: As `read_image`; and if the fourth axis is not as long as there are names.
     """
-    array, image = _read(path, 1.0)
-    length = max(channels.values()) + 1
-    if array.shape[3:] != (length,):
-        raise BadInputError(path, got(f"must have four axes, the last of length {length}", f"shape {array.shape}"))
-    return {name: _with_geometry(np.ascontiguousarray(array[..., at]), image) for name, at in channels.items()}
+    content = _read(path, 1.0)
+    shape, length = content.array.shape, max(channels.values()) + 1
+    # Files of vectors have an axis of length one before the one that counts, as ITK writes them.
+    if [edge for edge in shape[3:] if edge != 1] != [length] * (length > 1):
+        raise BadInputError(
+            path,
+            f"{length} sequences are named for the file, but it holds {math.prod(shape[3:])} ({times(shape)}). "
+            "Name each sequence along its fourth axis.",
+        )
+    array = content.array.reshape(*shape[:3], length)
+    return {name: content.volume(np.ascontiguousarray(array[..., at])) for name, at in channels.items()}
 
 
-def has_geometry(image: nib.Nifti1Image) -> bool:
-    """Whether the file said where it lies, by `sform` or `qform`."""
-    return bool(image.header["sform_code"] or image.header["qform_code"])
-
-
-def _with_geometry(array: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, like.affine, like.header)
-    image.header["sform_code"], image.header["qform_code"] = like.header["sform_code"], like.header["qform_code"]
-    return image
-
-
-def _read(path: Path, npy_spacing_mm: float) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Array of any number of axes, and an image that has nothing but the geometry."""
+def _read(path: Path, npy_spacing_mm: float) -> _Content:
     try:
-        _check_place(path)
+        check_place(path)
+        check_name(path)
         with np.errstate(all="ignore"):
-            array, affine, header = _read_npy(path, npy_spacing_mm) if path.suffix == ".npy" else _read_nifti(path)
+            content = _read_npy(path, npy_spacing_mm) if path.name.lower().endswith(".npy") else _read_nifti(path)
     except PermissionError as error:
-        raise BadInputError(path, got("must be readable", "no permission")) from error
+        raise BadInputError(path, "You have no permission to read the file. Change its permissions.") from error
     except OSError as error:
-        raise BadInputError(path, got("must be readable", error.strerror or type(error).__name__)) from error
-    _check_affine(path, affine, array.shape)
-    image = nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), affine, header)
-    for code in ("sform_code", "qform_code"):
-        image.header[code] = 0 if header is None else header[code]
-    return array, image
+        raise BadInputError(
+            path, f"The file cannot be read: {error.strerror or type(error).__name__}. Check the disk."
+        ) from error
+    check_affine(path, content.affine, content.array.shape)
+    return content
 
 
-def _check_place(path: Path) -> None:
-    if path.is_symlink():
-        try:
-            path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            loops = isinstance(error, RuntimeError) or not isinstance(error, FileNotFoundError)
-            found = "a link that leads to itself" if loops else "a link that leads nowhere"
-            raise BadInputError(path, got("must be a file", found)) from error
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
-        raise BadInputError(path, got("must be a file", found))
-    if path.stat().st_size == 0:
-        raise BadInputError(path, got("must be a whole NIfTI file", "an empty file"))
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+def _read_nifti(path: Path) -> _Content:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        packed, named = file.read(2) == b"\x1f\x8b", path.name.lower().endswith(".gz")
         file.seek(0)
-        if packed != (path.suffix.lower() == ".gz"):
-            found = "one packed with gzip" if packed else "one that is not packed with gzip"
-            raise BadInputError(path, got(f"must be the kind of file that {path.suffix} says", found))
+        if packed and not named:
+            raise BadInputError(
+                path, f"The file is packed with gzip although its name does not say so. Rename it to {path.name}.gz."
+            )
+        if named and not packed:
+            _read_header(path, file)
+            raise BadInputError(
+                path, f"The file is not packed with gzip although its name ends in .gz. Rename it to {path.stem}."
+            )
         if not packed:
-            return _parse(path, file, path.stat().st_size)
+            return _read_voxels(path, file, path.stat().st_size)
         try:
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _parse(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            found = "one that ends too early" if isinstance(error, EOFError) else "one that is damaged"
-            raise BadInputError(path, got("must be a whole gzip file", found)) from error
+                return _read_voxels(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
+        except EOFError as error:
+            raise BadInputError(path, "The packed file ends too early. Copy or download it again.") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise BadInputError(
+                path, "The packed file is damaged: its checksum is wrong. Copy or download it again."
+            ) from error
 
 
-def _parse(path: Path, file: BinaryIO, most_bytes: int) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    start = file.read(540)
-    size = next(
-        (size for size in HEADERS for order in ("<", ">") if start[:4] == np.array(size, f"{order}i4").tobytes()), 0
-    )
-    if not size or len(start) < size:
-        raise BadInputError(path, got("must be a whole NIfTI file", f"{len(start)} bytes that are no header of one"))
-    if not start[:size].endswith(MAGIC[0]) and start[4:12] != MAGIC[1]:
-        raise BadInputError(path, got("must be a NIfTI file with header and voxels in one", "another format"))
+def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
+    """Header as it lies on disk, without its extensions."""
+    # Recognised as nibabel does: NIfTI-1 by its signature at the end, NIfTI-2 by its length at the beginning.
+    raw = file.read(nib.Nifti1Header.sizeof_hdr)
+    kind = nib.Nifti1Header
+    if raw[344:348] not in (b"n+1\0", b"ni1\0"):
+        kind = nib.Nifti2Header
+        lengths = [np.array(kind.sizeof_hdr, f"{order}i4").tobytes() for order in "<>"]
+        if raw[:4] not in lengths or raw[4:8] not in (b"n+2\0", b"ni2\0"):
+            raise BadInputError(
+                path, "The file does not begin with a NIfTI header. Copy or download it again, or convert it to NIfTI."
+            )
+        raw += file.read(kind.sizeof_hdr - len(raw))
+        if len(raw) < kind.sizeof_hdr:
+            raise BadInputError(path, "The file ends within its header. Copy or download it again.")
+        if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
+            raise BadInputError(path, "The file was copied as if it were text. Copy it again in binary mode.")
+    return kind(raw, check=False)
+
+
+def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
+    """Content of a file that is read from its beginning and has at most `most_bytes`."""
+    header = _read_header(path, file)
+    findings = header_findings(header, path)
+    check_header(path, header)
     try:
-        header = HEADERS[size].from_fileobj(io.BytesIO(start), check=False)
-        header.check_fix(logger=MENDED)
-        shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        clean = _geometry_only(header)
-        slope, inter = header.get_slope_inter()
+        header.check_fix(logger=REPAIRS)
+        shape, dtype = tuple(int(edge) for edge in header.get_data_shape()), header.get_data_dtype()
     # Whatever nibabel raises over a header that makes no sense, for its user it is one thing.
     except Exception as error:
-        raise BadInputError(path, got("must have a valid NIfTI header", type(error).__name__)) from error
-    _check_size(path, shape, dtype)
-    if offset - size > MAX_EXTENSION_BYTES:
-        raise BadInputError(path, got(f"its voxels must begin within {MAX_EXTENSION_BYTES} bytes", f"{offset}"))
-    _skip(file, offset - len(start))
-    announced = math.prod(shape) * dtype.itemsize
-    rule = f"must hold the {announced} bytes of voxels that its header announces"
+        raise BadInputError(path, f"The header is invalid ({error}). Save the file again.") from error
+    check_size(path, shape, dtype)
+    if not header["sform_code"] and header["qform_code"] and qform_rotation(header) is None:
+        raise BadInputError(
+            path, "The header's qform is invalid: its quaternion is no rotation. Correct it, or set an sform."
+        )
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    offset, announced = header.get_data_offset(), math.prod(shape) * dtype.itemsize
+    too_short = (
+        f"The file ends too early: its header announces {times(shape)} voxels of {dtype.itemsize} bytes. "
+        "Copy or download it again."
+    )
     if announced > most_bytes - offset:
-        raise BadInputError(path, got(rule, "a file that is too small for them"))
-    start_of_data = start[offset:]
-    content = bytearray(announced)
-    content[: len(start_of_data)] = start_of_data[:announced]
-    done = min(len(start_of_data), announced)
+        raise BadInputError(path, too_short)
+    _skip(file, offset - header.sizeof_hdr)
+    content, done = bytearray(announced), 0
     while done < announced:
         count = file.readinto(memoryview(content)[done:])  # type: ignore[attr-defined]
         if not count:
-            raise BadInputError(path, got(rule, done))
+            raise BadInputError(path, too_short)
         done += count
-    # A checksum is compared at the very end of a packed file.
-    if len(file.read(MAX_TAIL_BYTES)) == MAX_TAIL_BYTES and path.suffix.lower() == ".gz":
-        raise BadInputError(
-            path, got(f"must end after its {announced} bytes of voxels", "more than 1 MiB behind them")
-        )
-    array = np.asarray(ArrayProxy(io.BytesIO(content), (shape, dtype, 0, slope, inter)), dtype=np.float32)
-    return array, affine, clean
+    findings += _read_tail(path, file)
+    slope, inter = header.get_slope_inter()
+    # No scaling by the standard, if the slope is 0 or not finite.
+    scaling = (1.0, 0.0) if slope is None else (slope, inter)
+    array = np.asarray(ArrayProxy(io.BytesIO(content), (shape, dtype, 0, *scaling)), dtype=np.float32)
+    return _Content(array, affine, _geometry_only(header, affine), tuple(findings))
 
 
 def _skip(file: BinaryIO, count: int) -> None:
@@ -185,16 +213,41 @@ def _skip(file: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _geometry_only(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """A header with the geometry of `header` and none of its text."""
+def _read_tail(path: Path, file: BinaryIO) -> list[Finding]:
+    """Read what follows the voxels: of a packed file up to its checksum, which is compared there."""
+    tail = file.read(MAX_TAIL_BYTES)
+    if len(tail) == MAX_TAIL_BYTES and path.name.lower().endswith(".gz"):
+        raise BadInputError(
+            path,
+            f"More than {in_bytes(MAX_TAIL_BYTES)} follow the voxels that the header announces. Correct the shape in "
+            "the header, or save the file again.",
+        )
+    if not tail.strip(b"\0"):
+        return []
+    message = (
+        "Data follows the voxels that the header announces. It is ignored, as nibabel does. Check that the volume is "
+        "complete: the shape in the header may be wrong."
+    )
+    return [Finding(path, message)]
+
+
+def _geometry_only(header: nib.Nifti1Header, affine: np.ndarray) -> nib.Nifti1Header:
+    """A header with the geometry of `header` in millimetres and none of its text."""
     clean = nib.Nifti1Header()
-    clean.set_xyzt_units(header.get_xyzt_units()[0])
-    clean.set_qform(header.get_qform(), int(header["qform_code"]))
-    clean.set_sform(header.get_sform(), int(header["sform_code"]))
+    clean.set_xyzt_units("mm")
+    clean["pixdim"][1:4] = voxel_spacing_mm(affine)
+    fields = []
+    if header["sform_code"]:
+        fields += ["sform_code", "srow_x", "srow_y", "srow_z"]
+    if header["qform_code"] and qform_rotation(header) is not None:
+        fields += ["qform_code", *(f"quatern_{part}" for part in "bcd"), *(f"qoffset_{axis}" for axis in "xyz")]
+        clean["pixdim"][:4] = header["pixdim"][:4]
+    for field in fields:
+        clean[field] = header[field]
     return clean
 
 
-def _read_npy(path: Path, spacing_mm: float) -> tuple[np.ndarray, np.ndarray, None]:
+def _read_npy(path: Path, spacing_mm: float) -> _Content:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, dtype = mapped.shape, mapped.dtype
@@ -202,47 +255,15 @@ def _read_npy(path: Path, spacing_mm: float) -> tuple[np.ndarray, np.ndarray, No
         raise
     # As with NIfTI: the header is text that anyone may have written.
     except Exception as error:
-        raise BadInputError(path, got("must be a whole .npy file of numbers", type(error).__name__)) from error
-    _check_size(path, shape, dtype)
-    return np.array(mapped, dtype=np.float32), np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]), None
-
-
-def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if len(shape) < 3:
-        raise BadInputError(path, got("must have three axes", f"shape {tuple(shape)}"))
-    if any(not 1 <= edge <= MAX_EDGE for edge in shape):
-        raise BadInputError(path, got(f"each axis must have 1 to {MAX_EDGE} voxels", f"shape {tuple(shape)}"))
-    if dtype.kind not in "biuf":
-        raise BadInputError(path, got("must hold real numbers", f"voxels of type {dtype}"))
-    size = math.prod(shape) * max(dtype.itemsize, 4)
-    if size > MAX_BYTES:
-        raise BadInputError(path, got(f"must take at most {MAX_BYTES} bytes unpacked", f"{size}"))
-    # As stored, once more while it is converted, and as float32.
-    needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available
-    if needed > free:
-        raise BadInputError(path, got(f"must fit into the {free} bytes of memory that are free", f"{needed}"))
-
-
-def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    with np.errstate(all="ignore"):
-        edges_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        # Of a box of these edges this share is left when its axes lean.
-        share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
-    if not np.isfinite(share) or share < 1e-2:
-        raise BadInputError(path, got("its affine must be finite and not singular", affine[:3].tolist()))
-    if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
-        found = " x ".join(f"{edge:.4g}" for edge in edges_mm)
-        raise BadInputError(path, got(f"its voxels must have edges of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm", found))
-    field_mm = edges_mm * shape[:3]
-    if field_mm.max() > MAX_FIELD_MM:
-        found = " x ".join(f"{edge:.4g}" for edge in field_mm)
-        raise BadInputError(path, got(f"must cover at most {MAX_FIELD_MM:g} mm along an axis", found))
-    if np.abs(affine[:3, 3]).max() > 1e5:
-        raise BadInputError(path, got("must lie within 100 m of the origin", f"{affine[:3, 3].tolist()} mm"))
+        raise BadInputError(
+            path, "The file is not an array of numbers, or it is damaged. Save the array again with numpy.save."
+        ) from error
+    check_size(path, shape, dtype)
+    return _Content(np.array(mapped, dtype=np.float32), np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]))
 
 
 def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
-    """Write a NIfTI file beside `path` and rename it; affine and geometry of the header are those of `like`."""
-    image = nib.Nifti1Image(array, like.affine, _geometry_only(like.header), dtype=array.dtype)
+    """Write a NIfTI file atomically, with the affine of `like` and the geometry of its header."""
+    image = nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
     with replacing(path) as scratch:
         nib.save(image, scratch)

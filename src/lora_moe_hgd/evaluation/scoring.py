@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
@@ -20,6 +19,7 @@ from ..files import printable
 from ..fingerprints import code_fingerprint, fingerprint
 from ..inference.segment import segment_inputs
 from ..inference.uncertainty import expected_dice
+from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -86,8 +86,8 @@ def score_case(
         BadInputError: If the case has an error that `lora-moe-hgd check` reports.
     """
     reading = read_case(case, labels=True, not_finite="error").checked()
-    truth, images = reading.regions, reading.images
-    spacing_mm = voxel_spacing_mm(next(iter(images.values())).affine)
+    settled, truth = reading.settled, reading.regions
+    spacing_mm = voxel_spacing_mm(settled.affine)
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     scores = CaseScores(
         findings=[
@@ -95,7 +95,7 @@ def score_case(
             for found in reading.findings
         ]
     )
-    for inputs, brain, subset in prepared(processor, images, subsets):
+    for inputs, brain, subset in prepared(processor, settled, subsets):
         found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
         name = subset_name(subset)
         expected = expected_dice(found.probabilities, found.regions)
@@ -111,28 +111,27 @@ def score_case(
 
 
 def prepared(
-    processor: LoraMoeHgdImageProcessor, images: Mapping[str, nib.Nifti1Image], subsets: Iterable[Mask]
+    processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
     """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
 
     Cropping and normalisation of a sequence depend on the other sequences only through the brain, which is where any
     of them differs from zero. Subsets with the same brain are therefore preprocessed together.
     """
-    arrays = {name: np.nan_to_num(np.asarray(image.dataobj)) for name, image in images.items()}
-    # Some files have a fourth axis of length 1.
-    nonzero = {name: (array != 0).reshape(array.shape[:3]) for name, array in arrays.items()}
+    settled = replace(settled, labels=None)
+    nonzero = {name: array != 0 for name, array in settled.arrays.items()}
     groups: dict[bytes, list[Mask]] = {}
     brains: dict[bytes, np.ndarray] = {}
     for subset in subsets:
         names = sequences_of(subset)
-        if set(names) <= set(images):
+        if set(names) <= set(settled.arrays):
             brain = np.logical_or.reduce([nonzero[name] for name in names])
             key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
             groups.setdefault(key, []).append(subset)
             brains[key] = brain
     for key, members in groups.items():
         wanted = {name for subset in members for name in sequences_of(subset)}
-        inputs = processor({name: image for name, image in images.items() if name in wanted})
+        inputs = processor(settled.only(wanted))
         for subset in members:
             yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
 

@@ -11,10 +11,10 @@ from ..data.channels import parse_channel_order
 from ..data.findings import BadInputError, Finding
 from ..data.layouts import find_case, survey
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.label_schemes import LABEL_SCHEMES
+from ..model.label_schemes import LABEL_SCHEMES, label_scheme
 from ..processes import started_processes
 from .cohort import SUMMARY, segment_cohort
-from .results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
+from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--modalities", help="use only these sequences, such as t1c,flair")
     parser.add_argument(
         "--label-scheme",
-        choices=list(LABEL_SCHEMES),
-        help="scheme of seg.nii.gz; that of the case's file names if left out",
+        choices=[*LABEL_SCHEMES, INPUT_SCHEME],
+        help="label numbers of seg.nii.gz: the checkpoint's, brats2023, if left out; input: as the case's own labels",
     )
     parser.add_argument(
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse what would otherwise be warned of")
+    parser.add_argument("--strict", action="store_true", help="refuse a case instead of warning")
+    parser.add_argument("--allow-skull", action="store_true", help="accept heads with their skull; expect nonsense")
+    parser.add_argument("--allow-partial", action="store_true", help="accept images that show a part of a brain")
     parser.add_argument(
         "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
     )
@@ -60,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,
+        allow_skull=args.allow_skull,
+        allow_partial=args.allow_partial,
         mirror=args.mirror,
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
@@ -124,5 +128,8 @@ def _print_result(report: Mapping[str, object], folder: Path, options: ResultOpt
         print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes.items()))
     else:
         print("No tumour was found.")
+    scheme = report["label_scheme"]
+    assert isinstance(scheme, dict)
+    print(f"Labels are those of {label_scheme(scheme['name'])}.")
     names = [name for name in options.files() if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

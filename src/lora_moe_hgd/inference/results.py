@@ -17,6 +17,7 @@ from ..data.cases import read_case
 from ..data.nifti import write_image
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, fastest_device, load_checkpoint
+from ..model.case_rules import result_warnings
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
@@ -36,8 +37,8 @@ RESULT_FILES = (
     "probabilities.nii.gz",
     "uncertainty.nii.gz",
 )
-# Rims take up contrast, which T1c alone shows (docs/failures.md).
-GUESSED = "without T1c, TC and ET are guesses, and their confidence is not to be believed"
+# A value of `ResultOptions.label_scheme`: the scheme of the case's own ground truth, as its file names tell.
+INPUT_SCHEME = "input"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class ResultOptions:
 
     Attributes:
         modalities: Use only these sequences; all that are there when `None`.
-        label_scheme: Scheme of `seg.nii.gz`; that of the case's file names when `None`.
+        label_scheme: Scheme of `seg.nii.gz`; the checkpoint's when `None`, that of the case's file names when `input`.
         reference: The sequence whose grid the result has; the first when `None`.
         strict: Refuse what would otherwise be warned of.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
         mirror: Take the mean over the case and its mirror image.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
@@ -59,6 +62,8 @@ class ResultOptions:
     label_scheme: str | None = None
     reference: str | None = None
     strict: bool = False
+    allow_skull: bool = False
+    allow_partial: bool = False
     mirror: bool = False
     probabilities: bool = False
     uncertainty: bool = False
@@ -157,14 +162,19 @@ class CaseSegmenter:
         options, used = self.options, choose_sequences(case, self.options.modalities)
         # Before reading: if a file changes meanwhile, these results do not pass for those of the new file.
         made_from = self.fingerprint(case)
-        reading = read_case(used, reference=options.reference).checked(strict=options.strict)
+        reading = read_case(
+            used,
+            reference=options.reference,
+            allow_skull=options.allow_skull,
+            allow_partial=options.allow_partial,
+        ).checked(strict=options.strict)
         images = reading.images
-        guessed = [GUESSED] if "t1c" not in images else []
-        for warning in (*map(str, reading.findings), *guessed):
-            print(f"warning: {warning}", file=sys.stderr)
+        for finding in (*reading.findings, *result_warnings(images)):
+            print(f"warning: {finding}", file=sys.stderr)
+        scheme_name = _output_scheme(options.label_scheme, case)
         network, processor = self.loaded
-        found = segment(network, processor, images, mirror=options.mirror, progress=progress)
-        scheme = label_scheme(options.label_scheme or (*case.label_schemes, processor.label_scheme)[0])
+        scheme = label_scheme(scheme_name or processor.label_scheme)
+        found = segment(network, processor, reading.settled, mirror=options.mirror, progress=progress)
         like = images[reading.reference]
         report = make_report(
             case_id=case.case_id,
@@ -178,7 +188,7 @@ class CaseSegmenter:
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,
-            warnings=[f"{Path(finding.where).name}: {finding.message}" for finding in reading.findings] + guessed,
+            warnings=list(found.warnings),
             seconds=time.perf_counter() - started,
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,3 +212,16 @@ class CaseSegmenter:
                 write_case_page(folder / "report.html", images, found.regions, report)
         write_report(folder / "report.json", report)
         return report
+
+
+def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
+    """Name of the scheme to write labels in; the checkpoint's when `None`.
+
+    Raises:
+        ValueError: If the case's own is asked for and its file names do not tell it.
+    """
+    if name != INPUT_SCHEME:
+        return name
+    if not case.label_schemes:
+        raise ValueError(f"The file names of {case.case_id} do not tell a label scheme. Name one with --label-scheme.")
+    return case.label_schemes[0]

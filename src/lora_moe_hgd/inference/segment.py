@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
@@ -23,11 +24,13 @@ class Segmentation:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
         probabilities: Of the same regions, float32 in [0, 1].
         voxel_ml: Volume of a voxel in millilitres.
+        warnings: What the user should know of the case, a sentence each.
     """
 
     regions: np.ndarray
     probabilities: np.ndarray
     voxel_ml: float
+    warnings: tuple[str, ...] = ()
 
     def volumes_ml(self) -> dict[str, float]:
         """Volume of each region in millilitres."""
@@ -37,15 +40,15 @@ class Segmentation:
 def segment(
     network: LoraMoeHgdForSegmentation,
     processor: LoraMoeHgdImageProcessor,
-    images: Mapping[str, nib.Nifti1Image],
+    images: Mapping[str, nib.Nifti1Image] | SettledCase,
     *,
     mirror: bool = False,
     progress: bool = False,
 ) -> Segmentation:
-    """Segment the case whose present sequences are `images`; with `mirror` its mirror image has a say, too.
+    """Segment the case whose present sequences are `images`; `mirror` averages over the case and its mirror image.
 
     Raises:
-        ValueError: If there is no sequence, or they do not lie on one grid.
+        ValueError: If the case cannot be used.
     """
     return segment_inputs(network, processor, processor(images), mirror=mirror, progress=progress)
 
@@ -72,4 +75,5 @@ def segment_inputs(
         regions=label_scheme(processor.label_scheme).decode(labels),
         probabilities=probabilities,
         voxel_ml=inputs["geometry"][0].voxel_ml,
+        warnings=inputs["geometry"][0].warnings,
     )

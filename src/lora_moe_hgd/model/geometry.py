@@ -25,6 +25,7 @@ class CaseGeometry:
         box: First and one-past-last voxel of the brain along each canonical axis.
         resampled_shape: Shape of the brain's box at the network's spacing, before padding.
         brain: Where the brain is inside its box, bool, in canonical order: no tumour lies elsewhere.
+        warnings: What the user should know of the case, a sentence each.
     """
 
     shape: Shape
@@ -32,6 +33,7 @@ class CaseGeometry:
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     resampled_shape: Shape
     brain: np.ndarray
+    warnings: tuple[str, ...] = ()
 
     @property
     def box_shape(self) -> Shape:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,17 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
+from .case_rules import SettledCase, result_warnings, settle
 from .configuration_lora_moe_hgd import MODALITIES, TOKEN_STRIDE
+from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
 from .label_schemes import label_scheme as find_label_scheme
-
-try:
-    import nibabel as nib
-except ImportError:
-    nib = None  # type: ignore[assignment]
+from .sources import volume_of
 
 try:
     from scipy import ndimage
 except ImportError:
     ndimage = None
-
-AFFINE_TOLERANCE_MM = 1e-3
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
@@ -56,11 +51,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
-        >>> volume = np.ones((20, 24, 28), dtype=np.float32)
-        >>> volume[::2] = 2
-        >>> inputs = processor({"t1": None, "t1c": volume, "t2": None, "flair": None})
+        >>> volume = np.zeros((20, 24, 28), dtype=np.float32)
+        >>> volume[2:-2, 2:-2, 2:-2] = np.random.default_rng(0).normal(100, 20, (16, 20, 24))
+        >>> inputs = processor({"t1": None, "t1c": volume, "t2": None, "flair": None}, spacing_mm=5)
         >>> tuple(inputs["pixel_values"].shape), inputs["modality_mask"].tolist()
-        ((1, 4, 32, 32, 32), [[False, True, False, False]])
+        ((1, 4, 80, 112, 128), [[False, True, False, False]])
     """
 
     model_input_names = ["pixel_values", "modality_mask"]
@@ -90,68 +85,122 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         self.label_scheme = find_label_scheme(label_scheme).name
         self.least_part = float(least_part)
 
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
-        return self.preprocess(images, **kwargs)
+    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        return self.preprocess(images, segmentation_maps, **kwargs)
 
     def preprocess(
         self,
-        images: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        images: Mapping[str, Any] | SettledCase | Sequence[Mapping[str, Any] | SettledCase],
         segmentation_maps: Any = None,
         *,
         label_scheme: str | None = None,
-        spacing_mm: float | Sequence[float] = 1.0,
+        spacing_mm: float | Sequence[float] | None = None,
+        allow_skull: bool = False,
+        allow_partial: bool = False,
     ) -> BatchFeature:
         """Prepare one case or a list of cases.
 
+        Every case follows the rules of `case_rules.settle`: all sequences and the label map are brought to the grid of
+        the first sequence, and what is odd is warned of.
+
         Args:
-            images: For each case a dict from sequence name to a path (NIfTI, or `.npy`), a nibabel image or an array
-                `(D, H, W)`; absent sequences are left out or `None`.
-            segmentation_maps: Label map of each case, in the same forms and on the same grid.
+            images: For each case a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
+                `MetaTensor`, an array or a tensor `(D, H, W)`; absent sequences are left out or `None`. Or what
+                `settle` returned.
+            segmentation_maps: Label map of each case, in the same forms; of a settled case its own is taken.
             label_scheme: Scheme of the label maps; the processor's own when `None`.
-            spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order.
+            spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm when `None`.
+            allow_skull: Accept heads with their skull.
+            allow_partial: Accept volumes that show only a part of a brain.
 
         Returns:
             `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
-            end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back; and, with label
-            maps, `labels (B, 3, D, H, W)` uint8, the nested regions.
+            end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
+            warnings; and, with label maps, `labels (B, 3, D, H, W)` uint8, the nested regions.
 
         Raises:
-            ValueError: If a name is unknown, a case has no sequence, sequences lie on different grids, or a sequence
-                has no voxel that differs from zero; the message names the case, the sequence and the value.
+            ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
         """
-        cases = [images] if isinstance(images, Mapping) else list(images)
+        is_single = isinstance(images, Mapping | SettledCase)
+        cases = [images] if isinstance(images, Mapping | SettledCase) else list(images)
         if segmentation_maps is None:
             maps: list[Any] = [None] * len(cases)
         else:
-            maps = [segmentation_maps] if isinstance(images, Mapping) else list(segmentation_maps)
-        if len(maps) != len(cases):
-            raise ValueError(f"There must be one label map per case, got {len(maps)} for {len(cases)} cases.")
+            maps = [segmentation_maps] if is_single else list(segmentation_maps)
+            if len(maps) != len(cases) or any(label_map is None for label_map in maps):
+                given = sum(label_map is not None for label_map in maps)
+                raise ValueError(
+                    f"Give each of the {len(cases)} cases a label map, or none of them. {given} were given."
+                )
         scheme = find_label_scheme(label_scheme or self.label_scheme)
-        volumes, labels, masks, geometries = [], [], [], []
+        settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
-            arrays, affine = self._read_case(case, spacing_mm, where=f"case {number}")
-            box = brain_box(list(arrays.values()))
-            volume, geometry = self._prepare(arrays, affine, box, next(iter(arrays.values())).shape)
+            if isinstance(case, SettledCase):
+                settled.append(case)
+                continue
+            where = "" if is_single else f"case {number}, "
+            settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
+        labelled = [case.labels is not None for case in settled]
+        if any(labelled) and not all(labelled):
+            raise ValueError(f"Give each case a label map, or none of them. {sum(labelled)} of {len(cases)} have one.")
+        volumes, labels, geometries = [], [], []
+        for case in settled:
+            volume, geometry = self._prepare(case)
             volumes.append(volume)
             geometries.append(geometry)
-            masks.append([name in arrays for name in self.modalities])
-            if label_map is not None:
-                array, _ = _read(label_map, spacing_mm)
-                if array.shape != geometry.shape:
-                    raise ValueError(
-                        f"The label map of case {number} must have the images' shape {geometry.shape}, "
-                        f"got {array.shape}."
-                    )
-                regions = to_canonical_regions(scheme.decode(array), affine, geometry)
+            if case.labels is not None:
+                regions = to_canonical_regions(case.regions, case.affine, geometry)
                 labels.append((resample(torch.from_numpy(regions).float(), geometry.resampled_shape) >= 0.5).byte())
         data = {
             "pixel_values": _pad_and_stack(volumes),
-            "modality_mask": torch.tensor(masks),
+            "modality_mask": torch.tensor([[name in case.arrays for name in self.modalities] for case in settled]),
             "geometry": geometries,
         }
         if labels:
             data["labels"] = _pad_and_stack(labels)
         return BatchFeature(data)
+
+    def _settle(
+        self,
+        case: Mapping[str, Any],
+        label_map: Any,
+        scheme: str,
+        spacing_mm: float | Sequence[float] | None,
+        where: str,
+        allow_skull: bool,
+        allow_partial: bool,
+    ) -> SettledCase:
+        """Read the present sequences in channel order and apply the rules.
+
+        Raises:
+            ValueError: If the case cannot be used.
+        """
+        unknown = sorted(set(case) - set(self.modalities))
+        if unknown:
+            raise ValueError(
+                f"{where}Unknown sequence {', '.join(map(str, unknown))}. The names are {', '.join(self.modalities)}."
+            )
+        present = {name: case[name] for name in self.modalities if case.get(name) is not None}
+        if not present:
+            raise ValueError(f"{where}No sequence was given. Give at least one of {', '.join(self.modalities)}.")
+        volumes = {
+            name: volume_of(source, where=f"{where}{name}", spacing_mm=spacing_mm) for name, source in present.items()
+        }
+        labels = None
+        if label_map is not None:
+            labels = volume_of(label_map, where=f"{where}label map", spacing_mm=None)
+        settled = settle(
+            volumes,
+            label_map=labels,
+            label_schemes=(scheme,),
+            allow_skull=allow_skull,
+            allow_partial=allow_partial,
+        )
+        for finding in settled.findings:
+            if finding.level == "error":
+                raise BadInputError(f"{where}{finding.where}", finding.message)
+            warnings.warn(f"{where}{finding}", stacklevel=4)
+        return settled
 
     def post_process_semantic_segmentation(
         self,
@@ -203,63 +252,22 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 around = region[:] = largest_parts(region, self.least_part)
         return regions
 
-    def _read_case(
-        self, case: Mapping[str, Any], spacing_mm: float | Sequence[float], *, where: str
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Read the present sequences in channel order; all must lie on the grid of the first."""
-        unknown = sorted(set(case) - set(self.modalities))
-        if unknown:
-            raise ValueError(
-                f"Unknown sequence(s) {', '.join(unknown)} in {where}; the names are {', '.join(self.modalities)}."
-            )
-        present = {name: case[name] for name in self.modalities if case.get(name) is not None}
-        if not present:
-            raise ValueError(f"At least one of {', '.join(self.modalities)} must be given in {where}, got none.")
-        arrays: dict[str, np.ndarray] = {}
-        affine, first = np.eye(4), ""
-        for name, source in present.items():
-            array, own_affine = _read(source, spacing_mm)
-            if not first:
-                affine, first = own_affine, name
-            if array.shape != arrays.get(first, array).shape:
-                raise ValueError(
-                    f"All sequences of {where} must lie on one grid, but {name} has shape {array.shape} "
-                    f"and {first} {arrays[first].shape}."
-                )
-            if not np.allclose(own_affine, affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
-                raise ValueError(
-                    f"All sequences of {where} must lie on one grid, but the affines of {name} and {first} differ by "
-                    f"up to {np.abs(own_affine - affine).max():.3g} mm."
-                )
-            if not np.isfinite(array).all():
-                count = int((~np.isfinite(array)).sum())
-                warnings.warn(f"{count} voxels of {name} in {where} are not finite; they count as zero.", stacklevel=4)
-                array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
-            if not array.any():
-                raise ValueError(f"No voxel of {name} in {where} differs from zero; leave the sequence out if absent.")
-            arrays[name] = array
-        return arrays, affine
-
-    def _prepare(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        affine: np.ndarray,
-        box_of_own: np.ndarray,
-        shape: tuple[int, ...],
-    ) -> tuple[Tensor, CaseGeometry]:
+    def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
         """Normalised volume `(M, D, H, W)` on the brain's box, and the geometry."""
-        inside = to_canonical(box_of_own, affine)
+        shape = next(iter(case.arrays.values())).shape
+        inside = to_canonical(brain_box(list(case.arrays.values())), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
         limits = [(int(index[0]), int(index[-1]) + 1) for index in bounds]
         box = (limits[0], limits[1], limits[2])
         box_shape = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
-        spacing = canonical_spacing_mm(affine)
+        spacing = canonical_spacing_mm(case.affine)
         new_shape = resampled_shape(box_shape, spacing, tuple(self.target_spacing_mm))
         brain = close_gaps(inside[tuple(slice(low, high) for low, high in box)], spacing)
-        geometry = CaseGeometry((shape[0], shape[1], shape[2]), affine, box, new_shape, brain)
+        messages = tuple(str(finding) for finding in (*case.findings, *result_warnings(case.arrays)))
+        geometry = CaseGeometry((shape[0], shape[1], shape[2]), case.affine, box, new_shape, brain, messages)
         volume = torch.zeros(len(self.modalities), *new_shape)
-        for name, array in arrays.items():
-            cropped = to_canonical(array, affine)[tuple(slice(low, high) for low, high in box)]
+        for name, array in case.arrays.items():
+            cropped = to_canonical(array, case.affine)[tuple(slice(low, high) for low, high in box)]
             values = resample_brain(torch.from_numpy(cropped), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
@@ -296,7 +304,8 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
     """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`; zero elsewhere.
 
-    A constant sequence has no spread and becomes zero everywhere.
+    Raises:
+        ValueError: If more than half of these voxels are equal: there is no spread to divide by.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)
@@ -307,31 +316,8 @@ def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
     median = values.median()
     spread = 1.4826 * (values - median).abs().median()
     if spread == 0:
-        return torch.zeros_like(volume)
+        raise ValueError(f"More than half of the brain has the value {median:g}, so intensities cannot be normalised.")
     return torch.where(brain, ((volume - median) / spread).clamp(-clip, clip), 0.0)
-
-
-def _read(source: Any, spacing_mm: float | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Array `(D, H, W)` float32 and affine of a path, a nibabel image or an array."""
-    if isinstance(source, str | Path):
-        if str(source).endswith(".npy"):
-            source = np.load(source, allow_pickle=False)
-        elif nib is None:
-            raise ImportError("Reading NIfTI files needs nibabel: pip install nibabel")
-        else:
-            source = nib.load(source)
-    if isinstance(source, np.ndarray | Tensor):
-        array = np.asarray(source, dtype=np.float32)
-        affine = np.diag([*np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), 3), 1.0])
-    elif nib is not None and isinstance(source, nib.spatialimages.SpatialImage):
-        array, affine = np.asarray(source.dataobj, dtype=np.float32), np.asarray(source.affine)
-    else:
-        raise ValueError(f"A sequence must be a path, a nibabel image or an array, got {type(source).__name__}.")
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise ValueError(f"A sequence must have three axes, got shape {array.shape}; give one sequence, not a stack.")
-    return array, affine
 
 
 def _pad_and_stack(volumes: Sequence[Tensor]) -> Tensor:

@@ -84,16 +84,7 @@ LABEL_SCHEMES = {
 
 
 class LabelMapError(ValueError):
-    """A label map that cannot be read.
-
-    Attributes:
-        rule: What it should be.
-        value: What was found.
-    """
-
-    def __init__(self, rule: str, value: object) -> None:
-        super().__init__(f"{rule}, got {value}.")
-        self.rule, self.value = rule, value
+    """A label map that cannot be read."""
 
 
 def label_scheme(name: str) -> LabelScheme:
@@ -117,7 +108,8 @@ def label_values(labels: np.ndarray) -> set[int]:
     with np.errstate(invalid="ignore"):
         whole = np.abs(found - np.rint(found)) <= 1e-3
     if not whole.all():
-        raise LabelMapError("its labels must be integers", ", ".join(f"{value:.4g}" for value in found[~whole][:5]))
+        values = ", ".join(f"{value:.4g}" for value in found[~whole][:5])
+        raise LabelMapError(f"Labels must be integers. It holds {values}.")
     return {int(value) for value in np.rint(found)}
 
 
@@ -143,10 +135,10 @@ def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> Lab
     chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
     if not chosen:
         known = set().union(*(scheme.labels for scheme in allowed or LABEL_SCHEMES.values()))
-        schemes = " or ".join(map(str, allowed)) or "any scheme"
+        schemes = " or ".join(map(str, allowed)) or "any known scheme"
         fit = ", ".join(scheme.name for scheme in fitting) or "none"
         unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
-        raise LabelMapError(f"its labels must be of {schemes} (schemes that fit: {fit})", unknown)
+        raise LabelMapError(f"The label {unknown} is not in {schemes}. Schemes that fit: {fit} (`--label-scheme`).")
     if not allowed and 4 in values and 3 not in values:
         return LABEL_SCHEMES["brats2018"]
     regions = {
@@ -160,6 +152,6 @@ def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> Lab
         names = " or ".join(scheme.name for scheme in chosen)
         found = ", ".join(map(str, sorted(values - {0})))
         raise LabelMapError(
-            f"its scheme must be chosen, --label-scheme {names}, as these read it differently", f"labels {found}"
+            f"The labels {found} mean different regions in several schemes. Choose one with `--label-scheme`: {names}."
         )
     return chosen[0]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from transformers import Pipeline
 
+from .case_rules import SettledCase
 from .configuration_lora_moe_hgd import REGIONS
 from .label_schemes import label_scheme as find_label_scheme
 
@@ -16,14 +17,15 @@ from .label_schemes import label_scheme as find_label_scheme
 class BrainTumorSegmentationPipeline(Pipeline):
     """Image processor, network and post-processing in one call.
 
-    A case is a dict from sequence name to a path, a nibabel image or an array, absent sequences left out or `None`; or
-    the path of a folder, where the package lora-moe-hgd is installed, which knows how files are called. The result of
-    a case is a dict:
+    A case is a dict from sequence name to a path, a nibabel image or an array; absent sequences are left out or
+    `None`. Where the package lora-moe-hgd is installed, which knows file names, a case is also the path of a folder.
+    The result of a case is a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
     - `probabilities`: of WT, TC and ET, `(3, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
-    - `affine`: voxel to millimetre, `(4, 4)`, to save them with.
+    - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
+    - `warnings`: what is odd about the case, a sentence each.
 
     Example:
         `pipeline("brain-tumor-segmentation", model=...)({"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"})`
@@ -40,7 +42,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
         Args:
             cases: One case, a list of cases, or what else a pipeline iterates over.
             **kwargs: `label_scheme`, that of the label map, the processor's own when left out; `spacing_mm`, voxel
-                size of bare arrays; `mirror`, to take the mean over the case and its mirror image.
+                size of bare arrays; `allow_skull` and `allow_partial`, to accept heads with their skull and parts of
+                brains; `mirror`, to take the mean over the case and its mirror image.
 
         Raises:
             ValueError: If a case cannot be used, or cases are to be stacked with `batch_size`.
@@ -53,16 +56,22 @@ class BrainTumorSegmentationPipeline(Pipeline):
         return super().__call__(cases, **kwargs)
 
     def _sanitize_parameters(
-        self, label_scheme: str | None = None, spacing_mm: float | None = None, mirror: bool | None = None
+        self, label_scheme: str | None = None, mirror: bool | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        before = {} if spacing_mm is None else {"spacing_mm": spacing_mm}
-        between = {} if mirror is None else {"mirror": mirror}
-        after = {} if label_scheme is None else {"label_scheme": label_scheme}
+        before: dict[str, Any] = {
+            name: parameters[name] for name in ("spacing_mm", "allow_skull", "allow_partial") if name in parameters
+        }
+        if unknown := sorted(set(parameters) - set(before)):
+            raise TypeError(f"The pipeline has no option {', '.join(unknown)}.")
+        between: dict[str, Any] = {} if mirror is None else {"mirror": mirror}
+        after: dict[str, Any] = {} if label_scheme is None else {"label_scheme": label_scheme}
         return before, between, after
 
     def preprocess(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
-        images = case if isinstance(case, Mapping) else _files_of(case)
-        return self.image_processor(images, **parameters)
+        if isinstance(case, Mapping):
+            return self.image_processor(case, **parameters)
+        parameters.pop("spacing_mm", None)
+        return self.image_processor(_read_folder(case, **parameters))
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
         logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
@@ -81,14 +90,15 @@ class BrainTumorSegmentationPipeline(Pipeline):
             "probabilities": probabilities,
             "volumes_ml": dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True)),
             "affine": geometry.affine,
+            "warnings": list(geometry.warnings),
         }
 
 
-def _files_of(folder: str | Path) -> Mapping[str, Any]:
-    """The sequences of a case's folder, by name.
+def _read_folder(folder: str | Path, *, allow_skull: bool = False, allow_partial: bool = False) -> SettledCase:
+    """Read the case in a folder.
 
     Raises:
-        ValueError: If the package that knows the names of files is not installed.
+        ValueError: If the package that knows file names is not installed, or the case cannot be used.
     """
     try:
         from lora_moe_hgd.data.cases import read_case
@@ -98,10 +108,10 @@ def _files_of(folder: str | Path) -> Mapping[str, Any]:
             "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "
             f"which is not installed, got {folder}."
         ) from error
-    reading = read_case(find_case(Path(folder))).checked()
+    reading = read_case(find_case(Path(folder)), allow_skull=allow_skull, allow_partial=allow_partial).checked()
     for finding in reading.findings:
         warnings.warn(str(finding), stacklevel=2)
-    return reading.images
+    return reading.settled
 
 
 __all__ = ["BrainTumorSegmentationPipeline"]

@@ -1,0 +1,134 @@
+"""Rules for the files that a user brings: what is refused, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+
+from ..model.findings import BadInputError
+
+MAX_EDGE = 1024
+MAX_BYTES = 4 * 1024**3
+MAX_EXTENSION_BYTES = 64 * 1024**2
+
+FORMATS = (".nii", ".nii.gz", ".npy")
+CONVERTED_BY_NIBABEL = (
+    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst"),
+    *(".mgh", ".mgz", ".mnc", ".head", ".brik", ".brik.gz", ".par", ".rec"),
+)
+CONVERTED_BY_ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
+DICOM = (".dcm", ".ima")
+
+
+def check_place(path: Path) -> None:
+    if path.is_symlink():
+        try:
+            path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            loops = isinstance(error, RuntimeError) or not isinstance(error, FileNotFoundError)
+            target = "leads to itself" if loops else "leads to a file that does not exist"
+            raise BadInputError(path, f"The link {target}. Link it to a NIfTI file, or remove it.") from error
+    if path.is_dir():
+        raise BadInputError(path, "This is a folder. Give the path of a file.")
+    if not path.exists():
+        raise BadInputError(path, "There is no such file. Check the path.")
+    if not path.is_file():
+        raise BadInputError(path, "This is not a regular file. Give the path of a NIfTI file.")
+    if path.stat().st_size == 0:
+        raise BadInputError(path, "The file is empty. Copy or download it again.")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file whose name says that it is of another format."""
+    name = path.name.lower()
+    if name.endswith(FORMATS):
+        return
+    if name.endswith(CONVERTED_BY_NIBABEL):
+        message = f"Files of this format are not read. Convert it to NIfTI: nib-convert {path.name} NAME.nii.gz."
+    elif name.endswith(CONVERTED_BY_ITK):
+        message = "Files of this format are not read. Save it as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
+    elif name.endswith(DICOM):
+        message = "DICOM files are not read one by one. Convert the series to NIfTI with dcm2niix."
+    else:
+        message = f"The name does not end in {', '.join(FORMATS)}, the formats that are read. Rename or convert it."
+    raise BadInputError(path, message)
+
+
+def check_header(path: Path, header: nib.Nifti1Header) -> None:
+    """Refuse what nibabel refuses as well, or would read from the wrong bytes."""
+    if not _has_known_type(header):
+        raise BadInputError(
+            path, f"The voxels have the type code {int(header['datatype'])}, which is not read. Save them as float32."
+        )
+    offset = float(header["vox_offset"])
+    if not offset >= header.single_vox_offset:
+        if header["magic"].item()[:2] == b"ni":
+            raise BadInputError(
+                path,
+                "The voxels are in another file: this is the header of a pair of .hdr and .img. Convert the pair to "
+                "one file: nib-convert NAME.hdr NAME.nii.gz.",
+            )
+        raise BadInputError(
+            path,
+            f"The header says that the voxels begin at byte {offset:g}, which is within the header. "
+            "Save the file again with the program that made it.",
+        )
+    if offset - header.single_vox_offset > MAX_EXTENSION_BYTES:
+        raise BadInputError(
+            path,
+            f"The header announces extensions of {in_bytes(offset - header.single_vox_offset)}; at most "
+            f"{in_bytes(MAX_EXTENSION_BYTES)} are read. Save the file without them.",
+        )
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope != 0 and math.isfinite(slope) and not math.isfinite(inter):
+        raise BadInputError(
+            path, f"The header adds {inter:g} to each voxel (`scl_inter`). Correct the header, or save the file again."
+        )
+
+
+def _has_known_type(header: nib.Nifti1Header) -> bool:
+    try:
+        return bool(header.get_data_dtype().itemsize)
+    except KeyError:
+        return False
+
+
+def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if len(shape) < 3:
+        raise BadInputError(
+            path, f"The file has {len(shape)} axes ({times(shape)}), not three. Give a whole volume, not a slice."
+        )
+    if any(not 1 <= edge <= MAX_EDGE for edge in shape):
+        raise BadInputError(
+            path,
+            f"The header announces {times(shape)} voxels; 1 to {MAX_EDGE} along an axis are read. "
+            "Correct the header, or crop the volume.",
+        )
+    if dtype.kind not in "biuf":
+        found = {"c": "complex numbers", "V": "colours or records"}.get(dtype.kind, "no numbers")
+        raise BadInputError(path, f"The voxels are {found}. Save one real number for each.")
+    size = math.prod(shape) * max(dtype.itemsize, 4)
+    if size > MAX_BYTES:
+        raise BadInputError(
+            path,
+            f"The voxels take {in_bytes(size)}; at most {in_bytes(MAX_BYTES)} are read. Crop the volume, or save it "
+            "as float32.",
+        )
+    # As stored, once more while it is converted, and as float32.
+    needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available
+    if needed > free:
+        raise BadInputError(
+            path, f"Reading takes {in_bytes(needed)} of memory, but {in_bytes(free)} are free. Close other programs."
+        )
+
+
+def times(sizes: tuple[int, ...] | np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" if isinstance(size, float) else str(size) for size in sizes)
+
+
+def in_bytes(count: float) -> str:
+    return f"{count / 1024**3:.4g} GiB" if count >= 1024**3 else f"{count / 1024**2:.4g} MiB"

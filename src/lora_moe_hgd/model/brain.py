@@ -1,0 +1,118 @@
+"""What in a volume is brain: background of any value, dark rims, heads with their skull, parts of brains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .geometry import canonical_spacing_mm, close_gaps, to_canonical
+
+# Brains of 24 cases of BraTS-Africa and 3 of open-ms take 1.1 to 1.9 litres.
+LEAST_BRAIN_LITRES = 0.5
+# Filled, six raw heads take 2.4 to 3.3 litres and 1.28 times the ellipsoid of their extents or more, as the field of
+# view cuts them off below; brains take at most 1.21 times theirs.
+HEAD_LITRES, HEAD_FILL = 2.2, 1.25
+# Larger than any brain, whatever its shape.
+LARGEST_BRAIN_LITRES = 2.8
+# Brains with less tissue, width and length are not looked at closer.
+SMALL_LITRES, SMALL_EXTENTS_MM2 = 1.9, 24_000.0
+# A constant fill of fewer voxels is a coincidence.
+LEAST_FILL = 0.001
+# Noise around a brain stays below this share of bright tissue, and is more than this share of all voxels.
+DARK = 0.2
+LEAST_RIM = 0.2
+
+
+def spread_of(values: np.ndarray) -> float:
+    """Median absolute deviation from the median; 0 if more than half of the values are equal."""
+    return float(np.median(np.abs(values - np.median(values))))
+
+
+def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
+    """Constant regions that reach a corner of the field and are not zero: value to mask.
+
+    Registration and normalisation leave them: -1000, 1, the mean of the image, the z-score of a former zero.
+    """
+    corners = np.zeros(array.shape, dtype=bool)
+    corners[:: array.shape[0] - 1 or 1, :: array.shape[1] - 1 or 1, :: array.shape[2] - 1 or 1] = True
+    fills = {}
+    for value in np.unique(array[corners]):
+        equal = array == value
+        if value == 0 or np.count_nonzero(equal) < LEAST_FILL * array.size:
+            continue
+        region = flood(corners & equal, equal)
+        if np.count_nonzero(region) >= LEAST_FILL * array.size:
+            fills[float(value)] = region
+    return fills
+
+
+def dark_rim(array: np.ndarray) -> np.ndarray | None:
+    """Noise between the background, or the border of the field, and the brain; `None` if there is hardly any.
+
+    Brain extraction with a wide margin leaves such a rim, and resampling with ringing fills the whole background.
+    """
+    foreground = array != 0
+    if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):
+        # A normalised image: how dark a voxel is cannot be told from its value.
+        return None
+    dark = foreground & (np.abs(array) < DARK * np.percentile(array[foreground], 90))
+    if np.count_nonzero(dark) < LEAST_RIM * np.count_nonzero(foreground):
+        return None
+    rim = flood(_border(array.shape) | ~foreground, dark | ~foreground) & dark
+    return rim if np.count_nonzero(rim) >= LEAST_RIM * np.count_nonzero(foreground) else None
+
+
+def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
+    """Volume of a head with its skull in litres; 0 if the mask can be a brain."""
+    canonical, spacing_mm = to_canonical(brain, affine), canonical_spacing_mm(affine)
+    voxel_litres = float(np.prod(spacing_mm)) / 1e6
+    extents_mm = [
+        _extent(canonical.sum(axis=others)) * edge
+        for others, edge in zip(((1, 2), (0, 2), (0, 1)), spacing_mm, strict=True)
+    ]
+    litres = np.count_nonzero(canonical) * voxel_litres
+    if litres < SMALL_LITRES and extents_mm[0] * extents_mm[1] < SMALL_EXTENTS_MM2:
+        return 0.0
+    closed = close_gaps(canonical, spacing_mm)
+    # Air inside a head is reached from above and below where the field of view cuts the head, but not from the sides.
+    beside = np.zeros(closed.shape, dtype=bool)
+    beside[[0, -1]] = True
+    beside[:, [0, -1]] = True
+    filled_litres = np.count_nonzero(~flood(beside, ~closed)) * voxel_litres
+    ellipsoid_litres = np.pi / 6 * float(np.prod(extents_mm)) / 1e6
+    is_head = filled_litres > HEAD_LITRES and filled_litres > HEAD_FILL * ellipsoid_litres
+    return filled_litres if is_head or filled_litres > LARGEST_BRAIN_LITRES else 0.0
+
+
+def cut_off_share(brain: np.ndarray) -> float:
+    """Area of the brain on the border of the field, relative to its largest parallel plane; the largest of six."""
+    shares = []
+    for axis in range(3):
+        planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))
+        shares.append(max(planes[0], planes[-1]) / max(planes.max(), 1))
+    return float(max(shares))
+
+
+def flood(start: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Voxels of `allowed` that are connected through faces with those of `start`; bool `(D, H, W)`."""
+    found = start & allowed
+    count = -1
+    while count != (count := int(np.count_nonzero(found))):
+        for axis in range(3):
+            reached, open_ = np.moveaxis(found, axis, 0), np.moveaxis(allowed, axis, 0)
+            for index in range(1, len(reached)):
+                reached[index] |= reached[index - 1] & open_[index]
+            for index in range(len(reached) - 2, -1, -1):
+                reached[index] |= reached[index + 1] & open_[index]
+    return found
+
+
+def _border(shape: tuple[int, ...]) -> np.ndarray:
+    border = np.ones(shape, dtype=bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    return border
+
+
+def _extent(counts: np.ndarray) -> int:
+    """Number of planes that hold all but 0.2 % of a mask at either end."""
+    shares = np.cumsum(counts) / max(counts.sum(), 1)
+    return int(np.count_nonzero((shares > 0.002) & (shares < 0.998)))

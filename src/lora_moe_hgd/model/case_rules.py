@@ -1,0 +1,326 @@
+"""The rules for a case, the same by whichever road it enters: one grid, what is brain, what is refused.
+
+`settle` takes the volumes of a case as they were read and returns them on one grid, finite and zero outside the brain,
+with a finding for everything that is odd or wrong. The image processor and the reader of case folders both call it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .brain import (
+    LEAST_BRAIN_LITRES,
+    constant_fills,
+    cut_off_share,
+    dark_rim,
+    head_litres,
+    spread_of,
+)
+from .findings import BadInputError, Finding, Level
+from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
+from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
+
+LABEL_MAP = "label map"
+# The masks of two sequences of one case of BraTS-Africa overlap by 0.99 and more.
+LEAST_OVERLAP = 0.9
+# On these cases ET lies 1.8 to 6 spreads of the brain higher on T1c than on T1. Other labels, taken for ET, fall short
+# of this in most cases.
+ENHANCEMENT = 0.5
+MOST_LABELS = 8
+# A brain cut off by the field of view shows this share of its largest plane on the border.
+CUT_OFF = 0.3
+
+WITHOUT_T1C = "TC and ET are guesses, because contrast uptake shows on T1c alone. Do not rely on them."
+
+
+@dataclass(frozen=True)
+class SettledCase:
+    """A case that keeps the rules, or the findings that say why it does not.
+
+    Attributes:
+        arrays: Each usable sequence, `(D, H, W)` float32, zero outside the brain, in channel order.
+        affine: Voxel to millimetre of their common grid, `(4, 4)`.
+        reference: Name of the sequence whose grid that is.
+        interpolated: Sequences, and `label map`, that came on another grid.
+        labels: Label map on the same grid, uint8; `None` if none was given or it cannot be used.
+        scheme: Its label scheme.
+        findings: What is odd or wrong.
+    """
+
+    arrays: dict[str, np.ndarray]
+    affine: np.ndarray
+    reference: str
+    interpolated: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
+    scheme: LabelScheme | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def only(self, names: Iterable[str]) -> SettledCase:
+        """The same case with these sequences alone."""
+        wanted = set(names)
+        return replace(self, arrays={name: array for name, array in self.arrays.items() if name in wanted})
+
+    @property
+    def regions(self) -> np.ndarray:
+        """WT, TC and ET `(3, D, H, W)` bool of the label map."""
+        assert self.labels is not None
+        assert self.scheme is not None
+        return self.scheme.decode(self.labels)
+
+    def raise_errors(self, *, strict: bool = False) -> SettledCase:
+        """Return the case, if it can be used.
+
+        Raises:
+            BadInputError: On the first error; with `strict` on the first warning as well.
+        """
+        for finding in sorted(self.findings, key=lambda finding: finding.level != "error"):
+            if strict or finding.level == "error":
+                raise BadInputError(finding.where, finding.message)
+        return self
+
+
+@dataclass
+class _Notes:
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, where: str, message: str, level: Level = "warning") -> None:
+        self.findings.append(Finding(where, message, level))
+
+
+def settle(
+    volumes: Mapping[str, Volume],
+    *,
+    label_map: Volume | None = None,
+    label_schemes: Sequence[str] = (),
+    reference: str | None = None,
+    not_finite: Level = "warning",
+    allow_skull: bool = False,
+    allow_partial: bool = False,
+) -> SettledCase:
+    """Apply the rules to the volumes of one case.
+
+    Args:
+        volumes: Present sequences in channel order, at least one.
+        label_map: Ground truth; it follows the same grid rule as the sequences.
+        label_schemes: Schemes that the label map may be in; any if empty.
+        reference: Sequence whose grid the others are brought to; the first usable one when `None`.
+        not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
+        allow_skull: Accept heads with their skull, as a warning.
+        allow_partial: Accept volumes that show only a part of a brain, as a warning.
+    """
+    notes = _Notes()
+    usable = {}
+    for name, volume in volumes.items():
+        cleaned = _clean(notes, name, volume, not_finite)
+        if cleaned is not None:
+            usable[name] = cleaned
+    if not usable:
+        return SettledCase({}, np.eye(4), "", findings=tuple(notes.findings))
+    reference = reference if reference in usable else next(iter(usable))
+    like = usable[reference]
+    arrays, interpolated = {}, []
+    for name, volume in usable.items():
+        placed = _on_reference(notes, name, volume, reference, like)
+        if placed is not None:
+            arrays[name] = placed[0].array
+            interpolated += [name] if placed[1] else []
+    _judge_brains(
+        notes, {name: Volume(array, like.affine) for name, array in arrays.items()}, allow_skull, allow_partial
+    )
+    case = SettledCase(arrays, like.affine, reference)
+    if label_map is not None:
+        labels, scheme, moved = _settle_labels(notes, label_map, label_schemes, reference, like)
+        interpolated += [LABEL_MAP] if moved else []
+        case = replace(case, labels=labels, scheme=scheme)
+        if labels is not None:
+            _judge_labels(notes, case)
+    return replace(case, interpolated=tuple(interpolated), findings=tuple(notes.findings))
+
+
+def result_warnings(names: Iterable[str]) -> tuple[Finding, ...]:
+    """What the user of a segmentation from these sequences should know, whatever the images look like."""
+    return () if "t1c" in set(names) else (Finding("case", WITHOUT_T1C),)
+
+
+def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
+    """The volume with finite values and a background of zero, or `None` if it cannot be used."""
+    array = volume.array
+    for oddity in volume.oddities:
+        notes.add(name, oddity)
+    try:
+        check_affine(name, volume.affine, array.shape)
+    except BadInputError as error:
+        notes.findings.append(error.finding)
+        return None
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = array.size - np.count_nonzero(finite)
+        notes.add(name, f"{count} voxels are not finite (NaN or infinite). They count as zero.", not_finite)
+        array = np.where(finite, array, 0)
+    if not array.any():
+        notes.add(name, "Every voxel is zero. Leave the sequence out if it was not acquired.", "error")
+        return None
+    if array.min() == array.max():
+        found = f"{array.flat[0]:g}"
+        notes.add(name, f"Every voxel is {found}. Leave the sequence out if it was not acquired.", "error")
+        return None
+    # A label map has few values, and a sample cannot have more than all.
+    values = np.unique(array[::2, ::2, ::2])
+    if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and len(np.unique(array)) <= MOST_LABELS:
+        found = ", ".join(f"{value:g}" for value in np.unique(array))
+        notes.add(name, f"This is a label map with the values {found}, not an image.", "error")
+        return None
+    fills = constant_fills(array)
+    if fills:
+        found = ", ".join(f"{value:g}" for value in fills)
+        notes.add(name, f"The background is not zero but {found}. It was taken for background.")
+        array = np.where(np.logical_or.reduce(list(fills.values())), 0, array)
+    rim = dark_rim(array)
+    if rim is not None:
+        share = np.count_nonzero(rim) / np.count_nonzero(array)
+        notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were taken for background.")
+        array = np.where(rim, 0, array)
+    if spread_of(array[array != 0]) == 0:
+        level = np.median(array[array != 0])
+        notes.add(
+            name,
+            f"More than half of the brain has the value {level:g}. Export the sequence again or leave it out.",
+            "error",
+        )
+        return None
+    return replace(volume, array=array)
+
+
+def _on_reference(
+    notes: _Notes, name: str, volume: Volume, reference: str, like: Volume, *, labels: bool = False
+) -> tuple[Volume, bool] | None:
+    """The volume on the grid of the reference and whether it was interpolated, or `None` if that cannot be."""
+    if volume is like:
+        return volume, False
+    same_shape = volume.array.shape == like.array.shape
+    if not (volume.has_geometry and like.has_geometry) and not same_shape:
+        shapes = f"{volume.array.shape} and {like.array.shape}"
+        notes.add(name, f"It has another shape than {reference} ({shapes}) and no affine to align it by.", "error")
+        return None
+    if volume.has_geometry != like.has_geometry:
+        notes.add(name, f"Only one of this and {reference} states an affine. Both were taken to lie on one grid.")
+        return Volume(volume.array, like.affine), False
+    placed, step, apart_mm = on_grid_of(volume, like, labels=labels)
+    if step == "taken over":
+        notes.add(name, f"Its affine is up to {apart_mm:.3g} mm off that of {reference}, which was taken.")
+    if step == "interpolated":
+        if not placed.array.any() and volume.array.any():
+            distance = centres_apart_mm(volume, like)
+            notes.add(
+                name, f"It does not overlap with {reference}: their centres are {distance:.0f} mm apart.", "error"
+            )
+            return None
+        how = "Each voxel took its nearest label." if labels else "It was interpolated."
+        notes.add(name, f"It lies on another grid than {reference} ({_differences(volume, like)}). {how}")
+    return placed, step == "interpolated"
+
+
+def _differences(volume: Volume, like: Volume) -> str:
+    """What tells two grids apart, as short as possible."""
+    edges = [np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in (volume, like)]
+    if np.abs(edges[0] - edges[1]).max() > 1e-2:
+        sizes = [" x ".join(f"{edge:.3g}" for edge in sizes) for sizes in edges]
+        return f"voxels of {sizes[0]} mm instead of {sizes[1]} mm"
+    if volume.array.shape != like.array.shape:
+        return f"shape {volume.array.shape} instead of {like.array.shape}"
+    distance = centres_apart_mm(volume, like)
+    return f"centres {distance:.3g} mm apart" if distance > 0.1 else "its axes are turned"
+
+
+def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: bool, allow_partial: bool) -> None:
+    """Find heads, parts of brains, brains at different places, and one image given twice."""
+    brains = {name: volume.array != 0 for name, volume in volumes.items()}
+    for name, brain in brains.items():
+        litres = np.count_nonzero(brain) * volumes[name].voxel_litres
+        head = head_litres(brain, volumes[name].affine)
+        if head:
+            notes.add(
+                name,
+                f"{head:.1f} litres of tissue look like a head with its skull. Extract the brain first, "
+                "or pass `--allow-skull` (`allow_skull=True`).",
+                "warning" if allow_skull else "error",
+            )
+        elif litres < LEAST_BRAIN_LITRES:
+            notes.add(
+                name,
+                f"{litres:.2g} litres of tissue are not a whole brain. Is the voxel size right? "
+                "Pass `--allow-partial` (`allow_partial=True`) to go on.",
+                "warning" if allow_partial else "error",
+            )
+        elif cut_off_share(brain) > CUT_OFF:
+            notes.add(name, "The field of view cuts off a part of the brain. Nothing is known of what lies outside.")
+    overlaps = {
+        pair: np.count_nonzero(brains[pair[0]] & brains[pair[1]]) / np.count_nonzero(brains[pair[0]] | brains[pair[1]])
+        for pair in itertools.combinations(brains, 2)
+    }
+    if overlaps and min(overlaps.values()) < LEAST_OVERLAP:
+        pair = min(overlaps, key=lambda pair: overlaps[pair])
+        notes.add(
+            "case",
+            f"{pair[0]} and {pair[1]} show brains that overlap by {overlaps[pair]:.0%} only. Register them first.",
+        )
+    for first, second in overlaps:
+        if np.array_equal(volumes[first].array, volumes[second].array):
+            notes.add(second, f"It holds the same voxels as {first}. One of the two names is wrong.")
+
+
+def _settle_labels(
+    notes: _Notes, label_map: Volume, schemes: Sequence[str], reference: str, like: Volume
+) -> tuple[np.ndarray | None, LabelScheme | None, bool]:
+    """The label map on the reference's grid, its scheme, and whether it was moved between voxels."""
+    for oddity in label_map.oddities:
+        notes.add(LABEL_MAP, oddity)
+    try:
+        check_affine(LABEL_MAP, label_map.affine, label_map.array.shape)
+        scheme = detect_label_scheme(label_values(label_map.array), schemes)
+    except BadInputError as error:
+        notes.findings.append(error.finding)
+        return None, None, False
+    except LabelMapError as error:
+        notes.add(LABEL_MAP, str(error), "error")
+        return None, None, False
+    if not label_map.has_geometry and label_map.array.shape == like.array.shape:
+        # A bare array belongs to the images it is given with.
+        label_map = Volume(label_map.array, like.affine, like.has_geometry)
+    placed = _on_reference(notes, LABEL_MAP, label_map, reference, like, labels=True)
+    if placed is None:
+        return None, None, False
+    return np.rint(placed[0].array).astype(np.uint8), scheme, placed[1]
+
+
+def _judge_labels(notes: _Notes, case: SettledCase) -> None:
+    """Find labels beside the brain, and an ET that does not enhance."""
+    whole, _, enhancing = case.regions
+    if not whole.any():
+        notes.add(LABEL_MAP, "It marks no tumour.")
+        return
+    brain = np.logical_or.reduce([array != 0 for array in case.arrays.values()])
+    outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
+    if outside > 0.05:
+        notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Does it belong to this case?")
+    if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
+        rest = brain & ~whole
+        gain = _height(case.arrays["t1c"], enhancing, rest) - _height(case.arrays["t1"], enhancing, rest)
+        if gain < ENHANCEMENT:
+            notes.add(
+                LABEL_MAP,
+                f"Its ET in {case.scheme} is not brighter on t1c than on t1 ({gain:.2f} spreads of the brain). "
+                "Is it another scheme (`--label-scheme`)?",
+            )
+
+
+def _height(volume: np.ndarray, inside: np.ndarray, rest: np.ndarray) -> float:
+    """How much brighter the median is `inside` than in the `rest`, in median absolute deviations of the rest."""
+    values = volume[rest]
+    if not values.size:
+        return 0.0
+    return float((np.median(volume[inside]) - np.median(values)) / max(spread_of(values), 1e-6))

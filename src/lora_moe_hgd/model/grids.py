@@ -1,0 +1,199 @@
+"""Where a volume lies, whether two volumes share a grid, and how to bring one onto the grid of another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .findings import BadInputError
+from .geometry import orientation, voxel_spacing_mm
+
+# Corners of equal grids may lie this share of a voxel apart, because programs round headers differently.
+TOLERATED_VOXELS = 0.25
+VOXEL_MM = (0.1, 20.0)
+MAX_FIELD_MM = 600.0
+MAX_ORIGIN_MM = 1e5
+
+Step = Literal["none", "moved", "taken over", "interpolated"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels and where they lie.
+
+    Attributes:
+        array: `(D, H, W)`.
+        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        has_geometry: Whether the source stated its affine; otherwise it is an assumption.
+        oddities: What is odd about the header it came with, a sentence each.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    has_geometry: bool = True
+    oddities: tuple[str, ...] = ()
+
+    @property
+    def voxel_litres(self) -> float:
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1e6
+
+
+def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an affine that cannot be that of a head.
+
+    Raises:
+        BadInputError: If the affine is singular or not finite, or voxels, field of view or origin have an impossible
+            size.
+    """
+    with np.errstate(all="ignore"):
+        edges_mm = np.linalg.norm(affine[:3, :3], axis=0)
+        # The share of a box's volume that is left when its axes lean.
+        share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
+    if not np.isfinite(share) or share < 1e-2:
+        raise BadInputError(
+            where,
+            f"The affine is singular or not finite: {affine[:3].tolist()}. Correct the sform or the qform of the "
+            "header.",
+        )
+    if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
+        raise BadInputError(
+            where,
+            f"The voxels measure {_times(edges_mm)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are read. Correct the "
+            "header. Its lengths must be in millimetres.",
+        )
+    field_mm = edges_mm * shape[:3]
+    if field_mm.max() > MAX_FIELD_MM:
+        raise BadInputError(
+            where,
+            f"The volume covers {_times(field_mm)} mm, more than a head; at most {MAX_FIELD_MM:g} mm along an axis "
+            "are read. Correct the voxel size in the header, or crop the volume.",
+        )
+    if np.abs(affine[:3, 3]).max() > MAX_ORIGIN_MM:
+        raise BadInputError(
+            where, f"The origin lies at {_times(affine[:3, 3])} mm, more than 100 m away. Correct the header."
+        )
+
+
+def _times(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tuple[Volume, Step, float]:
+    """Bring a volume onto the grid of another.
+
+    A volume whose axes run another way is moved voxel by voxel. If its corners then lie within a quarter of a voxel of
+    the reference's, it takes over the reference's affine. Otherwise values are interpolated linearly: smoothed first
+    where the reference is coarser, and without the zeros around a brain. Labels take the nearest value.
+
+    Returns:
+        The volume on the reference's grid, what was done, and the largest distance between corners in millimetres; the
+        distance is infinite if the shapes differ.
+    """
+    moved, was_moved = _reoriented(volume, reference.affine)
+    apart_mm = corners_apart_mm(moved, reference)
+    if apart_mm <= TOLERATED_VOXELS * min(voxel_spacing_mm(reference.affine)):
+        step: Step = "moved" if was_moved else "none"
+        if apart_mm > 1e-3:
+            step = "taken over"
+        return Volume(moved.array, reference.affine), step, apart_mm
+    to_volume = np.linalg.inv(volume.affine) @ reference.affine
+    shape = reference.array.shape
+    if labels:
+        return Volume(_nearest(volume.array, to_volume, shape), reference.affine), "interpolated", apart_mm
+    values = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))
+    brain = (values != 0).float()
+    step_voxels = np.linalg.norm(to_volume[:3, :3], axis=1)
+    sigma = np.maximum(0, (step_voxels - 1) / 2)
+    values, brain = (_linear(_blurred(part, sigma), to_volume, shape) for part in (values, brain))
+    array = torch.where(brain >= 0.5, values / brain.clamp(min=0.5), 0.0).numpy()
+    return Volume(array, reference.affine), "interpolated", apart_mm
+
+
+def corners_apart_mm(first: Volume, second: Volume) -> float:
+    """Largest distance between the same corner of two arrays; infinite if their shapes differ."""
+    if first.array.shape != second.array.shape:
+        return math.inf
+    corners = np.array(np.meshgrid(*((0, edge - 1) for edge in first.array.shape), [1])).reshape(4, -1)
+    return float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
+
+
+def centres_apart_mm(first: Volume, second: Volume) -> float:
+    """Distance between the centres of two fields of view."""
+    centres = [
+        volume.affine[:3, :3] @ ((np.array(volume.array.shape) - 1) / 2) + volume.affine[:3, 3]
+        for volume in (first, second)
+    ]
+    return float(np.linalg.norm(centres[0] - centres[1]))
+
+
+def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
+    """The same volume with its axes in the order and direction of the affine `like`, and whether that moved voxels."""
+    own_axes, own_flips = orientation(volume.affine)
+    axes, flips = orientation(like)
+    # Array axis `axes[a]` of the target runs along the anatomical axis `a`, as `own_axes[a]` does here.
+    order = [0, 0, 0]
+    flipped = [False, False, False]
+    for anatomical in range(3):
+        order[axes[anatomical]] = own_axes[anatomical]
+        flipped[axes[anatomical]] = own_flips[anatomical] != flips[anatomical]
+    if order == [0, 1, 2] and not any(flipped):
+        return volume, False
+    array = np.flip(np.transpose(volume.array, order), tuple(axis for axis in range(3) if flipped[axis]))
+    to_own = np.zeros((4, 4))
+    to_own[3, 3] = 1
+    for axis in range(3):
+        to_own[order[axis], axis] = -1 if flipped[axis] else 1
+        to_own[order[axis], 3] = array.shape[axis] - 1 if flipped[axis] else 0
+    return Volume(np.ascontiguousarray(array), volume.affine @ to_own, volume.has_geometry), True
+
+
+def _coordinates(to_volume: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
+    """Where the voxels of the reference's plane number `first` lie in the volume's array, `(H, W, 3)` in voxels."""
+    rows = np.arange(shape[1])[:, None, None] * to_volume[:3, 1]
+    columns = np.arange(shape[2])[None, :, None] * to_volume[:3, 2]
+    return first * to_volume[:3, 0] + rows + columns + to_volume[:3, 3]
+
+
+def _nearest(array: np.ndarray, to_volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Nearest value of `array` at each voxel of the reference; zero outside."""
+    result = np.zeros(shape, dtype=array.dtype)
+    for plane in range(shape[0]):
+        index = np.rint(_coordinates(to_volume, shape, plane)).astype(np.int64)
+        inside = ((index >= 0) & (index < array.shape)).all(axis=-1)
+        result[plane][inside] = array[tuple(index[inside].T)]
+    return result
+
+
+def _linear(volume: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """Trilinear interpolation of `volume` at each voxel of the reference; zero outside."""
+    # A single slice is half a voxel thick on either side: two slices of zeros around it say so.
+    single = [int(edge == 1) for edge in volume.shape]
+    volume = nn.functional.pad(volume, [pad for pad in reversed(single) for _ in range(2)])
+    edges = np.array(volume.shape) - 1
+    planes = []
+    for plane in range(shape[0]):
+        grid = 2 * (_coordinates(to_volume, shape, plane) + single) / edges - 1
+        grid = torch.from_numpy(grid[..., ::-1].astype(np.float32))[None, None]
+        planes.append(nn.functional.grid_sample(volume[None, None], grid, align_corners=True)[0, 0, 0])
+    return torch.stack(planes)
+
+
+def _blurred(volume: Tensor, sigma_voxels: np.ndarray) -> Tensor:
+    """Separable Gaussian blur with zeros beyond the border; a sigma of zero leaves its axis alone."""
+    for axis, sigma in enumerate(sigma_voxels):
+        if sigma <= 0:
+            continue
+        radius = max(1, math.ceil(4 * sigma))
+        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / float(sigma)) ** 2)
+        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
+        shape[2 + axis], padding[axis] = len(kernel), radius
+        volume = nn.functional.conv3d(volume[None, None], (kernel / kernel.sum()).reshape(shape), padding=padding)[
+            0, 0
+        ]
+    return volume

@@ -1,0 +1,116 @@
+"""From what a user holds to a volume: a path, a nibabel image, a MONAI `MetaTensor`, an array or a tensor."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .findings import BadInputError
+from .grids import Volume
+from .header_rules import KNOWN_CODES, header_findings
+
+try:
+    import nibabel as nib
+except ImportError:
+    nib = None  # type: ignore[assignment]
+
+
+def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | None = None) -> Volume:
+    """Read one 3-D volume as float32.
+
+    Args:
+        source: Path of a NIfTI or `.npy` file, nibabel image, `MetaTensor`, array or tensor.
+        where: What messages call it.
+        spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm is assumed when `None`.
+
+    Raises:
+        BadInputError: If the source is of another kind, or does not hold one volume of real numbers.
+        ImportError: If a NIfTI file is given and nibabel is not installed.
+    """
+    if isinstance(source, str | Path):
+        return _volume_of_file(str(source), where, spacing_mm)
+    if nib is not None and isinstance(source, nib.spatialimages.SpatialImage):
+        return volume_of_image(source, where=where)
+    if isinstance(source, Tensor) and getattr(source, "affine", None) is not None:
+        return _of_meta_tensor(source, where)
+    if isinstance(source, Tensor):
+        source = source.detach().cpu().numpy()
+    if not isinstance(source, np.ndarray):
+        kind = type(source).__name__
+        raise BadInputError(where, f"A volume must be a path, a nibabel image, an array or a tensor, not {kind}.")
+    edges = np.broadcast_to(np.asarray(1.0 if spacing_mm is None else spacing_mm, dtype=np.float64), 3)
+    return Volume(_checked(source, where), np.diag([*edges, 1.0]), spacing_mm is not None)
+
+
+def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
+    """Voxels and affine of a nibabel image, as float32.
+
+    Args:
+        image: A nibabel image.
+        where: What messages call it.
+        header: Its header as it lies on disk, before nibabel repaired it, if that is known.
+
+    Raises:
+        BadInputError: If it does not hold one volume of real numbers.
+    """
+    array, affine = _checked(image.dataobj, where), np.asarray(image.affine, dtype=np.float64)
+    if not isinstance(image.header, nib.Nifti1Header):
+        # Other formats always state an affine.
+        return Volume(array, affine)
+    stated = any(int(image.header[code]) in KNOWN_CODES for code in ("sform_code", "qform_code"))
+    oddities = [finding.message for finding in header_findings(header or image.header, where)]
+    if not stated and np.isfinite(affine).all():
+        codes = "".join(nib.aff2axcodes(affine))
+        oddities.append(f"The header states no orientation (sform and qform codes are 0). It was taken for {codes}.")
+    return Volume(array, affine, stated, tuple(oddities))
+
+
+def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] | None) -> Volume:
+    if path.endswith(".npy"):
+        return volume_of(np.load(path, allow_pickle=False), where=where, spacing_mm=spacing_mm)
+    if nib is None:
+        raise ImportError("Reading NIfTI files needs nibabel: pip install nibabel")
+    try:
+        image = nib.load(path)
+        header = None
+        if isinstance(image.header, nib.Nifti1Header):
+            with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj("rb") as file:
+                header = type(image.header).from_fileobj(file, check=False)
+        return volume_of_image(image, where=where, header=header)
+    except FileNotFoundError as error:
+        raise BadInputError(path, "There is no such file. Check the path.") from error
+    # Nibabel raises many kinds of errors over damaged files.
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+        raise BadInputError(path, f"The file cannot be read: {error or type(error).__name__}") from error
+
+
+def _of_meta_tensor(tensor: Any, where: str) -> Volume:
+    """MONAI keeps the affine beside the voxels, and a leading axis for channels."""
+    array = tensor.detach().cpu().numpy()
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    affine = np.asarray(tensor.affine, dtype=np.float64)
+    if str(tensor.meta.get("space", "RAS")).upper().endswith("LPS"):
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return Volume(_checked(array, where), affine)
+
+
+def _checked(array: Any, where: str) -> np.ndarray:
+    """The array as `(D, H, W)` float32, without trailing axes of length one."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise BadInputError(
+            where, f"The voxels must be real numbers, not {array.dtype}. Take the magnitude or one channel."
+        )
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise BadInputError(
+            where, f"A volume has three axes, but the shape is {array.shape}. Give each sequence alone."
+        )
+    return array.astype(np.float32, copy=False)
