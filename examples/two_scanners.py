@@ -126,7 +126,7 @@ def scores(checkpoint: str | Path, cases: Path, out: Path, args: argparse.Namesp
     network, processor = load_checkpoint(checkpoint)
     subsets = [parse_subset(name) for name in args.subsets.split(",")]
     found = evaluate(network, processor, find_cases(cases), out=out, subsets=subsets)
-    return pd.DataFrame([row for case in found.values() for row in case.rows])
+    return pd.DataFrame([row for case in found.scores.values() for row in case.rows])
 
 
 def table(differences: dict[str, pd.DataFrame]) -> str:

@@ -7,6 +7,7 @@ without.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
     # A bar for every file that is loaded would hide the ones that tell of long work.
     disable_progress_bar()
+    # A file name that the terminal cannot show must not end a command. Standard error is set up so by Python itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     module = importlib.import_module(COMMANDS[command][0])
     try:
         module.main(sys.argv[1:] if argv is None else argv)

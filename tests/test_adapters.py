@@ -440,7 +440,7 @@ def test_an_evaluation_is_not_taken_for_that_of_another_adapter(
 
     def expected_dice() -> list[float]:
         found = evaluate(all_four, processor, cases, out=tmp_path, subsets=[(False, False, False, True)])
-        return [row["expected_dice"] for row in found["case_000"].rows]
+        return [row["expected_dice"] for row in found.scores["case_000"].rows]
 
     results = [expected_dice()]
     with using_adapter(all_four, "full_a"):

@@ -12,16 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from lora_moe_hgd import fingerprints
+from lora_moe_hgd.data.case_files import CaseFiles
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.files import replacing_folder
+from lora_moe_hgd.inference import results as inference
+from lora_moe_hgd.inference.cohort import segment_cohort
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd_cli import run
 
@@ -151,7 +156,7 @@ def test_what_is_no_result_is_never_removed(cohort: Path, results: Path, tmp_pat
     assert "notes.txt" in table(out)["case_000"]["message"]
 
 
-@pytest.mark.parametrize("report", ["", "[1]", "{}"])
+@pytest.mark.parametrize("report", ["", "[1]", "{}", 100_000 * "["], ids=["empty", "list", "no key", "too deep"])
 def test_a_damaged_report_is_made_anew(cohort: Path, results: Path, tmp_path: Path, report: str) -> None:
     root, out = tmp_path / "cohort", tmp_path / "out"
     root.mkdir()
@@ -187,6 +192,38 @@ def test_an_input_that_is_gone_fails_its_case_alone(cohort: Path, results: Path,
     assert {case: row["status"] for case, row in table(out).items()} == {"case_000": "failed", "case_001": "done"}
 
 
+@pytest.fixture
+def done(cohort: Path, results: Path, tmp_path: Path) -> Callable[[], bool]:
+    """Asks a new segmenter whether the results of a copy of `case_000` below `tmp_path` are done."""
+    shutil.copytree(cohort / "case_000", tmp_path / "cohort/case_000")
+
+    def ask() -> bool:
+        case = find_case(tmp_path / "cohort/case_000")
+        return CaseSegmenter("tiny", ResultOptions()).is_done(case, results / "case_000")
+
+    return ask
+
+
+def test_results_of_a_moved_case_are_done_and_those_of_another_version_are_not(done, monkeypatch) -> None:
+    assert done()
+    monkeypatch.setattr(fingerprints, "version", lambda name: "99")
+    assert not done()
+
+
+def test_results_of_other_code_are_not_done(done, monkeypatch) -> None:
+    monkeypatch.setattr(inference, "code_fingerprint", lambda *modules: "of other code")
+    assert not done()
+
+
+def test_results_of_a_file_that_was_replaced_by_one_of_equal_size_and_time_are_not_done(done, tmp_path: Path) -> None:
+    path = tmp_path / "cohort/case_000/T2.nii.gz"
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not done()
+
+
 def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
     path = tmp_path / "BRATS_001.nii.gz"
     write_image(
@@ -196,6 +233,108 @@ def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
     orders = (("flair", "t1", "t1c", "t2"), ("t1", "t1c", "t2", "flair"))
     prints = {segmenter.fingerprint(find_case(path, channel_order=order)) for order in orders}
     assert len(prints) == 2
+    assert None not in prints
+
+
+@pytest.mark.parametrize("error", [TypeError("no message of ours"), KeyError("wt"), MemoryError(), RecursionError()])
+def test_whatever_a_case_raises_the_others_go_on(
+    cohort: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def copied(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+        if case.case_id == "case_001":
+            raise error
+        shutil.copytree(results / case.case_id, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(CaseSegmenter, "write", copied)
+    monkeypatch.setattr(CaseSegmenter, "loaded", None)
+    segmenter = CaseSegmenter("tiny", ResultOptions())
+    cases = [find_case(cohort / f"case_{number:03d}") for number in range(NUM_CASES)]
+    assert segment_cohort(segmenter, cases, [], tmp_path / "out") == 1
+    rows = table(tmp_path / "out")
+    assert [row["status"] for row in rows.values()] == ["done", "failed", "done"]
+    assert type(error).__name__ in rows["case_001"]["message"]
+    assert list(segmentations(tmp_path / "out")) == ["case_000", "case_002"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkeypatch, stop: type) -> None:
+    def stopped(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+        raise stop
+
+    monkeypatch.setattr(CaseSegmenter, "write", stopped)
+    monkeypatch.setattr(CaseSegmenter, "loaded", None)
+    with pytest.raises(stop):
+        segment_cohort(CaseSegmenter("tiny", ResultOptions()), [find_case(cohort / "case_000")], [], tmp_path / "out")
+
+
+def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "cohort", tmp_path / "out"
+    for case in ("case_000", "case_001"):
+        root.mkdir(exist_ok=True)
+        (root / case).symlink_to(cohort / case)
+    words = ["--in-path", str(root), "--out-path", str(out), "--modalities", "flair", "--html"]
+
+    def fails(*words: object, **options: object) -> None:
+        raise TypeError("no such colour")
+
+    monkeypatch.setattr(inference, "save_overlay", fails)
+    monkeypatch.setattr(inference, "write_case_page", fails)
+    run("segment", words)
+    said = "could not be made (TypeError: no such colour). The segmentation is complete without it."
+    for row in table(out).values():
+        assert row["status"] == "done"
+        assert f"overlay.png {said}" in row["warnings"]
+        assert f"report.html {said}" in row["warnings"]
+    assert f"warning: overlay.png {said}" in capsys.readouterr().err
+    assert {path.name for path in (out / "case_000").iterdir()} == {"report.json", "seg.nii.gz"}
+    monkeypatch.delattr(CaseSegmenter, "write")
+    run("segment", words)
+
+
+def test_a_case_of_one_slice_is_segmented_with_its_picture_and_page(cohort: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cohort"
+    (root / "case_000").mkdir(parents=True)
+    whole = read_image(cohort / "case_000/FLAIR.nii.gz").image
+    middle = whole.shape[2] // 2
+    one = np.asarray(whole.dataobj)[:, :, middle : middle + 1]
+    write_image(root / "case_000/FLAIR.nii.gz", one, like=whole.slicer[:, :, middle : middle + 1])
+    (root / "case_001").symlink_to(cohort / "case_001")
+    out = tmp_path / "out"
+    run("segment", ["--in-path", str(root), "--out-path", str(out), "--html", "--allow-partial"])
+    assert [row["status"] for row in table(out).values()] == ["done", "done"]
+    assert {path.name for path in (out / "case_000").iterdir()} == {
+        *("seg.nii.gz", "overlay.png", "report.html", "report.json")
+    }
+    assert read_image(out / "case_000/seg.nii.gz").image.shape == one.shape
+
+
+def test_a_folder_whose_name_is_not_unicode_is_a_case_like_any_other(
+    cohort: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    root, out = tmp_path / "cohort", tmp_path / "out"
+    root.mkdir()
+    name = os.fsdecode("Müller".encode("latin-1"))
+    try:
+        shutil.copytree(cohort / "case_000", root / name)
+    except OSError:
+        pytest.skip("This file system takes Unicode names only.")
+    shutil.copytree(cohort / "cut", root / f"{name}-cut")
+    (root / "case_001").symlink_to(cohort / "case_001")
+    words = ["--in-path", str(root), "--out-path", str(out), "--html", "--modalities", "t1,t2"]
+    with pytest.raises(SystemExit) as stopped:
+        run("segment", words)
+    assert stopped.value.code == 1
+    rows = table(out)
+    assert sorted(row["status"] for row in rows.values()) == ["done", "done", "failed"]
+    assert rows[r"M\udcfcller"]["status"] == "done"
+    assert (out / name / "report.json").is_file()
+    assert b"M%FCller/report.html" in (out / "index.html").read_bytes()
+    assert rb"failed: M\udcfcller-cut" in capsysbinary.readouterr().err
+    with pytest.raises(SystemExit):
+        run("check", [str(root), "--no-labels"])
+    assert rb"M\udcfcller-cut/T2.nii.gz" in capsysbinary.readouterr().out
 
 
 def state_of(out: Path) -> set[tuple[Path, int]]:

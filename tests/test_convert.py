@@ -14,9 +14,9 @@ import pytest
 
 from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.convert import BY_KEY, TARGETS
-from lora_moe_hgd.data.datasets import StreamedCases
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.data.nifti import read_image, read_stack
+from lora_moe_hgd.data.streams import StreamedCases
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES

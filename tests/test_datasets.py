@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from lora_moe_hgd.data import datasets
 from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset, StreamedCases
+from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.data.streams import StreamedCases
+from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.schedule import draw_subset
 
@@ -75,10 +78,59 @@ def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_
     for index, case in enumerate(expected):
         for name in ("pixel_values", "modality_mask", "labels"):
             assert_close(again[index][name], case[name], rtol=0, atol=0)
-    # A file that changed is read again.
-    (root / "case_001/T2.nii.gz").touch()
+    # A file of equal size and time but with other content is read.
+    path = root / "case_001/T2.nii.gz"
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(NameError, match="read_case"):
         cases(root, tmp_path)[1]
+
+
+def test_prepared_cases_are_not_taken_from_another_version_or_code(
+    dummy_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places() -> list[Path]:
+        phantoms = PhantomDataset(1, seed=0, processor=PROCESSOR, cache_dir=tmp_path)
+        return [phantoms._kept_at(0), cases(dummy_root, tmp_path)._kept_at(0)]
+
+    found = places()
+    monkeypatch.setattr(datasets, "code_fingerprint", lambda *modules: "of other code")
+    found += places()
+    monkeypatch.setattr(datasets, "version", lambda name: "99")
+    found += places()
+    assert len(set(found)) == 6
+
+
+def test_files_are_read_once_for_a_run_and_not_once_an_epoch(dummy_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(dummy_root, root)
+    prepared = cases(root, tmp_path)
+    prepared.prepare_all(num_workers=0, progress=False)
+    shutil.rmtree(root)
+    assert prepared.without([0])[1]["case_id"] == "case_002"
+
+
+def test_a_case_that_changed_during_a_run_is_not_taken_for_the_one_that_was(dummy_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(dummy_root / "case_000", root / "case_000")
+    prepared = cases(root, tmp_path)
+    prepared.prepare_all(num_workers=0, progress=False)
+    prepared._kept_at(0).unlink()
+    shutil.copy(dummy_root / "case_001/T1.nii.gz", root / "case_000/T1.nii.gz")
+    with pytest.raises(BadInputError, match="case_000: Files of this case have changed since the run began"):
+        prepared[0]
+    assert not prepared._kept_at(0).exists()
+
+
+def test_a_file_that_cannot_be_read_is_a_finding_of_its_case(dummy_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(dummy_root, root)
+    (root / "case_001/T2.nii.gz").unlink()
+    (root / "case_001/T2.nii.gz").symlink_to(tmp_path / "nowhere")
+    (number, finding), *others = cases(root, tmp_path).prepare_all(num_workers=0, progress=False).items()
+    assert (number, finding.where, others) == (1, root / "case_001/T2.nii.gz", [])
 
 
 def test_a_prepared_case_is_what_the_processor_gives(dummy_root: Path, tmp_path: Path) -> None:
@@ -170,6 +222,32 @@ def test_a_file_of_a_dataset_that_changed_is_read_again(dataset_root: Path, tmp_
     after = streamed(dataset_root, tmp_path)
     assert before.kept[1:] == after.kept[1:]
     assert not torch.equal(before[0]["pixel_values"], after[0]["pixel_values"])
+
+
+def test_a_case_of_a_stream_that_the_cache_lost_is_filled_in_with_itself(dataset_root: Path, tmp_path: Path) -> None:
+    stream = streamed(dataset_root, tmp_path)
+    expected = stream[1]
+    stream._kept_at(1).unlink()
+    for name in ("pixel_values", "modality_mask", "labels"):
+        assert_close(stream[1][name], expected[name], rtol=0, atol=0)
+
+
+def test_a_case_of_a_stream_that_changed_and_was_lost_is_refused(dataset_root: Path, tmp_path: Path) -> None:
+    stream = streamed(dataset_root, tmp_path)
+    stream._kept_at(1).unlink()
+    shutil.copy(dataset_root / "train/case_000/T1.nii.gz", dataset_root / "train/case_001/T1.nii.gz")
+    with pytest.raises(ValueError, match=r"Case number 1 of .* has changed since the run began"):
+        stream[1]
+    assert not stream._kept_at(1).exists()
+
+
+def test_a_bad_case_of_a_stream_is_named_by_its_number(dataset_root: Path, tmp_path: Path) -> None:
+    metadata = dataset_root / "train/metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    rows[1]["seg_file_name"] = None
+    metadata.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"Case number 1 of .* has no segmentation"):
+        streamed(dataset_root, tmp_path)
 
 
 def test_a_dataset_without_segmentations_is_refused(dataset_root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,28 +12,43 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd import fingerprints, load_checkpoint, pretrained_path
+from lora_moe_hgd.data.case_files import CaseFiles
 from lora_moe_hgd.data.layouts import find_case, find_cases
 from lora_moe_hgd.data.nifti import read_image
+from lora_moe_hgd.data.splits import Split, write_run_split
 from lora_moe_hgd.evaluation import evaluate as module
+from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
 from lora_moe_hgd.evaluation.compare import paired_differences
-from lora_moe_hgd.evaluation.evaluate import Rules, evaluate, prepared
-from lora_moe_hgd.evaluation.report import dice_table, shapley_values, summarise, trust, worth_of_sequences
+from lora_moe_hgd.evaluation.evaluate import evaluate
+from lora_moe_hgd.evaluation.report import (
+    dice_table,
+    shapley_values,
+    summarise,
+    to_markdown,
+    trust,
+    worth_of_sequences,
+)
+from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
 from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
+from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.sources import volume_of
+from lora_moe_hgd.training.adapters import add_adapter
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
-FILES = {"scores.csv", "table.md", "table.json", "heat_map.png", "by_count.png", "reliability.png", "cases"}
+TABLES = {"scores.csv", "findings.csv", "table.md", "table.json"}
+FILES = TABLES | {"heat_map.png", "by_count.png", "reliability.png", "cases"}
 
 
 def rows_of(*values: tuple[str, str, float, float, float]) -> pd.DataFrame:
@@ -65,6 +81,37 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert 0.88 <= np.mean(covered) <= 1.0
 
 
+def test_undefined_values_neither_enter_a_mean_nor_are_counted() -> None:
+    nan = math.nan
+    rows = rows_of(("a", "t1", 1.0, 0.5, nan), ("b", "t1", 0.5, 0.5, nan), ("c", "t1", nan, nan, nan))
+    rows["hd95_mm"] = [1.0, 2.0, nan, nan, nan, nan, nan, nan, nan]
+    summary = summarise(rows).set_index(["metric", "subset", "region"])[["cases", "mean"]]
+    assert summary.loc[("dice", "t1", "wt")].tolist() == [2, 0.75]
+    assert summary.loc[("dice", "t1", "mean")].tolist() == [2, 0.625]
+    assert summary.loc[("hd95_mm", "t1", "wt")].tolist() == [1, 1.0]
+    assert summary.loc[("dice", "t1", "et"), "cases"] == 0
+    assert math.isnan(summary.loc[("dice", "t1", "et"), "mean"])
+    row = dice_table(summarise(rows)).splitlines()[2]
+    assert row.startswith("| t1 | 2 | 0.750 (0.500 to 1.000) | 0.500 (0.500 to 0.500) | nan, 0 cases | 0.625")
+
+
+def test_undefined_values_are_left_out_of_both_sides_of_a_comparison() -> None:
+    nan = math.nan
+    first = rows_of(("a", "t1", 0.5, 0.5, nan), ("b", "t1", 0.5, 0.5, 0.5), ("c", "t1", 0.9, nan, nan))
+    second = rows_of(("a", "t1", 0.6, 0.6, 1.0), ("b", "t1", 0.6, 0.6, nan), ("c", "t1", nan, 0.1, nan))
+    found = paired_differences(first, second).set_index(["subset", "region"])
+    assert found.loc[("mean", "mean"), "difference"] == pytest.approx(0.1)
+    assert found["cases"].tolist() == [2, 2, 2, 2]
+    assert ("mean", "et") not in found.index
+
+
+def test_expected_and_real_dice_are_compared_where_both_are_defined() -> None:
+    rows = rows_of(("a", "t1", 0.5, 0.5, math.nan), ("b", "t1", 0.7, 0.7, 0.7))
+    rows["expected_dice"] = [0.5, 0.5, 1.0, 0.7, 0.7, 0.7]
+    found = trust(rows, {(case, "t1"): np.ones((3, 3, 10)) for case in "ab"})
+    assert found[["expected_dice", "dice"]].to_numpy().tolist() == [[pytest.approx(0.6)] * 2]
+
+
 def test_one_case_has_no_interval() -> None:
     assert summarise(rows_of(("a", "t1", 1.0, 0.5, 0.0)))["low"].isna().all()
 
@@ -89,6 +136,20 @@ def test_the_worth_of_sequences_needs_all_subsets_of_a_case() -> None:
     assert worth_of_sequences(rows[rows["subset"] != "t1"]) == {}
 
 
+def test_the_worth_of_sequences_is_that_in_the_same_cases_for_every_subset() -> None:
+    names = [subset_name(mask) for mask in EVERY_SUBSET]
+    rows = rows_of(*((case, name, name.count("+") / 4 + 0.25, 0.0, 0.0) for case in "ab" for name in names))
+    # Undefined in one subset of a case that is perfect in the others.
+    rows.loc[(rows["case_id"] == "b") & (rows["region"] == "wt"), "dice"] = 1.0
+    rows.loc[(rows["case_id"] == "b") & (rows["region"] == "wt") & (rows["subset"] == "t1"), "dice"] = math.nan
+    rows.loc[rows["region"] == "et", "dice"] = math.nan
+    found = worth_of_sequences(rows)
+    assert found["wt"] == pytest.approx(dict.fromkeys(("t1", "t1c", "t2", "flair"), 0.25))
+    assert list(found) == ["wt", "tc"]
+    reliability = {(case, name): np.ones((3, 3, 10)) for case in "ab" for name in names}
+    assert "| sequence | WT | TC |" in to_markdown(rows.assign(expected_dice=0.5), reliability)
+
+
 def test_paired_differences_know_better_from_worse() -> None:
     rng = np.random.default_rng(2)
     first = rows_of(*((f"case{i}", "t1", *rng.uniform(0.2, 0.6, 3)) for i in range(12)))
@@ -109,7 +170,7 @@ def test_only_common_cases_and_subsets_are_compared() -> None:
     found = paired_differences(first, second)
     assert set(found["cases"]) == {1}
     assert found["difference"].tolist() == pytest.approx([0.2] * len(found))
-    with pytest.raises(ValueError, match="a case and a subset in common"):
+    with pytest.raises(ValueError, match="no case and subset in common"):
         paired_differences(first, second[second["case_id"] == "c"])
 
 
@@ -179,7 +240,7 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
     images = {name: read_image(path).image for name, path in case.images.items() if name in ("t1c", "flair")}
     found = segment(network, processor, images)
-    (row,) = (row for row in scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
+    (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert found.volumes_ml()["wt"] == pytest.approx(volume)
     assert row["expected_dice"] == expected_dice(found.probabilities, found.regions)[0]
@@ -197,52 +258,218 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
     assert (tmp_path / "scores/table.md").read_text().strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("evaluate", [*arguments[:-1], "case_9"])
-    assert "No case(s) case_9" in capsys.readouterr().err
+    assert f"{dummy_root} does not hold case_9, which --cases names." in capsys.readouterr().err
 
 
-def test_what_is_known_is_not_computed_again_and_what_changed_is(
-    dummy_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FLAIR, T1 = (False, False, False, True), (True, False, False, False)
+
+
+class Scorer:
+    """Stands in for `score_case`: records what it is asked for, and gives scores that differ from call to call."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.errors: dict[str, Exception] = {}
+
+    def __call__(self, network, processor, case: CaseFiles, subsets, rules: Rules) -> CaseScores:
+        if case.case_id in self.errors:
+            raise self.errors[case.case_id]
+        scores = CaseScores()
+        for subset in subsets:
+            name = subset_name(subset)
+            self.asked.append((case.case_id, name))
+            value = 1 / len(self.asked)
+            scores.rows += [
+                {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region, "dice": value}
+                | {"expected_dice": value}
+                for region in ("wt", "tc", "et")
+            ]
+            scores.reliability[name] = np.ones((3, 3, 10)).tolist()
+        return scores
+
+    def news(self) -> list[tuple[str, str]]:
+        """What was asked for since the last call."""
+        asked, self.asked = self.asked[:], []
+        return asked
+
+
+@pytest.fixture
+def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
+    stand_in = Scorer()
+    monkeypatch.setattr(module, "score_case", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def own_cases(dummy_root: Path, tmp_path: Path) -> Path:
+    """Copies of two cases."""
+    for name in ("case_000", "case_001"):
+        shutil.copytree(dummy_root / name, tmp_path / "cases" / name)
+    return tmp_path / "cases"
+
+
+def test_scores_are_not_computed_again_and_further_subsets_alone_are(
+    own_cases: Path, tmp_path: Path, scorer: Scorer
 ) -> None:
-    shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
-    shutil.copytree(dummy_root / "case_001", tmp_path / "cases/case_001")
     network, processor = load_checkpoint("tiny")
-    cases = find_cases(tmp_path / "cases")
-    scored = []
-
-    def spy(network, processor, case, subsets, rules):
-        scored.extend((case.case_id, subset_name(subset)) for subset in subsets)
-        return score_case(network, processor, case, subsets, rules)
-
-    score_case = module.score_case
-    monkeypatch.setattr(module, "score_case", spy)
-    flair, t1 = (False, False, False, True), (True, False, False, False)
-    first = evaluate(network, processor, cases, out=tmp_path / "out", subsets=[flair])
-    assert scored == [("case_000", "flair"), ("case_001", "flair")]
-    scored.clear()
-    assert evaluate(network, processor, cases, out=tmp_path / "out", subsets=[flair]) == first
-    assert scored == []
-    both = evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair, t1])
-    assert scored == [("case_000", "t1")]
-    assert both["case_000"].rows[:3] == first["case_000"].rows
-    scored.clear()
-    (tmp_path / "cases/case_001/T2.nii.gz").unlink()
-    changed = find_cases(tmp_path / "cases")[1:]
+    cases, out = find_cases(own_cases), tmp_path / "out"
+    first = evaluate(network, processor, cases, out=out, subsets=[FLAIR])
+    assert scorer.news() == [("case_000", "flair"), ("case_001", "flair")]
+    assert evaluate(network, processor, cases, out=out, subsets=[FLAIR]) == first
+    assert scorer.news() == []
+    both = evaluate(network, processor, cases[:1], out=out, subsets=[FLAIR, T1, T1])
+    assert scorer.news() == [("case_000", "t1")]
+    assert len(both.scores["case_000"].rows) == 6
+    assert both.scores["case_000"].rows[:3] == first.scores["case_000"].rows
+    (own_cases / "case_001/T2.nii.gz").unlink()
+    changed = find_cases(own_cases)[1:]
     for _ in range(2):
-        evaluate(network, processor, changed, out=tmp_path / "out", subsets=[flair, (False, False, True, True)])
-    assert scored == [("case_001", "flair")]
-    scored.clear()
-    mirrored = evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair], rules=Rules(mirror=True))
-    assert scored == [("case_000", "flair")]
-    assert mirrored["case_000"] != first["case_000"]
-    scored.clear()
+        evaluate(network, processor, changed, out=out, subsets=[FLAIR, (False, False, True, True)])
+    assert scorer.news() == [("case_001", "flair")]
+    assert evaluate(network, processor, changed, out=out, subsets=[(False, False, True, True)]).scores["case_001"] == (
+        CaseScores()
+    )
+
+
+def test_scores_made_from_anything_else_are_computed_again(
+    own_cases: Path, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, processor = load_checkpoint("tiny")
+    shown = [("case_000", "flair")]
+
+    def again(rules: Rules | None = None, **change) -> list[tuple[str, str]]:
+        case = dataclasses.replace(find_case(own_cases / "case_000"), **change)
+        evaluate(network, processor, [case], out=tmp_path / "out", subsets=[FLAIR], rules=rules)
+        return scorer.news()
+
+    assert (again(), again()) == (shown, [])
+    assert again(Rules(mirror=True)) == again(Rules(convention="nan")) == again(Rules(lesions="met2023")) == shown
+    assert again(label_schemes=("brats2018",)) == shown
+    assert again(channels={"t1": 0, "flair": 1}) == again(channels={"t1": 1, "flair": 0}) == shown
+    again()
+    path = own_cases / "case_000/seg.nii.gz"
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (again(), again()) == (shown, [])
     with torch.no_grad():
         next(network.parameters()).add_(0.01)
-    evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair])
-    assert scored == [("case_000", "flair")]
-    scored.clear()
-    shutil.copy(dummy_root / "case_002/seg.nii.gz", tmp_path / "cases/case_000/seg.nii.gz")
-    evaluate(network, processor, cases[:1], out=tmp_path / "out", subsets=[flair])
-    assert scored == [("case_000", "flair")]
+    assert (again(), again()) == (shown, [])
+    network.to(torch.bfloat16)
+    assert (again(), again()) == (shown, [])
+    # In no weight.
+    network.config.num_experts_per_tok = 1
+    assert (again(), again()) == (shown, [])
+    processor.least_part = 0.3
+    assert (again(), again()) == (shown, [])
+    monkeypatch.setattr(fingerprints, "version", lambda name: "99")
+    assert (again(), again()) == (shown, [])
+    (tmp_path / "out/cases/case_000.json").write_text('{"rows": []}')
+    assert (again(), again()) == (shown, [])
+
+
+def test_scores_of_other_code_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, processor = load_checkpoint("tiny")
+    before = scoring.scorer_fingerprint(network, processor, Rules())
+    monkeypatch.setattr(scoring, "code_fingerprint", lambda *modules: "of other code")
+    assert scoring.scorer_fingerprint(network, processor, Rules()) != before
+
+
+@pytest.mark.parametrize("error", [TypeError("not ours"), MemoryError(), BadInputError("T2.nii.gz", "It is cut off.")])
+def test_whatever_a_case_raises_the_others_are_scored(
+    dummy_root: Path, tmp_path: Path, scorer: Scorer, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    scorer.errors["case_001"] = error
+    words = ["--data", str(dummy_root), "--out", str(tmp_path / "out"), "--subsets", "flair"]
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", words)
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+    assert f"failed: case_001: {reason}" in said.err
+    assert "2 of 3 cases are scored. These failed:\n  case_001: " in said.err
+    note = "1 of 3 cases could not be scored and are left out (findings.csv says why)."
+    assert note in said.out
+    assert note in (tmp_path / "out/table.md").read_text()
+    assert json.loads((tmp_path / "out/table.json").read_text())["about"]["failed"] == 1
+    assert set(pd.read_csv(tmp_path / "out/scores.csv")["case_id"]) == {"case_000", "case_002"}
+    (row,) = pd.read_csv(tmp_path / "out/findings.csv").to_dict("records")
+    assert (row["case_id"], row["level"]) == ("case_001", "error")
+    assert reason in row["message"]
+    # Nothing of the others is lost, and once the case is mended it alone is scored.
+    scorer.errors.clear()
+    scorer.news()
+    run("evaluate", words)
+    assert scorer.news() == [("case_001", "flair")]
+    assert "could not be scored" not in (tmp_path / "out/table.md").read_text()
+    assert len(pd.read_csv(tmp_path / "out/findings.csv")) == 0
+
+
+def test_no_table_is_made_where_no_case_can_be_scored(dummy_root, tmp_path, scorer, capsys) -> None:
+    scorer.errors = {f"case_{number:03d}": ValueError("bad") for number in range(3)}
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", ["--data", str(dummy_root), "--out", str(tmp_path / "out"), "--subsets", "flair"])
+    assert stopped.value.code == 1
+    assert "0 of 3 cases are scored." in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.*"))
+
+
+def test_what_is_odd_about_a_case_is_printed_and_recorded_also_when_its_scores_are_known(
+    own_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own_cases / "case_001/seg.nii.gz"
+    seg = nib.load(path)
+    moved = seg.affine.copy()
+    moved[:3, 3] += 7
+    nib.save(nib.Nifti1Image(np.asarray(seg.dataobj), moved), path)
+    out = tmp_path / "out"
+    for _ in range(2):
+        run("evaluate", ["--data", str(own_cases), "--out", str(out), "--subsets", "flair"])
+        said = capsys.readouterr()
+        assert f"warning: case_001: {path}: " in said.err
+        assert "1 of 2 cases have warnings (findings.csv lists them)." in said.out
+    findings = pd.read_csv(out / "findings.csv")
+    assert set(zip(findings["case_id"], findings["level"], findings["where"], strict=True)) == {
+        ("case_001", "warning", str(path))
+    }
+    assert json.loads((out / "cases/case_001.json").read_text())["findings"][0]["where"] == str(path)
+    # They are published with a checkpoint.
+    for name in ("table.md", "table.json"):
+        assert "case_001" not in (out / name).read_text()
+
+
+def test_a_case_is_refused_for_what_check_calls_an_error(own_cases: Path, tmp_path: Path, capsys) -> None:
+    path = own_cases / "case_001/T2.nii.gz"
+    image = nib.load(path)
+    data = np.asarray(image.dataobj).copy()
+    data[3, 4, 5] = math.nan
+    nib.save(nib.Nifti1Image(data, image.affine), path)
+    with pytest.raises(SystemExit):
+        run("check", [str(own_cases)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("error"))
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", ["--data", str(own_cases), "--out", str(tmp_path / "out"), "--subsets", "flair"])
+    assert stopped.value.code == 1
+    assert f"failed: case_001: {own_cases}/{line.removeprefix('error').strip()}" in capsys.readouterr().err
+
+
+def test_a_case_whose_name_is_not_unicode_is_scored_like_any_other(
+    dummy_root: Path, tmp_path: Path, scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [os.fsdecode(name.encode("latin-1")) for name in ("Müller", "Möller")]
+    try:
+        for name in names:
+            shutil.copytree(dummy_root / "case_000", tmp_path / "cases" / name)
+    except OSError:
+        pytest.skip("This file system takes Unicode names only.")
+    scorer.errors[names[0]] = ValueError(names[0])
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "out"), "--subsets", "flair"])
+    assert stopped.value.code == 1
+    assert r"failed: M\udcfcller: M\udcfcller" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "out/scores.csv")["case_id"]) == {r"M\udcf6ller"}
+    assert set(pd.read_csv(tmp_path / "out/findings.csv")["case_id"]) == {r"M\udcfcller"}
 
 
 @pytest.mark.slow
@@ -267,16 +494,43 @@ def test_evaluations_are_compared(tmp_path: Path, capsys) -> None:
     assert len(pd.read_csv(tmp_path / "c/comparison.csv")) == 5
     with pytest.raises(SystemExit):
         run("evaluate", ["--compare", str(tmp_path / "a"), str(tmp_path / "nothing"), "--out", str(tmp_path / "c")])
-    assert "must be the folder of an evaluation" in capsys.readouterr().err
+    assert "nothing holds no scores.csv" in capsys.readouterr().err
 
 
-def test_a_case_without_ground_truth_is_found_before_any_is_scored(dummy_root, tmp_path, capsys, monkeypatch) -> None:
+def test_checkpoints_are_compared_on_the_cases_that_could_be_scored(dummy_root, tmp_path, scorer, capsys) -> None:
+    scorer.errors["case_001"] = ValueError("bad")
+    words = ["compare", "tiny", "tiny", "--data", str(dummy_root), "--out", str(tmp_path), "--subsets", "flair"]
+    with pytest.raises(SystemExit) as stopped:
+        run("adapters", words)
+    assert stopped.value.code == 1
+    assert "| flair | mean | 2 |" in capsys.readouterr().out
+    assert (tmp_path / "comparison.md").is_file()
+
+
+def test_a_case_without_ground_truth_is_told_before_any_is_scored(dummy_root, tmp_path, capsys, scorer) -> None:
     shutil.copytree(dummy_root, tmp_path / "cases")
     (tmp_path / "cases/case_002/seg.nii.gz").unlink()
-    monkeypatch.delattr("lora_moe_hgd.evaluation.evaluate.load_checkpoint")
-    with pytest.raises(SystemExit):
+    scorer.errors["case_000"] = ValueError("bad")
+    words = ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "flair"]
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", words)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert said.index("failed: ") == said.index(f"failed: {tmp_path / 'cases/case_002'}: ")
+    assert said.index("case_002: This case has no label map to score against.") < said.index("failed: case_000: bad")
+    assert scorer.news() == [("case_001", "flair")]
+    # Others are none of what was asked for.
+    run("evaluate", [*words, "--cases", "case_001"])
+
+
+def test_a_folder_without_a_labelled_case_is_refused(dummy_root, tmp_path, capsys, monkeypatch) -> None:
+    shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
+    (tmp_path / "cases/case_000/seg.nii.gz").unlink()
+    monkeypatch.delattr(module, "load_checkpoint")
+    with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores")])
-    assert "case_002" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"No case in {tmp_path / 'cases'} can be scored. Problems:" in capsys.readouterr().err
 
 
 def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> None:
@@ -286,3 +540,95 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
     assert "has all sequences of any subset of --subsets t1+t2" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Folder of a run that trained on `case_000`, was validated on `case_001`, and left `best` behind."""
+    shutil.copytree(pretrained_path("tiny"), tmp_path / "run/best")
+    (tmp_path / "run/run.json").write_text(json.dumps({"config": {"base": "tiny"}, "finished": True}))
+    write_run_split(tmp_path / "run", Split(train=["case_000"], validation=["case_001"]), fold=None)
+    return tmp_path / "run"
+
+
+def words_of(trained: Path, data: Path, *options: str) -> list[str]:
+    places = ["--checkpoint", str(trained / "best"), "--data", str(data), "--out", str(trained.parent / "out")]
+    return [*places, "--subsets", "flair", *options]
+
+
+@pytest.mark.parametrize(
+    ("options", "case"),
+    [((), "case_001"), (("--part", "validation"), "case_001"), (("--part", "train"), "case_000")],
+)
+def test_the_cases_of_a_run_are_scored(
+    trained: Path, dummy_root: Path, scorer: Scorer, options: tuple[str, ...], case: str
+) -> None:
+    run("evaluate", words_of(trained, dummy_root, "--cases-of", str(trained), *options))
+    assert scorer.news() == [(case, "flair")]
+
+
+def test_cases_of_a_run_that_are_not_below_the_data_are_named(trained, dummy_root, tmp_path, capsys, scorer) -> None:
+    shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", words_of(trained, tmp_path / "cases", "--cases-of", str(trained)))
+    assert stopped.value.code == 2
+    said = f"{tmp_path / 'cases'} does not hold case_001, which {trained}/split.csv (validation) names."
+    assert said in capsys.readouterr().err
+    assert scorer.news() == []
+
+
+def test_a_run_without_cases_of_its_own_is_refused(trained, dummy_root, capsys) -> None:
+    write_run_split(trained, Split([], []), fold=None)
+    with pytest.raises(SystemExit):
+        run("evaluate", words_of(trained, dummy_root, "--cases-of", str(trained)))
+    assert "split.csv (validation) lists no case." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["best", "best/adapter", "next/best", "elsewhere"])
+def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
+    trained: Path, dummy_root: Path, scorer: Scorer, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    checkpoint = trained / place
+    if place == "next/best":
+        # A later run over the first one's checkpoint.
+        checkpoint = trained.parent / place
+        shutil.copytree(trained / "best", checkpoint)
+        (checkpoint.parent / "run.json").write_text(json.dumps({"config": {"base": str(trained / "best")}}))
+        write_run_split(checkpoint.parent, Split(["case_002"], []), fold=None)
+    elif place != "best":
+        checkpoint = trained / place if "adapter" in place else trained.parent / place
+        network, _ = load_checkpoint("tiny")
+        add_adapter(network, "lora", base=str(trained / "best"), options={"r": 1}).save_pretrained(checkpoint)
+    run("evaluate", [*words_of(trained, dummy_root), "--checkpoint", str(checkpoint)])
+    known = ["case_000", "case_002"] if place == "next/best" else ["case_000"]
+    said = f"warning: This checkpoint was trained on {len(known)} of the 3 cases: {', '.join(known)}."
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert f"{len(known)} of 3 cases were used to train the checkpoint" in captured.out
+    about = json.loads((trained.parent / "out/table.json").read_text())["about"]
+    assert about["trained_on"] == len(known)
+
+
+def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(
+    trained: Path, dummy_root: Path, scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", words_of(trained, dummy_root, "--cases", "case_001,case_002"))
+    assert "trained on" not in capsys.readouterr().err
+    run("evaluate", [*words_of(trained, dummy_root), "--checkpoint", "tiny"])
+    assert "trained on" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "d", "--part", "train"], "--part chooses among the cases of a run. Name the run with --cases-of"),
+        (["--compare", "a", "b", "--subsets", "all", "--mirror"], "on which --mirror, --subsets has no effect"),
+        (["--compare", "a", "b", "--cases-of", "r"], "on which --cases-of has no effect"),
+        (["--compare", "a"], "--compare needs at least two folders of evaluations, but there is only a."),
+    ],
+)
+def test_options_without_effect_are_refused(words: list[str], said: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("evaluate", [*words, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err

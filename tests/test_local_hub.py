@@ -115,7 +115,7 @@ WITH_PACKAGE = "import lora_moe_hgd\nTRUSTED = {}\n"
 
 PULL_AS_USERS_OF_THE_PACKAGE = """
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.datasets import StreamedCases
+from lora_moe_hgd.data.streams import StreamedCases
 
 for name in ('me/net', 'me/net@v1', 'me/adapter'):
     logits[name] = load_checkpoint(name)[0](volumes).logits

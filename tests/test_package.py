@@ -19,7 +19,19 @@ from lora_moe_hgd_cli import COMMANDS
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
-ORDER = ["files", "processes", "model", "pretrained", "data", "loading", "inference", "evaluation", "training", "hub"]
+ORDER = [
+    "files",
+    "fingerprints",
+    "processes",
+    "model",
+    "pretrained",
+    "data",
+    "loading",
+    "inference",
+    "evaluation",
+    "training",
+    "hub",
+]
 ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}
 
 

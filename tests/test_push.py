@@ -124,7 +124,7 @@ def test_scores_of_other_weights_are_refused(evaluation: Path, tmp_path: Path) -
     other = tmp_path / "other"
     small_network(seed=1).save_pretrained(other)
     LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0)).save_pretrained(other)
-    with pytest.raises(ValueError, match="it is of other weights or settings"):
+    with pytest.raises(ValueError, match="is an evaluation of other weights or settings"):
         staged(other, tmp_path / "staged", evaluation=evaluation)
 
 

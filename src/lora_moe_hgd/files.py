@@ -112,3 +112,28 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def printable(text: object) -> str:
+    r"""Text of a name or message that every stream, table and page can hold.
+
+    File names are bytes. Those that are not UTF-8 get into Python as surrogates, which no encoding accepts.
+
+    Example:
+        >>> print(printable(b"M\xfcller".decode("utf-8", "surrogateescape")))
+        M\udcfcller
+    """
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def reason_of(error: Exception) -> str:
+    """Message of an error on one line, after its kind where the message alone says too little.
+
+    Example:
+        >>> reason_of(ValueError("The case has no T1.")), reason_of(KeyError("t1"))
+        ('The case has no T1.', "KeyError: 't1'")
+    """
+    text = " ".join(printable(error).split())
+    if text and isinstance(error, ValueError | OSError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,7 +6,6 @@ commit behind it if need be; each may hold a whole network or a PEFT adapter ove
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 
+from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .pretrained import pretrained_path, shipped_names
@@ -42,15 +42,10 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """SHA-256 over weights and settings of a checkpoint's folder, and over those of an adapter's base."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    if is_adapter(folder):
-        digest.update(checkpoint_digest(checkpoint_folder(adapter_base(folder))).encode())
-    return digest.hexdigest()
+    """Fingerprint of the weights and settings in a checkpoint's folder, and of those of an adapter's base."""
+    files = {path.name: file_fingerprint(path) for path in (*folder.glob("*.json"), *folder.glob("*.safetensors"))}
+    base = checkpoint_digest(checkpoint_folder(adapter_base(folder))) if is_adapter(folder) else None
+    return fingerprint(files, base)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import remove_leftovers, replacing
+from ..fingerprints import file_fingerprint
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LabelScheme
 from .case_files import CaseFiles
@@ -146,7 +147,7 @@ class Record:
         paths = self.target.paths(case, known.index(case.case_id) + 1)
         sources = case.images | ({"seg": case.segmentation} if case.segmentation else {})
         return {
-            "sources": {role: _state(path) for role, path in sources.items()},
+            "sources": {role: file_fingerprint(path) for role, path in sources.items()},
             "channels": dict(case.channels),
             "label_schemes": list(case.label_schemes),
             "files": {role: path.relative_to(self.target.root).as_posix() for role, path in paths.items()},
@@ -186,12 +187,6 @@ class Record:
             for name, made in sorted(self.cases.items())
             if all((self.target.root / file).is_file() for file in made["files"].values())
         }
-
-
-def _state(path: Path) -> list[str | int]:
-    """What changes when a file does."""
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
 def write_index(record: Record) -> None:

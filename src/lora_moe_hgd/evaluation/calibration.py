@@ -1,4 +1,4 @@
-"""Whether probabilities can be believed."""
+"""Calibration: how well probabilities agree with the ground truth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NUM_BINS = 10
 
 
 def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """What a reliability diagram is drawn of, summed over the voxels of the brain.
+    """Counts for a reliability diagram, summed over the voxels of the brain.
 
     Args:
         probabilities: `(R, D, H, W)` in [0, 1].
@@ -16,7 +16,7 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
         brain: `(D, H, W)` bool.
 
     Returns:
-        `(R, 3, NUM_BINS)`: voxels, sum of probabilities, and true voxels in each of equally wide bins.
+        `(R, 3, NUM_BINS)`: voxels, sum of probabilities, and true voxels in each bin. Bins have equal width.
     """
     counts = []
     for probability, region in zip(probabilities[:, brain], truth[:, brain], strict=True):
@@ -27,12 +27,12 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
 
 
 def expected_calibration_error(counts: np.ndarray) -> float:
-    """Mean over voxels of the distance between the probability and the share of true voxels of their bin (ECE).
+    """Expected calibration error: mean difference between the probability and the share of true voxels in its bin.
 
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Bins count by their number of voxels.
 
     Args:
-        counts: `(3, NUM_BINS)`, of one region as `reliability_counts` gives it.
+        counts: `(3, NUM_BINS)`, those of one region from `reliability_counts`.
 
     Example:
         >>> sure_and_right_three_times_in_four = np.zeros((3, NUM_BINS))

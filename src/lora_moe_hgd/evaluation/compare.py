@@ -1,4 +1,4 @@
-"""Whether one evaluation is better than another: differences case by case."""
+"""Comparison of evaluations by paired differences between cases."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from ..model.configuration_lora_moe_hgd import REGIONS
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Dice of `second` minus that of `first`, over the cases and subsets that both have.
 
-    Cases are what is compared: a case's Dice is its mean over the subsets of the row.
+    Differences are between cases: a case's Dice is its mean over the regions and subsets of the row. Where Dice is
+    undefined in one evaluation, it is left out of both.
 
     Args:
-        first: Rows of `scores.csv`.
-        second: Rows of another.
+        first: Rows of the first `scores.csv`.
+        second: Rows of the second.
 
     Returns:
-        One row a region, over all common subsets, then one a subset, over all regions: columns `subset`, `region`,
-        `cases`, `first`, `second`, `difference`, `low`, `high` (95 % bootstrap interval), `p` (Wilcoxon signed-rank,
-        two-sided, not corrected for the number of rows) and `effect` (matched-pairs rank-biserial correlation,
-        Kerby 2014: -1 if every case is worse, 1 if every case is better).
+        One row for each region, over all common subsets, then one for each subset, over all regions. There is no row
+        without a case. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
+        bootstrap interval), `p` (Wilcoxon signed-rank, two-sided, not corrected for the number of rows) and `effect`
+        (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1 if every case is better).
 
     Raises:
-        ValueError: If they have no case and subset in common.
+        ValueError: If they have no case and subset in common in which Dice is defined.
     """
     keys = ["case_id", "subset", "region"]
-    pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]]
+    pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
-        raise ValueError("Both evaluations must have a case and a subset in common, got none.")
+        raise ValueError("The evaluations have no case and subset in common in which Dice is defined.")
     groups = [("mean", region, pairs[pairs["region"] == region]) for region in REGIONS]
     groups.append(("mean", "mean", pairs))
     groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]
     table = []
     for subset, region, group in groups:
-        cases = group.groupby("case_id")[["dice_first", "dice_second"]].mean().dropna()
+        if group.empty:
+            continue
+        cases = group.groupby("case_id")[["dice_first", "dice_second"]].mean()
         difference = (cases["dice_second"] - cases["dice_first"]).to_numpy()
         low, high = np.nan, np.nan
         if len(difference) > 1:
@@ -64,7 +67,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
 
 
 def rank_biserial(difference: np.ndarray) -> float:
-    """Share of the ranks of absolute differences that speaks for the second, minus that for the first.
+    """Share of the ranks of absolute differences in favour of the second, minus that in favour of the first.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -78,17 +81,17 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare each folder with the first; write `comparison.csv` and `comparison.md` and return the latter.
+    """Compare each evaluation with the first; write `comparison.csv` and `comparison.md`, and return the text.
 
     Raises:
-        ValueError: If there are fewer than two, one is not of an evaluation, or they have no case in common.
+        ValueError: If there are fewer than two folders, one holds no evaluation, or they have no case in common.
     """
     if len(folders) < 2:
-        raise ValueError(f"--compare takes at least two folders of evaluations, got {len(folders)}.")
+        raise ValueError(f"--compare needs at least two folders of evaluations, but there is only {folders[0]}.")
     scores = []
     for folder in folders:
         if not (folder / "scores.csv").is_file():
-            raise ValueError(f"{folder} must be the folder of an evaluation, with scores.csv, got none.")
+            raise ValueError(f"{folder} holds no scores.csv: it is not the --out folder of an evaluation.")
         scores.append(pd.read_csv(folder / "scores.csv"))
     parts, tables = [], []
     for folder, other in zip(folders[1:], scores[1:], strict=True):

@@ -1,12 +1,12 @@
-"""Lesion-wise Dice and HD95 of the BraTS challenges since 2023: each lesion counts alike, however small.
+"""Lesion-wise Dice and HD95 of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
-Rules as in https://github.com/rachitsaluja/BraTS-2023-Metrics, but that a surface is that of `metrics` and not the
-sub-voxel one of https://github.com/google-deepmind/surface-distance.
+The rules are those of https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception: surfaces are those of
+`metrics` and not the sub-voxel ones of https://github.com/google-deepmind/surface-distance.
 
-The rules named after 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics and the
-procedure of 2023, so their scores are not the official ones: there, predicted lesions are also merged by growing and
-dropped if too small, pieces of enhancing tumour that touch the same necrosis are one lesion, and MEN-RT does not
-charge invented lesions.
+The rules of 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics and the procedure
+of 2023, so their scores are not the official ones. The official programs of 2024 also merge predicted lesions by
+dilation and remove small ones, count pieces of enhancing tumour that touch the same necrosis as one lesion, and do not
+penalise false lesions in MEN-RT.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from scipy import ndimage
 
 from .metrics import bounding_box, check_masks, dice, missed_distance_mm, surface_distances_mm
 
-# True lesions are grown by the 18 neighbours; lesions are connected through the 26.
+# True lesions are dilated with 18 neighbours; components are connected through 26.
 _EIGHTEEN = ndimage.generate_binary_structure(3, 2)
 _TWENTY_SIX = ndimage.generate_binary_structure(3, 3)
 
 
 @dataclass(frozen=True)
 class LesionRules:
-    """What a lesion is and what missing or inventing one costs.
+    """Definition of a lesion, and the penalty of missed and false lesions.
 
     Attributes:
-        dilation: Steps by which the true region is grown; what then touches is one lesion.
+        dilation: Number of dilations of the true region. Parts that touch afterwards are one lesion.
         ignored_mm3: True lesions of this volume or less do not count.
-        penalty_mm: HD95 of a missed or invented lesion; `None` for the diagonal of the image.
-        ignored_mm3_of: The same for single regions.
+        penalty_mm: HD95 of a missed or false lesion; `None` for the diagonal of the image.
+        ignored_mm3_of: `ignored_mm3` of single regions, where it differs.
     """
 
     dilation: int
@@ -61,20 +61,20 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    Predicted components that touch a grown true lesion belong to it, and are compared with it together. A true lesion
-    without any is missed (Dice 0 and the penalty); a predicted component that touches no true lesion at all is
-    invented, and costs the same. True lesions that are too small do not count, nor do the components that touch them.
+    Predicted components that touch a dilated true lesion belong to it and are compared with it together. A true lesion
+    without a component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is false
+    and gets the same scores. True lesions that are too small do not count, nor do the components that touch them.
 
     Args:
         prediction: `(D, H, W)` bool.
         target: `(D, H, W)` bool.
         spacing_mm: Voxel size along each axis.
         region: Name of the region.
-        rules: What a lesion is.
+        rules: Definition of a lesion.
 
     Returns:
-        `lesion_dice` and `lesion_hd95_mm`, sums over lesions divided by the number of lesions that count and of
-        invented ones, 1 and 0 where there are neither; and the numbers `lesions`, `lesions_missed`, `lesions_false`.
+        `lesion_dice` and `lesion_hd95_mm`: sums over lesions, divided by the number of lesions that count plus that of
+        false ones; 1 and 0 if there are neither. And the numbers `lesions`, `lesions_missed`, `lesions_false`.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -85,8 +85,8 @@ def lesion_scores(
     if either.any():
         box = bounding_box(either)
         prediction, target = prediction[box], target[box]
-    grown = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
-    lesions, num_lesions = ndimage.label(grown, _TWENTY_SIX)
+    dilated = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
+    lesions, num_lesions = ndimage.label(dilated, _TWENTY_SIX)
     components, num_components = ndimage.label(prediction, _TWENTY_SIX)
     ignored_voxels = rules.ignored_mm3_of.get(region, rules.ignored_mm3) / math.prod(spacing_mm)
     matched: set[int] = set()

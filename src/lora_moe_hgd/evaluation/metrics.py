@@ -1,4 +1,4 @@
-"""Overlap and distance of a predicted and a true region, and what an empty one scores."""
+"""Overlap and distance of a predicted and a true region, and the scores of empty regions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NSD_TOLERANCE_MM = 1.0
 
 @dataclass(frozen=True)
 class Convention:
-    """What a metric is worth where it has no value of its own.
+    """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Dice and NSD where neither mask has a voxel, 1 or NaN; HD95 is then 0 or NaN.
-        missed_hd95_mm: HD95 where only one mask has a voxel; `None` for the diagonal of the image.
-        eps: Added above and below in Dice.
-        fewest_voxels: Predicted regions of fewer voxels are emptied first.
+        both_empty: Dice and NSD if both masks are empty, 1 or NaN; HD95 is then 0 or NaN.
+        missed_hd95_mm: HD95 if only one mask is empty; `None` for the diagonal of the image.
+        eps: Added to numerator and denominator of Dice.
+        fewest_voxels: By region; predicted regions with fewer voxels are emptied first.
     """
 
     both_empty: float = 1.0
@@ -40,7 +40,7 @@ CONVENTIONS: dict[str, Convention] = {
     "brats": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM),
     "nan": Convention(both_empty=math.nan, missed_hd95_mm=math.nan),
     "worst": Convention(),
-    # RFNet (https://github.com/dyh127/RFNet) and those who compare with its table of 15 subsets.
+    # That of RFNet (https://github.com/dyh127/RFNet) and of papers that compare with its table of 15 subsets.
     "rfnet": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM, eps=1e-8, fewest_voxels={"et": 500}),
 }
 
@@ -67,16 +67,17 @@ def region_scores(
 ) -> dict[str, float]:
     """The `METRICS` of one region of a case.
 
-    Dice; HD95, the larger of the two 95th percentiles of the distances from one surface to the other; NSD, the share
-    of both surfaces that lies within 1 mm of the other (https://arxiv.org/abs/1809.04430); sensitivity; and predicted
-    minus true volume. A surface is what a mask loses by erosion with the six neighbours, as in MONAI.
+    They are Dice; HD95, the larger of the two 95th percentiles of the distances from one surface to the other; NSD,
+    the share of both surfaces that lies within 1 mm of the other (https://arxiv.org/abs/1809.04430); sensitivity; and
+    predicted minus true volume. A surface consists of the voxels that erosion with six neighbours removes, as MONAI's
+    does.
 
     Args:
         prediction: `(D, H, W)` bool.
         target: `(D, H, W)` bool.
         spacing_mm: Voxel size along each axis.
         region: Name of the region.
-        convention: What undefined values are.
+        convention: Values of undefined metrics.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -93,7 +94,7 @@ def region_scores(
     if not num_predicted or not num_true:
         overlap = convention.eps / (num_predicted + num_true + convention.eps)
         hd95 = missed_distance_mm(convention.missed_hd95_mm, target.shape, spacing_mm)
-        # Without truth there is nothing to find: as bad as it can be, or undefined.
+        # Without a true region sensitivity is the worst value, or undefined.
         sensitivity = 0.0 if num_true else 0.0 * convention.both_empty
         return dict(zip(METRICS, (overlap, hd95, 0.0, sensitivity, volume_error), strict=True))
     box = bounding_box(prediction | target)
@@ -113,14 +114,14 @@ def region_scores(
 def surface_distances_mm(
     prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each surface voxel of one mask to the surface of the other, there and back; neither is empty."""
+    """Distances from surface voxels of the prediction to the target's surface, and back; neither mask is empty."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, target)]
     to_prediction, to_target = (ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces)
     return to_target[surfaces[0]], to_prediction[surfaces[1]]
 
 
 def check_masks(prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> None:
-    """Refuse masks of different shapes, and a spacing that is none.
+    """Refuse masks of different shapes and an invalid spacing.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -139,7 +140,7 @@ def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_m
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box around the voxels of a mask that has some, and one voxel more where the volume has it."""
+    """Smallest box around the voxels of a mask that is not empty, one voxel wider where the volume allows it."""
     slices = []
     for axis in range(mask.ndim):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

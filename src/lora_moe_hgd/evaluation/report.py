@@ -1,11 +1,11 @@
-"""Tables and pictures of an evaluation: means with intervals, the worth of each sequence, and how far to trust it."""
+"""Tables and pictures of an evaluation: means with intervals, contributions of the sequences, calibration."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,24 @@ CONFIDENCE = 0.95
 # By case and subset, `(R, 3, bins)`, see `calibration.reliability_counts`.
 Reliability = Mapping[tuple[str, str], Any]
 
-# What is known of a row beside its scores.
+FINDINGS = "findings.csv"
+FINDING_COLUMNS = ["case_id", "level", "where", "message"]
+# Columns of a row that are no scores.
 LABELS = ("case_id", "subset", "sequences", "region")
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over cases with bootstrap intervals, per subset, region and metric.
 
-    The region `mean` is the mean over the regions of a case, the subset `mean` over the subsets of a case. Values
-    that are undefined (NaN) are left out of a mean.
+    The region `mean` is the mean over the regions of a case, the subset `mean` over the subsets of a case. Undefined
+    values (NaN) are left out of each mean, and `cases` counts the cases that enter it.
 
     Args:
-        rows: One per case, subset and region.
+        rows: One for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`; the interval is undefined for one case.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean of no case is undefined, and so
+        is the interval of fewer than two.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -51,8 +54,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     summary = []
     for (subset, region), group in rows.groupby(["subset", "region"], sort=False):
         for metric in metrics:
-            mean, low, high = _interval(group[metric].dropna().to_numpy(dtype=float))
-            summary.append((subset, region, metric, len(group), mean, low, high))
+            values = group[metric].dropna().to_numpy(dtype=float)
+            summary.append((subset, region, metric, len(values), *_interval(values)))
     return pd.DataFrame(summary, columns=["subset", "region", "metric", "cases", "mean", "low", "high"])
 
 
@@ -67,7 +70,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
-    """What each sequence adds to a score, averaged over all orders in which the sequences may be acquired.
+    """Contribution of each sequence to a score, averaged over all orders in which the sequences may be acquired.
 
     Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`, with `v` of no
     sequence zero. The values add up to the score of all sequences.
@@ -94,20 +97,24 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 
 
 def worth_of_sequences(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Shapley values of the mean Dice by region, over the cases that have all 15 subsets; empty if there is none."""
-    counts = rows.groupby("case_id")["subset"].nunique()
-    complete = rows[rows["case_id"].isin(counts.index[counts == len(EVERY_SUBSET)])]
-    if complete.empty:
-        return {}
-    means = complete.groupby(["region", "subset"])["dice"].mean()
-    return {
-        region: shapley_values({frozenset(subset.split("+")): mean for subset, mean in means[region].items()})
-        for region in REGIONS
-    }
+    """Shapley values of the mean Dice by region.
+
+    They are taken over the cases in which the region's Dice is defined in all 15 subsets, so that every subset has the
+    same cases. A region without such a case is left out.
+    """
+    values = {}
+    for region in REGIONS:
+        dice = rows[rows["region"] == region].pivot(index="case_id", columns="subset", values="dice").dropna()
+        if len(dice) and len(dice.columns) == len(EVERY_SUBSET):
+            worth = {frozenset(subset.split("+")): mean for subset, mean in dice.mean().items()}
+            values[region] = shapley_values(worth)
+    return values
 
 
 def trust(rows: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
     """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
+
+    Regions in which either Dice is undefined are left out of both.
 
     Returns:
         Columns `sequences`, `ece_wt`, `ece_tc`, `ece_et`, `expected_dice`, `dice` (means over cases, subsets and
@@ -115,10 +122,10 @@ def trust(rows: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
     """
     table = []
     pooled = pooled_reliability(rows, reliability)
-    cases = (
-        rows.groupby(["case_id", "subset", "sequences"], sort=False)[["dice", "expected_dice"]].mean().reset_index()
-    )
-    for count, group in cases.groupby("sequences"):
+    both = rows.dropna(subset=["dice", "expected_dice"])
+    cases = both.groupby(["case_id", "subset", "sequences"])[["dice", "expected_dice"]].mean().reset_index()
+    for count in sorted(pooled):
+        group = cases[cases["sequences"] == count]
         errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(REGIONS)}
         varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
         rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
@@ -136,31 +143,34 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
     return pooled
 
 
-def to_markdown(rows: pd.DataFrame, reliability: Reliability) -> str:
-    """All tables of an evaluation."""
+def to_markdown(rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = ()) -> str:
+    """All tables of an evaluation, after the notes."""
     summary, worth, found = summarise(rows), worth_of_sequences(rows), trust(rows, reliability)
     regions = [name.upper() for name in REGIONS]
-    overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"])["mean"]
+    overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
     others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
+    most = overall["cases"].max()
     parts = [
+        *notes,
         "Dice, with 95 % bootstrap intervals over cases.",
         dice_table(summary),
         "Means of the other metrics over subsets and cases.",
         _table(
-            ["metric", *regions], [[name, *_numbers(overall[name, region] for region in REGIONS)] for name in others]
+            ["metric", *regions],
+            [[name, *(_mean(overall.loc[(name, region)], most) for region in REGIONS)] for name in others],
         ),
     ]
     if worth:
         parts += [
-            "What each sequence adds to the Dice of all (Shapley values).",
+            "Contribution of each sequence to the Dice of all four (Shapley values).",
             _table(
-                ["sequence", *regions],
-                [[name, *_numbers(worth[region][name] for region in REGIONS)] for name in MODALITIES],
+                ["sequence", *(name.upper() for name in worth)],
+                [[name, *_numbers(values[name] for values in worth.values())] for name in MODALITIES],
             ),
         ]
     parts += [
-        "How far to trust it, by number of sequences: calibration error (ECE) of the probabilities in the brain, the "
-        "Dice that the network expects, the real one, and the rank correlation of the two.",
+        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the Dice that "
+        "the network expects, the real one, and the rank correlation of the two.",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in found.to_numpy()],
@@ -173,17 +183,23 @@ def _numbers(values: Iterable[float]) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
+def _mean(row: pd.Series, usual: int) -> str:
+    """A mean, for Dice with its interval, and the number of its cases if that is not the usual one."""
+    text = f"{row['mean']:.3f}"
+    if row["metric"] == "dice" and not math.isnan(row["low"]):
+        text += f" ({row['low']:.3f} to {row['high']:.3f})"
+    return text if row["cases"] == usual else f"{text}, {row['cases']} cases"
+
+
 def dice_table(summary: pd.DataFrame) -> str:
-    """One row a subset, and a last row over all."""
-    dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])
+    """One row for each subset, and a last row over all."""
+    dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"], drop=False)
     lines = []
     for subset in dice.index.unique("subset"):
-        cells = []
-        for region in (*REGIONS, "mean"):
-            row = dice.loc[(subset, region)]
-            interval = "" if math.isnan(row["low"]) else f" ({row['low']:.3f} to {row['high']:.3f})"
-            cells.append(f"{row['mean']:.3f}{interval}")
-        lines.append([subset, str(dice.loc[(subset, "mean")]["cases"]), *cells])
+        usual = dice.loc[(subset, "mean")]["cases"]
+        lines.append(
+            [subset, str(usual), *(_mean(dice.loc[(subset, region)], usual) for region in (*REGIONS, "mean"))]
+        )
     return _table(["sequences", "cases", "WT", "TC", "ET", "mean"], lines)
 
 
@@ -247,22 +263,41 @@ def plot_reliability(pooled: Mapping[int, np.ndarray]) -> Figure:
     return figure
 
 
-def write_report(rows: pd.DataFrame, reliability: Reliability, out: Path, *, about: Mapping[str, Any]) -> str:
-    """Write `scores.csv`, `table.md`, `table.json` and the pictures; return what to print.
+def write_report(
+    rows: pd.DataFrame,
+    reliability: Reliability,
+    findings: Sequence[Mapping[str, str]],
+    out: Path,
+    *,
+    about: Mapping[str, Any],
+) -> str:
+    """Write the tables and pictures of an evaluation; return the text to print.
 
-    `about` tells in `table.json` what was scored, on what and how.
+    Names of cases are in `scores.csv` and `findings.csv` alone: the other files are published with a checkpoint.
+
+    Args:
+        rows: Scores, at least one.
+        reliability: Counts for the calibration.
+        findings: What is odd or wrong about a case, with `FINDING_COLUMNS`.
+        out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the pictures.
+        about: For `table.json`: checkpoint, data and options, and the numbers of `failed` cases and of cases that the
+            checkpoint was `trained_on`.
     """
     order = {subset_name(subset): place for place, subset in enumerate(EVERY_SUBSET)}
     rows = rows.sort_values("subset", key=lambda names: names.map(order), kind="stable")
-    summary, markdown = summarise(rows), to_markdown(rows, reliability)
+    warned = len({finding["case_id"] for finding in findings if finding["level"] == "warning"})
+    about = {**about, "cases": int(rows["case_id"].nunique()), "with_warnings": warned}
+    summary, markdown = summarise(rows), to_markdown(rows, reliability, notes=_notes(about))
     content = {
-        "about": {**about, "cases": int(rows["case_id"].nunique())},
+        "about": about,
         "summary": json.loads(summary.to_json(orient="records")),
         "shapley": worth_of_sequences(rows),
         "trust": json.loads(trust(rows, reliability).to_json(orient="records")),
     }
-    with replacing(out / "scores.csv") as scratch:
-        rows.to_csv(scratch, index=False)
+    tables = {"scores.csv": rows, FINDINGS: pd.DataFrame(findings, columns=FINDING_COLUMNS)}
+    for name, table in tables.items():
+        with replacing(out / name) as scratch:
+            table.to_csv(scratch, index=False)
     with replacing(out / "table.json") as scratch:
         scratch.write_text(json.dumps(content, indent=2))
     with replacing(out / "table.md") as scratch:
@@ -275,4 +310,15 @@ def write_report(rows: pd.DataFrame, reliability: Reliability, out: Path, *, abo
     for name, figure in pictures.items():
         with replacing(out / name) as scratch:
             FigureCanvasAgg(figure).print_png(scratch)
-    return f"{markdown}\n\nIn {out}: table.md, table.json, scores.csv, {', '.join(pictures)}."
+    return f"{markdown}\n\nIn {out}: table.md, table.json, {', '.join((*tables, *pictures))}."
+
+
+def _notes(about: Mapping[str, Any]) -> list[str]:
+    """Sentences on cases that are missing, odd, or known to the checkpoint."""
+    total = about["cases"]
+    facts = {
+        f"could not be scored and are left out ({FINDINGS} says why).": (about["failed"], total + about["failed"]),
+        f"have warnings ({FINDINGS} lists them).": (about["with_warnings"], total),
+        "were used to train the checkpoint: their scores say little about new cases.": (about["trained_on"], total),
+    }
+    return [f"{count} of {number} cases {fact}" for fact, (count, number) in facts.items() if count]

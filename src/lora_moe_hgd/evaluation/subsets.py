@@ -1,4 +1,4 @@
-"""The fifteen non-empty subsets of the four sequences, by name and as masks."""
+"""The 15 non-empty subsets of the four sequences, by name and as masks."""
 
 from __future__ import annotations
 

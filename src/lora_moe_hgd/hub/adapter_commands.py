@@ -50,7 +50,12 @@ def main(argv: Sequence[str]) -> None:
         print(f"The network is in {args.out}.")
     else:
         options = [word for name in ("cases", "subsets") if (word := _option(name, vars(args)[name]))]
-        print(compare_adapters([args.base, *args.adapters], data=args.data, out=args.out, options=options))
+        comparison, failed = compare_adapters(
+            [args.base, *args.adapters], data=args.data, out=args.out, options=options
+        )
+        print(comparison)
+        if failed:
+            raise SystemExit(1)
 
 
 def list_adapters(folders: Sequence[Path]) -> str:
@@ -73,7 +78,7 @@ def list_adapters(folders: Sequence[Path]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
 
-def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Sequence[str]) -> str:
+def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Sequence[str]) -> tuple[str, int]:
     """Evaluate each checkpoint in a folder of its own below `out`, and compare the others with the first.
 
     Args:
@@ -82,16 +87,20 @@ def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Se
         out: Also gets what `write_comparison` writes.
         options: Further ones of `lora-moe-hgd evaluate`.
 
+    Returns:
+        The comparison, and how often a case could not be scored.
+
     Raises:
         ValueError: If a checkpoint or the data cannot be used; checkpoints are looked for first.
     """
     for name in names:
         checkpoint_folder(name)
     folders = [out / f"{number}-{_short(name)}" for number, name in enumerate(names)]
+    failed = 0
     for name, folder in zip(names, folders, strict=True):
         print(f"\n{name}\n")
-        evaluate.main(["--checkpoint", name, "--data", str(data), "--out", str(folder), *options])
-    return f"\n{write_comparison(folders, out)}"
+        failed += evaluate.score(["--checkpoint", name, "--data", str(data), "--out", str(folder), *options])
+    return f"\n{write_comparison(folders, out)}", failed
 
 
 def _row(folder: Path) -> list[str]:

@@ -42,8 +42,8 @@ def stage(
     """
     if evaluation is not None and read_scores(evaluation)["about"]["checkpoint"] != checkpoint_digest(folder):
         raise ValueError(
-            f"{evaluation} must be an evaluation of {folder}, but it is of other weights or settings; run "
-            "`lora-moe-hgd evaluate` on these."
+            f"{evaluation} is an evaluation of other weights or settings than {folder}, or by another version of this "
+            "package. Run `lora-moe-hgd evaluate` on these weights."
         )
     adapter = None
     if is_adapter(folder):

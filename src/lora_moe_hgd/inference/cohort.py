@@ -1,4 +1,4 @@
-"""Many cases to a folder of results each, and a table of all: stopped at any moment, it goes on where it was."""
+"""Segment many cases into a folder each, with a table of all. A run that was stopped continues where it stopped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..data.case_files import CaseFiles
-from ..data.findings import Finding
-from ..files import remove_leftovers, replacing, replacing_folder
+from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.configuration_lora_moe_hgd import REGIONS
+from ..model.findings import Finding
 from ..processes import started_processes
 from .page import write_cohort_index
 from .results import RESULT_FILES, CaseSegmenter
@@ -27,14 +27,14 @@ COLUMNS = ("case", "status", "sequences", *(f"{region}_ml" for region in REGIONS
 def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Sequence[Finding], out: Path) -> int:
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
 
-    A case whose results of the same weights, options and files are there is not computed again. Results appear under
-    their name only when they are whole, and earlier ones go only then. A case that fails is reported, and the others
-    go on. Under `accelerate launch` the processes share the cases.
+    A case is skipped if its results are there already, made from the same weights, options, code and files. Results
+    get their name only when they are complete, and replace earlier ones only then. A case that raises any exception
+    is reported, and the others go on. Under `accelerate launch` the processes share the cases.
 
     Args:
-        segmenter: What segments a case.
-        cases: All of them, with names of their own.
-        bad: What cannot be told as a case; each counts as failed.
+        segmenter: Segments a case.
+        cases: All cases; their names differ.
+        bad: Problems of folders that could not be recognised as a case. Each counts as a failed case.
         out: Folder for the results.
     """
     state = started_processes()
@@ -42,13 +42,14 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, _names(cases))
-        # One process looks, so that what is left is shared evenly however an earlier run was stopped.
-        done = [segmenter.is_done(case, out / case.case_id) for case in cases]
-        left = [[index for index, is_done in enumerate(done) if not is_done]]
-    (numbers,) = broadcast_object_list(left)
-    own = [cases[index] for index in numbers[state.process_index :: state.num_processes]]
+        # Only one process looks, so that the remaining cases are shared evenly however an earlier run was stopped.
+        # The bar appears if that takes long: files are read for their fingerprints.
+        numbers = tqdm(range(len(cases)), desc="earlier results", unit="case", delay=2)
+        left = [[number for number in numbers if not segmenter.is_done(cases[number], out / cases[number].case_id)]]
+    (numbers_left,) = broadcast_object_list(left)
+    own = [cases[number] for number in numbers_left[state.process_index :: state.num_processes]]
     if own:
-        # Here, as a checkpoint that cannot be loaded is no failure of a case.
+        # Before the loop, because a checkpoint that cannot be loaded is not the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
     for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
@@ -57,17 +58,17 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
             _refuse_other_files(folder)
             with replacing_folder(folder) as scratch:
                 segmenter.write(case, scratch)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             kept = " Results of an earlier run are kept." if folder.exists() else ""
-            failed[case.case_id] = f"{str(error) or type(error).__name__}{kept}"
-            tqdm.write(f"failed: {case.case_id}: {failed[case.case_id]}", file=sys.stderr)
+            failed[case.case_id] = f"{reason_of(error)}{kept}"
+            tqdm.write(printable(f"failed: {case.case_id}: {failed[case.case_id]}"), file=sys.stderr)
     failed = dict(gather_object(list(failed.items())))
     if state.is_main_process:
         for finding in bad:
-            print(f"failed: {finding}", file=sys.stderr)
+            print(printable(f"failed: {finding}"), file=sys.stderr)
         rows = _rows(cases, bad, failed, out)
         _write_summary(rows, out)
-        # One of an earlier run would tell of results that are gone.
+        # An index of an earlier run would show results that are gone.
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
             write_cohort_index(out / INDEX, rows)
@@ -77,16 +78,19 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:
-    """What this module writes below the folder of the results."""
+    """Names of everything that this module writes below the output folder."""
     folders = [case.case_id for case in cases]
     return [SUMMARY, INDEX, *folders, *(f"{name}.old" for name in folders)]
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if something lies among earlier results that is none, and that replacing them would take away."""
+    """Raise if a folder of earlier results also holds files that are no results: replacing it would remove them."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
-        raise ValueError(f"{folder} must hold nothing but results to be replaced, got {', '.join(others[:3])}.")
+        raise ValueError(
+            f"{folder} also holds files that are no results ({', '.join(others[:3])}), which replacing the results "
+            "would remove. Move them, or choose another --out-path."
+        )
 
 
 def _rows(
@@ -106,7 +110,10 @@ def _rows(
 
 
 def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    with replacing(out / SUMMARY) as scratch, open(scratch, "w", newline="") as file:
+    with (
+        replacing(out / SUMMARY) as scratch,
+        open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, "warnings": "; ".join(row.get("warnings", []))} for row in rows)

@@ -131,4 +131,5 @@ def _print_result(report: Mapping[str, object], folder: Path, options: ResultOpt
     scheme = report["label_scheme"]
     assert isinstance(scheme, dict)
     print(f"Labels are those of {label_scheme(scheme['name'])}.")
-    print(f"Results are in {folder}: {', '.join(options.files())}.")
+    names = [name for name in options.files() if (folder / name).is_file()]
+    print(f"Results are in {folder}: {', '.join(names)}.")

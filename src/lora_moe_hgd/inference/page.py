@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from ..files import replacing
+from ..files import printable, replacing
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.geometry import canonical_spacing_mm, to_canonical
 from .picture import BEST_BACKGROUND, COLOURS
@@ -71,7 +72,7 @@ def write_case_page(
         case=json.dumps(case).replace("<", "\\u003c"),
     )
     with replacing(path) as scratch:
-        scratch.write_text(filled, encoding="utf-8")
+        scratch.write_text(printable(filled), encoding="utf-8")
 
 
 def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,7 +91,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if row["status"] != "done":
             cells.append([name, *[""] * (len(REGIONS) + 2), f"failed: {html.escape(row['message'])}"])
             continue
-        link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
+        link = f'<a href="{quote(os.fsencode(row["case"]))}/report.html">{name}</a>'
         volumes = [f"{row[f'{region}_ml']:.1f}" for region in REGIONS]
         remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
         cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])
@@ -102,7 +103,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         f"<p>{NOTICE}</p><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table></html>\n"
     )
     with replacing(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
+        scratch.write_text(printable(page), encoding="utf-8")
 
 
 def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..files import replacing
+from ..files import printable, replacing
 from ..model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
@@ -60,10 +61,10 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
             aspect = spacing[up] / spacing[across]
             axis.imshow(picture, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
             for mask, (region, colour) in zip(masks, COLOURS.items(), strict=True):
-                outline = _plane(mask, box, through, cut)
-                if outline.any():
-                    axis.contour(outline, levels=[0.5], colors=[colour], linewidths=LINE_WIDTHS[region])
-            axis.invert_xaxis()
+                inside = _plane(mask, box, through, cut)
+                if inside.any():
+                    _outline(axis, inside, color=colour, linewidth=LINE_WIDTHS[region])
+            axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
             axis.set_axis_off()
             axis.set_anchor("N")
             axis.set_title(f"{plane}, {name}", color="white", fontsize=9, pad=3)
@@ -72,7 +73,7 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
         axes[0].text(0.02, 0.5, "R", color="white", fontsize=9, transform=axes[0].transAxes)
         axes[0].text(0.98, 0.5, "L", color="white", fontsize=9, ha="right", transform=axes[0].transAxes)
     lines = [Line2D([], [], color=colour, lw=LINE_WIDTHS[name], label=name) for name, colour in COLOURS.items()]
-    figure.suptitle(title, color="white", fontsize=11, y=0.99, va="top")
+    figure.suptitle(printable(title), color="white", fontsize=11, y=0.99, va="top")
     figure.legend(handles=lines, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=9)
     top = 1 - 0.5 / figure.get_figheight()
     figure.subplots_adjust(
@@ -80,6 +81,13 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
     )
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png", facecolor="black")
+
+
+def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
+    """Draw the border of a mask on a plane, also where it meets the plane's edge or the plane is one voxel wide."""
+    # Contours need two rows and two columns, and end at the edge: a frame of zeros provides for both.
+    rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
+    axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...]:

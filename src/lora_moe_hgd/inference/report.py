@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
-from ..files import replacing
+from ..files import reason_of, replacing
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
@@ -23,7 +26,7 @@ def make_report(
     case_id: str,
     checkpoint: str,
     mirror: bool,
-    made_from: str,
+    made_from: str | None,
     sequences: list[str],
     scheme: LabelScheme,
     volumes_ml: dict[str, float],
@@ -38,7 +41,8 @@ def make_report(
 
     Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
     probabilities promise, see `uncertainty.expected_dice`; `reference` is the sequence on whose grid the result lies,
-    and `interpolated` names those that came on another; `made_from` is a digest of weights, options and files.
+    and `interpolated` names those that came on another; `made_from` is a fingerprint of weights, options, code and
+    files; `not_written` lists pictures and pages that could not be made.
     """
     return {
         "case_id": case_id,
@@ -50,6 +54,7 @@ def make_report(
         "reference": reference,
         "interpolated": interpolated,
         "warnings": warnings,
+        "not_written": [],
         "label_scheme": {
             "name": scheme.name,
             "edema": scheme.edema,
@@ -66,6 +71,23 @@ def make_report(
         | {"python": platform.python_version()},
         "notice": NOTICE,
     }
+
+
+@contextmanager
+def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
+    """Write a picture or page without risk for the segmentation: if the block fails, the report says why instead.
+
+    Args:
+        name: File that the block writes.
+        report: Gets a warning, and the name in `not_written`.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = f"{name} could not be made ({reason_of(error)}). The segmentation is complete without it."
+        print(f"warning: {message}", file=sys.stderr)
+        report["warnings"].append(message)
+        report["not_written"].append(name)
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from ..data.case_files import CaseFiles
 from ..data.cases import read_case
 from ..data.nifti import write_image
+from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, fastest_device, load_checkpoint
 from ..model.case_rules import result_warnings
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -25,7 +24,7 @@ from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .page import write_case_page
 from .picture import BEST_BACKGROUND, save_overlay
-from .report import make_report, write_report
+from .report import make_report, not_at_the_cost_of_the_result, write_report
 from .segment import segment
 from .uncertainty import expected_dice, voxel_entropy
 
@@ -130,23 +129,28 @@ class CaseSegmenter:
         """Network and processor."""
         return load_checkpoint(self.folder, device=self.device)
 
-    def fingerprint(self, case: CaseFiles) -> str:
-        """What results are made from, as SHA-256: weights, options, version, and the case's files."""
-        files = {name: (str(path.resolve()), *_state(path)) for name, path in case.images.items()}
-        about = [case.label_schemes, dict(case.channels)]
-        made_from = [self.weights, asdict(self.options), version("lora-moe-hgd"), *about, files]
-        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    def fingerprint(self, case: CaseFiles) -> str | None:
+        """Fingerprint of everything that results are made from: weights, options, code, and the files that are used.
+
+        `None` if a file cannot be read: reading the case says why, and nothing equals it.
+        """
+        wanted = self.options.modalities
+        try:
+            files = case_fingerprint(case if wanted is None else case.only(wanted), labels=False)
+        except OSError:
+            return None
+        return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
-        """Whether `folder` holds whole results of these very weights, options and files."""
-        if not all((folder / name).is_file() for name in self.options.files()):
-            return False
+        """Whether `folder` holds complete results of exactly these weights, options, code and files."""
         try:
             report = json.loads((folder / "report.json").read_text())
-            return isinstance(report, dict) and report.get("made_from") == self.fingerprint(case)
-        except (ValueError, OSError):
-            # A report or an input that cannot be read: what is wrong with the case is told when it is segmented.
+            made_from, not_written = report["made_from"], report["not_written"]
+        except (ValueError, LookupError, TypeError, RecursionError, OSError):
+            # There is no report, or it is damaged or of another version.
             return False
+        complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)
+        return complete and made_from is not None and made_from == self.fingerprint(case)
 
     def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> dict[str, Any]:
         """Write `seg.nii.gz`, `overlay.png`, what the options ask for, and last `report.json`, which is returned.
@@ -156,6 +160,8 @@ class CaseSegmenter:
         """
         started = time.perf_counter()
         options, used = self.options, choose_sequences(case, self.options.modalities)
+        # Before reading: if a file changes meanwhile, these results do not pass for those of the new file.
+        made_from = self.fingerprint(case)
         reading = read_case(
             used,
             reference=options.reference,
@@ -174,7 +180,7 @@ class CaseSegmenter:
             case_id=case.case_id,
             checkpoint=self.checkpoint,
             mirror=options.mirror,
-            made_from=self.fingerprint(case),
+            made_from=made_from,
             sequences=list(images),
             scheme=scheme,
             volumes_ml=found.volumes_ml(),
@@ -194,14 +200,16 @@ class CaseSegmenter:
         if options.uncertainty:
             write_image(folder / "uncertainty.nii.gz", voxel_entropy(found.probabilities), like=like)
         background = next(name for name in BEST_BACKGROUND if name in images)
-        save_overlay(
-            folder / "overlay.png",
-            images[background],
-            {"segmentation": found.regions},
-            title=f"{case.case_id}: from {' + '.join(images)}, shown on {background}",
-        )
+        with not_at_the_cost_of_the_result("overlay.png", report):
+            save_overlay(
+                folder / "overlay.png",
+                images[background],
+                {"segmentation": found.regions},
+                title=f"{case.case_id}: from {' + '.join(images)}, shown on {background}",
+            )
         if options.html:
-            write_case_page(folder / "report.html", images, found.regions, report)
+            with not_at_the_cost_of_the_result("report.html", report):
+                write_case_page(folder / "report.html", images, found.regions, report)
         write_report(folder / "report.json", report)
         return report
 
@@ -217,8 +225,3 @@ def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
     if not case.label_schemes:
         raise ValueError(f"The file names of {case.case_id} do not tell a label scheme. Name one with --label-scheme.")
     return case.label_schemes[0]
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns

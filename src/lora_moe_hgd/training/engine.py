@@ -20,10 +20,10 @@ from ..data.datasets import (
     ChosenCases,
     MixedCases,
     PhantomDataset,
-    StreamedCases,
 )
 from ..data.findings import Finding, got
 from ..data.layouts import survey
+from ..data.streams import StreamedCases
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor

@@ -1,0 +1,182 @@
+"""Which cases train and which validate: drawn by the seed or read from a file, and recorded in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import replacing
+from ..model.findings import BadInputError
+
+FILE_NAME = "split.csv"
+
+# How split files call the two parts: `role` as in a cohort's own file, `part` as in the file of a run.
+PART_COLUMNS = ("role", "part")
+TRAIN_NAMES = ("fit", "train")
+VALIDATION_NAMES = ("validate", "validation")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of the two parts of a cohort.
+
+    Attributes:
+        train: Cases that a network is trained on.
+        validation: Cases that score it during training.
+    """
+
+    train: list[str]
+    validation: list[str]
+
+
+def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Split:
+    """Draw the validation cases: `val_fraction` of the cases, but at least one, and never all.
+
+    Example:
+        >>> draw_split(["a", "b", "c", "d"], seed=0, val_fraction=0.25)
+        Split(train=['b', 'c', 'd'], validation=['a'])
+    """
+    count = min(max(1, round(val_fraction * len(case_ids))), len(case_ids) - 1)
+    return _split_off(case_ids, set(_shuffled(case_ids, seed)[:count]))
+
+
+def draw_fold(case_ids: Sequence[str], *, seed: int, folds: int, fold: int) -> Split:
+    """Draw fold number `fold`, counted from 0, of a cross-validation: every case validates in exactly one fold.
+
+    Example:
+        >>> [draw_fold(["a", "b", "c"], seed=0, folds=2, fold=fold).validation for fold in (0, 1)]
+        [['b', 'c'], ['a']]
+    """
+    return _split_off(case_ids, set(_shuffled(case_ids, seed)[fold::folds]))
+
+
+def read_split(path: Path, fold: int | None) -> Split:
+    """Read a split from a CSV file or from nnU-Net's `splits_final.json`.
+
+    A CSV file has the columns `case` and `role`. Without a fold, the role `fit` trains and `validate` validates. With
+    a fold it also needs the column `fold`: the `fit` cases of that fold validate and the other `fit` cases train.
+    Cases of any other role are left out. A run's own `split.csv` has `part` (`train`, `validation`) instead of `role`.
+    The JSON file is a list with a `{"train": [...], "val": [...]}` for each fold, counted from 0.
+
+    Raises:
+        BadInputError: If the file cannot be read, lacks a column or the fold, names a case twice, or leaves a part
+            without cases.
+    """
+    if not path.is_file():
+        raise BadInputError(path, "There is no such split file.")
+    split = _read_json(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
+    for use, names in (("train", split.train), ("validate", split.validation)):
+        if not names:
+            raise BadInputError(path, f"The file leaves no case to {use} on{_of_fold(fold)}.")
+    if both := sorted(set(split.train) & set(split.validation)):
+        raise BadInputError(path, f"{', '.join(both)} would both train and validate{_of_fold(fold)}.")
+    return split
+
+
+def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None:
+    """Record the split of a run as `split.csv`: a row for each case and part, with the fold where one was chosen."""
+    rows = [(case, part) for part in ("train", "validation") for case in getattr(split, part)]
+    with replacing(run_folder / FILE_NAME) as scratch, open(scratch, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", "part"] if fold is None else ["case", "part", "fold"])
+        writer.writerows(rows if fold is None else [(*row, fold) for row in rows])
+
+
+def read_run_split(run_folder: Path) -> Split:
+    """Read which cases a run trained on and which validated it; both are empty for a run on phantoms alone.
+
+    Raises:
+        BadInputError: If the folder holds no `split.csv`.
+    """
+    path = run_folder / FILE_NAME
+    if not path.is_file():
+        raise BadInputError(run_folder, f"The folder holds no {FILE_NAME}, in which a run records its cases.")
+    rows = _rows(path)
+    columns = set(rows[0]) if rows else {"case", "part"}
+    if not {"case", "part"} <= columns:
+        raise BadInputError(
+            path, f"The split of a run has the columns case and part, but here are {_listed(columns)}."
+        )
+    return Split(*([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation")))
+
+
+def _shuffled(case_ids: Sequence[str], seed: int) -> list[str]:
+    order = torch.randperm(len(case_ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [case_ids[index] for index in order]
+
+
+def _split_off(case_ids: Sequence[str], validation: set[str]) -> Split:
+    """Both parts in the order of `case_ids`."""
+    return Split(
+        train=[case for case in case_ids if case not in validation],
+        validation=[case for case in case_ids if case in validation],
+    )
+
+
+def _read_csv(path: Path, fold: int | None) -> Split:
+    rows = _rows(path)
+    columns = set(rows[0]) if rows else set()
+    part = next((name for name in PART_COLUMNS if name in columns), None)
+    if part is None or "case" not in columns:
+        raise BadInputError(path, f"A split file needs the columns case and role, but has {_listed(columns)}.")
+    if repeated := sorted(name for name, times in Counter(row["case"] for row in rows).items() if times > 1):
+        raise BadInputError(path, f"The file names {', '.join(repeated)} more than once.")
+    trains = [row for row in rows if row[part] in TRAIN_NAMES]
+    if fold is None:
+        validates = [row for row in rows if row[part] in VALIDATION_NAMES]
+    else:
+        if "fold" not in columns:
+            raise BadInputError(path, f"`data.fold` needs the column fold, but the file has {_listed(columns)}.")
+        if part == "part":
+            raise BadInputError(path, "This is the split of a run, which is one fold. Leave out `data.fold`.")
+        validates = [row for row in trains if row["fold"] == str(fold)]
+        if not validates:
+            known = _listed({row["fold"] for row in trains if row["fold"]})
+            raise BadInputError(path, f"The file has no fold {fold}. Its folds are {known}.")
+        trains = [row for row in trains if row["fold"] != str(fold)]
+    return Split([row["case"] for row in trains], [row["case"] for row in validates])
+
+
+def _read_json(path: Path, fold: int | None) -> Split:
+    try:
+        folds = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInputError(path, f"The file is not valid JSON ({error}).") from error
+    if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
+        raise BadInputError(path, 'A JSON split file is a list of {"train": [...], "val": [...]}, one for each fold.')
+    if fold is None:
+        raise BadInputError(path, f"The file has {len(folds)} folds. Choose one with --fold 0 to {len(folds) - 1}.")
+    if not 0 <= fold < len(folds):
+        raise BadInputError(path, f"The file has no fold {fold}. Its folds are 0 to {len(folds) - 1}.")
+    return Split(folds[fold]["train"], folds[fold]["val"])
+
+
+def _is_fold(item: Any) -> bool:
+    return isinstance(item, dict) and all(
+        isinstance(item.get(part), list) and all(isinstance(name, str) for name in item[part])
+        for part in ("train", "val")
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        # Spreadsheet programs put a byte order mark at the beginning.
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return [{name: value or "" for name, value in row.items() if name} for row in csv.DictReader(file)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInputError(path, f"The file is not valid CSV ({error}).") from error
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _of_fold(fold: int | None) -> str:
+    return "" if fold is None else f" in fold {fold}"

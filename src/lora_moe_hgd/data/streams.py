@@ -1,0 +1,122 @@
+"""Preprocessed cases of a `datasets` dataset, which are streamed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import BatchFeature
+
+from ..fingerprints import file_fingerprint, fingerprint
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import Finding
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from .datasets import CachedCases
+
+
+class StreamedCases(CachedCases):
+    """Labelled cases of a `datasets` dataset, a Hub id or a folder, streamed once and then read from the cache.
+
+    The columns have the names of the sequences, `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each is a
+    `datasets.Nifti` with null for a sequence that was not acquired.
+
+    Args:
+        name: First argument of `datasets.load_dataset`.
+        split: Split of the dataset.
+        label_scheme: Scheme of the segmentations.
+        processor: Preprocessing.
+        cache_dir: Folder for preprocessed cases.
+    """
+
+    def __init__(
+        self, name: str, *, split: str, label_scheme: str, processor: LoraMoeHgdImageProcessor, cache_dir: Path
+    ) -> None:
+        super().__init__(processor, cache_dir)
+        self.name, self.split, self.label_scheme = name, split, label_scheme
+        self.folder /= "cases"
+        self.kept: list[Path] = []
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
+        """Read the stream to its end; cases that are on disk already are not decoded.
+
+        Returns:
+            Nothing: a case that cannot be used is an error, as its number in the stream does not help to find it.
+
+        Raises:
+            ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
+        """
+        self.kept = []
+        for index, files in enumerate(tqdm(self._stream(), desc="streaming", unit="case", disable=not progress)):
+            self.kept.append(self._path_of(files))
+            if not self.kept[-1].is_file():
+                self._keep(self._decoded(index, files), self.kept[-1])
+        if not self.kept:
+            raise ValueError(f"The dataset {self.name} holds no case in its split {self.split}.")
+        return {}
+
+    def _stream(self, *, begin: int = 0) -> Iterable[dict[str, Any]]:
+        """Files of each case by column, not decoded, from number `begin` on.
+
+        Raises:
+            ValueError: If the dataset lacks a column.
+        """
+        # Here, because it takes a second that other sources need not wait for.
+        from datasets import Nifti, load_dataset
+
+        stream = load_dataset(self.name, split=self.split, streaming=True)
+        features = stream.features or {}
+        columns = [name for name in (*MODALITIES, "t1ce", "seg") if name in features]
+        if "seg" not in columns or len(columns) < 2 or not all(isinstance(features[name], Nifti) for name in columns):
+            raise ValueError(
+                f"A dataset must have some of the columns {', '.join(MODALITIES)}, and seg, all of type Nifti; "
+                f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
+            )
+        # Not by `cast_column`: a stream from the Hub is one that threads decode, whatever its columns are cast to.
+        for example in stream.decode(False).skip(begin):
+            yield {name: example[name] for name in columns if example[name] is not None}
+
+    def _path_of(self, files: Mapping[str, Mapping[str, Any]]) -> Path:
+        versions = {name: _version(file) for name, file in files.items()}
+        return self.folder / f"{fingerprint(self._settings(), self.label_scheme, versions)}.safetensors"
+
+    def _decoded(self, index: int, files: Mapping[str, dict[str, Any]]) -> BatchFeature:
+        from datasets import Nifti
+
+        where = f"Case number {index} of {self.name}"
+        if "seg" not in files:
+            raise ValueError(f"{where} has no segmentation. Training needs one for each case.")
+        images = {"t1c" if name == "t1ce" else name: Nifti().decode_example(file) for name, file in files.items()}
+        segmentation = images.pop("seg")
+        try:
+            return self.processor(images, segmentation_maps=segmentation, label_scheme=self.label_scheme)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be used. {error}") from error
+
+    def _preprocess(self, index: int) -> BatchFeature:
+        """Read this case from a new stream; what `prepare_all` kept of it has been removed since."""
+        files = next(iter(self._stream(begin=index)), None)
+        if files is None or self._path_of(files) != self.kept[index]:
+            raise ValueError(
+                f"Case number {index} of {self.name} has changed since the run began. Start the run again to use it."
+            )
+        return self._decoded(index, files)
+
+    def _case_id(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def _kept_at(self, index: int) -> Path:
+        return self.kept[index]
+
+
+def _version(file: Mapping[str, Any]) -> str:
+    """Fingerprint of a file of a stream: of its content, or its address, which on the Hub names the commit."""
+    if file["bytes"] is not None:
+        return hashlib.sha256(file["bytes"]).hexdigest()
+    local = Path(file["path"])
+    return file_fingerprint(local) if local.is_file() else str(file["path"])

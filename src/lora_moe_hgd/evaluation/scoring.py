@@ -1,0 +1,163 @@
+"""Scores of one case under subsets of its sequences, on the case's own grid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+
+from ..data.case_files import CaseFiles
+from ..data.cases import read_case
+from ..files import printable
+from ..fingerprints import code_fingerprint, fingerprint
+from ..inference.segment import segment_inputs
+from ..inference.uncertainty import expected_dice
+from ..model.case_rules import SettledCase
+from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.geometry import voxel_spacing_mm
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from .calibration import reliability_counts
+from .lesions import LESION_RULES, lesion_scores
+from .metrics import CONVENTIONS, region_scores
+from .subsets import Mask, subset_name
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How cases are segmented and scored.
+
+    Attributes:
+        mirror: Take the mean over the case and its mirror image.
+        convention: Name in `metrics.CONVENTIONS`: the score of an empty region.
+        lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
+    """
+
+    mirror: bool = False
+    convention: str = "brats"
+    lesions: str = "gli2023"
+
+
+@dataclass
+class CaseScores:
+    """Scores of a case.
+
+    Attributes:
+        rows: One for each subset and region: names, metrics, and the Dice that the network expected.
+        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`.
+        findings: What is odd about the case, as dicts of `level`, `where` and `message`.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    reliability: dict[str, Any] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, other: CaseScores) -> None:
+        """Take in the scores of other subsets of the same case."""
+        self.rows += other.rows
+        self.reliability |= other.reliability
+        self.findings = other.findings
+
+    def only(self, subsets: Iterable[Mask]) -> CaseScores:
+        """The scores of these subsets alone, in their order."""
+        names = [subset_name(subset) for subset in subsets]
+        rows = [row for name in names for row in self.rows if row["subset"] == name]
+        reliability = {name: self.reliability[name] for name in names if name in self.reliability}
+        return CaseScores(rows, reliability, self.findings)
+
+
+def score_case(
+    network: LoraMoeHgdForSegmentation,
+    processor: LoraMoeHgdImageProcessor,
+    case: CaseFiles,
+    subsets: Iterable[Mask],
+    rules: Rules,
+) -> CaseScores:
+    """Segment and score a case under each subset of which it has all sequences.
+
+    Raises:
+        BadInputError: If the case has an error that `lora-moe-hgd check` reports.
+    """
+    reading = read_case(case, labels=True, not_finite="error").checked()
+    settled, truth = reading.settled, reading.regions
+    spacing_mm = voxel_spacing_mm(settled.affine)
+    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
+    scores = CaseScores(
+        findings=[
+            {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
+            for found in reading.findings
+        ]
+    )
+    for inputs, brain, subset in prepared(processor, settled, subsets):
+        found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
+        name = subset_name(subset)
+        expected = expected_dice(found.probabilities, found.regions)
+        for index, region in enumerate(REGIONS):
+            masks = found.regions[index], truth[index]
+            values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
+            values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
+            about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
+            volume_ml = float(truth[index].sum()) * found.voxel_ml
+            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": expected[index]})
+        scores.reliability[name] = reliability_counts(found.probabilities, truth, brain).tolist()
+    return scores
+
+
+def prepared(
+    processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
+) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
+    """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
+
+    Cropping and normalisation of a sequence depend on the other sequences only through the brain, which is where any
+    of them differs from zero. Subsets with the same brain are therefore preprocessed together.
+    """
+    settled = replace(settled, labels=None)
+    nonzero = {name: array != 0 for name, array in settled.arrays.items()}
+    groups: dict[bytes, list[Mask]] = {}
+    brains: dict[bytes, np.ndarray] = {}
+    for subset in subsets:
+        names = sequences_of(subset)
+        if set(names) <= set(settled.arrays):
+            brain = np.logical_or.reduce([nonzero[name] for name in names])
+            key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
+            groups.setdefault(key, []).append(subset)
+            brains[key] = brain
+    for key, members in groups.items():
+        wanted = {name for subset in members for name in sequences_of(subset)}
+        inputs = processor(settled.only(wanted))
+        for subset in members:
+            yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
+
+
+def sequences_of(subset: Mask) -> list[str]:
+    """Names of the sequences of a subset, in channel order."""
+    return [name for name, used in zip(MODALITIES, subset, strict=True) if used]
+
+
+def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:
+    """Fingerprint of everything but the case that scores are made from: weights, settings, rules and code."""
+    weights = {
+        name: (str(value.dtype), hashlib.sha256(_bytes_of(value)).hexdigest())
+        for name, value in network.state_dict().items()
+    }
+    # The state dict does not say which of several adapters are active, and how strong they are.
+    adapters = [
+        (module.active_adapters, module.disable_adapters)
+        for module in network.modules()
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
+    ]
+    strengths = [module.scaling for module in network.modules() if isinstance(module, LoraLayer)]
+    # Nor does it hold settings such as the number of experts per token.
+    settings = network.config.to_json_string(), processor.to_json_string()
+    return fingerprint(weights, adapters, strengths, settings, vars(rules), code_fingerprint(__name__))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

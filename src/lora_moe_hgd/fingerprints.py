@@ -1,0 +1,141 @@
+"""Fingerprints of everything that a result, a score or a prepared case was made from.
+
+Files on disk are reused only while their fingerprint equals that of the inputs. The whole content of inputs counts,
+which takes about 30 ms for a case of BraTS-Africa (14 MB).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any, Protocol
+
+_PACKAGE_FOLDER = Path(__file__).parent
+_PACKAGE = _PACKAGE_FOLDER.name
+
+
+class FilesOfCase(Protocol):
+    """The part of `data.case_files.CaseFiles` that decides what is read from a case."""
+
+    @property
+    def images(self) -> Mapping[str, Path]: ...
+
+    @property
+    def segmentation(self) -> Path | None: ...
+
+    @property
+    def channels(self) -> Mapping[str, int]: ...
+
+    @property
+    def label_schemes(self) -> Sequence[str]: ...
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of the parts and of the package's version, in hexadecimal.
+
+    Args:
+        parts: Values that JSON can hold. The order of a mapping's keys does not count.
+
+    Example:
+        >>> fingerprint("ab", "c") == fingerprint("a", "bc")
+        False
+    """
+    content = json.dumps([version("lora-moe-hgd"), *parts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
+    """Fingerprint of what is read from a case: names and contents of its files, channels and label schemes.
+
+    The folder does not count, so a case that was moved keeps its fingerprint.
+
+    Args:
+        case: Files of the case.
+        labels: Whether the label map counts.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    roles = dict(case.images)
+    if labels and case.segmentation is not None:
+        roles["label map"] = case.segmentation
+    # One file with four axes holds several sequences.
+    contents = {path: file_fingerprint(path) for path in set(roles.values())}
+    files = [(role, path.name, contents[path]) for role, path in roles.items()]
+    return fingerprint(files, dict(case.channels), list(case.label_schemes))
+
+
+@cache
+def code_fingerprint(*modules: str) -> str:
+    """Fingerprint of modules of this package and of all modules of it that they import, directly or not.
+
+    Comments, docstrings and formatting do not count. The version alone would not do: in a checkout code changes
+    without it.
+
+    Args:
+        modules: Full names, such as `__name__`.
+    """
+    return fingerprint(_code_of(modules))
+
+
+def _code_of(modules: Sequence[str]) -> dict[str, str]:
+    """Code of the modules and of those that they import, by full name."""
+    code: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in code:
+            continue
+        path = _source_of(module)
+        assert path is not None, f"{module} is not a module of {_PACKAGE}"
+        tree = ast.parse(path.read_bytes())
+        waiting += _imports_of(tree, module if path.name == "__init__.py" else module.rpartition(".")[0])
+        code[module] = ast.dump(_without_docstrings(tree))
+    return code
+
+
+def _source_of(module: str) -> Path | None:
+    """Source file of a module of this package; `None` if there is no such module."""
+    first, *rest = module.split(".")
+    if first != _PACKAGE:
+        return None
+    path = _PACKAGE_FOLDER.joinpath(*rest)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imports_of(tree: ast.Module, package: str) -> Iterator[str]:
+    """Full names of the package's modules that a module of `package` imports."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            # What is imported from a package may be one of its modules.
+            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        yield from (name for name in names if _source_of(name) is not None)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return tree
