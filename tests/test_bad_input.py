@@ -42,7 +42,7 @@ def test_bad_input_gets_one_line_that_names_the_file_and_no_patient(part_title_a
     assert found
     for _, message in found:
         assert message.startswith("case")
-        assert ", got " in message
+        assert message.endswith(".")
         assert "\n" not in message
         assert PATIENT not in message
 

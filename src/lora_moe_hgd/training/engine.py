@@ -13,6 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
+from ..data.case_files import NO_GROUND_TRUTH
 from ..data.datasets import (
     CachedCases,
     CaseDataset,
@@ -22,7 +23,7 @@ from ..data.datasets import (
     PhantomDataset,
     StreamedCases,
 )
-from ..data.findings import Finding, got
+from ..data.findings import Finding
 from ..data.layouts import survey
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
@@ -186,7 +187,7 @@ def _cases_below(
     cases = [case.in_scheme(data.label_scheme) for case in found]
     if config.objective == "segment":
         unlabelled = [case for case in cases if case.segmentation is None]
-        findings += [Finding(case.folder, got("must hold a segmentation", "none"), "error") for case in unlabelled]
+        findings += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in unlabelled]
         cases = [case for case in cases if case.segmentation is not None]
     dataset = CaseDataset(cases, processor=processor, cache_dir=cache_dir)
     bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
