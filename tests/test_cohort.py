@@ -77,6 +77,18 @@ def test_a_case_that_fails_is_told_and_the_others_are_whole(results: Path, cohor
         assert rows[case]["sequences"] == "t1+t1c+t2+flair"
 
 
+def test_each_session_of_bids_gets_a_folder_and_a_row(cohort: Path, tmp_path: Path, capsys) -> None:
+    for session in ("ses-1", "ses-2"):
+        folder = tmp_path / f"bids/sub-01/{session}/anat"
+        folder.mkdir(parents=True)
+        (folder / f"sub-01_{session}_FLAIR.nii.gz").symlink_to(cohort / "case_000/FLAIR.nii.gz")
+    run("segment", ["--in-path", str(tmp_path / "bids"), "--out-path", str(tmp_path / "out")])
+    cases = ["sub-01_ses-1", "sub-01_ses-2"]
+    assert [name for name, row in table(tmp_path / "out").items() if row["status"] == "done"] == cases
+    assert list(segmentations(tmp_path / "out")) == cases
+    assert "files of 2 cases: flair *_FLAIR.nii.gz" in capsys.readouterr().out.splitlines()
+
+
 def test_volumes_in_the_table_are_those_of_the_segmentations(results: Path) -> None:
     rows = table(results)
     for case, labels in segmentations(results).items():

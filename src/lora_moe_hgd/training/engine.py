@@ -13,6 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
+from ..data.case_files import NO_GROUND_TRUTH
 from ..data.datasets import (
     CachedCases,
     CaseDataset,
@@ -21,11 +22,11 @@ from ..data.datasets import (
     MixedCases,
     PhantomDataset,
 )
-from ..data.findings import Finding, got
 from ..data.layouts import survey
 from ..data.streams import StreamedCases
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
+from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..processes import refuse_lone_process
@@ -186,7 +187,7 @@ def _cases_below(
     cases = [case.in_scheme(data.label_scheme) for case in found]
     if config.objective == "segment":
         unlabelled = [case for case in cases if case.segmentation is None]
-        findings += [Finding(case.folder, got("must hold a segmentation", "none"), "error") for case in unlabelled]
+        findings += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in unlabelled]
         cases = [case for case in cases if case.segmentation is not None]
     dataset = CaseDataset(cases, processor=processor, cache_dir=cache_dir)
     bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
