@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.data.statistics import PARTS, case_statistics, noise_level, region_levels
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.data.tumour import Tumour, random_tumour
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -103,7 +105,7 @@ def ball_of_shells(*, whole: float, core: float, hole: float) -> tuple[torch.Ten
 def test_the_label_of_the_oedema_ends_at_a_half_of_its_blurred_mask() -> None:
     distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
     for seed in range(4):
-        oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))[1]
+        oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed), NARROW)[1]
         inside, outside = (oedema[(distance > low) & (distance < low + 1)].mean() for low in (23, 24))
         # Half a voxel inside and outside, at the narrowest border: .69 and .31, and the ball's curvature.
         assert 0.5 < inside < 0.70
@@ -113,14 +115,14 @@ def test_the_label_of_the_oedema_ends_at_a_half_of_its_blurred_mask() -> None:
 def test_no_oedema_shows_beyond_a_label_that_ends_with_the_core() -> None:
     distance, tumour = ball_of_shells(whole=12, core=12, hole=6)
     for seed in range(4):
-        shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))
+        shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed), NARROW)
         assert shares.min() >= 0
         assert shares[1][distance >= 12].max() < 0.05
 
 
 def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
     distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
-    shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0))
+    shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0), NARROW)
     bright, rim = shares[2] > 0.5, tumour.regions[2]
     assert (bright <= rim).all()
     assert (rim & ~bright).sum() > 0.1 * rim.sum()
@@ -131,22 +133,24 @@ def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_
     assert shares[1][outer].mean() > 0.3 > 0.05 > shares[0][outer].max()
 
 
-def test_a_rim_of_one_voxel_is_bright_whoever_drew_it(monkeypatch) -> None:
+def test_a_rim_of_one_voxel_is_bright_whoever_drew_it() -> None:
     _, tumour = ball_of_shells(whole=24, core=12, hole=11)
     rim = tumour.regions[2]
     # The most generous label: with .68 in its middle the whole blurred rim lies below this share.
-    monkeypatch.setattr("lora_moe_hgd.data.contrast.GENEROSITY", (0.75, 0.75))
-    bright = lesion_shares(tumour, 2.0, torch.Generator().manual_seed(0))[2]
+    style = dataclasses.replace(NARROW, generosity=(0.75, 0.75))
+    bright = lesion_shares(tumour, 2.0, torch.Generator().manual_seed(0), style)[2]
     assert bright[rim].mean() > 0.6
     assert bright[~rim].max() < 0.3
 
 
-def test_low_tumours_lie_lower_and_are_smaller(monkeypatch) -> None:
-    anatomy = random_anatomy(spacing_mm=4.0, generator=torch.Generator().manual_seed(0))
+def test_low_tumours_lie_lower_and_are_smaller() -> None:
+    anatomy = random_anatomy(spacing_mm=4.0, generator=torch.Generator().manual_seed(0), style=NARROW)
     drawn = {}
     for share in (0.0, 1.0):
-        monkeypatch.setattr("lora_moe_hgd.data.tumour.LOW_SHARE", share)
-        drawn[share] = [random_tumour(anatomy, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+        style = dataclasses.replace(NARROW, low_share=share)
+        drawn[share] = [
+            random_tumour(anatomy, generator=torch.Generator().manual_seed(seed), style=style) for seed in range(4)
+        ]
     for high, low in zip(drawn[0.0], drawn[1.0], strict=True):
         heights = [torch.nonzero(tumour.regions[0])[:, 2].float().mean() / anatomy.shape[2] for tumour in (low, high)]
         assert heights[0] < 0.4 < heights[1]

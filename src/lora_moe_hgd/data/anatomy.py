@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .label_maps import read_label_map
 from .noise import Shape, chance, gaussian_blur, smooth_noise, uniform
+from .style import PhantomStyle
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Anatomy:
     affine: np.ndarray
 
     @property
+    def voxel_ml(self) -> float:
+        return self.spacing_mm**3 / 1000
+
+    @property
     def brain(self) -> Tensor:
         return self.tissues.sum(dim=0) > 0.5
 
@@ -46,8 +51,6 @@ class Anatomy:
 # One brain on a grid: tissue maps, and the affine in RAS.
 Template = tuple[Tensor, np.ndarray]
 MARGIN = 6
-# Size of a brain along each axis, relative to the one it begins from.
-SCALE = (0.9, 1.1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -95,12 +98,15 @@ def _mni152() -> Template:
     return torch.stack([brain - grey - white, grey, white]), images[0].affine
 
 
-def random_anatomy(*, spacing_mm: float, generator: torch.Generator, label_maps: Sequence[Path] = ()) -> Anatomy:
+def random_anatomy(
+    *, spacing_mm: float, generator: torch.Generator, style: PhantomStyle, label_maps: Sequence[Path] = ()
+) -> Anatomy:
     """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw.
 
     Args:
         spacing_mm: Edge of a voxel.
         generator: Of all draws.
+        style: What is drawn from.
         label_maps: Individuals to begin from, beside the MNI152 template; each brain is as likely.
     """
     sources = (None, *label_maps)
@@ -108,11 +114,11 @@ def random_anatomy(*, spacing_mm: float, generator: torch.Generator, label_maps:
     tissues, affine = template(spacing_mm, source)
     tissues = _mix(tissues.to(torch.get_default_device()), generator)
     shape = (tissues.shape[1], tissues.shape[2], tissues.shape[3])
-    offset = _affine_offset(shape, generator) + _elastic_offset(shape, spacing_mm, generator)
+    offset = _affine_offset(shape, style, generator) + _elastic_offset(shape, spacing_mm, style, generator)
     warped = sample_at_offset(tissues, offset)
     if chance(0.5, generator):
         warped = warped.flip(1)
-    warped = _vary_fluid(warped, spacing_mm, generator)
+    warped = _vary_fluid(warped, style, generator)
     return Anatomy(warped, spacing_mm, affine)
 
 
@@ -138,40 +144,41 @@ def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
     return sampled[0]
 
 
-def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Rotation up to 8 degrees, a scale per axis, shear up to 4 percent, about the centre."""
+def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
+    """Rotation, a scale per axis and shear, about the centre."""
     matrix = torch.eye(3)
     for axis in range(3):
-        angle = math.radians(uniform(-8, 8, generator))
+        angle = math.radians(uniform(*style.rotation_degrees, generator))
         first, second = [other for other in range(3) if other != axis]
         rotation = torch.eye(3)
         rotation[first, first] = rotation[second, second] = math.cos(angle)
         rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ rotation
-    shear = torch.eye(3) + torch.tensor([[uniform(-0.04, 0.04, generator) for _ in range(3)] for _ in range(3)])
-    scale = torch.diag(torch.tensor([uniform(*SCALE, generator) for _ in range(3)]))
+    shear = torch.eye(3) + torch.tensor([[uniform(*style.shear, generator) for _ in range(3)] for _ in range(3)])
+    scale = torch.diag(torch.tensor([uniform(*style.scale, generator) for _ in range(3)]))
     matrix = matrix @ shear @ scale
     centred = identity_grid(shape) - (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     return centred @ matrix.inverse().T - centred
 
 
-def _elastic_offset(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Bumps of 45 mm width up to some 5 mm high, and finer ones of 18 mm width that change the folding."""
-    strength_mm = uniform(1.0, 4.0, generator)
+def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
+    """Bumps of 45 mm width, and finer ones of 18 mm width that change the folding."""
+    strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)
-        + uniform(0.3, 1.5, generator) * smooth_noise(shape, scale_mm=18, spacing_mm=spacing_mm, generator=generator)
+        + uniform(*style.fine_bumps_mm, generator)
+        * smooth_noise(shape, scale_mm=18, spacing_mm=spacing_mm, generator=generator)
         for _ in range(3)
     ]
     sigma = 4 / spacing_mm
     return torch.stack([gaussian_blur(field, (sigma, sigma, sigma)) for field in fields], dim=-1) / spacing_mm
 
 
-def _vary_fluid(tissues: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+def _vary_fluid(tissues: Tensor, style: PhantomStyle, generator: torch.Generator) -> Tensor:
     """Move the border between fluid and brain: wide ventricles and sulci of age, narrow ones of youth."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
-    exponent = uniform(0.6, 1.6, generator)
+    exponent = uniform(*style.fluid_exponent, generator)
     csf = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1) ** exponent, 0.0) * brain
     solid = (grey + white).clamp(min=1e-6)
     return torch.stack([csf, (brain - csf) * grey / solid, (brain - csf) * white / solid])

@@ -29,6 +29,7 @@ from .cases import read_case
 from .findings import BadInputError, Finding
 from .label_maps import label_map_files
 from .phantom import make_phantom
+from .style import NARROW, PhantomStyle
 
 
 class Case(TypedDict):
@@ -133,6 +134,7 @@ class PhantomDataset(CachedCases):
         label_maps: Folder of FreeSurfer-style label maps of brains to begin from, or only the built-in template.
         processor: Gives spacing and normalisation.
         cache_dir: Where preprocessed phantoms are kept.
+        style: Ranges that phantoms are drawn from.
     """
 
     def __init__(
@@ -143,12 +145,19 @@ class PhantomDataset(CachedCases):
         processor: LoraMoeHgdImageProcessor,
         cache_dir: Path,
         label_maps: Path | None = None,
+        style: PhantomStyle = NARROW,
     ) -> None:
         self.size = size
         self.seed = seed
         self.label_maps = label_map_files(label_maps) if label_maps else []
         self.processor = processor
-        made_from = (_settings(processor), _phantom_code(), *(_state(path) for path in self.label_maps))
+        self.style = style
+        made_from = (
+            _settings(processor),
+            _phantom_code(),
+            style.fingerprint(),
+            *(_state(path) for path in self.label_maps),
+        )
         self.folder = cache_dir / f"phantoms-{_digest(*made_from)}"
 
     def __len__(self) -> int:
@@ -159,7 +168,7 @@ class PhantomDataset(CachedCases):
 
     def _preprocess(self, index: int) -> BatchFeature:
         spacing_mm = self.processor.target_spacing_mm[0]
-        phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps)
+        phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps, style=self.style)
         return self.processor(
             dict(phantom.volumes),
             segmentation_maps=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
@@ -354,8 +363,8 @@ def _digest(*texts: str) -> str:
 def _phantom_code() -> str:
     """Fingerprint of the code that makes phantoms: changed code must not meet old phantoms."""
     folder = Path(__file__).parent
-    names = ("anatomy.py", "contrast.py", "label_maps.py", "noise.py", "phantom.py", "tumour.py")
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+    names = ("anatomy", "contrast", "label_maps", "noise", "phantom", "scanner", "style", "tumour")
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 
 def _one_thread() -> None:

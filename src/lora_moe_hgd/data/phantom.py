@@ -20,6 +20,7 @@ from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy, read_templates
 from .contrast import paint
 from .label_maps import label_map_files
+from .style import NARROW, PhantomStyle
 from .tumour import displace, random_tumour
 
 FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
@@ -45,9 +46,10 @@ def make_phantom(
     *,
     spacing_mm: float = 1.0,
     label_maps: Sequence[Path] = (),
+    style: PhantomStyle = NARROW,
     device: str | torch.device = "cpu",
 ) -> Phantom:
-    """Make the phantom number `seed` on isotropic voxels; the same seed, spacing and maps give the same phantom.
+    """Make phantom number `seed` on isotropic voxels; the same seed, spacing, maps and style give the same phantom.
 
     Numbers are drawn on the CPU and all else is computed on `device`, so that devices agree to rounding.
 
@@ -55,6 +57,7 @@ def make_phantom(
         seed: Number of the phantom.
         spacing_mm: Edge of a voxel.
         label_maps: FreeSurfer-style maps of brains to begin from, beside the built-in MNI152 template.
+        style: Ranges of all that differs between phantoms.
         device: Where to compute.
 
     Raises:
@@ -65,9 +68,9 @@ def make_phantom(
     generator = torch.Generator().manual_seed(seed)
     # Everything below makes its tensors on the default device.
     with torch.device(device):
-        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, label_maps=label_maps)
-        tumour = random_tumour(anatomy, generator=generator)
-        volumes = paint(displace(anatomy, tumour), tumour, generator=generator)
+        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, style=style, label_maps=label_maps)
+        tumour = random_tumour(anatomy, generator=generator, style=style)
+        volumes = paint(displace(anatomy, tumour), tumour, generator=generator, style=style)
     brain = volumes["t1"] != 0
     return Phantom(volumes=volumes, regions=tumour.regions & brain, affine=anatomy.affine)
 
