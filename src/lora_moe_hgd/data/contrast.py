@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .anatomy import Anatomy
+from .mimics import Mimics, random_mimics
 from .noise import chance, fractal_noise, gaussian_blur, normal, smooth_noise, uniform
 from .scanner import acquire, coil_sensitivity
 from .style import Percentiles, PhantomStyle
@@ -20,6 +21,8 @@ from .tumour import Tumour
 NECROSIS, OEDEMA, RIM = range(3)
 # How far from each voxel the middle of a rim is looked for.
 MIDDLE_WITHIN_MM = 2.0
+# Grey-white contrast at which lesions were matched, and the least factor of a lesion's levels.
+USUAL_CONTRAST, LEAST_CONSPICUOUS = 0.8, 0.3
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style: PhantomStyle) -> dict[str, Tensor]:
@@ -30,18 +33,14 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
     shared_texture = fractal_noise(shape, scales_mm=(5, 10, 20), spacing_mm=spacing_mm, generator=generator)
     shared_grain = fractal_noise(shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator)
     severity = normal((3,), generator).tolist()
-    vessels = _vessels(anatomy, generator)
-    spots = _white_matter_spots(anatomy, tumour, generator, style)
+    mimics = random_mimics(anatomy, tumour, generator=generator, style=style)
     shown = _shown_oedema(anatomy, tumour, generator, style)
     outside, patches = _hull(anatomy, generator)
+    blood = _blood(tumour, spacing_mm, generator, style)
     coil = coil_sensitivity(anatomy, generator, style)
     volumes = {}
     for name in MODALITIES:
-        z = _healthy(name, anatomy, generator, style)
-        if name == "t1c":
-            z = z + uniform(*style.vessels, generator) * vessels
-        if name in ("t2", "flair"):
-            z = z + uniform(*style.spots, generator) * spots
+        z, unit = _healthy(name, anatomy, mimics, generator, style)
         grain = 0.6 * shared_grain + 0.8 * fractal_noise(
             shape, scales_mm=(3, 6), spacing_mm=spacing_mm, generator=generator
         )
@@ -55,13 +54,13 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
         texture = 0.7 * shared_texture + 0.7 * own_texture
         lesion = torch.zeros(shape)
         for region in range(3):
-            level = _quantile(style.lesion[name][region], severity[region], generator)
-            painted = level + style.texture[name][region] * uniform(*style.texture_factor, generator) * texture
+            level = unit * _quantile(_levels(name, region, tumour, style), severity[region], generator)
+            painted = level + unit * style.texture[name][region] * uniform(*style.texture_factor, generator) * texture
             if region == OEDEMA:
                 painted = painted * shown + uniform(*style.shining_through, generator) * z
             lesion += shares[region] * painted
         present = shares.sum(dim=0)
-        z = (1 - present) * z + lesion
+        z = (1 - present) * z + lesion + uniform(*style.blood[name], generator) * blood
         volumes[name] = acquire(name, z, brain, coil, spacing_mm, generator, style)
     return volumes
 
@@ -82,6 +81,23 @@ def _quantile(percentiles: Percentiles, severity: float, generator: torch.Genera
     # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
     draw = 0.6 * severity + 0.8 * normal((), generator).item()
     return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
+
+
+def _levels(name: str, region: int, tumour: Tumour, style: PhantomStyle) -> Percentiles:
+    return (
+        style.cores[tumour.kind][name]
+        if region == NECROSIS and tumour.kind in style.cores
+        else style.lesion[name][region]
+    )
+
+
+def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
+    """Where a core has bled, `(D, H, W)` in [0, 1]: patches of it, or all of it."""
+    if not chance(style.blood_share, generator):
+        return torch.zeros(tumour.regions.shape[1:])
+    noise = fractal_noise(tumour.regions.shape[1:], scales_mm=(5, 10), spacing_mm=spacing_mm, generator=generator)
+    bled = tumour.regions[1] & (noise > uniform(-1.5, 1.5, generator))
+    return gaussian_blur(bled.float(), (1.0 / spacing_mm,) * 3)
 
 
 def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
@@ -125,38 +141,26 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
     return shares
 
 
-def _healthy(name: str, anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
+def _healthy(
+    name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
+) -> tuple[Tensor, float]:
+    """Relative signal without a tumour, `(D, H, W)`, and a factor of the lesions' levels."""
     csf, grey, white = style.healthy[name]
-    contrast = uniform(*style.grey_white, generator)
-    levels = (csf * uniform(*style.fluid, generator), contrast * grey, contrast * white)
-    return sum(level * fraction for level, fraction in zip(levels, anatomy.tissues, strict=True))
-
-
-def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Thin curves (where two smooth fields are both near zero), parts of the brain's hull and of the ventricles."""
-    shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
-    first, second, where = (
-        smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)
-    )
-    curves = torch.exp(-(first**2 + second**2) / 0.05) * (anatomy.tissues[0] + 0.3 * anatomy.tissues[1])
-    brain = anatomy.brain.float()
-    depth = gaussian_blur(brain, (4 / spacing_mm,) * 3)
-    hull = ((depth < 0.72) & (where > 0.7)).float()
-    plexus = ((anatomy.tissues[0] > 0.8) & (depth > 0.98) & (where.abs() > 1.0)).float()
-    drawn = curves + uniform(0, 0.3, generator) * hull + uniform(0, 0.8, generator) * plexus
-    return gaussian_blur(drawn, (0.7 / spacing_mm,) * 3).clamp(0, 1)
-
-
-def _white_matter_spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Bright spots and caps around the ventricles on T2 and FLAIR that are no tumour, in most cases."""
-    spacing_mm = anatomy.spacing_mm
-    if not chance(style.spots_share, generator):
-        return torch.zeros(anatomy.shape)
-    noise = fractal_noise(anatomy.shape, scales_mm=(6, 12), spacing_mm=spacing_mm, generator=generator)
-    near_fluid = gaussian_blur(anatomy.tissues[0], (4 / spacing_mm,) * 3)
-    field = anatomy.tissues[2] * (0.5 * noise + 3 * near_fluid.clamp(max=0.4))
-    spots = (field > uniform(*style.spots_level, generator)) & ~tumour.regions[0]
-    return gaussian_blur(spots.float(), (1.0 / spacing_mm,) * 3)
+    contrast, unit = uniform(*style.grey_white, generator), 1.0
+    if chance(style.odd_grey_white_share, generator):
+        contrast = uniform(*style.odd_grey_white, generator)
+        # The unit of lesions is the brain's spread, which grows with this contrast: lesions grow with it only in part.
+        unit = (USUAL_CONTRAST / max(abs(contrast), 0.3)) ** uniform(0.0, 1.0, generator)
+    unit = max(unit * uniform(*style.conspicuity, generator), LEAST_CONSPICUOUS)
+    levels = (csf * uniform(*style.fluid[name], generator), contrast * grey, contrast * white)
+    z = sum(level * fraction for level, fraction in zip(levels, anatomy.tissues, strict=True))
+    if name == "t1c":
+        z = z + uniform(*style.vessels, generator) * mimics.vessels
+    if name in ("t2", "flair"):
+        z = z + uniform(*style.spots, generator) * mimics.water + uniform(*style.flow[name], generator) * mimics.flow
+    else:
+        z = z + uniform(*style.spots_on_t1, generator) * mimics.water
+    return z, unit
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:

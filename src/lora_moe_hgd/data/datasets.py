@@ -29,7 +29,7 @@ from .cases import read_case
 from .findings import BadInputError, Finding
 from .label_maps import label_map_files
 from .phantom import make_phantom
-from .style import NARROW, PhantomStyle
+from .style import WIDE, PhantomStyle
 
 
 class Case(TypedDict):
@@ -145,7 +145,7 @@ class PhantomDataset(CachedCases):
         processor: LoraMoeHgdImageProcessor,
         cache_dir: Path,
         label_maps: Path | None = None,
-        style: PhantomStyle = NARROW,
+        style: PhantomStyle = WIDE,
     ) -> None:
         self.size = size
         self.seed = seed
@@ -363,7 +363,10 @@ def _digest(*texts: str) -> str:
 def _phantom_code() -> str:
     """Fingerprint of the code that makes phantoms: changed code must not meet old phantoms."""
     folder = Path(__file__).parent
-    names = ("anatomy", "contrast", "label_maps", "noise", "phantom", "scanner", "style", "tumour")
+    names = (
+        *("anatomy", "contrast", "fluid", "label_maps", "mimics", "noise", "phantom", "scanner", "style", "tumour"),
+        "warp",
+    )
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 

@@ -20,7 +20,8 @@ from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy, read_templates
 from .contrast import paint
 from .label_maps import label_map_files
-from .style import NARROW, PhantomStyle
+from .noise import chance
+from .style import NARROW, WIDE, PhantomStyle
 from .tumour import displace, random_tumour
 
 FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
@@ -46,7 +47,7 @@ def make_phantom(
     *,
     spacing_mm: float = 1.0,
     label_maps: Sequence[Path] = (),
-    style: PhantomStyle = NARROW,
+    style: PhantomStyle = WIDE,
     device: str | torch.device = "cpu",
 ) -> Phantom:
     """Make phantom number `seed` on isotropic voxels; the same seed, spacing, maps and style give the same phantom.
@@ -66,6 +67,8 @@ def make_phantom(
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")
     generator = torch.Generator().manual_seed(seed)
+    if chance(style.narrow_share, generator):
+        style = NARROW
     # Everything below makes its tensors on the default device.
     with torch.device(device):
         anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, style=style, label_maps=label_maps)
@@ -112,6 +115,11 @@ def main(argv: Sequence[str]) -> None:
         help="folder of FreeSurfer-style label maps of brains; each case begins from one of them or the "
         "built-in brain, all as likely",
     )
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="draw from the ranges of the training data, far wider than real ones: one case in six has no tumour",
+    )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
@@ -126,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     read_templates(spacing_mm, label_maps)
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
-        phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps)
+        style = WIDE if args.wide else NARROW
+        phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps, style=style)
         write_phantom_case(phantom, folder, file_format=args.format)
     print(f"{args.n} cases in {args.root}")

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, sample_at_offset
+from .anatomy import Anatomy
+from .fluid import random_blob
 from .noise import chance, fractal_noise, gaussian_blur, normal, smooth_noise, uniform
 from .style import PhantomStyle
+from .warp import sample_at_offset
+
+CoreKind = Literal["necrotic", "cystic", "solid"]
 
 GROWTH_SPACING_MM = 4.0
 DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
@@ -29,15 +34,20 @@ class Tumour:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
         infiltration: 0 at the border of the oedema to 1 at the core, `(D, H, W)`.
         displacement: Where each voxel's healthy tissue comes from, in voxels, `(D, H, W, 3)`: the mass effect.
+        kind: What the core holds beside its rim.
     """
 
     regions: Tensor
     infiltration: Tensor
     displacement: Tensor
+    kind: CoreKind = "necrotic"
 
 
 def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: PhantomStyle) -> Tumour:
-    """One to three foci in one hemisphere or both, of random size, with or without necrosis and enhancement."""
+    """Foci in one hemisphere or both, of random size, with or without a core, necrosis and enhancement; or nothing."""
+    if chance(style.no_tumour_share, generator):
+        nothing = torch.zeros(3, *anatomy.shape)
+        return Tumour(nothing.bool(), nothing[0], torch.zeros(*anatomy.shape, 3))
     brain_ml = anatomy.brain.sum().item() * anatomy.voxel_ml
     whole_ml = _log_normal(*style.whole_tumour_ml, generator)
     low = chance(style.low_share, generator)
@@ -52,7 +62,11 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: Phanto
     whole = (spread > level) & anatomy.brain
     core = _core(anatomy, growth, whole, whole_ml, generator, style)
     whole |= core
-    enhancing = _enhancing(anatomy, core, generator, style)
+    kind = _core_kind(generator, style)
+    enhancing = _enhancing(anatomy, core, kind, generator, style)
+    if chance(style.satellites_share, generator):
+        nodules = _satellites(anatomy, spread, generator, style)
+        whole, core, enhancing = whole | nodules, core | nodules, enhancing | nodules
     top = spread[whole].max().clamp(min=1e-6) if whole.any() else spread.new_tensor(1.0)
     infiltration = ((spread - level) / (top - level).clamp(min=1e-6)).clamp(0, 1)
     infiltration = torch.where(core, 1.0, infiltration)
@@ -60,6 +74,7 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: Phanto
         regions=torch.stack([whole, core, enhancing]),
         infiltration=infiltration,
         displacement=_mass_effect(core, anatomy.spacing_mm, generator, style),
+        kind=kind,
     )
 
 
@@ -128,6 +143,8 @@ def _core(
     style: PhantomStyle,
 ) -> Tensor:
     """Compact part around the densest places, lobulated, of a random share of the whole."""
+    if chance(style.no_core_share, generator):
+        return torch.zeros_like(whole)
     share = min(_log_normal(*style.core_share, generator), style.most_core_share)
     noise = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
     inside = gaussian_blur((whole & anatomy.brain).float(), (5.0 / anatomy.spacing_mm,) * 3)
@@ -136,9 +153,26 @@ def _core(
     return (field > _level_of_volume(field, share * whole_ml / anatomy.voxel_ml)) & whole
 
 
-def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator, style: PhantomStyle) -> Tensor:
+def _core_kind(generator: torch.Generator, style: PhantomStyle) -> CoreKind:
+    if chance(style.cystic_share, generator):
+        return "cystic"
+    return "solid" if chance(style.solid_silent_share, generator) else "necrotic"
+
+
+def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, style: PhantomStyle) -> Tensor:
+    """Small enhancing nodules in or near the oedema."""
+    nodules = torch.zeros(anatomy.shape, dtype=torch.bool)
+    for _ in range(1 + int(uniform(0, style.most_satellites, generator))):
+        blob = random_blob(spread, uniform(*style.satellite_mm, generator), anatomy.spacing_mm, generator)
+        nodules |= (blob < 1) & anatomy.brain
+    return nodules
+
+
+def _enhancing(
+    anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
+) -> Tensor:
     """The core without its necrotic inside and without the parts that do not take up contrast."""
-    if chance(style.not_enhancing_share, generator):
+    if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
@@ -150,7 +184,7 @@ def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator, style
     if solid or core_depth.numel() == 0:
         necrosis = torch.zeros_like(core)
     else:
-        share = uniform(*style.necrotic_share, generator)
+        share = uniform(*(style.cyst_share if kind == "cystic" else style.necrotic_share), generator)
         field = torch.where(core, depth * (1 + 0.10 * noise), 0.0)
         necrosis = (field > _level_of_volume(field, share * core_depth.numel())) & core
     patchy = smooth_noise(anatomy.shape, scale_mm=14, spacing_mm=spacing_mm, generator=generator)
@@ -170,7 +204,8 @@ def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, st
 
 def displace(anatomy: Anatomy, tumour: Tumour) -> Anatomy:
     """The anatomy under the tumour's mass effect, within the same brain."""
-    tissues = sample_at_offset(anatomy.tissues, tumour.displacement)
+    maps = torch.cat([anatomy.tissues, anatomy.ventricles[None], anatomy.scar[None]])
+    tissues, (ventricles, scar) = sample_at_offset(maps, tumour.displacement).split([3, 2])
     brain = anatomy.tissues.sum(dim=0)
     tissues = tissues / tissues.sum(dim=0).clamp(min=1e-3)
-    return Anatomy(tissues.clamp(0, 1) * brain, anatomy.spacing_mm, anatomy.affine)
+    return Anatomy(tissues.clamp(0, 1) * brain, ventricles, scar, anatomy.spacing_mm, anatomy.affine)

@@ -24,7 +24,7 @@ from ..data.datasets import (
 )
 from ..data.findings import Finding
 from ..data.layouts import survey
-from ..data.style import NARROW, PhantomStyle
+from ..data.style import WIDE, PhantomStyle
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     train(read_config(argv))
 
 
-def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle = NARROW) -> Path:
+def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle = WIDE) -> Path:
     """Train, and return the folder of the best checkpoint.
 
     Args:
@@ -134,7 +134,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
 
 
 def build_data(
-    config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = NARROW
+    config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = WIDE
 ) -> tuple[CaseSource, list[CaseSource]]:
     """Training and validation cases; files that are new are read here: a bad one is found before training.
 
