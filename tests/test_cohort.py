@@ -24,6 +24,7 @@ from lora_moe_hgd.data.case_files import CaseFiles
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference import results as inference
 from lora_moe_hgd.inference.cohort import segment_cohort
@@ -39,7 +40,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whole cases, and one of which a file is cut off."""
     root = tmp_path_factory.mktemp("cohort")
     for seed in range(NUM_CASES):
-        write_phantom_case(make_phantom(seed, spacing_mm=4.0), root / f"case_{seed:03d}")
+        write_phantom_case(make_phantom(seed, spacing_mm=4.0, style=NARROW), root / f"case_{seed:03d}")
     shutil.copytree(root / "case_000", root / "cut")
     path = root / "cut/T2.nii.gz"
     path.write_bytes(path.read_bytes()[:5000])

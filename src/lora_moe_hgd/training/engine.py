@@ -24,6 +24,7 @@ from ..data.datasets import (
 )
 from ..data.layouts import survey
 from ..data.streams import StreamedCases
+from ..data.style import WIDE, PhantomStyle
 from ..loading import base_name, load_checkpoint
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.findings import Finding
@@ -50,13 +51,14 @@ def main(argv: Sequence[str]) -> None:
     train(read_config(argv))
 
 
-def train(config: RunConfig, *, build: Build | None = None) -> Path:
+def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle = WIDE) -> Path:
     """Train, and return the folder of the best checkpoint.
 
     Args:
         config: The run.
         build: What gives network and processor instead of `build_network`: for other networks that are called as the
             segmenter is.
+        style: Ranges that phantoms are drawn from.
 
     Raises:
         ValueError: If the data or the base cannot be used; found before the first step.
@@ -68,7 +70,7 @@ def train(config: RunConfig, *, build: Build | None = None) -> Path:
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     with accelerator.main_process_first():
-        source, validation = build_data(config, processor, show=accelerator.is_main_process)
+        source, validation = build_data(config, processor, show=accelerator.is_main_process, style=style)
     run = RunFolder(config)
     if accelerator.is_main_process:
         run.open()
@@ -133,7 +135,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
 
 
 def build_data(
-    config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
+    config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = WIDE
 ) -> tuple[CaseSource, list[CaseSource]]:
     """Training and validation cases; files that are new are read here: a bad one is found before training.
 
@@ -150,7 +152,9 @@ def build_data(
     def phantoms(number: int, seed: int) -> CachedCases:
         label_maps = Path(data.label_maps) if data.label_maps else None
         return prepared(
-            PhantomDataset(number, seed=seed, label_maps=label_maps, processor=processor, cache_dir=cache_dir)
+            PhantomDataset(
+                number, seed=seed, label_maps=label_maps, style=style, processor=processor, cache_dir=cache_dir
+            )
         )
 
     if data.root is None and data.dataset is None:
