@@ -14,7 +14,7 @@ from bad_input import PATIENT, good_case, no_tumour, twice
 from lora_moe_hgd.data.check import check_cohort
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
-from lora_moe_hgd.training.engine import build_data
+from lora_moe_hgd.training.sources import build_data
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
     array[20, 20, 20] = np.nan
     nib.save(nib.Nifti1Image(array, nib.load(path).affine), path)
     (cohort / "b/x_seg.nii.gz").unlink()
-    with pytest.raises(ValueError, match="got 4 that are not") as refused:
+    with pytest.raises(ValueError, match="cannot be used, for 4 reasons") as refused:
         training_data(cohort, tmp_path)
     for words in (
         "mixed: Several files may be t2",
@@ -129,11 +129,12 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
 
 def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path, tmp_path: Path, capsys) -> None:
     for _ in range(2):
-        training, (validation,) = training_data(cohort, tmp_path, "--skip-bad", "true")
-        names = [source[index]["case_id"] for source in (training, validation) for index in range(len(source))]
+        data = training_data(cohort, tmp_path, "--skip-bad", "true")
+        sources = (data.train, data.validation)
+        names = [source[index]["case_id"] for source in sources for index in range(len(source))]
         assert sorted(names) == ["a", "b", "odd"]
         listed = capsys.readouterr().err
-        assert "left out: " in listed
+        assert "Case left out: " in listed
         assert "damaged/x_flair.nii.gz: The packed file ends too early" in listed
         assert "mixed: Several files may be t2" in listed
 

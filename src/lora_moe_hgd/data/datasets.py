@@ -74,6 +74,11 @@ class CachedCases(Dataset):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def case_ids(self) -> list[str]:
+        """Name of each case, by number."""
+        return [self._case_id(index) for index in range(len(self))]
+
     def __getitem__(self, index: int) -> Case:
         path = self._kept_at(index)
         if not path.is_file():
