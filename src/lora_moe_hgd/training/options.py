@@ -222,7 +222,7 @@ class OptimConfig:
         max_grad_norm: Largest norm of the gradient; a larger one is scaled down.
         ema_decay: Decay of the moving average of the weights, which is validated and saved.
         accumulate: Batches of a step.
-        precision: `no` for float32, `bf16` or `fp16`; `auto` becomes `bf16` where the hardware is fast in it, else `no`.
+        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` where the hardware is fast in it, else `no`.
         gradient_checkpointing: Compute the blocks of stem, encoder and decoder again in the backward pass, which saves
             memory.
     """
