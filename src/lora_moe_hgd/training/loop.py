@@ -251,7 +251,7 @@ class TrainingLoop:
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
         """Values to log of a step: losses and Dice over all processes, router statistics over those of the first."""
-        means = self.accelerator.reduce(self.losses / self.config.optim.accumulate, reduction="mean").tolist()
+        means = self.accelerator.reduce(self.losses / self.step_size(begin), reduction="mean").tolist()
         self.losses = torch.zeros((), device=self.accelerator.device)
         return {
             **{f"loss/{name}": mean for name, mean in zip(("total", *output.losses), means, strict=True)},
