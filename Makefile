@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := src tests scripts examples benchmarks train.py infer.py evaluate.py noxfile.py
 
-.PHONY: demo test test-slow check style
+.PHONY: demo test test-slow check style floor newest build
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,3 +28,12 @@ check: .venv/installed  ## Lint, format, types
 style: .venv/installed  ## Mend what can be mended
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+floor: .venv/installed  ## What is saved and loaded, on the oldest packages that pyproject.toml allows
+	$(BIN)/nox --session floor
+
+newest: .venv/installed  ## The same on the newest packages, on the oldest and the newest Python
+	$(BIN)/nox --session newest
+
+build: .venv/installed  ## Wheel and source distribution in dist/
+	$(BIN)/python -m build

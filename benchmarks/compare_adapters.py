@@ -41,8 +41,8 @@ VARIANTS: dict[str, list[str]] = {
     "lora, DoRA": ["--adapter", "lora", "--lora", "{r: 16, use_dora: true}"],
     "lora, and convolutions": ["--adapter", "lora", "--lora", f"{{r: 16, target_modules: '{CONVOLUTIONS}'}}"],
     "lora+decoder": ["--adapter", "lora+decoder", "--lora", "{r: 8}"],
-    "all weights": ["--adapter", "none"],
-    "from scratch": ["--adapter", "none", "--base", "null", "--size", "tiny"],
+    "all weights": ["--adapter", "none", "--lora", "null"],
+    "from scratch": ["--adapter", "none", "--lora", "null", "--base", "null", "--size", "tiny"],
 }
 EPOCHS = 10
 

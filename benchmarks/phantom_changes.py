@@ -14,23 +14,22 @@ Runs that are done are kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import random
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from trials import score_cases
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data import anatomy, contrast, phantom, tumour
 from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -42,12 +41,12 @@ SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
 CROPS = 12
 NECROSIS, OEDEMA, RIM = range(3)
 
-# Values of modules of `data` in place of the phantoms' own.
-Change = dict[Any, dict[str, Any]]
+# Fields of a `PhantomStyle` and their values.
+Change = dict[str, Any]
 
 
 def scaled(
-    table: dict[str, Any], factor: float, names: Sequence[str] = MODALITIES, region: int | None = None
+    table: Mapping[str, Any], factor: float, names: Sequence[str] = MODALITIES, region: int | None = None
 ) -> dict[str, Any]:
     """A table by sequence, the values of some sequences, or of one region of theirs, times `factor`."""
 
@@ -63,56 +62,46 @@ WATER = ("t2", "flair")
 CHANGES: dict[str, Change] = {
     "as they are": {},
     "borders of the oedema sharp, its level lower": {
-        contrast: {
-            "BORDER_MM": (1.0, 1.0),
-            "FADING": (0.1, 0.6),
-            "LESION": scaled(scaled(contrast.LESION, 0.67, ("t2",), OEDEMA), 0.7, ("flair",), OEDEMA),
-        }
+        "border_mm": (1.0, 1.0),
+        "fading": (0.1, 0.6),
+        "lesion": scaled(scaled(NARROW.lesion, 0.67, ("t2",), OEDEMA), 0.7, ("flair",), OEDEMA),
     },
     "narrower ranges, no tumours low in the brain": {
-        tumour: {"LOW_SHARE": 0.0},
-        contrast: {
-            "BORDER_MM": (1.2, 2.8),
-            "FADING": (0.2, 0.8),
-            "VESSELS": (1.5, 6.0),
-            "SPOTS": (0.8, 4.0),
-            "SPOTS_SHARE": 0.75,
-            "LESION": contrast.LESION
-            | {
-                "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
-                "t1c": ((-5.2, -1.3, 0.2), (-2.4, -1.8, -0.5), (2.8, 3.6, 4.8)),
-            },
+        "low_share": 0.0,
+        "border_mm": (1.2, 2.8),
+        "fading": (0.2, 0.8),
+        "vessels": (1.5, 6.0),
+        "spots": (0.8, 4.0),
+        "spots_share": 0.75,
+        "lesion": {
+            **NARROW.lesion,
+            "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.0), (-1.6, -1.0, 0.1)),
+            "t1c": ((-5.2, -1.3, 0.2), (-2.4, -1.8, -0.5), (2.8, 3.6, 4.8)),
         },
     },
-    "brains as large as real ones": {anatomy: {"SCALE": (0.83, 1.03)}},
-    "outlines smooth": {tumour: {"RAGGEDNESS": 0.22, "SPREAD_IN_GREY": (0.4, 0.4), "OUTLINE_MM": (2.5, 2.5)}},
-    "fainter vessels, fewer and fainter spots": {
-        contrast: {"VESSELS": (1.0, 4.0), "SPOTS": (0.5, 2.5), "SPOTS_SHARE": 0.5}
-    },
-    "hardly any bias field": {contrast: {"BIAS": (0.0, 0.02)}},
-    "rims bright up to the border of their label": {contrast: {"GENEROSITY": (0.0, 0.0)}},
-    "no signal 5 to 9 below the brain in all sequences": {contrast: {"FLOOR": dict.fromkeys(MODALITIES, (5.0, 9.0))}},
-    "no vessels, plexus and bright hull on T1c, no spots": {contrast: {"VESSELS": (0.0, 0.0), "SPOTS": (0.0, 0.0)}},
+    "brains as large as real ones": {"scale": (0.83, 1.03)},
+    "outlines smooth": {"raggedness": 0.22, "spread_in_grey": (0.4, 0.4), "outline_mm": (2.5, 2.5)},
+    "fainter vessels, fewer and fainter spots": {"vessels": (1.0, 4.0), "spots": (0.5, 2.5), "spots_share": 0.5},
+    "hardly any bias field": {"bias": (0.0, 0.02)},
+    "rims bright up to the border of their label": {"generosity": (0.0, 0.0)},
+    "no signal 5 to 9 below the brain in all sequences": {"floor": dict.fromkeys(MODALITIES, (5.0, 9.0))},
+    "no vessels, plexus and bright hull on T1c, no spots": {"vessels": (0.0, 0.0), "spots": (0.0, 0.0)},
     "no bone, no patches, no failed stripping, no surface coil": {
-        contrast: {
-            "BONE": dict.fromkeys(MODALITIES, (0.0, 0.0)),
-            "PATCHES": dict.fromkeys(MODALITIES, (0.0, 0.0)),
-            "STRIPPING_FAILS_SHARE": 0.0,
-            "COIL_SHARE": 0.0,
-        }
+        "bone": dict.fromkeys(MODALITIES, (0.0, 0.0)),
+        "patches": dict.fromkeys(MODALITIES, (0.0, 0.0)),
+        "stripping_fails_share": 0.0,
+        "coil_share": 0.0,
     },
     "no misregistration, thick slices, ringing, bias, gamma": {
-        contrast: {
-            "MISREGISTRATION_MM": 0.0,
-            "THICK_SLICES_SHARE": 0.0,
-            "RINGING_SHARE": 0.0,
-            "BIAS": (0.0, 0.0),
-            "GAMMA": (1.0, 1.0),
-        }
+        "misregistration_mm": 0.0,
+        "thick_slices_share": 0.0,
+        "ringing_share": 0.0,
+        "bias": (0.0, 0.0),
+        "gamma": (1.0, 1.0),
     },
-    "no mass effect": {phantom: {"displace": lambda anatomy, _: anatomy}},
+    "no mass effect": {"mass_effect_mm": (0.0, 0.0)},
     "tumours of half the size": {
-        tumour: {"WHOLE_TUMOUR_ML": (tumour.WHOLE_TUMOUR_ML[0] / 2, tumour.WHOLE_TUMOUR_ML[1])}
+        "whole_tumour_ml": (NARROW.whole_tumour_ml[0] / 2, NARROW.whole_tumour_ml[1]),
     },
 }
 LABEL_MAPS = "and brains of the label maps"
@@ -138,8 +127,8 @@ Factors = dict[str, float]
 
 
 def with_factors(factors: Factors) -> Change:
-    """The phantoms' tables times the factors."""
-    lesion = contrast.LESION
+    """The narrow style's tables times the factors."""
+    lesion = NARROW.lesion
     for names, region, part in (
         (WATER, OEDEMA, "oedema, T2 and FLAIR"),
         (("t1", "t1c"), OEDEMA, "oedema, T1 and T1c"),
@@ -150,29 +139,18 @@ def with_factors(factors: Factors) -> Change:
         lesion = scaled(lesion, factors[part], names, region)
     bright = factors["vessels and spots"]
     return {
-        contrast: {
-            "LESION": lesion,
-            "TEXTURE": scaled(contrast.TEXTURE, factors["texture"]),
-            "HEALTHY": scaled(contrast.HEALTHY, factors["fluid"], region=0),
-            "THERMAL": scaled(contrast.THERMAL, factors["noise"]),
-            "GRAIN": scaled(contrast.GRAIN, factors["grain"]),
-            "VESSELS": tuple(bright * value for value in contrast.VESSELS),
-            "SPOTS": tuple(bright * value for value in contrast.SPOTS),
-            "PATCHES": scaled(contrast.PATCHES, factors["patches at the hull"]),
-            "COIL": tuple(factors["surface coil"] * value for value in contrast.COIL),
-        },
-        tumour: {
-            "WHOLE_TUMOUR_ML": (factors["size"] * tumour.WHOLE_TUMOUR_ML[0], tumour.WHOLE_TUMOUR_ML[1]),
-            "CORE_SHARE": (factors["share of the core"] * tumour.CORE_SHARE[0], tumour.CORE_SHARE[1]),
-        },
+        "lesion": lesion,
+        "texture": scaled(NARROW.texture, factors["texture"]),
+        "healthy": scaled(NARROW.healthy, factors["fluid"], region=0),
+        "thermal": scaled(NARROW.thermal, factors["noise"]),
+        "grain": scaled(NARROW.grain, factors["grain"]),
+        "vessels": tuple(bright * value for value in NARROW.vessels),
+        "spots": tuple(bright * value for value in NARROW.spots),
+        "patches": scaled(NARROW.patches, factors["patches at the hull"]),
+        "coil": tuple(factors["surface coil"] * value for value in NARROW.coil),
+        "whole_tumour_ml": (factors["size"] * NARROW.whole_tumour_ml[0], NARROW.whole_tumour_ml[1]),
+        "core_share": (factors["share of the core"] * NARROW.core_share[0], NARROW.core_share[1]),
     }
-
-
-def changed(change: Change) -> AbstractContextManager[Any]:
-    stack = ExitStack()
-    for module, values in change.items():
-        stack.enter_context(patch.multiple(module, **values))
-    return stack
 
 
 def slug(name: str) -> str:
@@ -194,7 +172,7 @@ def run_once(
     kept = folder / "scores.json"
     if not kept.is_file():
         cache = folder / "cache"
-        # What a change makes of a phantom is not told by its number, and a run that was stopped left some.
+        # A run that was stopped left some.
         shutil.rmtree(folder, ignore_errors=True)
         words = [
             *("--config", str(ROOT / "configs/continue_phantom.yaml"), "--base", args.base, "--tracker", "none"),
@@ -204,8 +182,7 @@ def run_once(
             *args.options,
             *("--output-dir", str(folder / "run"), *(("--label-maps", label_maps) if label_maps else ())),
         ]
-        with changed(change):
-            train(read_config(words))
+        train(read_config(words), style=dataclasses.replace(NARROW, **change))
         shutil.rmtree(cache)
         values = score(folder / "run/last", data, args)
         with replacing(kept) as scratch:

@@ -20,11 +20,13 @@ from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.datasets import Case, CaseDataset, CaseSource, PhantomDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.data.statistics import case_statistics
+from lora_moe_hgd.data.style import NARROW, WIDE
 from lora_moe_hgd.inference.picture import COLOURS
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 
 PERCENTILES = (10, 50, 90)
 NUM_SHOWN = 5
+STYLES = {"wide": WIDE, "narrow": NARROW}
 LEGEND = {"real cases": "black", "phantoms": "#d55e00"}
 
 
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=24)
     parser.add_argument("--label-maps", type=Path, help="folder of FreeSurfer-style label maps for the phantoms")
     parser.add_argument("--seed", type=int, default=500_000)
+    parser.add_argument("--style", choices=STYLES, default="wide", help="ranges that phantoms are drawn from")
     parser.add_argument("--picture", type=Path, help="PNG file to draw")
     parser.add_argument("--cache-dir", type=Path, default=Path("~/.cache/lora-moe-hgd"))
     args = parser.parse_args()
@@ -98,7 +101,12 @@ def main() -> None:
     cache_dir = args.cache_dir.expanduser()
     cases = CaseDataset(find_cases(args.data), processor=processor, cache_dir=cache_dir)
     phantoms = PhantomDataset(
-        args.phantoms, seed=args.seed, label_maps=args.label_maps, processor=processor, cache_dir=cache_dir
+        args.phantoms,
+        seed=args.seed,
+        label_maps=args.label_maps,
+        style=STYLES[args.style],
+        processor=processor,
+        cache_dir=cache_dir,
     )
     (spacing_mm, *_) = processor.target_spacing_mm
     real, made_up = (statistics_of(each(source), spacing_mm) for source in (cases, phantoms))

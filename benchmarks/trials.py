@@ -24,14 +24,16 @@ from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from lora_moe_hgd.training.config import RunConfig, read_config
-from lora_moe_hgd.training.engine import VALIDATION_SEED, Build, build_data, train
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import Build, train
 from lora_moe_hgd.training.objectives import predict
+from lora_moe_hgd.training.options import RunConfig
+from lora_moe_hgd.training.sources import VALIDATION_SEED, build_data
 
 ROOT = Path(__file__).parents[1]
 VAL_PHANTOMS = 6
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
-PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8")
+PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8", "--val-phantoms", "null")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
 
 
@@ -50,11 +52,10 @@ class Trial:
     options: tuple[str, ...] = ()
 
 
-def mean_dice(network: nn.Module, sources: list[CaseSource], subsets: Sequence[Mask] = EVERY_SUBSET) -> list[float]:
+def mean_dice(network: nn.Module, source: CaseSource, subsets: Sequence[Mask] = EVERY_SUBSET) -> list[float]:
     """Mean Dice of each region over cases and subsets."""
     values = [
         [dice(*pair) for pair in zip(predict(network, case["pixel_values"], subset), case["labels"], strict=True)]
-        for source in sources
         for case in (source[index] for index in range(len(source)))
         for subset in subsets
     ]
@@ -69,7 +70,7 @@ def score_cases(
     nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     source = CaseDataset(cases, processor=processor, cache_dir=Path(cache_dir).expanduser())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        return mean_dice(network, [source], subsets)
+        return mean_dice(network, source, subsets)
 
 
 def run_trial(trial: Trial, config: RunConfig) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def run_trial(trial: Trial, config: RunConfig) -> dict[str, Any]:
     nn.Module.to(network.eval(), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     cache_dir = Path(config.data.cache_dir).expanduser()
     phantoms = PhantomDataset(VAL_PHANTOMS, seed=VALIDATION_SEED, processor=processor, cache_dir=cache_dir)
-    _, real = build_data(config, processor, show=False)
-    return {"seconds": seconds, "phantoms": mean_dice(network, [phantoms]), "real": mean_dice(network, real)}
+    real = build_data(config, processor, show=False).validation
+    return {"seconds": seconds, "phantoms": mean_dice(network, phantoms), "real": mean_dice(network, real)}
 
 
 def to_markdown(results: dict[str, list[dict[str, Any]]]) -> str:

@@ -12,6 +12,7 @@ from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.inference.picture import save_overlay
 from lora_moe_hgd.inference.segment import segment
@@ -31,7 +32,8 @@ def main() -> None:
     folder = args.out_path / f"phantom_{SEED}_{args.spacing_mm:g}mm"
     if not folder.exists():
         print(f"Making a phantom in {folder} ...")
-        write_phantom_case(SCANNERS["a"].image(make_phantom(SEED, spacing_mm=args.spacing_mm), seed=SEED), folder)
+        phantom = make_phantom(SEED, spacing_mm=args.spacing_mm, style=NARROW)
+        write_phantom_case(SCANNERS["a"].image(phantom, seed=SEED), folder)
     case = find_case(folder)
     reading = read_case(case, labels=True).checked()
     images = {name: reading.images[name] for name in USED}

@@ -23,6 +23,7 @@ from lora_moe_hgd.data.datasets import CaseDataset
 from lora_moe_hgd.data.layouts import find_cases
 from lora_moe_hgd.data.noise import gaussian_blur, normal, smooth_noise
 from lora_moe_hgd.data.phantom import Phantom, make_phantom, write_phantom_case
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.evaluation.compare import paired_differences
 from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.evaluation.subsets import parse_subset
@@ -84,7 +85,7 @@ def make_cases(out: Path, args: argparse.Namespace) -> None:
             sites = {site: out / site / part / f"case_{index:03d}" for site in SCANNERS}
             if all(folder.exists() for folder in sites.values()):
                 continue
-            phantom = make_phantom(seed + index, spacing_mm=args.spacing_mm)
+            phantom = make_phantom(seed + index, spacing_mm=args.spacing_mm, style=NARROW)
             for number_of_site, (site, folder) in enumerate(sites.items()):
                 if not folder.exists():
                     write_phantom_case(SCANNERS[site].image(phantom, seed=2 * index + number_of_site), folder)

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from lora_moe_hgd.data.case_files import given_case
 from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.data.layouts import find_case, survey
 from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.model.findings import BadInputError, Finding
 
@@ -541,10 +541,25 @@ def other_label_grid(folder: Path) -> None:
     save(folder / "x_seg.nii.gz", array_of(folder / "x_seg.nii.gz"), moved)
 
 
-@attempt(NAMES, "a folder without sequences")
-def nothing(folder: Path) -> None:
+def only(folder: Path, *names: str) -> None:
+    """Replace the files of the case by copies of one volume under these names."""
+    content = (folder / "x_t2.nii.gz").read_bytes()
     for path in folder.iterdir():
-        path.rename(path.with_name(f"scan_{path.name.replace('_', '')}"))
+        path.unlink()
+    for name in names:
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@attempt(NAMES, "a folder whose names say nothing")
+def nothing(folder: Path) -> None:
+    only(folder, "a", "b")
+
+
+@attempt(NAMES, "an empty folder")
+def empty_folder(folder: Path) -> None:
+    only(folder)
 
 
 @attempt(NAMES, "a folder that is not there")
@@ -552,14 +567,74 @@ def no_folder(folder: Path) -> list[Finding]:
     return judge(folder / "nowhere")
 
 
-@attempt(NAMES, "two families in one folder")
-def two_families(folder: Path) -> None:
-    (folder / "x_t2.nii.gz").rename(folder / "x-t2w.nii.gz")
+@attempt(NAMES, "other images and masks alone")
+def other_images(folder: Path) -> None:
+    only(folder, "ADC", "brainmask_t1")
+
+
+@attempt(NAMES, "a file beside the sequences whose name says nothing")
+def unknown_name(folder: Path) -> None:
+    only(folder, "ax_t2_flair", "t1_mprage_gad", "scan7")
+
+
+@attempt(NAMES, "a sequence in another format beside the others")
+def other_format(folder: Path) -> None:
+    only(folder, "t1", "flair")
+    (folder / "flair.nii.gz").rename(folder / "flair.mha")
+
+
+@attempt(NAMES, "a name of two sequences")
+def fused(folder: Path) -> None:
+    only(folder, "t1", "t1_t2_fused")
+
+
+@attempt(NAMES, "an image that is said to lie on the grid of T1, and nothing else")
+def moved_to(folder: Path) -> None:
+    only(folder, "flair", "registered_to_t1")
+
+
+@attempt(NAMES, "a word for contrast at the start of every name")
+def shared_word(folder: Path) -> None:
+    only(folder, "post_T1_se", "post_T2_tse")
 
 
 @attempt(NAMES, "one sequence twice")
 def twice(folder: Path) -> None:
     (folder / "y_t2.nii.gz").write_bytes((folder / "x_t2.nii.gz").read_bytes())
+
+
+@attempt(NAMES, "one sequence under names of two families")
+def two_families(folder: Path) -> None:
+    (folder / "x-t2f.nii.gz").write_bytes((folder / "x_flair.nii.gz").read_bytes())
+
+
+@attempt(NAMES, "two label maps")
+def two_label_maps(folder: Path) -> None:
+    (folder / "x_seg.nii.gz").rename(folder / "seg_auto.nii.gz")
+    (folder / "seg_manual.nii.gz").write_bytes((folder / "seg_auto.nii.gz").read_bytes())
+
+
+@attempt(NAMES, "several patients in one folder")
+def several_patients(folder: Path) -> None:
+    only(folder, "sub-01_T1w", "sub-02_FLAIR")
+
+
+@attempt(NAMES, "a folder for each sequence")
+def folder_each(folder: Path) -> list[Finding]:
+    only(folder, "patient/1_T1/T1", "patient/2_FLAIR/FLAIR")
+    return survey(folder)[1]
+
+
+@attempt(NAMES, "two cases that would get one name")
+def one_name(folder: Path) -> list[Finding]:
+    only(folder, "a/b_c/T1", "a_b/c/T1")
+    return survey(folder)[1]
+
+
+@attempt(NAMES, "a folder beside the cases whose names say nothing")
+def odd_folder(folder: Path) -> list[Finding]:
+    only(folder, "p1/T1", "p2/first")
+    return survey(folder)[1]
 
 
 @attempt(NAMES, "numbered files without an order")
@@ -569,10 +644,21 @@ def no_order(folder: Path) -> None:
     save(folder / "x_0000.nii.gz", np.zeros(SHAPE, np.uint8))
 
 
+@attempt(NAMES, "numbered files beside others")
+def numbered_and_others(folder: Path) -> None:
+    only(folder, "x_0000", "x_0001", "seg")
+
+
 @attempt(NAMES, "numbered files of other images")
 def computed_tomography(folder: Path) -> None:
     no_order(folder)
     (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+
+
+@attempt(NAMES, "a number beyond the order")
+def beyond(folder: Path) -> list[Finding]:
+    only(folder, "x_0004")
+    return error_of(lambda: find_case(folder, channel_order=("t1", "t2")))
 
 
 @attempt(NAMES, "a single file as a case")

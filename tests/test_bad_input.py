@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from bad_input import ATTEMPTS, PATIENT, good_case, judge, messages
+from situations import SITUATIONS
 
 DOCUMENT = Path(__file__).parents[1] / "docs/bad_input.md"
 HEAD = """# Bad input
@@ -15,6 +17,10 @@ Made by `.venv/bin/python tests/test_bad_input.py`; a test compares.
 The message for each kind of bad input, with the file or folder that it is about. Errors end a command with exit code
 2 before any long work; warnings are printed and go into the report of `segment`, whose `--strict` makes them errors.
 `lora-moe-hgd check` shows both for a whole cohort.
+"""
+SITUATIONS_HEAD = """## Situations that users reported
+
+Each is made anew and run as written.
 """
 EVERY = [(part, title, attempt) for part, attempts in ATTEMPTS.items() for title, attempt in attempts]
 
@@ -29,7 +35,12 @@ def document() -> str:
                 lines.append(f"| {title} | {level} | {cell} |")
                 title = ""
         lines.append("")
-    return "\n".join(lines)
+    lines += [SITUATIONS_HEAD, "| situation | what is run | what is said |", "|---|---|---|"]
+    for title, command, attempt in SITUATIONS:
+        with tempfile.TemporaryDirectory() as scratch:
+            said = attempt(Path(scratch)).replace(f"{scratch}/", "").replace("|", "\\|").replace("*", "\\*")
+        lines.append(f"| {title} | `{command}` | {said} |")
+    return "\n".join([*lines, ""])
 
 
 def test_a_good_case_has_no_finding(tmp_path: Path) -> None:

@@ -78,10 +78,10 @@ def test_a_case_that_keeps_the_rules_is_unchanged_and_has_no_finding() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda array: np.where(array == 0, -0.8, (array - 100) / 15), "not zero but -0.8"),
-        (lambda array: corner(array, array[array != 0].mean()), "not zero but"),
-        (lambda array: corner(array, 1.0), "not zero but 1"),
-        (lambda array: corner(array, -1000.0), "not zero but -1000"),
+        (lambda array: np.where(array == 0, -0.8, (array - 100) / 15), "background is -0.8 instead"),
+        (lambda array: corner(array, array[array != 0].mean()), "background is"),
+        (lambda array: corner(array, 1.0), "background is 1 instead"),
+        (lambda array: corner(array, -1000.0), "background is -1000 instead"),
         (lambda array: rim_of_noise(array, mm=8, level=5), "dark noise around the brain"),
         (lambda array: rim_of_noise(array, mm=1000, level=2), "dark noise around the brain"),
     ],

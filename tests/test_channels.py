@@ -11,8 +11,8 @@ import pytest
 
 from lora_moe_hgd.data.cases import read_case
 from lora_moe_hgd.data.channels import parse_channel_order
-from lora_moe_hgd.data.findings import BadInputError
 from lora_moe_hgd.data.layouts import find_case, find_cases
+from lora_moe_hgd.model.findings import BadInputError
 
 
 @pytest.fixture
@@ -79,16 +79,24 @@ def test_an_order_is_taken_from_the_command_line_then_from_the_dataset(numbered:
 
 
 def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
-    with pytest.raises(BadInputError, match=r"--channel-order .*00000_0000.nii.gz"):
+    with pytest.raises(BadInputError, match=r"00000_0000.nii.gz.*--channel-order "):
         find_cases(numbered)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"channel_names": {"1": "T1"}}', '{"modality": {"0": "CT"}}', '{"modality": ["T1"]}']
+    ("content", "message"),
+    [
+        ("", "does not list the sequences by number"),
+        ("[]", "does not list the sequences by number"),
+        ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
+        ('{"modality": ["T1"]}', "does not list the sequences by number"),
+        ('{"modality": {"0": "CT"}}', "a channel that is not known, or one twice: CT"),
+        ('{"modality": {"0": "T1", "1": "T1w"}}', "a channel that is not known, or one twice: T1, T1w"),
+    ],
 )
-def test_a_dataset_file_without_an_order_is_refused_by_name(numbered: Path, content: str) -> None:
+def test_a_dataset_file_without_an_order_is_refused_by_name(numbered: Path, content: str, message: str) -> None:
     (numbered / "dataset.json").write_text(content)
-    with pytest.raises(BadInputError, match=r"dataset.json: must name the sequences"):
+    with pytest.raises(BadInputError, match=rf"dataset.json: .*{message}"):
         find_case(numbered / "imagesTr/BraTS2021_00002")
 
 
@@ -99,11 +107,42 @@ def test_a_stack_of_another_length_than_the_order_is_refused(decathlon: Path) ->
 
 
 def test_several_cases_in_a_folder_are_not_one(numbered: Path) -> None:
-    with pytest.raises(BadInputError, match=r"must hold one case.*BraTS2021_00000, BraTS2021_00002"):
+    with pytest.raises(BadInputError, match=r"several cases.*BraTS2021_00000, .*BraTS2021_00002"):
         find_case(numbered / "imagesTr")
 
 
 @pytest.mark.parametrize("text", ["t1,t1", "t1,t3", ""])
 def test_an_order_names_known_sequences_once(text: str) -> None:
-    with pytest.raises(ValueError, match="at most once, got"):
+    with pytest.raises(ValueError, match="each at most once"):
         parse_channel_order(text)
+
+
+def test_sequences_named_in_words_and_numbered_by_date_are_read_by_their_words(tmp_path: Path) -> None:
+    for name in ("t1_2019", "flair_2019"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    case = find_case(tmp_path)
+    assert [path.name for path in case.images.values()] == ["t1_2019.nii.gz", "flair_2019.nii.gz"]
+
+
+def test_a_dataset_may_describe_its_channels_in_words(numbered: Path, stack: np.ndarray) -> None:
+    names = {"0": "T2-FLAIR", "1": "T1-weighted", "2": "T1 post-contrast", "3": "T2w"}
+    (numbered / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    case = find_case(numbered / "imagesTr/BraTS2021_00000")
+    assert read_order(case, stack) == ["flair", "t1", "t1c", "t2"]
+
+
+def test_numbered_files_beside_others_are_refused(numbered: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for name in ("x_0000", "x_0001", "seg"):
+        (folder / f"{name}.nii.gz").touch()
+    with pytest.raises(BadInputError, match=r"numbers for the sequences and others: seg.nii.gz"):
+        find_case(folder, channel_order=("t1", "t2"))
+
+
+def test_two_files_of_one_stacked_case_are_refused(decathlon: Path) -> None:
+    (decathlon / "imagesTr/BRATS_001.nii").touch()
+    with pytest.raises(
+        BadInputError, match=r"Several files have the name of this case: BRATS_001.nii.gz, BRATS_001.nii"
+    ):
+        find_cases(decathlon)

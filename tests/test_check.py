@@ -9,15 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bad_input import PATIENT, good_case, no_tumour, two_families
+from bad_input import PATIENT, good_case, no_tumour, twice
 
 from lora_moe_hgd.data.check import check_cohort
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
-from lora_moe_hgd.training.engine import build_data
+from lora_moe_hgd.training.sources import build_data
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
+NAMING = "t1 *_t1.nii.gz, t1c *_t1ce.nii.gz, t2 *_t2.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def cohort(good: Path, tmp_path: Path) -> Path:
     no_tumour(tmp_path / "cohort/odd")
     flair = tmp_path / "cohort/damaged/x_flair.nii.gz"
     flair.write_bytes(flair.read_bytes()[:1000])
-    two_families(tmp_path / "cohort/mixed")
+    twice(tmp_path / "cohort/mixed")
     return tmp_path / "cohort"
 
 
@@ -52,13 +53,15 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     assert code == 1
     first, second, third, *numbers = text.splitlines()
     assert first == "error    damaged/x_flair.nii.gz: The packed file ends too early. Copy or download it again."
-    assert second.startswith("error    mixed: must hold files of one naming family, got x-t2w.nii.gz")
-    assert third == "warning  odd/x_seg.nii.gz: must mark a tumour, got none."
+    assert second.startswith("error    mixed: Several files may be t2: x_t2.nii.gz, y_t2.nii.gz.")
+    assert third == "warning  odd/x_seg.nii.gz: It marks no tumour."
     assert numbers == [
         "4 cases, 2 errors, 1 warnings",
         "sequences: t1 4, t1c 4, t2 3, flair 4",
         "layouts: BraTS 2017 to 2021 4",
         "label schemes: brats2018 4",
+        f"files of 3 cases: {NAMING}",
+        f"files of 1 case: {NAMING.replace('t2 *_t2.nii.gz, ', '')}",
     ]
     assert PATIENT not in text
 
@@ -85,13 +88,15 @@ def test_json_holds_what_the_table_shows(cohort: Path, capsys) -> None:
         "case": "b",
         "layout": "BraTS 2017 to 2021",
         "sequences": ["t1", "t1c", "flair"],
+        "files": {"t1": "x_t1.nii.gz", "t1c": "x_t1ce.nii.gz", "flair": "x_flair.nii.gz"},
+        "left_out": [],
         "label_scheme": "brats2018",
     }
 
 
 def test_labels_can_be_left_out_or_named(cohort: Path, capsys) -> None:
     (cohort / "a/x_seg.nii.gz").unlink()
-    assert "must hold a segmentation" in check(capsys, str(cohort / "a"))[1]
+    assert "This case has no ground truth" in check(capsys, str(cohort / "a"))[1]
     assert check(capsys, str(cohort / "a"), "--no-labels")[0] == 0
     code, text = check(capsys, str(cohort / "b"), "--label-scheme", "msd")
     assert code == 1
@@ -108,13 +113,13 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
     array[20, 20, 20] = np.nan
     nib.save(nib.Nifti1Image(array, nib.load(path).affine), path)
     (cohort / "b/x_seg.nii.gz").unlink()
-    with pytest.raises(ValueError, match="got 4 that are not") as refused:
+    with pytest.raises(ValueError, match="cannot be used, for 4 reasons") as refused:
         training_data(cohort, tmp_path)
     for words in (
-        "mixed: must hold",
-        "a/x_t1.nii.gz: its voxels must be finite",
+        "mixed: Several files may be t2",
+        "a/x_t1.nii.gz: 1 voxels are not finite",
         "x_flair.nii.gz: The packed file ends too early",
-        "b: must hold",
+        "b: This case has no ground truth",
     ):
         assert words in str(refused.value)
     errors = [finding for finding in check_cohort(cohort).findings if finding.level == "error"]
@@ -124,13 +129,14 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
 
 def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path, tmp_path: Path, capsys) -> None:
     for _ in range(2):
-        training, (validation,) = training_data(cohort, tmp_path, "--skip-bad", "true")
-        names = [source[index]["case_id"] for source in (training, validation) for index in range(len(source))]
+        data = training_data(cohort, tmp_path, "--skip-bad", "true")
+        sources = (data.train, data.validation)
+        names = [source[index]["case_id"] for source in sources for index in range(len(source))]
         assert sorted(names) == ["a", "b", "odd"]
         listed = capsys.readouterr().err
-        assert "left out: " in listed
+        assert "Case left out: " in listed
         assert "damaged/x_flair.nii.gz: The packed file ends too early" in listed
-        assert "mixed: must hold files of one naming family" in listed
+        assert "mixed: Several files may be t2" in listed
 
 
 def test_a_scheme_that_is_named_is_the_one_that_is_trained_on(cohort: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from lora_moe_hgd.data.case_files import CaseFiles
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image, write_image
 from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference import results as inference
 from lora_moe_hgd.inference.cohort import segment_cohort
@@ -39,7 +40,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whole cases, and one of which a file is cut off."""
     root = tmp_path_factory.mktemp("cohort")
     for seed in range(NUM_CASES):
-        write_phantom_case(make_phantom(seed, spacing_mm=4.0), root / f"case_{seed:03d}")
+        write_phantom_case(make_phantom(seed, spacing_mm=4.0, style=NARROW), root / f"case_{seed:03d}")
     shutil.copytree(root / "case_000", root / "cut")
     path = root / "cut/T2.nii.gz"
     path.write_bytes(path.read_bytes()[:5000])
@@ -75,6 +76,18 @@ def test_a_case_that_fails_is_told_and_the_others_are_whole(results: Path, cohor
     for case in list(segmentations(results)):
         assert rows[case]["status"] == "done"
         assert rows[case]["sequences"] == "t1+t1c+t2+flair"
+
+
+def test_each_session_of_bids_gets_a_folder_and_a_row(cohort: Path, tmp_path: Path, capsys) -> None:
+    for session in ("ses-1", "ses-2"):
+        folder = tmp_path / f"bids/sub-01/{session}/anat"
+        folder.mkdir(parents=True)
+        (folder / f"sub-01_{session}_FLAIR.nii.gz").symlink_to(cohort / "case_000/FLAIR.nii.gz")
+    run("segment", ["--in-path", str(tmp_path / "bids"), "--out-path", str(tmp_path / "out")])
+    cases = ["sub-01_ses-1", "sub-01_ses-2"]
+    assert [name for name, row in table(tmp_path / "out").items() if row["status"] == "done"] == cases
+    assert list(segmentations(tmp_path / "out")) == cases
+    assert "files of 2 cases: flair *_FLAIR.nii.gz" in capsys.readouterr().out.splitlines()
 
 
 def test_volumes_in_the_table_are_those_of_the_segmentations(results: Path) -> None:

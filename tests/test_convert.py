@@ -24,7 +24,7 @@ from lora_moe_hgd_cli import run
 
 # What a case must be called to be of a family.
 BEGINS = {"brats-ped": "BraTS-PED-", "tcga": "TCGA-", "upenn-gbm": "UPENN-GBM-", "ucsf-pdgm": "UCSF-PDGM-"}
-BEGINS |= {"brats2015": "VSD.Brain"}
+BEGINS |= {"brats2015": "VSD.Brain", "mu-glioma-post": "PatientID_", "ucsd-ptgbm": "UCSD-PTGBM-"}
 AFFINE = np.array([[-0.9, 0.1, 0, 60.5], [0.1, 0.9, 0, -41], [0, 0, 1.5, 12.25], [0, 0, 0, 1]])
 
 
@@ -123,14 +123,14 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
     with pytest.raises(SystemExit) as stopped:
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "decathlon"])
     assert stopped.value.code == 1
-    assert "to be one file with four axes, got no t2" in capsys.readouterr().err
+    assert "This case lacks t2, and a file with four axes needs flair, t1, t1c, t2." in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_001.nii.gz"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layout", "nnunet"], "--scheme must be one of"),
+        (["--layout", "nnunet"], "do not say the label scheme. Choose it with --scheme"),
         (["--layout", "plain", "--scheme", "brats2018"], "are read as msd"),
         (["--layout", "plain", "--target-order", "t1,t2"], "--target-order is for nnunet"),
     ],
@@ -150,7 +150,7 @@ def test_a_name_that_is_not_of_the_family_is_refused(tmp_path: Path, capsys: pyt
     make_case(tmp_path / "in/case")
     with pytest.raises(SystemExit):
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "tcga"])
-    assert "Cases of TCGA must be called TCGA-..., got case." in capsys.readouterr().err
+    assert "The case case cannot be written as TCGA: its name must begin with TCGA-." in capsys.readouterr().err
 
 
 def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,9 +170,17 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("source", "words", "message"),
     [
-        ("in", ["--scheme", "brats2018", "--target-order", "t1c,flair"], "one order, t1,t1c,t2,flair"),
-        ("in", ["--scheme", "msd"], "one scheme, brats2018 (choose another target), got msd"),
-        ("other", ["--scheme", "brats2018"], "one source, "),
+        (
+            "in",
+            ["--scheme", "brats2018", "--target-order", "t1c,flair"],
+            "holds cases of the order t1,t1c,t2,flair, and these are of t1c,flair",
+        ),
+        (
+            "in",
+            ["--scheme", "msd"],
+            "holds cases of the scheme brats2018, and these are of msd. Choose another target",
+        ),
+        ("other", ["--scheme", "brats2018"], "holds cases of the source "),
     ],
     ids=["order", "scheme", "source"],
 )
@@ -193,7 +201,7 @@ def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "out").mkdir()
     (tmp_path / "out/dataset.json").write_text("of somebody else")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=2)
-    assert "must be empty, or have .converted.json of an earlier start, got dataset.json" in capsys.readouterr().err
+    assert "holds files that convert did not write: dataset.json. Choose an empty" in capsys.readouterr().err
     assert (tmp_path / "out/dataset.json").read_text() == "of somebody else"
 
 
@@ -232,7 +240,9 @@ def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed
     before = files_in(tmp_path / "out")
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, code=1)
     places = [tmp_path / "out" / name for name in names]
-    message = f"(remove {', '.join(map(str, places))} to convert it anew), got another t1c."
+    message = (
+        f"The t1c changed since this case was converted. Remove {', '.join(map(str, places))} to convert it again."
+    )
     assert message in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before
     for path in places:
@@ -246,7 +256,7 @@ def test_a_case_read_in_another_scheme_has_changed(tmp_path: Path, capsys: pytes
     make_case(tmp_path / "in/case")
     convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", "--label-scheme", "brats2023", code=1)
-    assert "got another label scheme or channel order." in capsys.readouterr().err
+    assert "The label scheme or channel order changed since this case was converted." in capsys.readouterr().err
 
 
 def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
@@ -257,7 +267,7 @@ def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
     convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
     shutil.move(tmp_path / "labels.nii.gz", tmp_path / "in/case/seg.nii.gz")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=1)
-    message = f"(remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to convert it anew), got another seg."
+    message = f"The seg changed since this case was converted. Remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to"
     assert message in capsys.readouterr().err
 
 
@@ -346,7 +356,7 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.Captu
     moved[:3, 3] += AFFINE[:3, :3] @ [0.5, 0, 0]
     nib.save(nib.Nifti1Image(voxels_of(path).copy(), moved), path)
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=1)
-    assert f"{path}: must lie on the grid of t1, as interpolated labels are not exact" in capsys.readouterr().err
+    assert f"{path}: This label map has another grid than t1, and interpolated" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -356,7 +366,7 @@ def test_a_case_of_which_the_order_has_no_sequence_is_refused(
     make_case(tmp_path / "in/case", lacking="t2")
     words = ["--layout", "nnunet", "--scheme", "msd", "--target-order", "t2"]
     refused(tmp_path / "in", tmp_path / "out", *words, code=1)
-    assert "must have a sequence of --target-order t2, got t1, t1c, flair." in capsys.readouterr().err
+    assert "has t1, t1c, flair, and none of these is in --target-order t2." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -368,7 +378,7 @@ def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_re
     make_case(tmp_path / "in/case_2", seed=1)
     (tmp_path / "in/case_2/seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
-    assert f"must have labels in all cases or in none for {key}" in capsys.readouterr().err
+    assert f"1 of 2 cases have a ground truth. {key} keeps cases" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -382,14 +392,40 @@ def test_cases_without_labels_are_read_back(tmp_path: Path, key: str) -> None:
     assert [(list(case.images), case.segmentation) for case in found] == [(list(MODALITIES), None)] * 2
 
 
-def test_a_name_that_would_be_read_as_another_familys_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "family"), [("BraTS-PED-1", "BraTS-PED"), ("flair-study-1", "other sequences")], ids=["family", "words"]
+)
+def test_a_name_that_would_be_read_otherwise_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, family: str
 ) -> None:
-    make_case(tmp_path / "in/BraTS-PED-1")
+    make_case(tmp_path / "in" / name)
+    if family == "other sequences":
+        # Which of several families it is read as matters only with labels.
+        (tmp_path / "in" / name / "seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2023", code=1)
-    message = "must have a name that is not read as BraTS-PED to be written as BraTS 2023 and later, got BraTS-PED-1."
+    message = f"The case {name} cannot be written as BraTS 2023 and later: its files would be read as {family}."
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cases_of_one_folder_name_are_converted_apart(tmp_path: Path) -> None:
+    make_case(tmp_path / "in/HGG/a")
+    make_case(tmp_path / "in/LGG/a", seed=1)
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    assert [case.case_id for case in find_cases(tmp_path / "out")] == ["HGG_a", "LGG_a"]
+
+
+def test_a_case_that_an_earlier_version_named_otherwise_is_not_written_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_case(tmp_path / "in/HGG/a")
+    convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
+    record = tmp_path / "out/.converted.json"
+    record.write_text(record.read_text().replace("HGG_a", "a"))
+    (tmp_path / "out/HGG_a").rename(tmp_path / "out/a")
+    refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=2)
+    assert "holds the case HGG_a under its former name a. Choose another target." in capsys.readouterr().err
+    assert not (tmp_path / "out/HGG_a").exists()
 
 
 def test_datasets_reads_and_streams_what_was_written(tmp_path: Path) -> None:

@@ -86,8 +86,49 @@ def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     code, shown = launch(tmp_path / "run", launcher)
     assert code != 0
-    assert "asked for several processes and started one" in shown
+    assert "asked for several processes but started one" in shown
     assert not (tmp_path / "run").exists()
+
+
+# Prepares for longer than the processes of this group wait for each other, and stops before the first step.
+SLOW_PREPARING = """
+import sys, time
+from datetime import timedelta
+import torch
+from lora_moe_hgd.data.datasets import PhantomDataset
+from lora_moe_hgd.training.loop import TrainingLoop
+from lora_moe_hgd_cli import run
+
+make = PhantomDataset._preprocess
+
+def slow(self, index):
+    if index == 0:
+        time.sleep(4)
+    return make(self, index)
+
+PhantomDataset._preprocess = slow
+TrainingLoop.run_epochs = lambda self: print(f"process {self.accelerator.process_index} is ready")
+torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=6))
+run("train", sys.argv[1:])
+"""
+
+
+def test_processes_wait_for_preparing_longer_than_for_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_PREPARING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    code, shown = launch(tmp_path / "run", launcher, script=script)
+    assert code == 0, shown
+    for process in (0, 1):
+        assert f"process {process} is ready" in shown
+
+
+def test_what_is_wrong_is_said_by_one_process_alone(tmp_path: Path) -> None:
+    options = ["--phantoms", "0", "--val-phantoms", "null", "--data", "nowhere"]
+    code, shown = launch(tmp_path / "run", accelerate("cpu_two_processes"), *options)
+    assert code != 0
+    assert shown.count("error: nowhere") == 1
+    assert "Traceback" not in shown.split("torch.distributed.elastic")[0]
 
 
 def test_deepspeed_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

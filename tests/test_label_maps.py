@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from lora_moe_hgd.data.datasets import PhantomDataset
-from lora_moe_hgd.data.findings import BadInputError
 from lora_moe_hgd.data.label_maps import label_map_files, read_label_map
 from lora_moe_hgd.data.phantom import make_phantom
+from lora_moe_hgd.data.style import NARROW
+from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd_cli import run
 
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tissues_of_a_label_map_lie_where_its_codes_lie_in_ras(folder: Path) -> None:
-    tissues, affine = read_label_map(folder / "one.nii.gz")
+    tissues, ventricles, affine = read_label_map(folder / "one.nii.gz")
     fluid, grey, white, thalamus, *rest = (tissue.bool().numpy() for tissue in tissues)
     codes = brain_of_boxes()
     assert nib.aff2axcodes(affine) == ("R", "A", "S")
@@ -50,6 +51,7 @@ def test_tissues_of_a_label_map_lie_where_its_codes_lie_in_ras(folder: Path) -> 
     np.testing.assert_array_equal(thalamus, codes == 10)
     assert not any(part.any() for part in rest)
     assert fluid[codes == 4].all()
+    np.testing.assert_array_equal(ventricles.bool().numpy(), codes == 4)
     # Fluid around the brain belongs to it as far as its hull reaches, skull and skin do not.
     assert 0.05 < fluid[codes == 24].mean() < 0.9
     assert not fluid[:15].any()
@@ -99,8 +101,8 @@ def test_the_same_seed_and_maps_give_the_same_phantom_and_other_maps_another(fol
 
 def test_phantoms_of_other_maps_are_kept_elsewhere(folder: Path, tmp_path: Path) -> None:
     processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0,) * 3)
-    plain = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path)
-    mapped = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path, label_maps=folder)
+    plain = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path, style=NARROW)
+    mapped = PhantomDataset(1, seed=0, processor=processor, cache_dir=tmp_path, label_maps=folder, style=NARROW)
     assert plain.folder != mapped.folder
     assert mapped[0]["labels"].any()
 
@@ -129,7 +131,7 @@ def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SYNTHSEG.is_dir(), reason="needs SynthSeg's label maps beside the repository")
 def test_brains_of_synthseg_have_the_volumes_of_adults() -> None:
-    tissues, _ = read_label_map(SYNTHSEG / "training_seg_01.nii.gz")
+    tissues, _, _ = read_label_map(SYNTHSEG / "training_seg_01.nii.gz")
     fluid, grey, white, *mixed = (tissue.sum().item() / 1000 for tissue in tissues)
     assert 450 < grey < 900
     assert 350 < white < 700

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lora_moe_hgd.data.case_files import given_case
-from lora_moe_hgd.data.findings import BadInputError
+from lora_moe_hgd.data.case_files import given_case, namings
 from lora_moe_hgd.data.layouts import find_case, find_cases, survey
+from lora_moe_hgd.model.findings import BadInputError
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -47,9 +48,24 @@ def touch(folder: Path, *names: str) -> Path:
             ),
             "brats2018",
         ),
+        (
+            tuple(
+                f"PatientID_0003_Timepoint_1_{end}.nii.gz"
+                for end in ("brain_t1n", "brain_t1c", "brain_t2w", "brain_t2f", "tumorMask")
+            ),
+            "gli2024",
+        ),
+        (
+            tuple(
+                f"UCSD-PTGBM-0002_01_{end}.nii.gz"
+                for end in ("T1pre", "T1post", "T2", "FLAIR", "BraTS_tumor_seg", "total_cellular_tumor_seg", "SWAN")
+            ),
+            "gli2024",
+        ),
     ],
     ids=[
-        *("plain", "npy", "2018", "upper case", "2023", "PED", "2015", "2015 renamed", "TCGA", "UPENN", "UCSF"),
+        *("plain", "npy", "2018", "upper case", "2023", "PED", "2015", "2015 renamed", "TCGA", "UPENN", "UCSF", "MU"),
+        "UCSD",
     ],
 )
 def test_each_family_gives_its_sequences_and_scheme(tmp_path: Path, names: tuple[str, ...], scheme: str) -> None:
@@ -60,28 +76,134 @@ def test_each_family_gives_its_sequences_and_scheme(tmp_path: Path, names: tuple
     assert case.label_schemes[0] == scheme
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "t1_mprage_sag t1_mprage_gad ax_t2_tse ax_t2_flair",
+        "T1_pre T1_post T2 FLAIR_axial",
+        "P1_T1_in_flair P1_T1KM_to_flair P1_T2_to_flair P1_FLAIR",
+        "T1 CT1 T2 FLAIR",
+        "T1 T1GD T2 FLAIR",
+        "sub-01_ses-02_T1w sub-01_ses-02_ce-gadolinium_T1w sub-01_ses-02_T2w sub-01_ses-02_FLAIR",
+        "x-t1n x_t1ce x-t2w x_flair",
+        # Of patients who are called as contrast is, and of a study after surgery.
+        "KM_T1_tra KM_T1_GD KM_T2_tra KM_FLAIR_tra",
+        "KM_t1 KM_t1ce KM_t2 KM_flair",
+        "post_T1_tra post_T1_gad post_T2_tra post_FLAIR_tra",
+    ],
+)
+def test_names_of_no_data_set_are_read_by_their_words(tmp_path: Path, names: str) -> None:
+    files = [f"{name}.nii.gz" for name in names.split()]
+    case = find_case(touch(tmp_path / "case", *files, "case.json"))
+    assert {role: path.name for role, path in case.images.items()} == dict(
+        zip(("t1", "t1c", "t2", "flair"), files, strict=True)
+    )
+
+
+def test_a_segmentation_read_by_words_tells_no_label_scheme(tmp_path: Path) -> None:
+    names = ("sub-01_T1w.nii.gz", "sub-01_FLAIR.nii.gz", "sub-01_desc-tumor_dseg.nii.gz", "sub-01_desc-brain_mask.nii")
+    case = find_case(touch(tmp_path / "a", *names))
+    assert case.labelled().name == names[2]
+    assert case.label_schemes == ()
+    # As one case of BraTS 2020 is called.
+    other = find_case(touch(tmp_path / "b", "BraTS20_Training_355_t1.nii", "W39_1998.09.19_Segm.nii"))
+    assert other.labelled().name == "W39_1998.09.19_Segm.nii"
+
+
+def test_other_images_are_left_out_and_kept_in_mind(tmp_path: Path) -> None:
+    names = ("x_t1.nii.gz", "x_flair.nii.gz", "x_seg.nii.gz", "ADC.nii.gz", "x_brainmask.nii.gz", "tumor_mask.nii.gz")
+    case = find_case(touch(tmp_path / "a", *names))
+    assert case.layout == "BraTS 2017 to 2021"
+    assert case.labelled().name == "x_seg.nii.gz"
+    assert sorted(case.names_left_out()) == ["ADC.nii.gz", "tumor_mask.nii.gz", "x_brainmask.nii.gz"]
+    assert case.mapping()[:2] == ["t1: x_t1.nii.gz", "flair: x_flair.nii.gz"]
+    assert case.mapping()[2].startswith("left out by name: ADC.nii.gz, ")
+
+
+def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
+    case = find_case(touch(tmp_path / "a", *(f"{at}{name}.nii" for at in ("", "brainmask_") for name in ("t1", "t2"))))
+    assert [path.name for path in case.images.values()] == ["t1.nii", "t2.nii"]
+    for first in ("flair", "t1"):
+        folder = touch(tmp_path / first, f"brainmask_{first}.nii", "brainmask_t2.nii")
+        with pytest.raises(
+            BadInputError, match=rf"No MRI sequence found. It holds: brainmask_{first}.nii, brainmask_t2"
+        ):
+            find_case(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("t1.nii.gz", "scan_7.nii.gz"),
+        ("x_t1.nii.gz", "x_flair.nii.gz", "scan_7.nii.gz"),
+        ("x_t1.nii.gz", "t1_t2_fused.nii.gz"),
+        ("flair.nii.gz", "other_to_t1.nii.gz"),
+        # Either a patient called so, or contrast.
+        ("post_T2_tse.nii.gz", "post_T1_se.nii.gz"),
+        ("post_t2.nii.gz", "post_t1.nii.gz"),
+        ("KM_flair.nii.gz", "KM_t1.nii.gz"),
+    ],
+    ids=lambda names: names[-1],
+)
+def test_a_name_that_says_nothing_is_refused_with_the_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(BadInputError, match=r"do not say which sequence .* --t1 FILE --t1c FILE") as refused:
+        find_case(touch(tmp_path / "a", *names))
+    unknown, known = str(refused.value).split("(Known are: ")
+    assert names[-1] in unknown
+    assert names[0] in known
+
+
 def test_an_incomplete_case_has_what_is_there(tmp_path: Path) -> None:
     case = find_case(touch(tmp_path / "a", "x-t1n.nii.gz", "x-t1c.nii.gz", "notes.txt"))
     assert list(case.images) == ["t1", "t1c"]
-    with pytest.raises(BadInputError, match="must hold a segmentation"):
+    with pytest.raises(BadInputError, match="no ground truth"):
         case.labelled()
 
 
-def test_two_families_in_one_folder_are_refused_with_their_files(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"one naming family, got x-t2f.nii.gz, x_flair.nii.gz"):
-        find_case(touch(tmp_path / "a", "x_flair.nii.gz", "x-t2f.nii.gz"))
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        (("x_flair.nii.gz", "x-t2f.nii.gz"), "flair"),
+        (("x_flair.nii", "x_flair.nii.gz"), "flair"),
+        (("TCGA-1_t1ce.nii.gz", "TCGA-1_t1gd.nii.gz"), "t1c"),
+        (("T1.nii.gz", "T1_bet.nii.gz", "T2.nii.gz"), "t1"),
+        (("100010_time1_t1.nii.gz", "100010_time2_t1.nii.gz"), "t1"),
+        (("T1.nii.gz", "seg_auto.nii.gz", "seg_manual.nii.gz"), "the ground truth"),
+    ],
+)
+def test_two_files_for_one_sequence_are_refused_with_both_names(
+    tmp_path: Path, names: tuple[str, ...], role: str
+) -> None:
+    with pytest.raises(BadInputError, match=f"Several files may be {role}: ") as refused:
+        find_case(touch(tmp_path / "a", *names))
+    both = names[1:] if role == "the ground truth" else names[:2]
+    assert all(name in str(refused.value).split(". Keep one")[0] for name in both)
 
 
-def test_one_sequence_twice_is_refused_with_its_files(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"one file for flair, got x_flair.nii, x_flair.nii.gz"):
-        find_case(touch(tmp_path / "a", "x_flair.nii.gz", "x_flair.nii"))
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz"),
+        ("sub-01_T1w.nii.gz", "sub-02_FLAIR.nii.gz"),
+        ("sub-01_ses-1_T1w.nii.gz", "sub-01_ses-2_FLAIR.nii.gz"),
+        ("UPENN-GBM-00001_11_T1.nii.gz", "UPENN-GBM-00002_11_T2.nii.gz"),
+        ("PatientID_0003_Timepoint_1_brain_t1c.nii.gz", "PatientID_0003_Timepoint_2_brain_t2f.nii.gz"),
+    ],
+)
+def test_files_of_several_patients_are_never_one_case(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(BadInputError, match=r"several patients or sessions: .*Give each a folder of its own"):
+        find_case(touch(tmp_path / "a", *names))
 
 
-def test_a_folder_without_sequences_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"at least one sequence.*\*-t1c.*\*_t1ce"):
-        find_case(touch(tmp_path / "a", "mask.nii.gz"))
-    with pytest.raises(BadInputError, match="must be the folder of a case, got nothing there"):
-        find_case(tmp_path / "b")
+def test_a_folder_without_sequences_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInputError, match=r"a: No MRI sequence found. It holds: a.nii.gz, b.nii.gz. Name .*--t1 FILE --t1c FILE"
+    ):
+        find_case(touch(tmp_path / "a", "b.nii.gz", "a.nii.gz"))
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. It is empty"):
+        find_case(touch(tmp_path / "b"))
+    with pytest.raises(BadInputError, match="no such file or folder"):
+        find_case(tmp_path / "c")
 
 
 def test_cases_below_a_root_come_in_order_of_name(tmp_path: Path) -> None:
@@ -92,9 +214,25 @@ def test_cases_below_a_root_come_in_order_of_name(tmp_path: Path) -> None:
     assert [case.case_id for case in find_cases(tmp_path / "a")] == ["a"]
 
 
-def test_a_root_without_cases_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="must hold case folders"):
+def test_a_sequence_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "T1.nii.gz", "T2.mha", "FLAIR.img", "FLAIR.hdr", "seg.nrrd")
+    touch(tmp_path / "b", "T1.nii.gz", "T1.mgz", "ADC.mha", "notes.txt")
+    touch(tmp_path / "c", "T1.mgz")
+    cases, findings = survey(tmp_path)
+    assert [case.case_id for case in cases] == ["b"]
+    assert [finding.where for finding in findings] == [tmp_path / "a", tmp_path / "c"]
+    assert "a format that is not read: FLAIR.hdr, FLAIR.img, T2.mha. Convert them to NIfTI" in findings[0].message
+
+
+def test_a_root_without_cases_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. It is empty"):
         find_cases(tmp_path)
+    touch(tmp_path / "p1", "ADC.nii.gz")
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. It holds: p1"):
+        find_cases(tmp_path)
+    touch(tmp_path / "p2", "a.nii.gz")
+    _, findings = survey(tmp_path)
+    assert [finding.where for finding in findings] == [tmp_path / "p2"]
 
 
 def test_the_family_is_the_one_that_explains_every_file(tmp_path: Path) -> None:
@@ -102,8 +240,14 @@ def test_the_family_is_the_one_that_explains_every_file(tmp_path: Path) -> None:
     for number, prefix in enumerate(("BraTS20_Training_001", "TCGA-02-0003_1997", "UPENN-GBM-00001_11")):
         case = find_case(touch(tmp_path / str(number), f"{prefix}_t1.nii.gz", f"{prefix}_flair.nii.gz"))
         assert case.layout == ("BraTS 2017 to 2021", "TCGA", "UPENN-GBM")[number]
-    with pytest.raises(BadInputError, match=r"one naming family, got TCGA-1_t1ce.nii.gz, TCGA-1_t1gd.nii.gz"):
-        find_case(touch(tmp_path / "mixed", "TCGA-1_t1ce.nii.gz", "TCGA-1_t1gd.nii.gz"))
+
+
+def test_the_corrected_segmentation_of_upenn_is_preferred(tmp_path: Path) -> None:
+    ends = ("T1GD", "automated_approx_segm", "segm")
+    case = find_case(touch(tmp_path / "a", *(f"UPENN-GBM-00001_11_{end}.nii.gz" for end in ends)))
+    assert case.layout == "UPENN-GBM"
+    assert case.labelled().name == "UPENN-GBM-00001_11_segm.nii.gz"
+    assert case.names_left_out() == ["UPENN-GBM-00001_11_automated_approx_segm.nii.gz"]
 
 
 def test_a_segmentation_of_upenn_is_found_in_its_own_folder(tmp_path: Path) -> None:
@@ -119,26 +263,88 @@ def test_cases_lie_up_to_three_folders_deep_each_once(tmp_path: Path) -> None:
     touch(tmp_path / "LGG/part/a", "a_t1.nii.gz")
     (tmp_path / "HGG/back").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "HGG")
-    assert sorted(case.case_id for case in find_cases(tmp_path)) == ["a", "b"]
+    assert sorted(case.case_id for case in find_cases(tmp_path)) == ["HGG_b", "LGG_part_a"]
+
+
+def test_a_case_is_called_by_its_path_from_the_root_on(tmp_path: Path) -> None:
+    touch(tmp_path / "bids/sub-01/ses-01/anat", "sub-01_ses-01_T1w.nii.gz", "sub-01_ses-01_ce-gd_T1w.nii.gz")
+    touch(tmp_path / "bids/sub-01/ses-02/anat", "sub-01_ses-02_T1w.nii.gz")
+    touch(tmp_path / "bids/sub-02/anat", "sub-02_FLAIR.nii.gz")
+    touch(tmp_path / "bids/sub-01/ses-01/dwi", "sub-01_ses-01_dwi.nii.gz")
+    touch(tmp_path / "bids/sub-02/func", "sub-02_task-rest_noise.nii.gz")
+    touch(tmp_path / "bids/derivatives/sub-01/anat", "sub-01_T1w.nii.gz")
+    touch(tmp_path / "bids", "dataset_description.json")
+    assert [case.case_id for case in find_cases(tmp_path / "bids")] == ["sub-01_ses-01", "sub-01_ses-02", "sub-02"]
+    touch(tmp_path / "lumiere/Patient-1/week-000", "CT1.nii.gz", "T1.nii.gz")
+    touch(tmp_path / "lumiere/Patient-1/week-000/seg/native", "seg_mask.nii.gz")
+    touch(tmp_path / "lumiere/Patient-2/week-000", "CT1.nii.gz", "T1.nii.gz")
+    assert [case.case_id for case in find_cases(tmp_path / "lumiere")] == ["Patient-1_week-000", "Patient-2_week-000"]
+
+
+def test_a_case_alone_and_a_link_keep_their_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = touch(tmp_path / "store/case_7", "T1.nii.gz")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/first").symlink_to(real)
+    assert find_case(real).case_id == "case_7"
+    assert find_case(tmp_path / "links/first").case_id == "first"
+    assert [case.case_id for case in find_cases(tmp_path / "links")] == ["first"]
+    session = touch(tmp_path / "sub-01/ses-02/anat", "sub-01_ses-02_T1w.nii.gz")
+    assert find_case(session).case_id == "ses-02"
+    assert find_cases(session.parent)[0].case_id == "ses-02"
+    monkeypatch.chdir(real)
+    assert find_case(Path()).case_id == "case_7"
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"), [(b"M\xfcller", "Müller"), ("Müller".encode(), "Müller"), (b"a\nb", "a_b")]
+)
+def test_the_name_of_a_case_can_be_written_whatever_its_folder_is_called(
+    tmp_path: Path, name: bytes, case_id: str
+) -> None:
+    touch(tmp_path / os.fsdecode(name), "T1.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case.case_id == case_id
+    assert case.case_id.isprintable()
 
 
 def test_a_folder_beside_cases_whose_names_are_unknown_is_not_passed_over(tmp_path: Path) -> None:
     touch(tmp_path / "images_structural/p1", "p1_t1.nii.gz")
-    touch(tmp_path / "images_structural/p2", "t1c_post.nii.gz")
+    touch(tmp_path / "images_structural/p2", "first.nii.gz")
+    touch(tmp_path / "more/p3", "second.nii.gz")
     # Neither beside the cases nor with volumes.
     touch(tmp_path / "images_segm", "p1_segm.nii.gz")
     touch(tmp_path / "images_structural/notes", "readme.txt")
     cases, findings = survey(tmp_path)
-    assert [case.case_id for case in cases] == ["p1"]
-    assert [(finding.where.name, finding.level) for finding in findings] == [("p2", "error")]
-    assert "must hold at least one sequence" in findings[0].message
+    assert [case.case_id for case in cases] == ["images_structural_p1"]
+    assert [(finding.where.name, finding.level) for finding in findings] == [("p2", "error"), ("p3", "error")]
+    assert "No MRI sequence found. It holds: first.nii.gz" in findings[0].message
+
+
+def test_cases_of_one_folder_name_below_different_parents_are_different(tmp_path: Path) -> None:
+    touch(tmp_path / "HGG/a", "a_t1.nii.gz")
+    touch(tmp_path / "LGG/a", "a_t1.nii.gz")
+    assert [case.case_id for case in find_cases(tmp_path)] == ["HGG_a", "LGG_a"]
 
 
 def test_two_cases_of_one_name_are_refused_with_their_places(tmp_path: Path) -> None:
-    touch(tmp_path / "HGG/a", "a_t1.nii.gz")
-    touch(tmp_path / "LGG/a", "a_t1.nii.gz")
-    with pytest.raises(BadInputError, match=r"must hold one case called a, got .*HGG/a, .*LGG/a"):
-        find_cases(tmp_path)
+    touch(tmp_path / "a/b_c", "x_t1.nii.gz")
+    touch(tmp_path / "a_b/c", "x_t1.nii.gz")
+    touch(tmp_path / "d", "x_t1.nii.gz")
+    cases, findings = survey(tmp_path)
+    assert [case.case_id for case in cases] == ["d"]
+    assert f"2 cases would be called a_b_c: {tmp_path}/a/b_c, {tmp_path}/a_b/c" in findings[0].message
+
+
+def test_sequences_in_folders_of_their_own_are_not_one_case_each(tmp_path: Path) -> None:
+    """As the Erasmus Glioma Database has them."""
+    for name in ("1_T1", "2_T1GD", "5_MASK"):
+        touch(tmp_path / f"EGD-0001/{name}/NIFTI", f"{name[2:]}.nii.gz")
+    touch(tmp_path / "whole", "T1.nii.gz")
+    for root in (tmp_path, tmp_path / "EGD-0001"):
+        cases, findings = survey(root)
+        assert [case.case_id for case in cases] == (["whole"] if root == tmp_path else [])
+        assert [finding.where for finding in findings] == [tmp_path / "EGD-0001"]
+        assert "Put the files of a case into one folder" in findings[0].message
 
 
 def test_a_survey_goes_on_after_a_case_that_is_ambiguous(tmp_path: Path) -> None:
@@ -161,3 +367,14 @@ def test_files_given_one_by_one_make_a_case_whatever_they_are_called(tmp_path: P
     case = given_case({"flair": tmp_path / "scan.nii", "t1c": tmp_path / "brain 7.nii.gz"})
     assert list(case.images) == ["t1c", "flair"]
     assert (case.case_id, case.label_schemes, case.segmentation) == ("brain 7", (), None)
+    assert case.mapping() == ["t1c: brain 7.nii.gz", "flair: scan.nii"]
+
+
+def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> None:
+    for name in ("BraTS_1", "BraTS_2"):
+        touch(tmp_path / name, *(f"{name}_{end}.nii.gz" for end in ("t1", "flair", "seg")))
+    touch(tmp_path / "other", "p7_ax_T2.nii.gz", "p7_ADC.nii.gz")
+    assert namings(find_cases(tmp_path)) == [
+        "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz",
+        "1 case: t2 *_ax_T2.nii.gz; left out by name: *_ADC.nii.gz",
+    ]

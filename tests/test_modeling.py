@@ -37,9 +37,29 @@ def test_a_wrong_type_is_refused(wrong: dict) -> None:
         LoraMoeHgdConfig(**wrong)
 
 
-def test_a_misspelt_field_suggests_the_right_one() -> None:
-    with pytest.raises(ValueError, match="`num_free_expert`; did you mean `num_free_experts`"):
-        LoraMoeHgdConfig(num_free_expert=3)
+@pytest.mark.parametrize(("key", "nearest"), [("num_free_expert", "num_free_experts"), ("depth", "stem_depths")])
+def test_a_key_that_is_no_field_is_refused_with_the_nearest_one(key: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"`{key}` is not a field .*The nearest field is `{nearest}`"):
+        LoraMoeHgdConfig(**{key: 12})
+
+
+def test_what_transformers_passes_and_writes_into_a_configuration_is_taken(tmp_path) -> None:
+    config = small_config(
+        architectures=["LoraMoeHgdForSegmentation"],
+        auto_map={"AutoConfig": "configuration_lora_moe_hgd.LoraMoeHgdConfig"},
+        id2label={0: "wt", 1: "tc", 2: "et"},
+        output_hidden_states=True,
+        problem_type="multi_label_classification",
+        return_dict=False,
+        torch_dtype="bfloat16",
+        attn_implementation="eager",
+        _name_or_path="somewhere",
+    )
+    # By its Trainer, by pipelines and by quantisers.
+    config.use_cache, config.custom_pipelines, config.quantization_config = False, {}, {"quant_method": "torchao"}
+    config.save_pretrained(tmp_path)
+    again = LoraMoeHgdConfig.from_pretrained(tmp_path, output_attentions=True, dtype="float32")
+    assert (again.custom_pipelines, again.problem_type) == ({}, config.problem_type)
 
 
 def test_a_reloaded_configuration_equals_the_saved_one(tmp_path) -> None:

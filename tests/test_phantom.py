@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,9 @@ from lora_moe_hgd.data.anatomy import random_anatomy
 from lora_moe_hgd.data.contrast import lesion_shares
 from lora_moe_hgd.data.layouts import find_case
 from lora_moe_hgd.data.nifti import read_image
-from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.data.phantom import Phantom, make_phantom, write_phantom_case
 from lora_moe_hgd.data.statistics import PARTS, case_statistics, noise_level, region_levels
+from lora_moe_hgd.data.style import NARROW, WIDE
 from lora_moe_hgd.data.tumour import Tumour, random_tumour
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
@@ -54,11 +56,16 @@ BRATS_AFRICA = Path(__file__).parents[2] / "shared/data/brats-africa"
 
 @pytest.fixture(scope="module")
 def phantom():
-    return make_phantom(3, spacing_mm=4.0)
+    return make_phantom(3, spacing_mm=4.0, style=NARROW)
+
+
+@pytest.fixture(scope="module")
+def wide_phantoms() -> list[Phantom]:
+    return [make_phantom(seed, spacing_mm=4.0) for seed in range(12)]
 
 
 def test_the_same_seed_gives_the_same_phantom(phantom) -> None:
-    again, other = make_phantom(3, spacing_mm=4.0), make_phantom(4, spacing_mm=4.0)
+    again, other = (make_phantom(seed, spacing_mm=4.0, style=NARROW) for seed in (3, 4))
     for name in MODALITIES:
         assert_close(again.volumes[name], phantom.volumes[name], rtol=0, atol=0)
         assert not torch.equal(other.volumes[name], phantom.volumes[name])
@@ -68,7 +75,7 @@ def test_the_same_seed_gives_the_same_phantom(phantom) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_phantom_made_on_a_gpu_is_the_one_made_on_the_cpu(phantom) -> None:
-    on_gpu = make_phantom(3, spacing_mm=4.0, device="cuda")
+    on_gpu = make_phantom(3, spacing_mm=4.0, style=NARROW, device="cuda")
     # A rounding error can move a voxel over the level that bounds a region.
     assert (on_gpu.regions.cpu() != phantom.regions).float().mean() < 1e-4
     for name in MODALITIES:
@@ -92,6 +99,67 @@ def test_regions_are_nested_and_inside_the_brain(phantom) -> None:
     assert (whole <= (phantom.volumes["t1"] != 0)).all()
 
 
+def test_wide_phantoms_are_as_exact_as_narrow_ones(wide_phantoms) -> None:
+    for phantom in wide_phantoms:
+        brain = phantom.volumes["t1"] != 0
+        whole, core, enhancing = phantom.regions
+        assert (enhancing <= core).all()
+        assert (core <= whole).all()
+        assert (whole <= brain).all()
+        for volume in phantom.volumes.values():
+            assert volume.isfinite().all()
+            assert_close(volume != 0, brain, rtol=0, atol=0)
+
+
+def test_some_wide_tumours_are_missing_some_are_small_and_some_lack_core_or_enhancement() -> None:
+    anatomy = random_anatomy(spacing_mm=4.0, generator=torch.Generator().manual_seed(0), style=NARROW)
+    tumours = [
+        random_tumour(anatomy, generator=torch.Generator().manual_seed(seed), style=WIDE).regions for seed in range(60)
+    ]
+    whole, core, enhancing = anatomy.voxel_ml * torch.stack(tumours).sum(dim=(2, 3, 4)).T
+    # A fifth of sixty, and three standard deviations.
+    assert 3 <= (whole == 0).sum() <= 21
+    present = whole > 0
+    assert 0.1 < (whole[present] < 30).float().mean() < 0.5
+    assert 0.1 < (whole[present] > 100).float().mean() < 0.6
+    assert (core[present] == 0).any()
+    assert ((core > 0) & (enhancing == 0)).any()
+
+
+def test_a_phantom_without_a_tumour_is_a_brain_of_its_own() -> None:
+    style = dataclasses.replace(NARROW, no_tumour_share=1.0)
+    phantom = make_phantom(3, spacing_mm=4.0, style=style)
+    assert not phantom.regions.any()
+    assert all(volume.std() > 0 for volume in phantom.volumes.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "whole", "core", "enhancing"),
+    [
+        ({"no_core_share": 1.0}, True, False, False),
+        ({"solid_silent_share": 1.0}, True, True, False),
+        ({"cystic_share": 1.0, "cyst_share": (0.8, 0.8)}, True, True, True),
+    ],
+)
+def test_cores_are_of_the_kind_that_is_drawn(changes: dict, whole: bool, core: bool, enhancing: bool) -> None:
+    phantom = make_phantom(5, spacing_mm=4.0, style=dataclasses.replace(NARROW, not_enhancing_share=0.0, **changes))
+    assert phantom.regions.flatten(1).any(dim=1).tolist() == [whole, core, enhancing]
+    if "cyst_share" in changes:
+        assert phantom.regions[2].sum() < 0.4 * phantom.regions[1].sum()
+
+
+def test_small_tumours_have_the_volume_that_is_drawn() -> None:
+    style = dataclasses.replace(NARROW, whole_tumour_ml=(6.0, 0.0), low_share=0.0)
+    for seed in range(3):
+        assert 3 < make_phantom(seed, spacing_mm=4.0, style=style).regions[0].sum() * 0.064 < 12
+
+
+def test_the_narrow_style_is_drawn_in_its_share_of_wide_phantoms() -> None:
+    style = dataclasses.replace(WIDE, narrow_share=1.0)
+    wide, narrow = (make_phantom(3, spacing_mm=4.0, style=style) for style in (style, NARROW))
+    assert_close(wide.volumes["t2"], narrow.volumes["t2"], rtol=0, atol=0)
+
+
 def ball_of_shells(*, whole: float, core: float, hole: float) -> tuple[torch.Tensor, Tumour]:
     """Distance of each voxel from the middle, and a tumour of these radii, in voxels."""
     axes = torch.meshgrid(*(torch.arange(64.0) - 32,) * 3, indexing="ij")
@@ -103,7 +171,7 @@ def ball_of_shells(*, whole: float, core: float, hole: float) -> tuple[torch.Ten
 def test_the_label_of_the_oedema_ends_at_a_half_of_its_blurred_mask() -> None:
     distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
     for seed in range(4):
-        oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))[1]
+        oedema = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed), NARROW)[1]
         inside, outside = (oedema[(distance > low) & (distance < low + 1)].mean() for low in (23, 24))
         # Half a voxel inside and outside, at the narrowest border: .69 and .31, and the ball's curvature.
         assert 0.5 < inside < 0.70
@@ -113,14 +181,14 @@ def test_the_label_of_the_oedema_ends_at_a_half_of_its_blurred_mask() -> None:
 def test_no_oedema_shows_beyond_a_label_that_ends_with_the_core() -> None:
     distance, tumour = ball_of_shells(whole=12, core=12, hole=6)
     for seed in range(4):
-        shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed))
+        shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(seed), NARROW)
         assert shares.min() >= 0
         assert shares[1][distance >= 12].max() < 0.05
 
 
 def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_the_rest() -> None:
     distance, tumour = ball_of_shells(whole=24, core=12, hole=6)
-    shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0))
+    shares = lesion_shares(tumour, 1.0, torch.Generator().manual_seed(0), NARROW)
     bright, rim = shares[2] > 0.5, tumour.regions[2]
     assert (bright <= rim).all()
     assert (rim & ~bright).sum() > 0.1 * rim.sum()
@@ -131,22 +199,24 @@ def test_the_bright_part_of_a_rim_ends_inside_its_label_and_its_neighbours_show_
     assert shares[1][outer].mean() > 0.3 > 0.05 > shares[0][outer].max()
 
 
-def test_a_rim_of_one_voxel_is_bright_whoever_drew_it(monkeypatch) -> None:
+def test_a_rim_of_one_voxel_is_bright_whoever_drew_it() -> None:
     _, tumour = ball_of_shells(whole=24, core=12, hole=11)
     rim = tumour.regions[2]
     # The most generous label: with .68 in its middle the whole blurred rim lies below this share.
-    monkeypatch.setattr("lora_moe_hgd.data.contrast.GENEROSITY", (0.75, 0.75))
-    bright = lesion_shares(tumour, 2.0, torch.Generator().manual_seed(0))[2]
+    style = dataclasses.replace(NARROW, generosity=(0.75, 0.75))
+    bright = lesion_shares(tumour, 2.0, torch.Generator().manual_seed(0), style)[2]
     assert bright[rim].mean() > 0.6
     assert bright[~rim].max() < 0.3
 
 
-def test_low_tumours_lie_lower_and_are_smaller(monkeypatch) -> None:
-    anatomy = random_anatomy(spacing_mm=4.0, generator=torch.Generator().manual_seed(0))
+def test_low_tumours_lie_lower_and_are_smaller() -> None:
+    anatomy = random_anatomy(spacing_mm=4.0, generator=torch.Generator().manual_seed(0), style=NARROW)
     drawn = {}
     for share in (0.0, 1.0):
-        monkeypatch.setattr("lora_moe_hgd.data.tumour.LOW_SHARE", share)
-        drawn[share] = [random_tumour(anatomy, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+        style = dataclasses.replace(NARROW, low_share=share)
+        drawn[share] = [
+            random_tumour(anatomy, generator=torch.Generator().manual_seed(seed), style=style) for seed in range(4)
+        ]
     for high, low in zip(drawn[0.0], drawn[1.0], strict=True):
         heights = [torch.nonzero(tumour.regions[0])[:, 2].float().mean() / anatomy.shape[2] for tumour in (low, high)]
         assert heights[0] < 0.4 < heights[1]
@@ -161,7 +231,7 @@ def test_a_spacing_that_the_template_cannot_give_is_refused(spacing_mm: float) -
 
 @pytest.mark.parametrize("file_format", ["nii.gz", "npy"])
 def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> None:
-    phantom = make_phantom(3, spacing_mm=4.0)
+    phantom = make_phantom(3, spacing_mm=4.0, style=NARROW)
     write_phantom_case(phantom, tmp_path / "case_000", file_format=file_format)
     names = [f"{stem}.{file_format}" for stem in ("FLAIR", "T1", "T1c", "T2", "seg")]
     assert sorted(path.name for path in (tmp_path / "case_000").iterdir()) == names
@@ -208,10 +278,10 @@ def test_levels_and_noise_of_a_made_up_image_are_those_put_in() -> None:
 
 @pytest.fixture(scope="module")
 def forty() -> dict[str, float]:
-    """Median of each statistic over forty phantoms."""
+    """Median of each statistic over forty phantoms of the narrow style, which is the one matched to real cases."""
     found: dict[str, list[float]] = {}
     for seed in range(40):
-        phantom = make_phantom(seed, spacing_mm=2.0)
+        phantom = make_phantom(seed, spacing_mm=2.0, style=NARROW)
         for name, value in case_statistics(phantom.volumes, phantom.regions, 2.0).items():
             found.setdefault(name, []).append(value)
     return {name: float(np.nanmedian(values)) for name, values in found.items()}

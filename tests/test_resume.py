@@ -1,4 +1,4 @@
-"""A run that was killed goes on to the same weights, moving average, optimizer and log, bit for bit."""
+"""A run that was killed is resumed to the same weights, moving average, optimizer and log, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,23 +15,9 @@ from pathlib import Path
 import pytest
 
 from lora_moe_hgd.training.metrics_log import read_metrics
-from lora_moe_hgd.training.states import KEPT_STATES
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12
-
-# A finished run removes its states, which are what is compared here.
-KEEPING_STATES = """
-import os
-from lora_moe_hgd_cli import run
-from lora_moe_hgd.training.run_folder import RunFolder
-RunFolder.close = lambda self: None
-if __name__ == "__main__":
-    if "SHARDED" in os.environ:
-        from fsdp_on_cpu import shard_on_cpu
-        shard_on_cpu()
-    run("train")
-"""
 
 
 class Runner:
@@ -39,18 +25,16 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "train.py").write_text(KEEPING_STATES)
 
     def start(self, output_dir: Path, *options: str, processes: int = 1, sharded: bool = False) -> subprocess.Popen:
         launcher = [sys.executable]
         if processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        words = [*launcher, str(self.folder / "train.py"), "--config", str(ROOT / "configs/smoke.yaml")]
+        script = ROOT / ("tests/fsdp_on_cpu.py" if sharded else "train.py")
+        words = [*launcher, str(script), "--config", str(ROOT / "configs/smoke.yaml")]
         words += ["--output-dir", str(output_dir), "--cache-dir", str(self.folder / "cache")]
         words += ["--epochs", "3", "--subsets", "[flair]", "--save-every", "1", "--num-workers", "2", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-        if sharded:
-            environment["SHARDED"] = "1"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -102,7 +86,7 @@ def same_for_every_machine(output_dir: Path) -> list[dict[str, float]]:
 
 def assert_same_run(actual: Path, expected: Path) -> None:
     assert last_state(actual).name == f"step-{STEPS:08d}"
-    # The manifest holds a hash of weights, moving average, optimizer and place.
+    # The manifest holds a hash of weights, moving average, optimizer and progress.
     manifests = [json.loads((last_state(path) / "manifest.json").read_text()) for path in (actual, expected)]
     assert manifests[0] == manifests[1]
     assert same_for_every_machine(actual) == same_for_every_machine(expected)
@@ -117,9 +101,21 @@ def test_killed_at_random_steps_and_started_again_it_ends_the_same(runner: Runne
         process = runner.start(output_dir)
         wait_for_step(process, output_dir, step)
         kill(process)
-    assert "Going on after step" in runner.finish(output_dir)
+    assert "Resuming after step" in runner.finish(output_dir)
     assert_same_run(output_dir, uninterrupted)
-    assert len(list((output_dir / "resume").iterdir())) == KEPT_STATES
+
+
+def test_options_that_do_not_change_the_result_may_change_between_kill_and_resume(
+    runner: Runner, uninterrupted: Path
+) -> None:
+    output_dir = runner.folder / "changed"
+    process = runner.start(output_dir)
+    wait_for_step(process, output_dir, 5)
+    kill(process)
+    others = ["--num-workers", "0", "--save-every", "4", "--tracker", "none", "--gradient-checkpointing", "true"]
+    others += ["--cache-dir", str(runner.folder / "another-cache")]
+    assert "Resuming after step" in runner.finish(output_dir, *others)
+    assert_same_run(output_dir, uninterrupted)
 
 
 def test_a_damaged_state_is_named_and_the_one_before_is_used(runner: Runner, uninterrupted: Path) -> None:
@@ -129,7 +125,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(runner: Runner, uni
     kill(process)
     broken = last_state(output_dir) / "optimizer.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
-    assert f"{broken} is damaged or missing; the state before it is used" in runner.finish(output_dir)
+    assert f"{broken} is damaged or missing. The state before it is used." in runner.finish(output_dir)
     assert_same_run(output_dir, uninterrupted)
 
 
@@ -141,10 +137,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runner: Runner, uninterrupted: Path)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "The same command goes on from there" in shown
+    assert "The same command resumes the run." in shown
     stopped = int(last_state(output_dir).name.removeprefix("step-"))
     assert f"Stopped after step {stopped}." in shown
-    assert f"Going on after step {stopped}" in runner.finish(output_dir, "--save-every", "1000")
+    assert f"Resuming after step {stopped}," in runner.finish(output_dir, "--save-every", "1000")
     assert_same_run(output_dir, uninterrupted)
 
 
@@ -157,7 +153,7 @@ def test_a_full_disk_stops_with_a_word_and_the_state_before(runner: Runner, tmp_
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "could not be written" in shown
-    assert f"it goes on from {last_state(output_dir).name}" in shown
+    assert f"it resumes from {last_state(output_dir).name}" in shown
     assert not list((output_dir / "resume").glob(".*"))
 
 

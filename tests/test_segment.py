@@ -66,12 +66,34 @@ def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
     labels = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
     assert report["sequences_used"] == ["t1c", "flair"]
     assert report["sequences_not_used"] == ["t1", "t2"]
+    assert report["files"] == {"t1c": "T1c.nii.gz", "flair": "FLAIR.nii.gz"}
+    assert report["left_out"] == []
     assert report["volumes_ml"]["wt"] == pytest.approx((labels > 0).sum() * 0.064)
     assert report["volumes_ml"]["et"] == pytest.approx((labels == 3).sum() * 0.064)
     assert report["spacing_mm"] == [4.0, 4.0, 4.0]
     assert report["label_scheme"]["name"] == "brats2023"
     assert report["tumour_found"] == bool(labels.any())
     assert "not a medical device. Confidence was far too high" in report["notice"]
+
+
+def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(tmp_path: Path, capsys) -> None:
+    (tmp_path / "case").mkdir()
+    for name in ("ax_t2_flair", "t1_mprage_gad", "ADC", "brain_mask"):
+        (tmp_path / f"case/{name}.nii.gz").touch()
+    words = ["--out-path", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "nowhere")]
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(tmp_path / "case"), *words])
+    assert capsys.readouterr().out.splitlines() == [
+        "t1c: t1_mprage_gad.nii.gz",
+        "flair: ax_t2_flair.nii.gz",
+        "left out by name: ADC.nii.gz, brain_mask.nii.gz",
+    ]
+    with pytest.raises(SystemExit):
+        run("segment", ["--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
+    assert capsys.readouterr().out.splitlines() == ["t2: ADC.nii.gz"]
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(tmp_path / "case"), "--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
+    assert "file by file by some of --t1, --t1c, --t2, --flair, not by both." in capsys.readouterr().err
 
 
 def test_the_picture_is_a_picture(segmented: Path) -> None:
@@ -168,7 +190,7 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: must be the folder of a case"),
+        (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: There is no such file or folder."),
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"], "No checkpoint folder"),

@@ -1,4 +1,4 @@
-"""States are whole or not there, checked when read, and only the newest are kept."""
+"""States are written completely or not at all, checked when read, and only the newest are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lora_moe_hgd.training.states import KEPT_STATES, Place, RunState, StateError, read_state, write_state
+from lora_moe_hgd.training.states import (
+    KEPT_STATES,
+    Progress,
+    RunState,
+    StateError,
+    keep_newest_state,
+    newest_progress,
+    read_state,
+    write_state,
+)
 
 
 def state_of(step: int) -> RunState:
@@ -21,7 +30,7 @@ def state_of(step: int) -> RunState:
     layer(torch.randn(1, 2, 4, 4, 4)).sum().backward()
     optimizer.step()
     return RunState(
-        place=Place(epoch=1, batch=2, step=step, best_score=0.25),
+        progress=Progress(epoch=1, batch=2, step=step, best_score=0.25),
         weights=dict(layer.named_parameters()),
         average={name: value.detach() / 2 for name, value in layer.named_parameters()},
         optimizer=optimizer.state_dict(),
@@ -36,7 +45,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     read, complaints = read_state(tmp_path)
     assert read is not None
     assert complaints == []
-    assert (read.place, read.scaler) == (written.place, written.scaler)
+    assert (read.progress, read.scaler) == (written.progress, written.scaler)
     for part in ("weights", "average", "others"):
         assert_close(getattr(read, part), dict(getattr(written, part)), rtol=0, atol=0)
     for index, values in written.optimizer["state"].items():
@@ -54,7 +63,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["weights.safetensors", "average.safetensors", "optimizer.safetensors", "place.json", "manifest.json"]
+    "name", ["weights.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"]
 )
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
@@ -70,15 +79,15 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path: Path, nam
         file.unlink()
     read, (complaint,) = read_state(tmp_path)
     assert read is not None
-    assert read.place.step == 1
+    assert read.progress.step == 1
     assert str(file) in complaint
 
 
-def test_without_a_whole_state_nothing_is_guessed(tmp_path: Path) -> None:
+def test_without_an_intact_state_nothing_is_guessed(tmp_path: Path) -> None:
     assert read_state(tmp_path / "none") == (None, [])
     write_state(tmp_path / "resume", state_of(1))
-    (tmp_path / "resume/step-00000001/place.json").unlink()
-    with pytest.raises(StateError, match=f"remove {tmp_path} to start from the beginning"):
+    (tmp_path / "resume/step-00000001/progress.json").unlink()
+    with pytest.raises(StateError, match=f"Remove {tmp_path} to start from the beginning"):
         read_state(tmp_path / "resume")
 
 
@@ -89,7 +98,7 @@ def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: P
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    rule = r"step 2 could not be written .*No space left.* it goes on from step-00000001"
+    rule = r"step 2 could not be written .*No space left.* it resumes from step-00000001"
     with pytest.raises(StateError, match=rule):
         write_state(tmp_path, state_of(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -97,7 +106,23 @@ def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: P
 
 def test_the_state_of_a_step_can_be_written_again(tmp_path: Path) -> None:
     write_state(tmp_path, state_of(1))
-    write_state(tmp_path, replace(state_of(1), place=Place(epoch=5, step=1)))
+    write_state(tmp_path, replace(state_of(1), progress=Progress(epoch=5, step=1)))
     read, _ = read_state(tmp_path)
     assert read is not None
-    assert read.place.epoch == 5
+    assert read.progress.epoch == 5
+
+
+def test_the_last_state_of_a_finished_run_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_state(tmp_path, state_of(step))
+    keep_newest_state(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_progress_is_that_of_the_newest_intact_state(tmp_path: Path) -> None:
+    assert newest_progress(tmp_path) is None
+    for step in (1, 2):
+        write_state(tmp_path, state_of(step))
+    assert newest_progress(tmp_path) == state_of(2).progress
+    (tmp_path / "step-00000002/weights.safetensors").unlink()
+    assert newest_progress(tmp_path) == state_of(1).progress

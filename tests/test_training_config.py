@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora_moe_hgd.training.config import read_config
 
@@ -42,7 +43,7 @@ def test_data_alone_is_the_folder_of_cases() -> None:
 def test_options_of_peft_pass_as_a_mapping() -> None:
     config = read_config(["--config", REFERENCE, "--lora", "{r: 4, use_dora: true}"])
     assert config.lora == {"r": 4, "use_dora": True}
-    with pytest.raises(ValueError, match=r"lora of .* must be of type dict, got 8"):
+    with pytest.raises(ValueError, match=r"lora of .* must be of type dict, but is 8"):
         read_config(["--config", REFERENCE, "--lora", "8"])
 
 
@@ -57,19 +58,27 @@ def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
         (["--epoch", "3"], r"Unknown option --epoch. Did you mean 'epochs'\?"),
         (["--num-worker", "3"], "Did you mean 'num_workers'"),
         (["--epochs"], "--epochs needs a value"),
-        (["epochs", "3"], "Expected an option such as --epochs, got 'epochs'"),
-        (["--epochs", "many"], "epochs of .* must be of type int, got 'many'"),
-        (["--epochs", "0"], "`epochs` must be at least 1, got 0"),
-        (["--lr", "2e-4"], "must be of type float, got '2e-4'. Write numbers as 2.0e-4"),
-        (["--crop-size", "[30, 32, 32]"], r"three positive multiples of 16, got \(30, 32, 32\)"),
+        (["epochs", "3"], "'epochs' is not an option"),
+        (["--continue-run", "true"], "Unknown option --continue-run"),
+        (["--epochs", "many"], "epochs of .* must be of type int, but is 'many'"),
+        (["--epochs", "0"], "`epochs` must be at least 1, but is 0"),
+        (["--lr", "2e-4"], "must be of type float, but is '2e-4'. Write numbers as 2.0e-4"),
+        (["--crop-size", "[30, 32, 32]"], r"three positive multiples of 16, but is \(30, 32, 32\)"),
         (["--crop-size", "[32, 32]"], "three positive multiples of 16"),
-        (["--adapter", "dora"], "`adapter` must be lora, lora\\+decoder or none, got dora"),
+        (["--adapter", "dora"], "`adapter` must be lora, lora\\+decoder or none, but is dora"),
         (["--base", "null", "--size", "tiny"], "Without a `base`, `adapter` must be none"),
-        (["--size", "base"], "either `base`, a checkpoint, or `size`.* got base tiny and size base"),
+        (["--size", "base"], "either `base`, a checkpoint, or `size`.* `base` is tiny and `size` is base"),
         (["--base", "null"], "either `base`, a checkpoint, or `size`"),
-        (["--spacing-mm", "1"], "`sample.spacing_mm` needs `adapter: none`.* got 1.0"),
-        (["--spacing-mm", "0"], "`sample.spacing_mm` must be positive, got 0.0"),
+        (["--spacing-mm", "0"], "`sample.spacing_mm` must be positive, but is 0.0"),
         (["--subsets", "t1c+t3"], "Unknown sequence.* t3"),
+        (["--subsets", "[all, t1+t1c+t2+flair]"], "names a subset twice"),
+        (["--folds", "5"], "With 5 folds, `data.fold` must be from 0 to 4, but is missing"),
+        (["--folds", "5", "--fold", "5"], "With 5 folds, `data.fold` must be from 0 to 4, but is 5"),
+        (["--folds", "1", "--fold", "0"], "`data.folds` must be at least 2, but is 1"),
+        (["--data", "null", "--phantoms", "3", "--val-phantoms", "0"], "`data.val_phantoms` must be at least 1"),
+        (["--data", "null"], "nothing to train on"),
+        (["--data", "null", "--dataset", "x"], "`data.label_scheme` must be one of .* but is missing"),
+        (["--dataset", "x", "--label-scheme", "msd"], r"`data.root` \(data/brats2018\) and `data.dataset` \(x\) excl"),
     ],
 )
 def test_a_wrong_option_is_refused_with_rule_and_value(arguments: list[str], rule: str) -> None:
@@ -77,15 +86,73 @@ def test_a_wrong_option_is_refused_with_rule_and_value(arguments: list[str], rul
         read_config(["--config", REFERENCE, *arguments])
 
 
+PHANTOMS_ALONE = ["--data", "null", "--phantoms", "3"]
+DATASET = ["--data", "null", "--dataset", "x", "--label-scheme", "msd"]
+SCRATCH = ["--base", "null", "--size", "tiny", "--adapter", "none"]
+
+
+@pytest.mark.parametrize(
+    ("others", "option", "value", "reason"),
+    [
+        ([], "data.split", "train", "without `data.dataset`"),
+        (DATASET, "data.skip_bad", "true", "without `data.root`"),
+        (PHANTOMS_ALONE, "data.skip_bad", "false", "without `data.root`"),
+        (DATASET, "data.channel_order", "[t1, t1c, t2, flair]", "without `data.root`"),
+        (PHANTOMS_ALONE, "data.label_scheme", "msd", "without cases"),
+        ([], "data.label_maps", "maps", "without `data.phantoms`"),
+        ([], "data.phantom_share", "0.5", "unless cases .* are mixed"),
+        (PHANTOMS_ALONE, "data.phantom_share", "0.5", "unless cases .* are mixed"),
+        ([], "data.val_phantoms", "8", "beside cases"),
+        (["--phantoms", "3"], "data.val_phantoms", "8", "beside cases"),
+        (PHANTOMS_ALONE, "data.val_fraction", "0.2", "without cases"),
+        (PHANTOMS_ALONE, "data.folds", "2", "without cases"),
+        (PHANTOMS_ALONE, "data.split_file", "split.csv", "without cases"),
+        (PHANTOMS_ALONE, "data.val_on_train", "true", "without cases"),
+        (["--folds", "2", "--fold", "0"], "data.val_fraction", "0.2", "beside `data.folds`"),
+        (["--split-file", "split.csv"], "data.val_fraction", "0.2", "beside `data.split_file`"),
+        (["--val-on-train", "true"], "data.val_fraction", "0.2", "beside `data.val_on_train`"),
+        (["--split-file", "split.csv", "--fold", "0"], "data.folds", "2", "beside `data.split_file`"),
+        (["--val-on-train", "true"], "data.split_file", "split.csv", "beside `data.val_on_train`"),
+        ([], "data.fold", "0", "without `data.folds` or `data.split_file`"),
+        (["--adapter", "none"], "lora", "{r: 8}", "with `adapter: none`"),
+        ([], "sample.spacing_mm", "2.0", r"with `adapter: lora\+decoder`"),
+        ([*SCRATCH, "--objective", "reconstruct"], "validation.subsets", "[all]", "with `objective: reconstruct`"),
+    ],
+)
+def test_an_option_without_effect_is_refused_even_with_its_default_value(
+    others: list[str], option: str, value: str, reason: str
+) -> None:
+    # Left out, or unset, it is no error.
+    read_config(["--config", REFERENCE, *others])
+    read_config(["--config", REFERENCE, *others, f"--{option}", "null"])
+    with pytest.raises(ValueError, match=f"`{option}` has no effect {reason}"):
+        read_config(["--config", REFERENCE, *others, f"--{option}", value])
+
+
+def test_a_split_file_needs_cases_with_names() -> None:
+    with pytest.raises(ValueError, match=r"`data\.split_file` needs `data\.root`"):
+        read_config(["--config", REFERENCE, *DATASET, "--split-file", "split.csv"])
+
+
+def test_what_is_left_out_has_its_default_where_it_has_an_effect() -> None:
+    cases = read_config(["--config", REFERENCE])
+    assert (cases.lora, cases.data.val_fraction, cases.data.val_phantoms) == ({"r": 8}, 0.2, None)
+    phantoms = read_config(["--config", REFERENCE, *PHANTOMS_ALONE])
+    assert (phantoms.data.val_fraction, phantoms.data.val_phantoms, phantoms.data.phantom_share) == (None, 8, None)
+    mixed = read_config(["--config", REFERENCE, "--phantoms", "3"])
+    assert (mixed.data.phantom_share, mixed.data.val_fraction) == (0.5, 0.2)
+    assert read_config(["--config", REFERENCE, *DATASET]).data.split == "train"
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
         ("data: {rot: x}", "Unknown key 'rot' in data of .*Did you mean 'root'"),
         ("epoch: 3", "Unknown key 'epoch' in .*run.yaml.*Did you mean 'epochs'"),
-        ("data: x", "must hold keys and values, got 'x'"),
-        ("data: {root: a, dataset: b}", "either `data.root` or `data.dataset`"),
+        ("data: x", "must hold keys and values, but is 'x'"),
         ("- a", "must hold keys and values"),
-        ("a: [", "is no valid YAML"),
+        ("a: [", "is not valid YAML"),
+        ("continue_run: true", "Unknown key 'continue_run'"),
     ],
 )
 def test_a_wrong_file_is_refused_with_file_and_key(tmp_path: Path, text: str, rule: str) -> None:
@@ -96,3 +163,11 @@ def test_a_wrong_file_is_refused_with_file_and_key(tmp_path: Path, text: str, ru
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ValueError, match=r"no configuration file none\.yaml"):
         read_config(["--config", "none.yaml"])
+
+
+@pytest.mark.parametrize(("capability", "precision"), [("AVX2", "no"), ("AVX512", "bf16"), ("DEFAULT", "no")])
+def test_bf16_is_used_by_itself_where_the_processor_is_fast_in_it_alone(monkeypatch, capability, precision) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert read_config(["--config", REFERENCE]).optim.precision == precision
+    assert read_config(["--config", REFERENCE, "--precision", "bf16"]).optim.precision == "bf16"

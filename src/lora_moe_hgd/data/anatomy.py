@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .fluid import dig_cavities, grow_ventricles, mni152_ventricles, vary_fluid, with_fluid
 from .label_maps import read_label_map
-from .noise import Shape, chance, gaussian_blur, smooth_noise, uniform
+from .noise import Shape, chance, gaussian_blur, log_uniform, smooth_noise, uniform
+from .style import PhantomStyle
+from .warp import identity_grid, sample_at_offset
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,21 @@ class Anatomy:
 
     Attributes:
         tissues: CSF, grey matter and white matter, `(3, D, H, W)`; they add up to 1 inside the brain, 0 outside.
+        ventricles: The part of the CSF that is in a ventricle, `(D, H, W)`.
+        scar: Gliosis around old damage, `(D, H, W)` in [0, 1].
         spacing_mm: Edge of a voxel.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
     """
 
     tissues: Tensor
+    ventricles: Tensor
+    scar: Tensor
     spacing_mm: float
     affine: np.ndarray
+
+    @property
+    def voxel_ml(self) -> float:
+        return self.spacing_mm**3 / 1000
 
     @property
     def brain(self) -> Tensor:
@@ -43,33 +54,34 @@ class Anatomy:
         return (self.tissues.shape[1], self.tissues.shape[2], self.tissues.shape[3])
 
 
-# One brain on a grid: tissue maps, and the affine in RAS.
-Template = tuple[Tensor, np.ndarray]
+# One brain on a grid: tissue maps, ventricles, and the affine in RAS.
+Template = tuple[Tensor, Tensor, np.ndarray]
 MARGIN = 6
-# Size of a brain along each axis, relative to the one it begins from.
-SCALE = (0.9, 1.1)
 
 
 @functools.lru_cache(maxsize=32)
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
-    """Tissue maps `(3 + mixed, D, H, W)` at `spacing_mm`, cropped near the brain: CSF, grey, white, mixtures.
+    """Tissue maps `(3 + mixed, D, H, W)` at `spacing_mm`, cropped near the brain, and its ventricles `(D, H, W)`.
+
+    Tissues are CSF, grey and white matter, and mixtures of both.
 
     Args:
         spacing_mm: Edge of a voxel.
         label_map: A brain's label map; the MNI152 template, which has no mixtures, where there is none.
     """
-    tissues, affine = _mni152() if label_map is None else read_label_map(label_map)
+    tissues, ventricles, affine = _mni152() if label_map is None else read_label_map(label_map)
     inside = torch.nonzero(tissues.sum(dim=0))
     low = (inside.amin(dim=0) - MARGIN).clamp(min=0).tolist()
     high = (inside.amax(dim=0) + MARGIN + 1).tolist()
-    tissues = tissues[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    size = [round(edge / spacing_mm) for edge in tissues.shape[1:]]
-    resized = nn.functional.interpolate(tissues[None], size=size, mode="area")[0]
-    scale = np.array(tissues.shape[1:]) / np.array(size)  # millimetres, nearly `spacing_mm`
+    box = (slice(None), *(slice(start, end) for start, end in zip(low, high, strict=True)))
+    maps = torch.cat([tissues, ventricles[None]])[box]
+    size = [round(edge / spacing_mm) for edge in maps.shape[1:]]
+    resized = nn.functional.interpolate(maps[None], size=size, mode="area")[0]
+    scale = np.array(maps.shape[1:]) / np.array(size)  # millimetres, nearly `spacing_mm`
     affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ (np.array(low) + (scale - 1) / 2)
     affine[:3, :3] *= spacing_mm
-    return resized.contiguous(), affine
+    return resized[:-1].contiguous(), resized[-1].contiguous(), affine
 
 
 def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
@@ -92,28 +104,43 @@ def _mni152() -> Template:
     grey, white, brain = (torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32)) for image in images)
     white = torch.minimum(white.clamp(0, 1), brain)
     grey = torch.minimum(grey.clamp(0, 1), brain - white)
-    return torch.stack([brain - grey - white, grey, white]), images[0].affine
+    fluid = brain - grey - white
+    return torch.stack([fluid, grey, white]), mni152_ventricles(fluid, images[0].affine), images[0].affine
 
 
-def random_anatomy(*, spacing_mm: float, generator: torch.Generator, label_maps: Sequence[Path] = ()) -> Anatomy:
+def random_anatomy(
+    *, spacing_mm: float, generator: torch.Generator, style: PhantomStyle, label_maps: Sequence[Path] = ()
+) -> Anatomy:
     """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw.
 
     Args:
         spacing_mm: Edge of a voxel.
         generator: Of all draws.
+        style: What is drawn from.
         label_maps: Individuals to begin from, beside the MNI152 template; each brain is as likely.
     """
     sources = (None, *label_maps)
     source = sources[int(uniform(0, len(sources), generator)) % len(sources)] if label_maps else None
-    tissues, affine = template(spacing_mm, source)
+    tissues, ventricles, affine = template(spacing_mm, source)
     tissues = _mix(tissues.to(torch.get_default_device()), generator)
+    ventricles = ventricles.to(tissues.device)
     shape = (tissues.shape[1], tissues.shape[2], tissues.shape[3])
-    offset = _affine_offset(shape, generator) + _elastic_offset(shape, spacing_mm, generator)
-    warped = sample_at_offset(tissues, offset)
+    offset = _affine_offset(shape, style, generator) + _elastic_offset(shape, spacing_mm, style, generator)
+    if chance(style.ventricles_share, generator):
+        target_ml = log_uniform(*style.ventricles_ml, generator)
+        # Here ventricles that vanish in the template are fluid, so that they can grow.
+        tissues = with_fluid(tissues, ventricles)
+        inside, brain = sample_at_offset(torch.stack([ventricles, tissues.sum(dim=0)]), offset)
+        growth = grow_ventricles(inside, brain, target_ml, spacing_mm, generator)
+        offset = growth + sample_at_offset(offset.movedim(-1, 0), growth).movedim(0, -1)
+    warped = sample_at_offset(torch.cat([tissues, ventricles[None]]), offset)
     if chance(0.5, generator):
         warped = warped.flip(1)
-    warped = _vary_fluid(warped, spacing_mm, generator)
-    return Anatomy(warped, spacing_mm, affine)
+    tissues, ventricles = vary_fluid(warped[:3], spacing_mm, style, generator), warped[3]
+    scar = torch.zeros(shape)
+    if chance(style.cavities_share, generator):
+        tissues, scar = dig_cavities(tissues, spacing_mm, style, generator)
+    return Anatomy(tissues, ventricles, scar, spacing_mm, affine)
 
 
 def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,53 +152,31 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([fluid, grey, white])
 
 
-def identity_grid(shape: Shape) -> Tensor:
-    """Voxel coordinates `(D, H, W, 3)` in the order of the axes."""
-    return torch.stack(torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in shape), indexing="ij"), -1)
-
-
-def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
-    """Read `volumes (C, D, H, W)` trilinearly at each voxel plus `offset (D, H, W, 3)`, in voxels; zero outside."""
-    edges = torch.tensor(volumes.shape[1:], dtype=torch.float32)
-    grid = 2 * (identity_grid(tuple(volumes.shape[1:])) + offset) / (edges - 1) - 1
-    sampled = nn.functional.grid_sample(volumes[None], grid.flip(-1)[None], mode="bilinear", align_corners=True)
-    return sampled[0]
-
-
-def _affine_offset(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Rotation up to 8 degrees, a scale per axis, shear up to 4 percent, about the centre."""
+def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
+    """Rotation, a scale per axis and shear, about the centre."""
     matrix = torch.eye(3)
     for axis in range(3):
-        angle = math.radians(uniform(-8, 8, generator))
+        angle = math.radians(uniform(*style.rotation_degrees, generator))
         first, second = [other for other in range(3) if other != axis]
         rotation = torch.eye(3)
         rotation[first, first] = rotation[second, second] = math.cos(angle)
         rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ rotation
-    shear = torch.eye(3) + torch.tensor([[uniform(-0.04, 0.04, generator) for _ in range(3)] for _ in range(3)])
-    scale = torch.diag(torch.tensor([uniform(*SCALE, generator) for _ in range(3)]))
+    shear = torch.eye(3) + torch.tensor([[uniform(*style.shear, generator) for _ in range(3)] for _ in range(3)])
+    scale = torch.diag(torch.tensor([uniform(*style.scale, generator) for _ in range(3)]))
     matrix = matrix @ shear @ scale
     centred = identity_grid(shape) - (torch.tensor(shape, dtype=torch.float32) - 1) / 2
     return centred @ matrix.inverse().T - centred
 
 
-def _elastic_offset(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Bumps of 45 mm width up to some 5 mm high, and finer ones of 18 mm width that change the folding."""
-    strength_mm = uniform(1.0, 4.0, generator)
+def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
+    """Bumps of 45 mm width, and finer ones of 18 mm width that change the folding."""
+    strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)
-        + uniform(0.3, 1.5, generator) * smooth_noise(shape, scale_mm=18, spacing_mm=spacing_mm, generator=generator)
+        + uniform(*style.fine_bumps_mm, generator)
+        * smooth_noise(shape, scale_mm=18, spacing_mm=spacing_mm, generator=generator)
         for _ in range(3)
     ]
     sigma = 4 / spacing_mm
     return torch.stack([gaussian_blur(field, (sigma, sigma, sigma)) for field in fields], dim=-1) / spacing_mm
-
-
-def _vary_fluid(tissues: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Move the border between fluid and brain: wide ventricles and sulci of age, narrow ones of youth."""
-    csf, grey, white = tissues
-    brain = tissues.sum(dim=0)
-    exponent = uniform(0.6, 1.6, generator)
-    csf = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1) ** exponent, 0.0) * brain
-    solid = (grey + white).clamp(min=1e-6)
-    return torch.stack([csf, (brain - csf) * grey / solid, (brain - csf) * white / solid])

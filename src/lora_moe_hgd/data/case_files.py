@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError
 from ..model.label_schemes import label_scheme as find_label_scheme
-from .findings import BadInputError, got
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
+# Images in formats that are not read.
+OTHER_FORMATS = (
+    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst", ".mgh", ".mgz", ".mnc"),
+    *(".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz"),
+)
+# What a message says where file names do not tell the sequences.
+NAME_THEM = " ".join(f"--{name} FILE" for name in MODALITIES)
+
+NO_GROUND_TRUTH = (
+    "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
+)
 
 
-def stem_of(path: Path) -> str | None:
-    """File name without extension; `None` if it is no volume's, or hidden."""
-    extension = next((end for end in EXTENSIONS if path.name.lower().endswith(end)), None)
+def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
+    """File name without extension; `None` if it has none of the extensions, or is hidden."""
+    extension = next((end for end in extensions if path.name.lower().endswith(end)), None)
     return None if extension is None or path.name.startswith(".") else path.name[: -len(extension)]
+
+
+def safe_name(name: str) -> str:
+    """`name` as text that can be printed, written to a file and used as the name of a folder that is not hidden.
+
+    Bytes that are not UTF-8 are read as Latin-1, as older systems wrote them.
+    """
+    raw = os.fsencode(name)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return re.sub(r"^\.|[/\x00-\x1f\x7f-\x9f]", "_", text)
+
+
+def shared_start(names: Iterable[str]) -> str:
+    """The words that all names begin with, each with the signs that follow it.
+
+    Example:
+        >>> shared_start(["p1_t1.nii", "p1_t2.nii"])
+        'p1_'
+    """
+    pieces = zip(*(re.findall(r"[A-Za-z0-9]*[^A-Za-z0-9]+", name) for name in names), strict=False)
+    return "".join(piece[0] for piece in itertools.takewhile(lambda piece: len(set(piece)) == 1, pieces))
 
 
 @dataclass(frozen=True)
@@ -24,13 +63,15 @@ class CaseFiles:
     """The files of one case.
 
     Attributes:
-        case_id: Name of its folder, or of its files where many cases share one.
-        folder: Where it lies.
-        layout: Name of the family.
-        label_schemes: Schemes that its segmentation may be in, the usual one first; none if its names do not tell.
-        images: Path of each sequence that is there, in channel order.
+        case_id: Name of the case, unique in its cohort and usable as the name of a folder.
+        folder: Folder of its files.
+        layout: Name of the family of file names.
+        label_schemes: Label schemes that the *ground truth* may use, the usual one first; empty if the file names do
+            not tell. They say nothing about the label map that inference writes.
+        images: Path of each sequence, in channel order.
         segmentation: Path of the ground truth, if any.
-        channels: Of a sequence that is one volume of a file with four axes: which.
+        channels: Index of each sequence along the fourth axis, for 4-D files.
+        left_out: Volumes that are known by name to be no sequence, such as ADC maps and brain masks.
     """
 
     case_id: str
@@ -40,6 +81,7 @@ class CaseFiles:
     images: dict[str, Path]
     segmentation: Path | None
     channels: Mapping[str, int] = field(default_factory=dict)
+    left_out: tuple[Path, ...] = ()
 
     def labelled(self) -> Path:
         """Path of the segmentation.
@@ -48,7 +90,7 @@ class CaseFiles:
             BadInputError: If there is none.
         """
         if self.segmentation is None:
-            raise BadInputError(self.folder, got("must hold a segmentation", "none"))
+            raise BadInputError(self.folder, NO_GROUND_TRUTH)
         return self.segmentation
 
     def only(self, names: Sequence[str]) -> CaseFiles:
@@ -56,16 +98,49 @@ class CaseFiles:
         return replace(self, images={name: path for name, path in self.images.items() if name in names})
 
     def in_scheme(self, label_scheme: str | None) -> CaseFiles:
-        """The same case with a segmentation in this scheme, whatever its names say; `None` leaves that to them.
+        """The same case with a ground truth in this scheme; `None` leaves the schemes that its names tell.
 
         Raises:
-            ValueError: If there is no such scheme.
+            ValueError: If the scheme does not exist.
         """
         return self if label_scheme is None else replace(self, label_schemes=(find_label_scheme(label_scheme).name,))
 
+    def file_names(self) -> dict[str, str]:
+        """File name of each sequence, without its folder; of a 4-D file with the index of the volume."""
+        volumes = {name: f" (volume {number})" for name, number in self.channels.items()}
+        return {name: safe_name(path.name) + volumes.get(name, "") for name, path in self.images.items()}
+
+    def names_left_out(self) -> list[str]:
+        """Names of the files that are left out, without their folder."""
+        return [safe_name(path.name) for path in self.left_out]
+
+    def mapping(self) -> list[str]:
+        """A line for each sequence with its file, and one for the files that are left out."""
+        lines = [f"{name}: {file}" for name, file in self.file_names().items()]
+        return lines + ([f"left out by name: {', '.join(self.names_left_out())}"] if self.left_out else [])
+
+    def naming(self) -> str:
+        """Its sequences, ground truth and files left out in one line, `*` for the part that all names begin with."""
+        names = self.file_names()
+        if self.segmentation is not None:
+            names["seg"] = safe_name(self.segmentation.name)
+        files = [*names.values(), *self.names_left_out()]
+        shared = shared_start(files)[:-1] if len(files) > 1 else ""
+        start = self.case_id if all(file.startswith(self.case_id) for file in files) else shared
+        short = [f"*{file.removeprefix(start)}" if start else file for file in files]
+        line = ", ".join(f"{role} {file}" for role, file in zip(names, short, strict=False))
+        return f"{line}; left out by name: {', '.join(short[len(names) :])}" if self.left_out else line
+
+
+def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
+    """How the files of a cohort are read: a line for each way, the commonest first, with its number of cases."""
+    counts = Counter(case.naming() for case in cases).most_common()
+    lines = [f"{number} case{'s' if number > 1 else ''}: {line}" for line, number in counts[:most]]
+    return lines + ([f"and {len(counts) - most} other ways to name files"] if len(counts) > most else [])
+
 
 def given_case(images: Mapping[str, Path]) -> CaseFiles:
-    """The case whose sequences are these files, whatever they are called."""
+    """The case of files that are named one by one, whatever they are called."""
     paths = {name: images[name] for name in MODALITIES if name in images}
     first = next(iter(paths.values()))
-    return CaseFiles(stem_of(first) or first.name, first.parent, "given", (), paths, None)
+    return CaseFiles(safe_name(stem_of(first) or first.name), first.parent, "given", (), paths, None)

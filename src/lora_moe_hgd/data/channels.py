@@ -1,9 +1,9 @@
-"""Cases that are told apart by file name alone, with sequences told apart by number.
+"""Cases whose sequences are told apart by number: numbered files, and volumes of one file with four axes.
 
-Two families keep a cohort so, in folders such as `imagesTr` and `labelsTr`: the Medical Segmentation Decathlon, whose
-files have the sequences along a fourth axis, and nnU-Net, with files `<case>_0000`, `<case>_0001` and so on. No order
-of the sequences is standard: it comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon,
-from its publication.
+Two families keep a cohort so, in folders such as `imagesTr` and `labelsTr`: the Medical Segmentation Decathlon, with
+the sequences along a fourth axis, and nnU-Net, with files `<case>_0000`, `<case>_0001` and so on. No order of the
+sequences is standard: it comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from
+its publication.
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from .case_files import EXTENSIONS, CaseFiles, stem_of
-from .findings import BadInputError, got
+from ..model.findings import BadInputError
+from .case_files import EXTENSIONS, NAME_THEM, CaseFiles, safe_name, stem_of
+from .sequence_names import role_of
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
 DECATHLON_ORDER = ("flair", "t1", "t1c", "t2")
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-# What `dataset.json` of either family calls the sequences, without signs and in lower case.
-SPELLINGS = {
-    "t1": ("t1", "t1w", "t1n"),
-    "t1c": ("t1c", "t1ce", "t1gd", "t1wce", "t1wgd"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2f", "t2flair"),
-}
+ORDER_OPTION = "--channel-order t1,t1c,t2,flair (in the order of the file)"
 
 
 def parse_channel_order(text: str) -> tuple[str, ...]:
@@ -42,22 +37,34 @@ def parse_channel_order(text: str) -> tuple[str, ...]:
     """
     names = tuple(name.strip().lower() for name in text.split(","))
     if not set(names) <= set(MODALITIES) or len(set(names)) != len(names):
-        raise ValueError(f"A channel order takes each of {', '.join(MODALITIES)} at most once, got {text}.")
+        raise ValueError(
+            f"A channel order is a list of {', '.join(MODALITIES)}, each at most once. This is not: {text}."
+        )
     return names
 
 
+def channel_of(path: Path) -> tuple[str, int | None] | None:
+    """Name of the case and number of the sequence of a numbered file, `None` as number for a file with four axes.
+
+    `None` for other files, among them `t1_2019.nii.gz`, whose name tells its sequence.
+    """
+    stem = stem_of(path)
+    if stem is None:
+        return None
+    match = NUMBERED.fullmatch(stem)
+    if match and role_of(match["case"]) not in MODALITIES:
+        return match["case"], int(match["channel"])
+    return (stem, None) if DECATHLON_NAMES.fullmatch(stem) else None
+
+
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """What `channel_case` takes, for each case in `folder`, by its name; empty where files are of other families."""
+    """Argument of `channel_case` for each case in `folder`, by its name; empty where files are of other families."""
     cases = {}
     for file in sorted(folder.glob("*")):
-        stem = stem_of(file)
-        if stem is None:
-            continue
-        match = NUMBERED.fullmatch(stem)
-        if match:
-            cases[match["case"]] = folder / match["case"]
-        elif DECATHLON_NAMES.fullmatch(stem):
-            cases[stem] = file
+        found = channel_of(file)
+        if found is not None:
+            case, number = found
+            cases[case] = file if number is None else folder / case
     return cases
 
 
@@ -71,51 +78,54 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
         return _stacked(path, channel_order)
     numbered: dict[int, Path] = {}
     for file in sorted(path.parent.glob("*")) if path.parent.is_dir() else ():
-        match = NUMBERED.fullmatch(stem_of(file) or "")
-        if match and match["case"] == path.name:
-            if int(match["channel"]) in numbered:
-                names = f"{numbered[int(match['channel'])].name}, {file.name}"
-                raise BadInputError(path.parent, got(f"must hold one file for channel {match['channel']}", names))
-            numbered[int(match["channel"])] = file
+        case, number = channel_of(file) or ("", None)
+        if number is not None and case == path.name:
+            if number in numbered:
+                raise BadInputError(
+                    path.parent,
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Keep one.",
+                )
+            numbered[number] = file
     if not numbered:
-        raise BadInputError(path, got("must be the folder of a case", "nothing there"))
+        raise BadInputError(path, "There is no such file or folder.")
     order = channel_order or _order_of_dataset(path.parent)
     if order is None:
         raise BadInputError(
             path,
-            got(
-                "must have its sequences named in the order of their numbers: --channel-order "
-                "t1,t1c,t2,flair or `channel_names` in dataset.json",
-                ", ".join(file.name for file in numbered.values()),
-            ),
+            "The names do not say which sequence has which number: "
+            f"{', '.join(file.name for file in numbered.values())}. Say it with {ORDER_OPTION}, or in dataset.json "
+            "under channel_names.",
         )
     if max(numbered) >= len(order):
         raise BadInputError(
-            path, got(f"must have at most {len(order)} channels: {', '.join(order)}", max(numbered) + 1)
+            path,
+            f"There is a file with the number {max(numbered):04d}, but the channel order has {len(order)} "
+            f"sequences: {', '.join(order)}. Give all of them with {ORDER_OPTION}.",
         )
     images = {
         name: numbered[order.index(name)] for name in MODALITIES if name in order and order.index(name) in numbered
     }
-    return CaseFiles(path.name, path.parent, "nnU-Net", (), images, _labels_of(path, path.name))
+    return CaseFiles(safe_name(path.name), path.parent, "nnU-Net", (), images, _labels_of(path, path.name))
 
 
 def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, got(f"must be a case's folder or a file {', '.join(EXTENSIONS)}", "another file"))
+        raise BadInputError(path, f"This is no image. A case is a folder, or a file {', '.join(EXTENSIONS)}.")
+    same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
+    if len(same) > 1:
+        names = ", ".join(f"{stem}{end}" for end in same)
+        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep one.")
     decathlon = bool(DECATHLON_NAMES.fullmatch(stem))
     order = channel_order or _order_of_dataset(path.parent) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            got(
-                "must be the folder of a case; of a file with four axes name the sequences, --channel-order "
-                "flair,t1,t1c,t2, and a single sequence by its name, as in --t1c FILE",
-                "a file",
-            ),
+            f"A single file is one sequence, or several along a fourth axis. Name one with {NAME_THEM}. "
+            f"Name several with {ORDER_OPTION}.",
         )
     return CaseFiles(
-        case_id=stem,
+        case_id=safe_name(stem),
         folder=path.parent,
         layout=DECATHLON if decathlon else "one file with four axes",
         label_schemes=("msd",) if decathlon else (),
@@ -126,7 +136,7 @@ def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
 
 
 def _labels_of(path: Path, case: str) -> Path | None:
-    """`labelsTr/<case>` for what lies in `imagesTr`."""
+    """`labelsTr/<case>` for a case in `imagesTr`."""
     folder = path.parent.parent / path.parent.resolve().name.replace("images", "labels")
     if folder.name == path.parent.name:
         return None
@@ -134,7 +144,7 @@ def _labels_of(path: Path, case: str) -> Path | None:
 
 
 def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
-    """Order that `dataset.json` beside `folder`, or in it, names; `None` if there is none.
+    """Order that `dataset.json` in `folder` or beside it names; `None` if there is none.
 
     Raises:
         BadInputError: If it cannot be read, or names something else than the sequences.
@@ -144,14 +154,21 @@ def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
     )
     if path is None:
         return None
-    rule = f"must name the sequences ({', '.join(MODALITIES)}) by number under `channel_names` or `modality`"
     try:
         content = json.loads(path.read_text())
         names = content.get("channel_names") or content["modality"]
-        words = [re.sub("[^a-z0-9]", "", str(names[str(number)]).lower()) for number in range(len(names))]
+        words = [str(names[str(number)]) for number in range(len(names))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInputError(path, got(rule, type(error).__name__)) from error
-    order = [next((name for name, known in SPELLINGS.items() if word in known), word) for word in words]
+        raise BadInputError(
+            path,
+            f"This file does not list the sequences by number under channel_names or modality "
+            f"({type(error).__name__}). Mend it, or give {ORDER_OPTION}.",
+        ) from error
+    order = [role_of(word) for word in words]
     if not set(order) <= set(MODALITIES) or len(set(order)) != len(order):
-        raise BadInputError(path, got(rule, ", ".join(words)))
-    return tuple(order)
+        raise BadInputError(
+            path,
+            f"This file has a channel that is not known, or one twice: {', '.join(words)}. Channels must be "
+            f"{', '.join(MODALITIES)}, each at most once.",
+        )
+    return tuple(name for name in order if name is not None)

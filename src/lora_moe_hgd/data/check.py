@@ -16,11 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
-from .case_files import CaseFiles
+from .case_files import CaseFiles, namings
 from .cases import read_case
 from .channels import parse_channel_order
-from .findings import Finding
 from .layouts import survey
 
 
@@ -86,6 +86,8 @@ class CheckedCohort:
                     "case": checked.case.case_id,
                     "layout": checked.case.layout,
                     "sequences": list(checked.case.images),
+                    "files": checked.case.file_names(),
+                    "left_out": checked.case.names_left_out(),
                     "label_scheme": checked.label_scheme,
                 }
                 for checked in self.cases
@@ -100,6 +102,7 @@ class CheckedCohort:
         for name in ("sequences", "layouts", "label_schemes"):
             numbers = ", ".join(f"{key} {number}" for key, number in counts[name].items()) or "none"
             lines.append(f"{name.replace('_', ' ')}: {numbers}")
+        lines += [f"files of {line}" for line in namings([checked.case for checked in self.cases])]
         return "\n".join(lines)
 
 

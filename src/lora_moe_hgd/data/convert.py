@@ -1,4 +1,4 @@
-"""Cases of any known family of names and label scheme, written in any other."""
+"""Convert cases from any family of file names and label scheme to any other."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from tqdm import tqdm
 from ..files import new_folder, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError
 from ..model.label_schemes import LABEL_SCHEMES, LabelScheme, label_scheme, label_values
 from .case_files import CaseFiles
 from .cases import CaseReading, read_case
 from .channels import DECATHLON_ORDER, parse_channel_order
 from .converted import BY_KEY, END, NUMBERED, STACKED, TARGETS, Record, Target, write_index
-from .findings import BadInputError, got
 from .layouts import survey
 from .nifti import read_image, read_stack, write_image
 
 
 def convert_case(case: CaseFiles, record: Record) -> bool:
-    """Write a case, or leave it where it is there already; return whether it was written.
+    """Write a case unless it is there already; return whether it was written.
 
-    The bytes of a NIfTI file of one sequence stay as they are, packed with gzip if they were not; a volume of a file
-    with four axes, or of numpy, keeps geometry and, where NIfTI has it, data type. Labels are mapped through the
-    regions. What is odd about the case is told on standard error.
+    The bytes of a NIfTI file of one sequence do not change, except that they are packed with gzip. A volume of a file
+    with four axes, or of numpy, keeps its geometry and, where NIfTI has it, its data type. Labels are mapped through
+    the regions. Warnings about the case go to standard error.
 
     Args:
-        case: What to write.
-        record: Of the target, which gets the case.
+        case: Case to write.
+        record: Record of the target; the case is added to it.
 
     Raises:
         BadInputError: If the case is damaged, has labels that the target's scheme lacks or that would have to be
-            interpolated, or is there, made from other files.
+            interpolated, or was converted from other files before.
         ValueError: If the target cannot hold the case.
     """
     made = record.entry(case)
@@ -66,26 +66,31 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     """The label map in another scheme.
 
     Raises:
-        BadInputError: If they lie on another grid than the images, or a label means something that the scheme has no
-            label for.
+        BadInputError: If the label map has another grid than the images, or a label that the scheme cannot express.
     """
     assert reading.labels is not None
     assert reading.scheme is not None
     if LABEL_MAP in reading.interpolated:
-        rule = f"must lie on the grid of {reading.reference}, as interpolated labels are not exact"
-        raise BadInputError(reading.case.labelled(), got(rule, "another"))
+        raise BadInputError(
+            reading.case.labelled(),
+            f"This label map has another grid than {reading.reference}, and interpolated labels are not exact. "
+            f"Resample it to the grid of {reading.reference} first.",
+        )
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
     lost = sorted(values & set(reading.scheme.no_tumour))
     if lost:
-        rule = f"must have labels that {scheme} can tell; of {reading.scheme} it cannot"
-        raise BadInputError(reading.case.labelled(), got(rule, ", ".join(map(str, lost))))
+        raise BadInputError(
+            reading.case.labelled(),
+            f"The scheme {scheme} has no label for {', '.join(map(str, lost))} of {reading.scheme}. Choose another "
+            "--scheme, or remove these labels.",
+        )
     return scheme.encode(reading.regions)
 
 
 def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None, like: nib.Nifti1Image) -> None:
-    """Write the images, and last the labels, each whole or not at all."""
+    """Write the images, then the labels. No file is left half-written."""
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     images = {role: path for role, path in paths.items() if role != "seg"}
@@ -116,10 +121,10 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
 
 
 def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
-    """Voxels in the data type of the file, and geometry, of the sequences named, or of all.
+    """Voxels in the data type of the file, and geometry, of the given sequences, or of all.
 
     Raises:
-        BadInputError: If those of all are to be one file and do not lie on one grid.
+        BadInputError: If the sequences are to be one file and have different grids.
     """
     wanted = roles or tuple(case.images)
     if case.channels:
@@ -131,13 +136,15 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
     for role in wanted:
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
             raise BadInputError(
-                case.images[role], got(f"must lie on the grid of {wanted[0]} to be one file", "another")
+                case.images[role],
+                f"This file has another grid than {wanted[0]}, so both cannot be one file. Resample it first, or "
+                "choose a layout with a file for each sequence.",
             )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
 
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
-    """The voxels, float32, in the file's own data type where that holds them and NIfTI has it."""
+    """Voxels in the file's own data type if NIfTI has it and it holds their values, else float32."""
     kind = np.load(path, mmap_mode="r").dtype if path.suffix == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
     if kind not in data_type_codes:
         return array
@@ -148,20 +155,32 @@ def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
 def main(argv: Sequence[str]) -> None:
     """Convert a cohort; exit code 1 if a case failed."""
     parser = argparse.ArgumentParser(
-        description="Write cases of any known family of file names and label scheme in another."
+        description="Convert cases from any family of file names and label scheme to another."
     )
-    parser.add_argument("source", type=Path, help="folder of cases, or of one")
-    parser.add_argument("target", type=Path, help="folder that gets them")
+    parser.add_argument("source", type=Path, help="folder of cases, or one case")
+    parser.add_argument("target", type=Path, help="folder for the converted cases")
     parser.add_argument("--layout", choices=TARGETS, required=True, help="family of the file names")
-    parser.add_argument("--scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; the family's if left out")
-    parser.add_argument("--label-scheme", choices=list(LABEL_SCHEMES), help="of the source; its names' if left out")
-    parser.add_argument("--channel-order", metavar="NAMES", help="sequences of the source's numbered channels")
     parser.add_argument(
-        "--target-order", metavar="NAMES", help="of the target's, for nnunet; t1,t1c,t2,flair if left out"
+        "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write; that of --layout by default"
+    )
+    parser.add_argument(
+        "--label-scheme",
+        choices=list(LABEL_SCHEMES),
+        help="label scheme of the source; that of its file names by default",
+    )
+    parser.add_argument(
+        "--channel-order",
+        metavar="NAMES",
+        help="order of the sequences in the source, for numbered files or 4-D files",
+    )
+    parser.add_argument(
+        "--target-order",
+        metavar="NAMES",
+        help="order of the sequences to write, for nnunet; t1,t1c,t2,flair by default",
     )
     args = parser.parse_args(argv)
     if args.target.resolve() == args.source.resolve():
-        raise ValueError(f"The target must be another folder than the source: {args.source}.")
+        raise ValueError(f"Source and target are the same folder: {args.source}. Choose another target.")
     order = args.channel_order and parse_channel_order(args.channel_order)
     target = Target(
         args.target, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
@@ -169,10 +188,14 @@ def main(argv: Sequence[str]) -> None:
     cases, findings = survey(args.source, channel_order=order)
     labelled = sum(case.segmentation is not None for case in cases)
     if target.key not in BY_KEY and 0 < labelled < len(cases):
-        rule = f"must have labels in all cases or in none for {target.key}, which keeps them in folders of their own"
-        raise BadInputError(args.source, got(rule, f"{labelled} of {len(cases)}"))
+        raise BadInputError(
+            args.source,
+            f"{labelled} of {len(cases)} cases have a ground truth. {target.key} keeps cases with and without in "
+            "different folders: convert them one after another, to a target each.",
+        )
     record = Record(target, args.source)
     record.load()
+    record.refuse_renamed(cases)
     record.remove_leftovers()
     failed = [str(finding) for finding in findings]
     written = []
@@ -196,13 +219,18 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
     """The scheme to write.
 
     Raises:
-        ValueError: If the family is not read in that scheme, or has none and none is given.
+        ValueError: If segmentations of the family are not read in that scheme, or it has none and none is given.
     """
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
-        raise ValueError(f"Names of {key} tell no label scheme: --scheme must be one of {', '.join(LABEL_SCHEMES)}.")
+        raise ValueError(
+            f"The names of {key} do not say the label scheme. Choose it with --scheme: {', '.join(LABEL_SCHEMES)}."
+        )
     if name is not None and known and name not in known:
-        raise ValueError(f"Segmentations of {key} are read as {' or '.join(known)}: --scheme cannot be {name}.")
+        raise ValueError(
+            f"Segmentations of {key} are read as {' or '.join(known)}, so --scheme cannot be {name}. "
+            "Choose one of these, or another --layout."
+        )
     return label_scheme(name or known[0])
 
 
@@ -210,5 +238,5 @@ def _order(key: str, names: str | None) -> tuple[str, ...]:
     if key == NUMBERED:
         return parse_channel_order(names) if names else MODALITIES
     if names:
-        raise ValueError(f"--target-order is for {NUMBERED}; {key} has an order of its own.")
+        raise ValueError(f"--target-order is for {NUMBERED} only. Leave it out for {key}.")
     return DECATHLON_ORDER if key == STACKED else MODALITIES

@@ -1,8 +1,9 @@
-"""What a converted folder holds: which files a case gets, what they were made from, and the index of them."""
+"""Content of a converted folder: the files of each case, the files they were made from, and the index."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from ..files import remove_leftovers, replacing
 from ..fingerprints import file_fingerprint
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError
 from ..model.label_schemes import LabelScheme
 from .case_files import CaseFiles
-from .findings import BadInputError, got
-from .layouts import LAYOUTS, families_of
+from .families import LAYOUTS, listed, read_names
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
 NUMBERED, STACKED = "nnunet", "decathlon"
@@ -29,7 +30,7 @@ class Target:
     """Where and how cases are written.
 
     Attributes:
-        root: Folder that gets them.
+        root: Folder of the converted cases.
         key: Key of a layout, or `nnunet`, or `decathlon`.
         scheme: Label scheme of the segmentations.
         order: Sequences in the order of their numbers, for `nnunet` and `decathlon`.
@@ -41,53 +42,68 @@ class Target:
     order: tuple[str, ...] = MODALITIES
 
     def paths(self, case: CaseFiles, number: int) -> dict[str, Path]:
-        """The file of each sequence that the case has, and of its segmentation under `seg` if it has one.
+        """Target path of each sequence of the case, and of its segmentation under `seg` if it has one.
+
+        Args:
+            case: Case to write.
+            number: Its number, for names that are numbers.
 
         Raises:
-            ValueError: If the family's names begin otherwise than the case's or would be read as another's, the file
-                of a Decathlon case would lack a sequence, or no sequence of the case is in the order.
+            ValueError: If the target cannot hold the case: its files would be read as something else, a sequence
+                of a 4-D file is missing, or no sequence of the case is in the order.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:
             layout = BY_KEY[self.key]
             folder = self.root / case.case_id
             paths = {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
-            read_as = families_of(paths.values())[0]
-            # Without labels it does not matter which of several families the names are taken for.
-            if case.segmentation and read_as is not layout:
-                rule = f"must have a name that is not read as {read_as.name} to be written as {layout.name}"
-                raise BadInputError(case.folder, got(rule, case.case_id))
+            named = read_names(list(paths.values()))
+            # Without labels it does not matter as which of several families the names are read.
+            same_family = named.layout is layout or not case.segmentation
+            if not same_family or named.roles != {role: [path] for role, path in paths.items()}:
+                raise BadInputError(
+                    case.folder,
+                    f"The case {case.case_id} cannot be written as {layout.name}: its files would be read as "
+                    f"{named.layout.name if named.layout else 'other sequences'}. Rename its folder, or choose "
+                    "another layout.",
+                )
             return paths
-        # Cases without labels are told apart by the folder, in both families.
+        # In both families, the folder says whether a case has labels.
         part = "Tr" if case.segmentation else "Ts"
         name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
         found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
         if self.key == NUMBERED:
             numbers = {role: self.order.index(role) for role in case.images if role in self.order}
             if not numbers:
-                rule = f"must have a sequence of --target-order {','.join(self.order)}"
-                raise BadInputError(case.folder, got(rule, ", ".join(case.images)))
+                raise BadInputError(
+                    case.folder,
+                    f"This case has {', '.join(case.images)}, and none of these is in --target-order "
+                    f"{','.join(self.order)}. Add one of them to the order.",
+                )
             images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
         else:
             lacking = [name for name in self.order if name not in case.images]
             if lacking:
-                rule = f"must have {', '.join(self.order)} to be one file with four axes"
-                raise BadInputError(case.folder, got(rule, f"no {', '.join(lacking)}"))
+                raise BadInputError(
+                    case.folder,
+                    f"This case lacks {', '.join(lacking)}, and a file with four axes needs {', '.join(self.order)}. "
+                    f"Choose another layout, such as {NUMBERED}.",
+                )
             images = dict.fromkeys(self.order, self.root / f"images{part}/{name}{END}")
         return images | found
 
 
 @dataclass
 class Record:
-    """What a target holds and what it was made from, kept in it as `.converted.json`.
+    """Content of a target and its sources, kept in the target as `.converted.json`.
 
-    A case is recorded before its files are written, so that after a kill all that was begun is known by name.
+    A case is recorded before its files are written. So every file of a killed run is known by name.
 
     Attributes:
-        target: Where cases are written, and how.
-        source: Folder that they are from.
-        cases: Of each, in the order in which they came, what it was made from and `files`: the path of each role from
-            the target's root on.
+        target: Where and how cases are written.
+        source: Folder of the original cases.
+        cases: For each case in order of arrival: the files it was made from, and under `files` the path of each role
+            relative to the target.
     """
 
     target: Target
@@ -96,7 +112,7 @@ class Record:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What all cases of a target have in common."""
+        """Settings that all cases of a target share."""
         target = self.target
         return {
             "source": str(self.source.resolve()),
@@ -106,48 +122,69 @@ class Record:
         }
 
     def load(self) -> None:
-        """Take up what an earlier start has recorded.
+        """Load the record of an earlier start.
 
         Raises:
-            BadInputError: If the target holds anything else than cases of this source, layout, scheme and order.
+            BadInputError: If the target holds other files, or cases of another source, layout, scheme or order.
         """
         root, path = self.target.root, self.target.root / RECORD
         if not path.is_file():
             others = sorted(file.name for file in root.glob("*") if not file.name.startswith("."))
             if others:
                 raise BadInputError(
-                    root, got(f"must be empty, or have {RECORD} of an earlier start", ", ".join(others[:5]))
+                    root,
+                    f"This folder holds files that convert did not write: {listed(others, 5)}. Choose an empty or a "
+                    "new folder as target.",
                 )
             return
         try:
             kept = json.loads(path.read_text())
             about, self.cases = {name: kept[name] for name in self.about}, kept["cases"]
         except (ValueError, LookupError, TypeError) as error:
-            raise BadInputError(path, got("must be as convert wrote it", type(error).__name__)) from error
+            raise BadInputError(
+                path, f"This record of convert is damaged ({type(error).__name__}). Choose another target."
+            ) from error
         for name, value in self.about.items():
             if about[name] != value:
                 raise BadInputError(
-                    root, got(f"must get cases of one {name}, {about[name]} (choose another target)", value)
+                    root,
+                    f"This folder holds cases of the {name} {about[name]}, and these are of {value}. Choose another "
+                    "target.",
+                )
+
+    def refuse_renamed(self, cases: Sequence[CaseFiles]) -> None:
+        """Raise if a case is recorded under another name, as cases in nested folders are of earlier versions.
+
+        Raises:
+            BadInputError: If so: the target would hold the case twice.
+        """
+        gone = set(self.cases) - {case.case_id for case in cases}
+        known = {json.dumps(self.cases[name]["sources"]): name for name in gone}
+        for case in cases if known else ():
+            name = None if case.case_id in self.cases else known.get(json.dumps(_sources(case)))
+            if name is not None:
+                raise BadInputError(
+                    self.target.root,
+                    f"This folder holds the case {case.case_id} under its former name {name}. Choose another target.",
                 )
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process has left half-written."""
+        """Remove files that a killed process left half-written."""
         files = [self.target.root / name for made in self.cases.values() for name in made["files"].values()]
         names = {RECORD, INDEX[self.target.key]}.union(*({path.name, path.parent.name} for path in files))
         for folder in {self.target.root, *(path.parent for path in files)}:
             remove_leftovers(folder, names)
 
     def entry(self, case: CaseFiles) -> dict[str, Any]:
-        """What is to be recorded of a case. Where names are numbers, it has the one by which it is known, or the next.
+        """Entry of a case. Where names are numbers, a case keeps its number, and a new case gets the next.
 
         Raises:
             ValueError: If the target cannot hold the case.
         """
         known = [*self.cases, case.case_id]
         paths = self.target.paths(case, known.index(case.case_id) + 1)
-        sources = case.images | ({"seg": case.segmentation} if case.segmentation else {})
         return {
-            "sources": {role: file_fingerprint(path) for role, path in sources.items()},
+            "sources": _sources(case),
             "channels": dict(case.channels),
             "label_schemes": list(case.label_schemes),
             "files": {role: path.relative_to(self.target.root).as_posix() for role, path in paths.items()},
@@ -157,7 +194,7 @@ class Record:
         """Whether the files of the case's entry `made` are there.
 
         Raises:
-            BadInputError: If some are there that were made from others, or in another way.
+            BadInputError: If there are files of the case that were made from other sources, or with other settings.
         """
         kept = self.cases.get(case.case_id, {"sources": {}, "files": {}})
         files = {*kept["files"].values(), *made["files"].values()}
@@ -167,21 +204,22 @@ class Record:
             changed = [role for role in (*MODALITIES, "seg") if before.get(role) != now.get(role)]
             made_of_it = [case.case_id] if self.target.key in BY_KEY else there
             places = ", ".join(str(self.target.root / name) for name in made_of_it)
-            rule = f"must be as it was when it was converted (remove {places} to convert it anew)"
+            what = ", ".join(changed) or "label scheme or channel order"
             raise BadInputError(
-                case.folder, got(rule, f"another {', '.join(changed) or 'label scheme or channel order'}")
+                case.folder,
+                f"The {what} changed since this case was converted. Remove {places} to convert it again.",
             )
         return len(there) == len(files)
 
     def add(self, case: CaseFiles, made: dict[str, Any]) -> None:
-        """Record the entry of a case that is going to be written."""
+        """Record the entry of a case before it is written."""
         self.cases[case.case_id] = made
         self.target.root.mkdir(parents=True, exist_ok=True)
         with replacing(self.target.root / RECORD) as scratch:
             scratch.write_text(json.dumps(self.about | {"cases": self.cases}))
 
-    def whole(self) -> dict[str, dict[str, str]]:
-        """Files of each case of which none is missing, in order of name."""
+    def complete(self) -> dict[str, dict[str, str]]:
+        """Files of each case that has all of them, in order of name."""
         return {
             name: made["files"]
             for name, made in sorted(self.cases.items())
@@ -189,12 +227,18 @@ class Record:
         }
 
 
-def write_index(record: Record) -> None:
-    """Write `dataset.json` for numbered and stacked files, `metadata.jsonl` for all others, of what the target holds.
+def _sources(case: CaseFiles) -> dict[str, str]:
+    """Fingerprint of each file of a case, by role."""
+    files = case.images | ({"seg": case.segmentation} if case.segmentation else {})
+    return {role: file_fingerprint(path) for role, path in files.items()}
 
-    The latter is what `datasets.load_dataset` finds the cases by, null for what a case lacks.
+
+def write_index(record: Record) -> None:
+    """Write the index of the target: `dataset.json` for numbered and stacked files, else `metadata.jsonl`.
+
+    `datasets.load_dataset` finds the cases by `metadata.jsonl`, with null for a missing sequence.
     """
-    target, cases = record.target, record.whole()
+    target, cases = record.target, record.complete()
     if not cases:
         return
     path = target.root / INDEX[target.key]

@@ -7,6 +7,7 @@ import multiprocessing
 import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -31,6 +32,7 @@ from .case_files import CaseFiles
 from .cases import read_case
 from .label_maps import label_map_files
 from .phantom import make_phantom
+from .style import WIDE, PhantomStyle
 
 # Settings of a processor that do not change what it makes of images and of label maps in a named scheme.
 OF_NO_EFFECT = ("auto_map", "image_processor_type", "processor_class", "label_scheme", "least_part")
@@ -71,6 +73,11 @@ class CachedCases(Dataset):
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @property
+    def case_ids(self) -> list[str]:
+        """Name of each case, by number."""
+        return [self._case_id(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Case:
         path = self._kept_at(index)
@@ -167,6 +174,7 @@ class PhantomDataset(CachedCases):
         label_maps: Folder of FreeSurfer-style label maps of brains to begin from, or only the built-in template.
         processor: Gives spacing and normalisation.
         cache_dir: Folder for preprocessed phantoms.
+        style: Ranges that phantoms are drawn from.
     """
 
     def __init__(
@@ -177,14 +185,16 @@ class PhantomDataset(CachedCases):
         processor: LoraMoeHgdImageProcessor,
         cache_dir: Path,
         label_maps: Path | None = None,
+        style: PhantomStyle = WIDE,
     ) -> None:
         super().__init__(processor, cache_dir)
         self.size = size
         self.seed = seed
         self.label_maps = label_map_files(label_maps) if label_maps else []
+        self.style = style
         # A phantom draws one of the maps by its place in the list.
         maps = [file_fingerprint(path) for path in self.label_maps]
-        self.folder /= f"phantoms-{fingerprint(self._settings(), maps)}"
+        self.folder /= f"phantoms-{fingerprint(self._settings(), asdict(style), maps)}"
 
     def __len__(self) -> int:
         return self.size
@@ -194,7 +204,7 @@ class PhantomDataset(CachedCases):
 
     def _preprocess(self, index: int) -> BatchFeature:
         spacing_mm = self.processor.target_spacing_mm[0]
-        phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps)
+        phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps, style=self.style)
         settled = SettledCase(
             arrays={name: phantom.volumes[name].numpy() for name in MODALITIES},
             affine=np.diag([*self.processor.target_spacing_mm, 1.0]),

@@ -18,6 +18,7 @@ from .nifti import read_image
 from .noise import gaussian_blur
 
 WHITE = (2, 7, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)
+VENTRICLES = (4, 5, 14, 15, 43, 44)
 GREY = (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 # Between the two, each by its own draw: thalamus, pallidum, and brainstem with ventral diencephalon.
 MIXED = ((10, 49), (13, 52), (16, 28, 60))
@@ -39,10 +40,11 @@ def label_map_files(folder: Path) -> list[Path]:
     return found
 
 
-def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
-    """CSF, grey matter, white matter and each of `MIXED`, `(3 + 3, D, H, W)` float 0 or 1, and the affine in RAS.
+def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
 
-    What the hull of grey and white matter holds beside them is fluid.
+    Tissues are CSF, grey matter, white matter and each of `MIXED`. What the hull of grey and white matter holds beside
+    them is fluid.
 
     Raises:
         BadInputError: If voxels are not 1 mm wide, hardly any have a code of grey or white matter, or none low down or
@@ -73,4 +75,5 @@ def read_label_map(path: Path) -> tuple[Tensor, np.ndarray]:
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])
-    return tissues.float(), image.affine
+    ventricles = torch.from_numpy(np.isin(codes, VENTRICLES)) & tissues[0]
+    return tissues.float(), ventricles.float(), image.affine

@@ -1,201 +1,74 @@
-"""File names of the data sets this field uses, and finding cases by them.
-
-A family is a few lines: patterns of the file names of a case, and which label schemes its segmentations may be in.
-Families that keep a whole cohort in one folder are in `channels`.
-"""
+"""Finding the cases below a folder, and the sequences of a case."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from .case_files import CaseFiles, stem_of
-from .channels import channel_case, channel_cases
-from .findings import BadInputError, Finding, got
+from ..model.findings import BadInputError, Finding
+from .case_files import NAME_THEM, CaseFiles, safe_name, stem_of
+from .channels import channel_case, channel_cases, channel_of
+from .families import BY_WORDS, in_other_formats, listed, name_files, nothing_found, read_names
+from .sequence_names import role_of
 
-# Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`.
+# Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`, and `<subject>/<session>/anat` of BIDS.
 DEEPEST_CASE = 3
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One family of file names.
-
-    Patterns are those of a shell, of the name without its extension, compared without regard to case; of several for
-    one file, an earlier one is preferred.
-
-    Attributes:
-        key: How the command line calls it.
-        name: How messages call it.
-        patterns: Of each sequence, and of the segmentation under `seg`.
-        label_schemes: Schemes that its segmentations may be in.
-        elsewhere: Where the segmentation lies if not among the sequences, from the case's folder on.
-    """
-
-    key: str
-    name: str
-    patterns: Mapping[str, tuple[str, ...]]
-    label_schemes: tuple[str, ...]
-    elsewhere: tuple[str, ...] = ()
-
-    def role_of(self, path: Path) -> tuple[str, int] | None:
-        """Sequence name or `seg`, and the number of the pattern, if the file is of this family, else `None`."""
-        stem = stem_of(path)
-        for role, patterns in self.patterns.items() if stem is not None else ():
-            for number, pattern in enumerate(patterns):
-                if fnmatchcase(str(stem).lower(), pattern.lower()):
-                    return role, number
-        return None
-
-    def stem_for(self, role: str, case_id: str) -> str:
-        """File name without extension for a sequence, or `seg`, of a case.
-
-        Raises:
-            ValueError: If the family's names begin otherwise than the case's.
-        """
-        begin, *rest = self.patterns[role][0].split("*")
-        if rest and not case_id.startswith(begin):
-            raise ValueError(f"Cases of {self.name} must be called {begin}..., got {case_id}.")
-        return case_id + "0".join(rest) if rest else begin
-
-
-def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
-    """Make a layout of which the sequences' patterns differ by one of the `words` each, for t1, t1c, t2 and flair."""
-    patterns = {
-        role: tuple(pattern.format(word) for word in choices.split("|"))
-        for role, choices in zip(MODALITIES, words.split(), strict=True)
-    }
-    return Layout(key, name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
-
-
-# The first is taken of several that fit.
-LAYOUTS = (
-    _family("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
-    _family(
-        "brats-ped",
-        "BraTS-PED",
-        "BraTS-PED-*-{}",
-        "t1n t1c t2w t2f",
-        seg="BraTS-PED-*-seg",
-        schemes="ped2024 brats2023",
-    ),
-    _family("brats2023", "BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
-    _family(
-        "tcga",
-        "TCGA",
-        "TCGA-*_{}",
-        "t1 t1gd t2 flair",
-        seg="TCGA-*_GlistrBoost_ManuallyCorrected TCGA-*_GlistrBoost",
-        schemes="brats2018",
-    ),
-    _family(
-        "upenn-gbm",
-        "UPENN-GBM",
-        "UPENN-GBM-*_{}",
-        "t1 t1gd t2 flair",
-        seg="UPENN-GBM-*_segm UPENN-GBM-*_automated_approx_segm",
-        schemes="brats2018",
-        elsewhere="../../images_segm/{case}_segm.nii.gz ../../automated_segm/{case}_automated_approx_segm.nii.gz",
-    ),
-    _family(
-        "ucsf-pdgm",
-        "UCSF-PDGM",
-        "UCSF-PDGM-*_{}",
-        "t1|t1_bias t1c|t1c_bias t2|t2_bias flair|flair_bias",
-        seg="UCSF-PDGM-*_tumor_segmentation",
-        schemes="brats2018",
-    ),
-    _family("brats2018", "BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
-    _family(
-        "brats2015",
-        "BraTS 2012 to 2015",
-        "VSD.Brain*.MR_{}.*",
-        "t1 t1c t2 flair",
-        seg="VSD.Brain*.OT.*",
-        schemes="brats2015",
-    ),
-    # As DeepMedic's examples come.
-    _family(
-        "brats2015-renamed",
-        "BraTS 2012 to 2015, renamed",
-        "{}",
-        "T1|t1_subtrmeandivstd T1c|t1c_subtrmeandivstd T2|t2_subtrmeandivstd FLAIR|flair_subtrmeandivstd",
-        seg="OTMultiClass OT",
-        schemes="brats2015",
-    ),
-)
-
-
-def families_of(files: Collection[Path]) -> list[Layout]:
-    """Families that have a place for every file; a case is taken to be of the first."""
-    return [layout for layout in LAYOUTS if all(layout.role_of(file) for file in files)]
+# Of a BIDS data set, what is made of its images, and what they were made of.
+NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
 
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
+    The case is called as its folder; a symbolic link keeps its own name.
+
     Args:
-        path: What to look at.
+        path: Where to look.
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
 
     Raises:
-        BadInputError: If there is no sequence, or two families, or one sequence twice.
+        BadInputError: If no sequence is found, a name does not say what the file is, or two files are one sequence.
     """
     if not path.is_dir():
         return channel_case(path, channel_order)
-    found: dict[str, dict[str, list[tuple[int, Path]]]] = {layout.name: {} for layout in LAYOUTS}
-    known = set()
-    for file in _listed(path):
-        for layout in LAYOUTS:
-            match = layout.role_of(file)
-            if match is not None:
-                role, preference = match
-                found[layout.name].setdefault(role, []).append((preference, file))
-                known.add(file)
+    content = _listed(path)
     numbered = channel_cases(path)
-    if numbered and not known:
+    if numbered:
         if len(numbered) > 1:
             raise BadInputError(
-                path, got("must hold one case, or be given as PATH/CASE", ", ".join(list(numbered)[:5]))
+                path,
+                f"This folder holds several cases. Give one of them: {listed(map(str, numbered.values()))}.",
+            )
+        others = [file.name for file in content if stem_of(file) is not None and channel_of(file) is None]
+        if others:
+            raise BadInputError(
+                path,
+                f"This folder holds files with numbers for the sequences and others: {listed(others)}. Move these "
+                f"away, or name the sequences with {NAME_THEM}.",
             )
         return channel_case(next(iter(numbered.values())), channel_order)
-    if not any(set(roles) & set(MODALITIES) for roles in found.values()):
-        names = ", ".join(dict.fromkeys(layout.patterns["t1c"][0] for layout in LAYOUTS))
-        raise BadInputError(path, got(f"must hold at least one sequence, named as T1c is in one of {names}", "none"))
-    of_one = families_of(known)
-    if not of_one or numbered:
-        names = ", ".join(sorted({file.name for file in known} | set(numbered)))
-        raise BadInputError(path, got("must hold files of one naming family", names))
-    layout = of_one[0]
-    chosen = {role: _preferred(path, role, files) for role, files in found[layout.name].items()}
-    case_id = path.resolve().name
-    elsewhere = [path / place.format(case=case_id) for place in layout.elsewhere]
+    named = name_files(path, content)
+    layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
+    elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
-        case_id=case_id,
+        case_id=_case_id(path, path),
         folder=path,
-        layout=layout.name,
-        label_schemes=layout.label_schemes,
-        images={modality: chosen[modality] for modality in MODALITIES if modality in chosen},
-        segmentation=chosen.get("seg") or next((file.resolve() for file in elsewhere if file.is_file()), None),
+        layout=layout.name if layout else BY_WORDS,
+        label_schemes=layout.label_schemes if layout else (),
+        images={modality: roles[modality] for modality in MODALITIES if modality in roles},
+        segmentation=roles.get("seg") or next((file.resolve() for file in elsewhere if file.is_file()), None),
+        left_out=named.left_out,
     )
-
-
-def _preferred(folder: Path, role: str, files: Sequence[tuple[int, Path]]) -> Path:
-    best = min(preference for preference, _ in files)
-    paths = [path for preference, path in files if preference == best]
-    if len(paths) > 1:
-        raise BadInputError(folder, got(f"must hold one file for {role}", ", ".join(path.name for path in paths)))
-    return paths[0]
 
 
 def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> list[CaseFiles]:
     """Every case below `root` in order of place, or `root` itself if it is a case.
 
     Raises:
-        BadInputError: If `root` holds no case, or a case is ambiguous.
+        BadInputError: If `root` holds no case, or the files of a case are not clear.
     """
     cases, findings = survey(root, channel_order=channel_order)
     if findings:
@@ -205,69 +78,155 @@ def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> lis
 
 
 def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[list[CaseFiles], list[Finding]]:
-    """Every case below `root`, and what is wrong with those that cannot be told.
+    """Every case below `root`, and what is wrong with the folders whose files are not clear.
+
+    A case is called by its path from `root` on, joined by `_` and without a last folder `anat`: `sub-01/ses-01/anat`
+    is `sub-01_ses-01`. Cases that share a folder are called by their files.
 
     Raises:
         BadInputError: If `root` holds no case.
     """
     if not root.is_dir():
-        raise BadInputError(root, got("must be a folder of cases", "a file" if root.exists() else "nothing there"))
-    cases, findings = [], []
-    # `imagesTs` beside `imagesTr` has cases without labels, which whoever trains on the whole does not mean.
+        found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
+        raise BadInputError(root, found)
+    # `imagesTs` beside `imagesTr` has cases without labels, which are not for training.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
-    # A single file of the kind in `root` itself is a case's, which `find_case` tells from others.
+    # A single file of the kind in `root` itself is a case's, which `find_case` separates from others.
     if len(together) > (0 if apart else 1):
-        places = list(together.values())
-    else:
-        places = list(_case_folders(root, DEEPEST_CASE, set()))
-        places = sorted([*places, *_odd_ones_out(root, places)])
-    for path in places:
+        return _unique(root, *_found(root, list(together.values()), channel_order, named_by_file=True))
+    folders = list(_folders(root, DEEPEST_CASE, set()))
+    places = [folder.path for folder in folders if folder.is_case]
+    odd = [folder.path for folder in folders if not folder.is_case and _seems_a_case(folder, places, root)]
+    cases, findings = _found(root, sorted([*places, *odd]), channel_order, named_by_file=False)
+    if not cases and not findings:
+        raise BadInputError(root, nothing_found(root))
+    return _unique(root, *_together(root, cases, findings))
+
+
+def _found(
+    root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, *, named_by_file: bool
+) -> tuple[list[CaseFiles], list[Finding]]:
+    """The case of each place, called by its path, and what is wrong with the others."""
+    cases, findings = [], []
+    for place in places:
         try:
-            cases.append(find_case(path, channel_order=channel_order))
+            case = find_case(place, channel_order=channel_order)
         except BadInputError as error:
             findings.append(error.finding)
-    if not cases and not findings:
-        raise BadInputError(root, got("must hold case folders with sequences", "none"))
+        else:
+            own = named_by_file or place == root
+            cases.append(case if own else replace(case, case_id=_case_id(root, place)))
+    return cases, findings
+
+
+def _case_id(root: Path, folder: Path) -> str:
+    """Path of the folder from `root` on as one name; the folder's own name if it is `root`."""
+    parts = folder.relative_to(root).parts
+    if parts and parts[-1] == "anat":
+        parts = parts[:-1]
+    if not parts:
+        # Not resolved: a link keeps its own name.
+        whole = [part for part in Path(os.path.abspath(folder)).parts if part != os.sep]
+        parts = tuple(whole[-2:-1] if whole[-1:] == ["anat"] and len(whole) > 1 else whole[-1:] or ["case"])
+    return safe_name("_".join(parts))
+
+
+def _unique(
+    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
+) -> tuple[list[CaseFiles], list[Finding]]:
+    """The cases that have a name of their own, and a finding for each name of several."""
     named: dict[str, list[CaseFiles]] = {}
     for case in cases:
         named.setdefault(case.case_id, []).append(case)
-    for case_id, same in named.items():
-        if len(same) > 1:
-            where = ", ".join(str(case.folder) for case in same)
-            findings.append(Finding(root, got(f"must hold one case called {case_id}", where), "error"))
-    return [same[0] for same in named.values() if len(same) == 1], findings
+    double = [
+        Finding(
+            root,
+            f"{len(same)} cases would be called {case_id}: {listed(str(case.folder) for case in same)}. "
+            "Rename their folders.",
+            "error",
+        )
+        for case_id, same in named.items()
+        if len(same) > 1
+    ]
+    return [same[0] for same in named.values() if len(same) == 1], [*findings, *double]
 
 
-def _case_folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[Path]:
-    """Folders with sequences, at most `deepest` below; each once, whatever links lead to it."""
+def _together(
+    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
+) -> tuple[list[CaseFiles], list[Finding]]:
+    """The cases without those that are one sequence each of a case with a folder for each sequence.
+
+    As in the Erasmus Glioma Database, with `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
+    """
+    parts: dict[Path, list[CaseFiles]] = {}
+    for case in cases:
+        if len(case.images) == 1 and case.folder != root:
+            (name,) = case.images
+            for folder in (case.folder, *case.folder.parents):
+                if folder == root:
+                    break
+                if role_of(folder.name) == name:
+                    parts.setdefault(folder.parent, []).append(case)
+                    break
+    apart = {parent: found for parent, found in parts.items() if len({next(iter(case.images)) for case in found}) > 1}
+    message = (
+        "Each sequence has a folder of its own here. Put the files of a case into one folder, "
+        f"or name them with {NAME_THEM}."
+    )
+    taken = [case.folder for found in apart.values() for case in found]
+    errors = [Finding(parent, message, "error") for parent in apart]
+    return [case for case in cases if case.folder not in taken], [*findings, *errors]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that holds volumes."""
+
+    path: Path
+    is_case: bool
+    is_clear: bool
+
+
+def _folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[_Folder]:
+    """Folders with volumes, at most `deepest` below and none inside a case; each once, whatever links lead to it."""
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
     try:
         files = _listed(folder)
     except BadInputError:
-        # Left to `find_case`, which says so.
-        yield folder
+        # `find_case` says so.
+        yield _Folder(folder, is_case=True, is_clear=False)
         return
-    if channel_cases(folder) or any(
-        (layout.role_of(file) or ("seg", 0))[0] in MODALITIES for file in files for layout in LAYOUTS
-    ):
-        yield folder
-    elif deepest:
+    volumes = [file for file in files if stem_of(file) is not None]
+    named = read_names(volumes)
+    is_case = bool(channel_cases(folder) or set(named.roles) & set(MODALITIES) or in_other_formats(files))
+    if volumes or is_case:
+        yield _Folder(folder, is_case, is_clear=not named.unknown)
+    if not is_case and deepest:
+        skipped = NO_CASES_OF_BIDS if (folder / "dataset_description.json").is_file() else ()
         for below in files:
-            if below.is_dir() and not below.name.startswith("."):
-                yield from _case_folders(below, deepest - 1, seen)
+            if below.is_dir() and not below.name.startswith(".") and below.name not in skipped:
+                yield from _folders(below, deepest - 1, seen)
 
 
-def _odd_ones_out(root: Path, places: Sequence[Path]) -> Iterator[Path]:
-    """Folders beside those of cases that hold volumes under names of no family: cases, too, it seems."""
-    for parent in {place.parent for place in places if place != root}:
-        for folder in _listed(parent):
-            if folder.name.startswith(".") or not folder.is_dir() or any(at.is_relative_to(folder) for at in places):
-                continue
-            if any(stem_of(file) for file in _listed(folder)):
-                yield folder
+def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
+    """Whether a folder without sequences is likely a case whose file names are not known.
+
+    It is if no case is found at all, if it lies beside a case, or as deep as one and has a name that says nothing.
+    """
+    if not places:
+        return not folder.is_clear
+    path = folder.path
+    if any(path.is_relative_to(place) for place in places) or path == root:
+        return False
+    beside = [place for place in places if place.parent == path.parent]
+    if any(place.name == "anat" for place in beside):
+        # `dwi` and `func` of BIDS.
+        return False
+    depths = {len(place.relative_to(root).parts) for place in places}
+    return bool(beside) or (len(path.relative_to(root).parts) in depths and not folder.is_clear)
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -275,4 +234,4 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except PermissionError as error:
-        raise BadInputError(folder, got("must be readable", "no permission")) from error
+        raise BadInputError(folder, "This folder cannot be listed: permission is denied.") from error

@@ -55,10 +55,19 @@ def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One number between `low` and `high`."""
+    """One number between `low` and `high`; a range without width draws nothing."""
+    if low == high:
+        return low
     return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
 
 
+def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """One number between `low` and `high`, both positive, each factor as likely."""
+    return math.exp(uniform(math.log(low), math.log(high), generator))
+
+
 def chance(probability: float, generator: torch.Generator) -> bool:
-    """True with the given probability."""
+    """True with the given probability; what is certain draws nothing, so that it changes no other draw."""
+    if probability in (0, 1):
+        return probability == 1
     return torch.rand((), generator=generator, device=generator.device).item() < probability

@@ -20,6 +20,8 @@ from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy, read_templates
 from .contrast import paint
 from .label_maps import label_map_files
+from .noise import chance
+from .style import NARROW, WIDE, PhantomStyle
 from .tumour import displace, random_tumour
 
 FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
@@ -45,9 +47,10 @@ def make_phantom(
     *,
     spacing_mm: float = 1.0,
     label_maps: Sequence[Path] = (),
+    style: PhantomStyle = WIDE,
     device: str | torch.device = "cpu",
 ) -> Phantom:
-    """Make the phantom number `seed` on isotropic voxels; the same seed, spacing and maps give the same phantom.
+    """Make phantom number `seed` on isotropic voxels; the same seed, spacing, maps and style give the same phantom.
 
     Numbers are drawn on the CPU and all else is computed on `device`, so that devices agree to rounding.
 
@@ -55,6 +58,7 @@ def make_phantom(
         seed: Number of the phantom.
         spacing_mm: Edge of a voxel.
         label_maps: FreeSurfer-style maps of brains to begin from, beside the built-in MNI152 template.
+        style: Ranges of all that differs between phantoms.
         device: Where to compute.
 
     Raises:
@@ -63,11 +67,13 @@ def make_phantom(
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")
     generator = torch.Generator().manual_seed(seed)
+    if chance(style.narrow_share, generator):
+        style = NARROW
     # Everything below makes its tensors on the default device.
     with torch.device(device):
-        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, label_maps=label_maps)
-        tumour = random_tumour(anatomy, generator=generator)
-        volumes = paint(displace(anatomy, tumour), tumour, generator=generator)
+        anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, style=style, label_maps=label_maps)
+        tumour = random_tumour(anatomy, generator=generator, style=style)
+        volumes = paint(displace(anatomy, tumour), tumour, generator=generator, style=style)
     brain = volumes["t1"] != 0
     return Phantom(volumes=volumes, regions=tumour.regions & brain, affine=anatomy.affine)
 
@@ -109,6 +115,11 @@ def main(argv: Sequence[str]) -> None:
         help="folder of FreeSurfer-style label maps of brains; each case begins from one of them or the "
         "built-in brain, all as likely",
     )
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="draw from the ranges of the training data, far wider than real ones: one case in six has no tumour",
+    )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
@@ -123,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
             raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
     read_templates(spacing_mm, label_maps)
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
-        phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps)
+        style = WIDE if args.wide else NARROW
+        phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps, style=style)
         write_phantom_case(phantom, folder, file_format=args.format)
     print(f"{args.n} cases in {args.root}")

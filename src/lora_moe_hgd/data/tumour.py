@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, sample_at_offset
+from .anatomy import Anatomy
+from .fluid import random_blob
 from .noise import chance, fractal_noise, gaussian_blur, normal, smooth_noise, uniform
+from .style import PhantomStyle
+from .warp import sample_at_offset
+
+CoreKind = Literal["necrotic", "cystic", "solid"]
 
 GROWTH_SPACING_MM = 4.0
 DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
-
-# Median and spread (standard deviation of the logarithm) of whole-tumour volume in mL, and the core's share of it.
-WHOLE_TUMOUR_ML = (135.0, 0.62)
-CORE_SHARE = (0.24, 0.85)
-# How many tumours begin in the lowest third of the brain (cerebellum, brainstem, base of temporal and frontal lobes),
-# and their volume relative to that of the others.
-LOW_SHARE, LOW_SIZE = 0.1, 0.3
-# How much noise of 8 to 32 mm modulates the outline of the whole.
-RAGGEDNESS = 0.35
-# Oedema reaches into the gyri like fingers: how well it spreads in grey matter beside white, and its outline's blur.
-SPREAD_IN_GREY, OUTLINE_MM = (0.05, 0.4), (1.0, 2.5)
 
 
 @dataclass(frozen=True)
@@ -39,39 +34,47 @@ class Tumour:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
         infiltration: 0 at the border of the oedema to 1 at the core, `(D, H, W)`.
         displacement: Where each voxel's healthy tissue comes from, in voxels, `(D, H, W, 3)`: the mass effect.
+        kind: What the core holds beside its rim.
     """
 
     regions: Tensor
     infiltration: Tensor
     displacement: Tensor
+    kind: CoreKind = "necrotic"
 
 
-def random_tumour(anatomy: Anatomy, *, generator: torch.Generator) -> Tumour:
-    """One to three foci in one hemisphere or both, of random size, with or without necrosis and enhancement."""
-    voxel_ml = anatomy.spacing_mm**3 / 1000
-    brain_ml = anatomy.brain.sum().item() * voxel_ml
-    whole_ml = _log_normal(*WHOLE_TUMOUR_ML, generator)
-    low = chance(LOW_SHARE, generator)
-    whole_ml = min(max(LOW_SIZE * whole_ml if low else whole_ml, 4.0), 0.3 * brain_ml)
-    growth = _grow(anatomy, whole_ml, generator, low=low)
-    solid = anatomy.tissues[1:].sum(dim=0)
+def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: PhantomStyle) -> Tumour:
+    """Foci in one hemisphere or both, of random size, with or without a core, necrosis and enhancement; or nothing."""
+    if chance(style.no_tumour_share, generator):
+        nothing = torch.zeros(3, *anatomy.shape)
+        return Tumour(nothing.bool(), nothing[0], torch.zeros(*anatomy.shape, 3))
+    brain_ml = anatomy.brain.sum().item() * anatomy.voxel_ml
+    whole_ml = _log_normal(*style.whole_tumour_ml, generator)
+    low = chance(style.low_share, generator)
+    whole_ml = min(max(style.low_size * whole_ml if low else whole_ml, style.least_whole_tumour_ml), 0.3 * brain_ml)
+    growth = _grow(anatomy, whole_ml, generator, style, low=low)
     # Oedema keeps out of the fluid and is held up by the cortex.
-    spread = growth * (anatomy.tissues[2] + uniform(*SPREAD_IN_GREY, generator) * anatomy.tissues[1])
-    spread = gaussian_blur(spread, (uniform(*OUTLINE_MM, generator) / anatomy.spacing_mm,) * 3)
+    spread = growth * (anatomy.tissues[2] + uniform(*style.spread_in_grey, generator) * anatomy.tissues[1])
+    spread = gaussian_blur(spread, (uniform(*style.outline_mm, generator) / anatomy.spacing_mm,) * 3)
     ragged = fractal_noise(anatomy.shape, scales_mm=(8, 16, 32), spacing_mm=anatomy.spacing_mm, generator=generator)
-    spread = torch.where(anatomy.brain, spread * (1 + RAGGEDNESS * ragged), 0.0)
-    level = _level_of_volume(spread, whole_ml / voxel_ml)
+    spread = torch.where(anatomy.brain, spread * (1 + style.raggedness * ragged), 0.0)
+    level = _level_of_volume(spread, whole_ml / anatomy.voxel_ml)
     whole = (spread > level) & anatomy.brain
-    core = _core(anatomy, growth, whole, whole_ml, voxel_ml, generator)
+    core = _core(anatomy, growth, whole, whole_ml, generator, style)
     whole |= core
-    enhancing = _enhancing(anatomy, core, generator)
+    kind = _core_kind(generator, style)
+    enhancing = _enhancing(anatomy, core, kind, generator, style)
+    if chance(style.satellites_share, generator):
+        nodules = _satellites(anatomy, spread, generator, style)
+        whole, core, enhancing = whole | nodules, core | nodules, enhancing | nodules
     top = spread[whole].max().clamp(min=1e-6) if whole.any() else spread.new_tensor(1.0)
     infiltration = ((spread - level) / (top - level).clamp(min=1e-6)).clamp(0, 1)
     infiltration = torch.where(core, 1.0, infiltration)
     return Tumour(
         regions=torch.stack([whole, core, enhancing]),
         infiltration=infiltration,
-        displacement=_mass_effect(core & (solid >= 0), anatomy.spacing_mm, generator),
+        displacement=_mass_effect(core, anatomy.spacing_mm, generator, style),
+        kind=kind,
     )
 
 
@@ -85,7 +88,7 @@ def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
     return field.flatten().topk(count).values[-1].clamp(min=1e-4)
 
 
-def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, *, low: bool) -> Tensor:
+def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: PhantomStyle, *, low: bool) -> Tensor:
     """Tumour density in [0, 1] on the anatomy's grid, from one to three seeds in white matter, high up or low down."""
     factor = anatomy.spacing_mm / GROWTH_SPACING_MM
     size = [max(4, round(edge * factor)) for edge in anatomy.shape]
@@ -95,7 +98,7 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, *, low:
     is_low = torch.arange(size[2]) < size[2] // 3
     weight = coarse[2] * (inside & (is_low if low else ~is_low))
     density = torch.zeros(tuple(size))
-    num_foci = 1 + int(chance(0.25, generator)) + int(chance(0.08, generator))
+    num_foci = 1 + sum(chance(share, generator) for share in style.more_foci_shares)
     for focus in range(num_foci):
         seed = int(torch.multinomial(weight.flatten().to(generator.device), 1, generator=generator))
         place = torch.tensor([seed // (size[1] * size[2]), seed // size[2] % size[1], seed % size[2]])
@@ -132,52 +135,77 @@ def _diffuse(density: Tensor, diffusion: Tensor) -> Tensor:
 
 
 def _core(
-    anatomy: Anatomy, growth: Tensor, whole: Tensor, whole_ml: float, voxel_ml: float, generator: torch.Generator
+    anatomy: Anatomy,
+    growth: Tensor,
+    whole: Tensor,
+    whole_ml: float,
+    generator: torch.Generator,
+    style: PhantomStyle,
 ) -> Tensor:
     """Compact part around the densest places, lobulated, of a random share of the whole."""
-    share = min(_log_normal(*CORE_SHARE, generator), 0.8)
+    if chance(style.no_core_share, generator):
+        return torch.zeros_like(whole)
+    share = min(_log_normal(*style.core_share, generator), style.most_core_share)
     noise = fractal_noise(anatomy.shape, scales_mm=(10, 20, 40), spacing_mm=anatomy.spacing_mm, generator=generator)
     inside = gaussian_blur((whole & anatomy.brain).float(), (5.0 / anatomy.spacing_mm,) * 3)
     field = inside * (0.3 + growth) * (1 + 0.22 * noise).clamp(min=0.05)
     field = torch.where(whole, gaussian_blur(field, (1.5 / anatomy.spacing_mm,) * 3), 0.0)
-    return (field > _level_of_volume(field, share * whole_ml / voxel_ml)) & whole
+    return (field > _level_of_volume(field, share * whole_ml / anatomy.voxel_ml)) & whole
 
 
-def _enhancing(anatomy: Anatomy, core: Tensor, generator: torch.Generator) -> Tensor:
+def _core_kind(generator: torch.Generator, style: PhantomStyle) -> CoreKind:
+    if chance(style.cystic_share, generator):
+        return "cystic"
+    return "solid" if chance(style.solid_silent_share, generator) else "necrotic"
+
+
+def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, style: PhantomStyle) -> Tensor:
+    """Small enhancing nodules in or near the oedema."""
+    nodules = torch.zeros(anatomy.shape, dtype=torch.bool)
+    for _ in range(1 + int(uniform(0, style.most_satellites, generator))):
+        blob = random_blob(spread, uniform(*style.satellite_mm, generator), anatomy.spacing_mm, generator)
+        nodules |= (blob < 1) & anatomy.brain
+    return nodules
+
+
+def _enhancing(
+    anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
+) -> Tensor:
     """The core without its necrotic inside and without the parts that do not take up contrast."""
-    if chance(0.08, generator):
+    if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
-    solid = chance(0.12, generator)
+    solid = chance(style.solid_share, generator)
     # A blurred mask falls from 1 deep inside to one half at the border: its level sets are shells.
-    width_mm = uniform(3.5, 7.0, generator)
+    width_mm = uniform(*style.core_depth_mm, generator)
     depth = gaussian_blur(core.float(), (width_mm / spacing_mm,) * 3)
     core_depth = depth[core]
     if solid or core_depth.numel() == 0:
         necrosis = torch.zeros_like(core)
     else:
-        share = uniform(0.05, 0.5, generator)
+        share = uniform(*(style.cyst_share if kind == "cystic" else style.necrotic_share), generator)
         field = torch.where(core, depth * (1 + 0.10 * noise), 0.0)
         necrosis = (field > _level_of_volume(field, share * core_depth.numel())) & core
     patchy = smooth_noise(anatomy.shape, scale_mm=14, spacing_mm=spacing_mm, generator=generator)
-    silent = core & (patchy > uniform(0.9, 2.5, generator))
+    silent = core & (patchy > uniform(*style.silent_level, generator))
     return core & ~necrosis & ~silent
 
 
-def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
     """Healthy tissue is read from nearer the core: it looks pushed away, by up to about a centimetre."""
     sigma = 10 / spacing_mm
     pressure = gaussian_blur(core.float(), (sigma, sigma, sigma))
     slope = torch.stack(torch.gradient(pressure), dim=-1)
     steepest = slope.norm(dim=-1).max()
-    push = uniform(0.0, 9.0, generator) / spacing_mm * min(1.0, core.sum().item() * spacing_mm**3 / 30000)
+    push = uniform(*style.mass_effect_mm, generator) / spacing_mm * min(1.0, core.sum().item() * spacing_mm**3 / 30000)
     return push * slope / steepest.clamp(min=1e-6)
 
 
 def displace(anatomy: Anatomy, tumour: Tumour) -> Anatomy:
     """The anatomy under the tumour's mass effect, within the same brain."""
-    tissues = sample_at_offset(anatomy.tissues, tumour.displacement)
+    maps = torch.cat([anatomy.tissues, anatomy.ventricles[None], anatomy.scar[None]])
+    tissues, (ventricles, scar) = sample_at_offset(maps, tumour.displacement).split([3, 2])
     brain = anatomy.tissues.sum(dim=0)
     tissues = tissues / tissues.sum(dim=0).clamp(min=1e-3)
-    return Anatomy(tissues.clamp(0, 1) * brain, anatomy.spacing_mm, anatomy.affine)
+    return Anatomy(tissues.clamp(0, 1) * brain, ventricles, scar, anatomy.spacing_mm, anatomy.affine)

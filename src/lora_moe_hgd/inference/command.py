@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data.case_files import CaseFiles, given_case
+from ..data.case_files import CaseFiles, given_case, namings
 from ..data.channels import parse_channel_order
-from ..data.findings import BadInputError, Finding
 from ..data.layouts import find_case, survey
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import LABEL_SCHEMES, label_scheme
 from ..processes import started_processes
 from .cohort import SUMMARY, segment_cohort
@@ -78,11 +78,14 @@ def main(argv: Sequence[str]) -> None:
             )
     if one is not None:
         # Bad input is told before the network is loaded.
-        choose_sequences(one, options.modalities)
+        used = choose_sequences(one, options.modalities)
+        print("\n".join(used.mapping()))
         report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
         _print_result(report, args.out_path, options)
         return
     state = started_processes()
+    if state.is_main_process and cases:
+        print("\n".join(f"files of {line}" for line in namings(cases)))
     segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
     failed = segment_cohort(segmenter, cases, bad, args.out_path)
     if state.is_main_process:
@@ -103,7 +106,7 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
     if bool(given) == (args.in_path is not None):
         options = ", ".join(f"--{name}" for name in MODALITIES)
         raise ValueError(
-            f"A case is given by --in-path or by some of {options}, got {'both' if given else 'neither'}."
+            f"Give a case by --in-path, or file by file by some of {options}{', not by both' if given else ''}."
         )
     if given:
         return given_case(given), [], []

@@ -28,6 +28,8 @@ def make_report(
     mirror: bool,
     made_from: str | None,
     sequences: list[str],
+    files: dict[str, str],
+    left_out: list[str],
     scheme: LabelScheme,
     volumes_ml: dict[str, float],
     confidence: dict[str, float],
@@ -39,6 +41,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Collect the report.
 
+    `files` has the file name of each sequence that was used, `left_out` those of volumes that are no sequence by name.
     Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
     probabilities promise, see `uncertainty.expected_dice`; `reference` is the sequence on whose grid the result lies,
     and `interpolated` names those that came on another; `made_from` is a fingerprint of weights, options, code and
@@ -51,6 +54,8 @@ def make_report(
         "confidence": {name: round(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
         "sequences_not_used": [name for name in MODALITIES if name not in sequences],
+        "files": files,
+        "left_out": left_out,
         "reference": reference,
         "interpolated": interpolated,
         "warnings": warnings,

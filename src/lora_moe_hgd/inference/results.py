@@ -182,6 +182,8 @@ class CaseSegmenter:
             mirror=options.mirror,
             made_from=made_from,
             sequences=list(images),
+            files=used.file_names(),
+            left_out=used.names_left_out(),
             scheme=scheme,
             volumes_ml=found.volumes_ml(),
             confidence=dict(zip(REGIONS, expected_dice(found.probabilities, found.regions), strict=True)),

@@ -177,12 +177,12 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
     fills = constant_fills(array)
     if fills:
         found = ", ".join(f"{value:g}" for value in fills)
-        notes.add(name, f"The background is not zero but {found}. It was taken for background.")
+        notes.add(name, f"The background is {found} instead of 0. It was set to 0.")
         array = np.where(np.logical_or.reduce(list(fills.values())), 0, array)
     rim = dark_rim(array)
     if rim is not None:
         share = np.count_nonzero(rim) / np.count_nonzero(array)
-        notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were taken for background.")
+        notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were set to 0.")
         array = np.where(rim, 0, array)
     if spread_of(array[array != 0]) == 0:
         level = np.median(array[array != 0])
@@ -306,7 +306,7 @@ def _judge_labels(notes: _Notes, case: SettledCase) -> None:
     brain = np.logical_or.reduce([array != 0 for array in case.arrays.values()])
     outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
     if outside > 0.05:
-        notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Does it belong to this case?")
+        notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Check that it belongs to this case.")
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
         rest = brain & ~whole
         gain = _height(case.arrays["t1c"], enhancing, rest) - _height(case.arrays["t1"], enhancing, rest)
@@ -314,7 +314,7 @@ def _judge_labels(notes: _Notes, case: SettledCase) -> None:
             notes.add(
                 LABEL_MAP,
                 f"Its ET in {case.scheme} is not brighter on t1c than on t1 ({gain:.2f} spreads of the brain). "
-                "Is it another scheme (`--label-scheme`)?",
+                "Check the scheme (`--label-scheme`).",
             )
 
 

@@ -13,6 +13,27 @@ REGIONS = ("wt", "tc", "et")
 STEM_STRIDES = (2, 4, 8)
 TOKEN_STRIDE = 16
 
+# Keys that transformers, its Trainer and PEFT pass or leave in config.json, and that are no attribute of
+# `PreTrainedConfig` itself.
+KEYS_OF_TRANSFORMERS = (
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "distributed_config",
+    "experts_implementation",
+    "fusion_config",
+    "is_causal",
+    "kernel_config",
+    "pretraining_tp",
+    "quantization_config",
+    "tie_word_embeddings",
+    "use_cache",
+)
+
 
 @strict
 class LoraMoeHgdConfig(PreTrainedConfig):
@@ -45,7 +66,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         initializer_range: Standard deviation of truncated-normal initial weights in linear layers and embeddings.
 
     Raises:
-        ValueError: If two fields contradict each other; the message names the rule and the value.
+        ValueError: If a key is not a field, or two fields contradict each other; the message names the rule and the
+            value.
 
     Example:
         >>> LoraMoeHgdConfig(hidden_size=100, num_attention_heads=6)  # doctest: +ELLIPSIS
@@ -82,11 +104,12 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # The base class keeps unknown keys as attributes: a typo would silently become a default.
-        names = [field.name for field in dataclasses.fields(self)]
-        for unknown in kwargs:
-            if close := difflib.get_close_matches(unknown, names, n=1, cutoff=0.8):
-                raise ValueError(f"Unknown field `{unknown}`; did you mean `{close[0]}`?")
+        # The base class keeps unknown keys as attributes: a typo would silently leave the default in place.
+        for key in kwargs:
+            if key not in KEYS_OF_TRANSFORMERS and not hasattr(PreTrainedConfig, key):
+                names = [field.name for field in dataclasses.fields(self)]
+                (nearest,) = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
+                raise ValueError(f"`{key}` is not a field of LoraMoeHgdConfig. The nearest field is `{nearest}`.")
         # JSON has no tuples: without this a reloaded configuration would differ from the saved one.
         for name in (
             "modalities",

@@ -1,7 +1,7 @@
-"""LoRA through PEFT (Hu et al. 2021, https://arxiv.org/abs/2106.09685): two presets.
+"""Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT.
 
-`lora` can be merged, weighted and combined; `lora+decoder` also trains stem, routers and decoder in full, which is
-better on few cases and cannot be combined with another.
+Adapters of `lora` can be merged, weighted and combined. `lora+decoder` also trains stem, routers and decoder in full,
+which is better on few cases, but such adapters cannot be combined.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
 COMPOSABLE_PRESET = "lora"
 TRAINED_IN_FULL = {COMPOSABLE_PRESET: None, "lora+decoder": ["stem", "router", "decoder"]}
-# How the card of an adapter tells its score.
+# Begins the sentence with the score in the card of an adapter.
 SCORED = "Over the validation cases, subsets and regions of its run: "
 
 
 def add_adapter(
     network: LoraMoeHgdForSegmentation, preset: str, *, options: Mapping[str, Any], base: str
 ) -> PeftModel:
-    """Freeze `network` and add a LoRA adapter, which changes nothing until it is trained.
+    """Freeze `network` and add a LoRA adapter, which changes no output until it is trained.
 
     Args:
         network: Modified in place.
         preset: `lora` or `lora+decoder`.
-        options: Options of PEFT's `LoraConfig`, over those of the preset; alpha is twice the rank if left out.
-        base: Where the base can be loaded from; the adapter's folder names it.
+        options: Options of PEFT's `LoraConfig`, which overrule those of the preset. By default the rank is 8 and alpha
+            is twice the rank.
+        base: Name from which the base can be loaded; the adapter's folder records it.
 
     Raises:
-        ValueError: If PEFT has no such option, or the targets match no module or one that cannot be merged.
+        ValueError: If PEFT has no such option, or the targets match no module, or one that cannot be merged.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"PEFT's LoraConfig has no option '{unknown[0]}' (in `lora`).{hint}")
+        raise ValueError(f"`lora` sets '{unknown[0]}', but PEFT's LoraConfig has no such option.{hint}")
     rank = options.get("r", 8)
     preset_options: dict[str, Any] = {
         "r": rank,
@@ -64,16 +65,16 @@ def add_adapter(
     ]
     if single:
         raise ValueError(
-            f"`lora.target_modules` must leave out convolutions of a single voxel, whose adapters PEFT cannot merge, "
-            f"got {single[0].removeprefix('base_model.model.')} among them."
+            f"`lora.target_modules` matches {single[0].removeprefix('base_model.model.')}, a convolution of a single "
+            "voxel, whose adapter PEFT cannot merge. Leave such convolutions out."
         )
-    # PEFT copies the base's folder name from its configuration, which a shipped checkpoint does not know.
+    # PEFT takes the name of the base from its configuration, which lacks it for a shipped checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
 
 def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> None:
-    """Replace PEFT's empty card; a base on this machine is called by its folder's name, not by its path."""
+    """Replace PEFT's empty card. A base on this machine is named by its folder, without the path."""
     on_this_machine = Path(base).exists()
     data = ModelCardData(
         base_model=None if on_this_machine else base,
@@ -104,14 +105,14 @@ model, processor = load_checkpoint("this folder, or its Hub id")  # the base is 
 
 
 def validation_score(folder: Path) -> str:
-    """What `write_adapter_card` was told of the validation; empty where no card tells."""
+    """Validation score in the card of an adapter, as `write_adapter_card` wrote it; empty if there is none."""
     card = folder / "README.md"
     found = re.search(f"^{SCORED}(.*)\\.$", card.read_text(), re.MULTILINE) if card.is_file() else None
     return found[1] if found else ""
 
 
 def preset_of(config: LoraConfig) -> str:
-    """Name of the preset whose modules an adapter trains, `own` if it is none of them."""
+    """Name of the preset that trains the modules of this adapter; `own` if there is none."""
     for preset, in_full in TRAINED_IN_FULL.items():
         if config.target_modules == TARGET_MODULES and set(config.modules_to_save or ()) == set(in_full or ()):
             return preset
@@ -119,6 +120,6 @@ def preset_of(config: LoraConfig) -> str:
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """A copy of the network with the adapter, if any, folded into its weights."""
+    """Copy the network, with its adapter, if any, merged into the weights."""
     network = copy.deepcopy(network)
     return network.merge_and_unload() if isinstance(network, PeftModel) else network

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .sharding import laid_out_like, whole
+from .sharding import gathered, laid_out_like
 
 
 class WeightAverage:
-    """Moving average of the parameters that are trained.
+    """Moving average of the trained parameters.
 
-    The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that a short run is not held back
-    by its first weights.
+    The decay rises with the number of updates `n`, `min(decay, (1 + n) / (10 + n))`, so that the first weights do not
+    dominate a short run.
 
     Args:
-        network: Its trained parameters are averaged.
+        network: Network whose trained parameters are averaged.
         decay: Highest decay.
     """
 
@@ -27,27 +27,27 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, *, step: int) -> None:
-        """Take in the weights after optimizer step number `step`, counted from 1."""
+        """Add the weights after optimizer step number `step`, counted from 1, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in trained_parameters(network):
             self.weights[name].lerp_(value, 1 - decay)
 
 
 def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and value of each parameter that is trained."""
+    """Name and value of each trained parameter."""
     return ((name, value) for name, value in network.named_parameters() if value.requires_grad)
 
 
-def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor whole; every process must call, as they may be in parts.
+def gathered_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gather sharded tensors. Every process must call this.
 
-    They are gathered in the order of their names: one that was read from a file differs between processes.
+    Tensors are gathered in the order of their names, because the order in a file may differ between processes.
     """
-    return {name: whole(tensors[name].detach()) for name in sorted(tensors)}
+    return {name: gathered(tensors[name].detach()) for name in sorted(tensors)}
 
 
 @torch.no_grad()
 def load_trained(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy whole `weights` into the trained parameters of the same names."""
+    """Copy `weights`, which are not sharded, into the trained parameters of the same names."""
     for name, value in trained_parameters(network):
         value.copy_(laid_out_like(weights[name], value))

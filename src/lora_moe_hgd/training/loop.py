@@ -1,18 +1,20 @@
-"""The steps of a run, over Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
+"""The steps of a run through Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
 
-A step depends on the state alone: its samples have generators of their own, whatever else is random is seeded by the
-step's number. So a run that was killed goes on bit for bit.
+A step depends on the state alone: each sample has a random generator of its own, and each batch its own seed for
+everything else that is random. A run that was killed is therefore resumed bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +29,37 @@ from tqdm import tqdm
 from ..data.datasets import CaseSource
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .averaging import WeightAverage, load_trained, trained_parameters, whole_tensors
-from .config import RunConfig
+from .averaging import WeightAverage, gathered_tensors, load_trained, trained_parameters
 from .metrics_log import MetricsLog, peak_memory_gb, router_statistics
 from .objectives import Objective
+from .options import RunConfig
 from .reconstruction import MaskedReconstruction
 from .run_folder import RunFolder
 from .schedule import learning_rate_factor
-from .sharding import laid_out_like, whole
-from .states import Place, RunState
+from .sharding import gathered, laid_out_like
+from .states import Progress, RunState
 
 Network = LoraMoeHgdForSegmentation | PeftModel | MaskedReconstruction
 
-# A run whose gradients are not finite for so many steps in a row will not mend itself.
+# A run whose gradients are not finite in so many steps in a row does not recover.
 MOST_SKIPPED_IN_A_ROW = 20
 
-# Of the running Dice the progress bar shows the regions, not their parts by number of sequences.
+# The progress bar shows the running Dice of the regions, without their parts by number of sequences.
 TRAIN_DICE = re.compile(r"train_dice/\w+")
 
 
 class TrainingLoop:
-    """One run from its first or its resumed step to the last.
+    """One run, from its first step or the step where it is resumed to the last.
 
     Args:
         config: The run.
         accelerator: Devices, precision and processes.
-        network: What is trained.
+        network: Network to train.
         processor: Saved beside the network.
         source: Training cases.
-        objective: What the run is for.
-        run: Where results go.
+        objective: Samples, loss and validation score.
+        run: Folder of the run, opened.
+        scored_on: Fingerprint of what validation scores depend on beside the weights.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class TrainingLoop:
         source: CaseSource,
         objective: Objective,
         run: RunFolder,
+        *,
+        scored_on: str,
     ) -> None:
         self.config, self.accelerator, self.processor, self.run = config, accelerator, processor, run
         self.objective = objective
@@ -81,194 +86,203 @@ class TrainingLoop:
         )
         optimizer = build_optimizer(network, config)
         self.experts_per_token = network.config.num_experts_per_tok
-        # Gets the averaged weights, to be validated and saved: the trained ones may lie in parts on many processes.
+        # A copy for the averaged weights, which are validated and saved: the trained ones may be sharded.
         self.averaged = copy.deepcopy(network).to(accelerator.device).eval()
         self.network, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.average = WeightAverage(self.bare, decay=config.optim.ema_decay)
         # The loss and its parts, summed over the batches of a step.
         self.losses = torch.zeros((), device=accelerator.device)
-        self.place = Place()
+        self.done = Progress(batches=len(self.loader), scored_on=scored_on)
         self.stopping = False
-        self.steps_per_epoch = math.ceil(len(self.loader) / config.optim.accumulate)
         self._restore()
 
     @property
     def bare(self) -> Network:
-        """The network without what Accelerate wraps around it."""
+        """The network without the wrapper of Accelerate."""
         return self.accelerator.unwrap_model(self.network)
 
-    def progress(self, step: int) -> float:
-        """From 0 to 1, in the middle of step number `step`: the first learning rate is not zero."""
-        return min((step + 0.5) / (self.config.epochs * self.steps_per_epoch), 1.0)
+    def step_size(self, batch: int) -> int:
+        """Number of batches in the step that begins with batch number `batch` of an epoch; the last may have fewer."""
+        return min(self.config.optim.accumulate, self.done.batches - batch)
+
+    def progress(self, batch: int) -> float:
+        """Progress of the run from 0 to 1 in the middle of the step that begins with batch number `batch`."""
+        done = (batch + self.step_size(batch) / 2) / self.done.batches
+        return (self.done.epoch + done) / self.config.epochs
 
     def run_epochs(self) -> Path:
         """Train to the end, and return the folder of the best checkpoint.
 
         Raises:
-            SystemExit: After Ctrl-C or SIGTERM, with the state saved.
+            SystemExit: After Ctrl-C or SIGTERM, once the state is saved.
             ValueError: If gradients stay infinite, or a state cannot be written.
         """
         self._start_logs()
         with _signals_to(self._ask_to_stop):
-            while self.place.epoch < self.config.epochs:
+            while self.done.epoch < self.config.epochs:
                 self._train_epoch()
-                self.place.epoch, self.place.batch = self.place.epoch + 1, 0
-                due = self.place.epoch % self.config.validation.every == 0
-                if due or self.place.epoch == self.config.epochs:
+                self.done.epoch, self.done.batch = self.done.epoch + 1, 0
+                due = self.done.epoch % self.config.validation.every == 0
+                if due or self.done.epoch == self.config.epochs:
                     self._validate_and_save()
                 self._save_state()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             self.run.close()
-        skipped = f" {self.place.skipped} steps were skipped." if self.place.skipped else ""
+        skipped = f" Steps skipped: {self.done.skipped}." if self.done.skipped else ""
         self.accelerator.print(
-            f"Best {self.objective.describe(self.place.best_score)}.{skipped} "
+            f"Best {self.objective.describe(self.done.best_score)}.{skipped} "
             f"Checkpoints are in {self.run.path}: best, last."
         )
         return self.run.path / "best"
 
     def _start_logs(self) -> None:
-        # TensorBoard then hides what it was told of steps that are done again.
-        options = {"tensorboard": {"purge_step": self.place.step + 1}} if self.config.tracker == "tensorboard" else {}
+        # TensorBoard then hides the values of steps that are repeated.
+        options = {"tensorboard": {"purge_step": self.done.step + 1}} if self.config.tracker == "tensorboard" else {}
         self.accelerator.init_trackers("logs", init_kwargs=options)
         if self.accelerator.is_main_process:
-            self.metrics = MetricsLog(self.run.path, step=self.place.step)
+            self.metrics = MetricsLog(self.run.path, step=self.done.step)
 
     def _log(self, values: dict[str, float]) -> None:
-        self.accelerator.log(values, step=self.place.step)
+        self.accelerator.log(values, step=self.done.step)
         if self.accelerator.is_main_process:
-            self.metrics.append(values, step=self.place.step)
+            self.metrics.append(values, step=self.done.step)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Stop after the step that is under way; a second signal stops at once."""
+        """Stop after the current step; a second signal stops at once."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
         self.accelerator.set_trigger()
 
     def _train_epoch(self) -> None:
-        place, accumulate = self.place, self.config.optim.accumulate
+        done = self.done
         self.network.train()
-        self.crops.begin_epoch(place.epoch, progress=self.progress(place.epoch * self.steps_per_epoch))
-        self.loader.set_epoch(place.epoch)
-        left = skip_first_batches(self.loader, place.batch) if place.batch else self.loader
+        self.crops.begin_epoch(done.epoch, progress=self.progress(0))
+        self.loader.set_epoch(done.epoch)
+        left = skip_first_batches(self.loader, done.batch) if done.batch else self.loader
         bar = tqdm(
-            total=len(self.loader),
-            initial=place.batch,
-            desc=f"epoch {place.epoch + 1}/{self.config.epochs}",
+            total=done.batches,
+            initial=done.batch,
+            desc=f"epoch {done.epoch + 1}/{self.config.epochs}",
             unit="batch",
             disable=not self.accelerator.is_main_process,
         )
-        waited, since = 0.0, time.perf_counter()
+        begin, samples, waited, since = done.batch, 0, 0.0, time.perf_counter()
         for seconds, batch in _with_waiting_time(left):
             waited += seconds
-            set_seed(self.config.seed + place.step, device_specific=True)
+            samples += len(batch["modality_mask"]) * self.accelerator.num_processes
+            set_seed(batch_seed(self.config.seed, done.epoch, done.batch, self.accelerator.process_index))
             with self.accelerator.accumulate(self.network):
-                output, norm = self._step(batch)
-            place.batch += 1
+                output, norm = self._step(batch, begin)
+            done.batch += 1
             bar.update()
             if not self.accelerator.sync_gradients:
                 continue
-            place.step += 1
-            values = self._measure_step(output, norm)
-            samples = len(batch["modality_mask"]) * self.accelerator.num_processes * accumulate
+            done.step += 1
+            values = self._measure_step(output, norm, begin)
             elapsed = time.perf_counter() - since
             timing = {"time/samples_per_second": samples / elapsed, "time/data_wait_share": waited / elapsed}
             self._log({**values, **timing, "memory/peak_gb": peak_memory_gb()})
-            waited, since = 0.0, time.perf_counter()
+            begin, samples, waited, since = done.batch, 0, 0.0, time.perf_counter()
             dices = {name.split("/")[1]: value for name, value in values.items() if TRAIN_DICE.fullmatch(name)}
             bar.set_postfix({name: f"{value:.2f}" for name, value in (dices | {"loss": values["loss/total"]}).items()})
-            last = place.batch == len(self.loader)
+            last = done.batch == done.batches
             if self.accelerator.check_trigger():
                 self._save_state()
                 bar.close()
                 self.accelerator.print(
-                    f"Stopped after step {place.step}. The same command goes on from there; checkpoints so far are in "
-                    f"{self.run.path}."
+                    f"Stopped after step {done.step}. The same command resumes the run. Its checkpoints so far are "
+                    f"in {self.run.path}."
                 )
                 self.accelerator.end_training()
                 raise SystemExit(130)
-            if place.step % self.config.save_every == 0 and not last:
+            if done.step % self.config.save_every == 0 and not last:
                 self._save_state()
         bar.close()
 
-    def _step(self, batch: dict[str, Tensor]) -> tuple[Any, Tensor]:
-        """Forward, backward and, after the last batch of a step, the update.
+    def _step(self, batch: dict[str, Tensor], begin: int) -> tuple[Any, Tensor]:
+        """Run forward and backward and, after the last batch of a step, update the weights.
+
+        Args:
+            batch: The batch.
+            begin: Number of the first batch of this step in the epoch.
 
         Returns:
-            The output, and the norm of the gradient so far, NaN before the last batch.
+            The output, and the norm of the gradient, which is NaN before the last batch of a step.
         """
-        place, optim = self.place, self.config.optim
-        progress = self.progress(place.step)
+        done, optim = self.done, self.config.optim
+        progress = self.progress(begin)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * learning_rate_factor(progress, optim.warmup)
         output = self.objective.forward(self.network, batch, progress=progress)
-        self.accelerator.backward(output.loss)
+        # Accelerate divides by `accumulate`, but the last step of an epoch may have fewer batches.
+        self.accelerator.backward(output.loss * (optim.accumulate / self.step_size(begin)))
         self.losses = self.losses + torch.stack([output.loss, *output.losses.values()]).detach()
         norm = torch.tensor(math.nan)
         if self.accelerator.sync_gradients:
-            norm = whole(self.accelerator.clip_grad_norm_(self.network.parameters(), optim.max_grad_norm))
-            # The gradient is the mean over the processes: all see the same norm and decide alike.
+            norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), optim.max_grad_norm))
+            # The gradient is the mean over the processes: all of them see the same norm and decide alike.
             if norm.isfinite():
-                place.skipped_in_a_row = 0
+                done.skipped_in_a_row = 0
                 self.optimizer.step()
-                self.average.update(self.bare, step=place.step + 1)
+                self.average.update(self.bare, step=done.step + 1)
             else:
                 self._skip(norm)
         self.optimizer.zero_grad()
         return output, norm
 
     def _skip(self, norm: Tensor) -> None:
-        """Leave a step out, its gradient being no number; the loss scaler of fp16 still hears of it.
+        """Skip a step because its gradient is not finite; the loss scaler of fp16 is still updated.
 
         Raises:
-            ValueError: If the last steps were all left out.
+            ValueError: If the last steps were all skipped.
         """
-        self.place.skipped += 1
-        self.place.skipped_in_a_row += 1
+        self.done.skipped += 1
+        self.done.skipped_in_a_row += 1
         if self.accelerator.scaler is not None:
             self.optimizer.step()
-        if self.place.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+        if self.done.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"The gradient must be finite, got a norm of {norm.item()} in {MOST_SKIPPED_IN_A_ROW} steps in a row, "
-                f"the last being step {self.place.step}. Lower `optim.lr`, or train with --precision no; the last "
+                f"The gradient was not finite (norm {norm.item()}) in {MOST_SKIPPED_IN_A_ROW} steps in a row, the "
+                f"last of them step {self.done.step}. Lower `optim.lr`, or train with `--precision no`. The last "
                 f"good state and checkpoints are in {self.run.path}."
             )
 
-    def _measure_step(self, output: Any, norm: Tensor) -> dict[str, float]:
-        """What is logged of a step: losses and Dice over all processes, the router over the first one's tokens."""
+    def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
+        """Values to log of a step: losses and Dice over all processes, router statistics over those of the first."""
         means = self.accelerator.reduce(self.losses / self.config.optim.accumulate, reduction="mean").tolist()
         self.losses = torch.zeros((), device=self.accelerator.device)
         return {
             **{f"loss/{name}": mean for name, mean in zip(("total", *output.losses), means, strict=True)},
             "lr": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm.item(),
-            "skipped_steps": self.place.skipped,
+            "skipped_steps": self.done.skipped,
             **self.objective.measured(self.accelerator.reduce(self.objective.sums, reduction="sum")),
             **router_statistics(output.router_logits, self.experts_per_token),
         }
 
     @torch.no_grad()
     def _validate_and_save(self) -> None:
-        load_trained(self.averaged, whole_tensors(self.average.weights))
-        score = self.objective.validate(self.averaged, epoch=self.place.epoch, log=self._log)
+        load_trained(self.averaged, gathered_tensors(self.average.weights))
+        score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
         if self.accelerator.is_main_process:
-            names = ["last", "best"] if score > self.place.best_score else ["last"]
+            names = ["last", "best"] if score > self.done.best_score else ["last"]
             segmenter, words = self.objective.segmenter(self.averaged), self.objective.describe(score)
             for name in names:
                 self.run.save_checkpoint(name, segmenter, self.processor, score=words)
-        self.place.best_score = max(score, self.place.best_score)
+        self.done.best_score = max(score, self.done.best_score)
         self.accelerator.wait_for_everyone()
 
     def _save_state(self) -> None:
-        # What lies in parts on many processes all of them must gather, in one order, not only the one that writes.
+        # Sharded tensors are gathered by all processes, in the same order, not by the writing one alone.
         optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {index: whole_tensors(values) for index, values in sorted(optimizer["state"].items())}
+        optimizer["state"] = {index: gathered_tensors(values) for index, values in sorted(optimizer["state"].items())}
         scaler = self.accelerator.scaler
         state = RunState(
-            place=self.place,
-            weights=whole_tensors(dict(trained_parameters(self.bare))),
-            average=whole_tensors(self.average.weights),
+            progress=self.done,
+            weights=gathered_tensors(dict(trained_parameters(self.bare))),
+            average=gathered_tensors(self.average.weights),
             optimizer=optimizer,
             others={"sums": self.accelerator.gather(self.objective.sums[None])},
             scaler={} if scaler is None else scaler.state_dict(),
@@ -278,9 +292,9 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
-        state, complaints = self.run.read_state()
-        for complaint in complaints:
-            self.accelerator.print(complaint)
+        state, warnings = self.run.read_state()
+        for warning in warnings:
+            self.accelerator.print(warning)
         if state is None:
             return
         load_trained(self.bare, state.weights)
@@ -289,21 +303,34 @@ class TrainingLoop:
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         for index, values in state.optimizer["state"].items():
             values |= {key: laid_out_like(value, parameters[index]) for key, value in values.items() if value.ndim}
-        self.optimizer.load_state_dict(state.optimizer)
-        if self.accelerator.scaler is not None:
+        # The settings of the groups are those of the configuration, which may have changed.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
+        if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         sums = state.others["sums"].to(self.accelerator.device)
         if len(sums) != self.accelerator.num_processes:
-            # As if the first of the processes had seen all batches.
+            # As if the first process had seen all batches.
             total = sums.sum(dim=0)
             sums = torch.stack([total, *[torch.zeros_like(total)] * (self.accelerator.num_processes - 1)])
         self.objective.sums = sums[self.accelerator.process_index]
-        self.place = state.place
-        self.accelerator.print(f"Going on after step {self.place.step}, epoch {self.place.epoch + 1}.")
+        self._take_up(state.progress)
+
+    def _take_up(self, done: Progress) -> None:
+        """Resume from the progress of a state. Options may have changed since it was written."""
+        batches, scored_on = self.done.batches, self.done.scored_on
+        self.accelerator.print(f"Resuming after step {done.step}, in epoch {done.epoch + 1}.")
+        if done.batch and done.batches != batches:
+            self.accelerator.print(f"An epoch now has other batches, so epoch {done.epoch + 1} begins anew.")
+            done.batch = 0
+        if done.scored_on != scored_on and done.best_score > -math.inf:
+            self.accelerator.print("Validation has changed, so the next validated weights replace `best`.")
+            done.best_score = -math.inf
+        self.done = replace(done, batches=batches, scored_on=scored_on)
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only; fused, which holds no copies during a step."""
+    """Build AdamW with weight decay on matrices and kernels only; fused, so that a step makes no copies."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
@@ -313,8 +340,20 @@ def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
 
 
+def batch_seed(seed: int, epoch: int, batch: int, process: int) -> int:
+    """Seed of its own for each batch of each epoch and process of a run.
+
+    Example:
+        >>> batch_seed(0, 1, 2, 0) == batch_seed(0, 1, 1, 1)
+        False
+    """
+    digest = hashlib.sha256(f"{seed}/{epoch}/{batch}/{process}".encode()).digest()
+    # NumPy takes 32 bits.
+    return int.from_bytes(digest[:4], "little")
+
+
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Each batch with the seconds that were spent waiting for it."""
+    """Each batch, with the seconds that were spent waiting for it."""
     since = time.perf_counter()
     for batch in batches:
         yield time.perf_counter() - since, batch
@@ -323,7 +362,7 @@ def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[f
 
 @contextmanager
 def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Inside the block Ctrl-C and SIGTERM, which cluster queues send, go to `handler`."""
+    """Let `handler` handle Ctrl-C, and SIGTERM, which cluster queues send, inside the block."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

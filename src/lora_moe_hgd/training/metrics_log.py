@@ -1,7 +1,7 @@
-"""What a run measures: a file of its own, `metrics.jsonl`, beside whatever tracker Accelerate feeds.
+"""What a run measures: the file `metrics.jsonl`, written beside any tracker of Accelerate.
 
-One JSON object a line, with `step` and the values by name. The file is exact over a resume: lines of steps that are
-done again are removed first. Values whose name begins with `time/` or `memory/` depend on the machine.
+Each line is a JSON object with `step` and values by name. When a run is resumed, lines of steps that are repeated are
+removed first, so no step appears twice. Values named `time/...` or `memory/...` depend on the machine.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 
 FILE_NAME = "metrics.jsonl"
 
-# The running Dice of training forgets half of a batch after about fourteen others.
+# Decay of the running Dice per batch: a batch counts half after about fourteen others.
 MEMORY = 0.95
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` of a run.
+    """Append to `metrics.jsonl` of a run.
 
     Args:
         folder: Folder of the run.
-        step: Step that the run goes on from; lines of later ones are removed.
+        step: Step after which the run is resumed; lines of later steps are removed.
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """All lines of a run's log, in order; a last line that a kill cut short is left out."""
+    """Read all lines of a run's log, without a last line that is incomplete because the run was killed."""
     rows = []
     for line in (folder / FILE_NAME).read_text().splitlines():
         try:
@@ -56,11 +56,11 @@ class RunningDice:
     """Dice of training crops per number of present sequences and region, over the last few batches."""
 
     def __init__(self, device: torch.device) -> None:
-        # Voxels in both, and in prediction plus truth.
+        # Voxels of the overlap, and of prediction plus ground truth.
         self.overlap = torch.zeros(2, len(MODALITIES), len(REGIONS), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
-        """Take in logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
+        """Add logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
         predicted, truth = logits.detach() > 0, labels.bool()
         axes = (2, 3, 4)
         counted = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).float()
@@ -69,12 +69,12 @@ class RunningDice:
         self.overlap = self.overlap.index_add(1, present, counted)
 
     def of_regions(self) -> dict[str, float]:
-        """Dice of each region, whatever the number of sequences."""
+        """Dice of each region over all numbers of sequences."""
         both, total = self.overlap.sum(dim=1)
         return dict(zip(REGIONS, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`, where any voxel was seen."""
+        """Dice by `region/number of sequences`, where prediction or ground truth has a voxel."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
@@ -85,13 +85,13 @@ class RunningDice:
 
 
 def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
-    """Share of the choices that fall on each expert, and entropy of the probabilities, per layer with experts.
+    """Share of the choices of each expert, and entropy of the router's probabilities, per layer with experts.
 
-    `dropped_tokens` counts choices that reached no expert: no capacity limits an expert, so it must stay 0.
+    `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so it must stay 0.
 
     Args:
         router_logits: One `(T, E)` per layer, minus infinity where a token may not use an expert.
-        experts_per_token: Choices of a token.
+        experts_per_token: Number of experts that a token chooses.
     """
     values: dict[str, float] = {}
     dropped = 0
@@ -110,7 +110,7 @@ def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int)
 
 
 def peak_memory_gb() -> float:
-    """Most memory that this process held so far, on the GPU where there is one, in 10^9 bytes."""
+    """Peak memory of this process so far in 10^9 bytes: GPU memory if there is a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

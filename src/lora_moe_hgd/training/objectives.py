@@ -1,4 +1,4 @@
-"""What a run is for: the loop asks an objective for samples, the loss of a batch, and a score of held-out cases."""
+"""What a run trains for. An objective gives the loop its samples, the loss of a batch, and the validation score."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.sliding_window import sliding_window_logits
-from .config import RunConfig
 from .metrics_log import RunningDice
+from .options import RunConfig
 from .run_folder import RunFolder
 from .schedule import draw_subset, region_weights
+from .sources import RunData
+from .validation import describe_subsets, scored_subsets
 
 Log = Callable[[dict[str, float]], None]
 
@@ -35,50 +37,65 @@ class Objective(Protocol):
     """One kind of training.
 
     Attributes:
-        sums: Running sums over this process's batches, which a state keeps, too.
+        sums: Running sums over the batches of this process, kept in a state.
     """
 
     sums: Tensor
 
     def crops(self, source: CaseSource) -> CropDataset:
-        """Training samples."""
+        """Training samples from the training cases."""
         ...
 
     def forward(self, network: nn.Module, batch: dict[str, Tensor], *, progress: float) -> Any:
-        """Output with `loss`, its parts `losses` and `router_logits`; updates `sums`."""
+        """Run the network, update `sums`, and return its output: `loss`, its parts `losses`, and `router_logits`."""
         ...
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        """What to log of the sums over all processes; the progress bar shows values under `train_dice/`."""
+        """Values to log, from the sums over all processes; the progress bar shows those named `train_dice/...`."""
         ...
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Score of held-out cases, higher is better; what it is made of is printed and logged."""
+        """Score the validation cases, print and log the parts of the score, and return it; higher is better."""
         ...
 
     def segmenter(self, network: Any) -> PeftModel | LoraMoeHgdForSegmentation:
-        """What a checkpoint holds of the network."""
+        """Part of the network that a checkpoint holds."""
         ...
 
     def describe(self, score: float) -> str:
-        """Words for a score."""
+        """Say what a score means."""
         ...
 
 
 class SegmentationObjective:
-    """Nested regions from random subsets of the sequences, under the curriculum of `schedule`."""
+    """Segment the nested regions from random subsets of the sequences, under the curriculum of `schedule`.
+
+    Args:
+        config: The run.
+        accelerator: Devices, precision and processes.
+        processor: Preprocessing of the cases.
+        data: Cases of the run.
+        run: Gets a picture of each validation.
+
+    Raises:
+        ValueError: If no validation case has all sequences of a subset that must be scored.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         accelerator: Accelerator,
         processor: LoraMoeHgdImageProcessor,
-        validation: list[CaseSource],
+        data: RunData,
         run: RunFolder,
     ) -> None:
         self.config, self.accelerator, self.processor, self.run = config, accelerator, processor, run
-        self.validation = validation
-        self.subsets = [parse_subset(name) for name in config.validation.subsets]
+        self.validation = data.validation
+        cases = (self.validation[index] for index in range(len(self.validation)))
+        acquired = {case["case_id"]: tuple(case["modality_mask"].tolist()) for case in cases}
+        self.scored = scored_subsets(config.validation.subsets, acquired)
+        for line in describe_subsets(self.scored, list(acquired)):
+            accelerator.print(line)
         self.dice = RunningDice(accelerator.device)
 
     @property
@@ -116,36 +133,32 @@ class SegmentationObjective:
         return {f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean Dice over held-out cases, the chosen subsets and the regions; the processes share the cases."""
-        places = [(source, index) for source in self.validation for index in range(len(source))]
-        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        """Mean Dice over the subsets, the cases that have them, and the regions; the processes share the cases."""
+        own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []
         shows = self.accelerator.is_main_process
-        for source, index in tqdm(own, desc="validation", unit="case", leave=False, disable=not shows):
-            case = source[index]
-            volume = case["pixel_values"].to(self.accelerator.device)
-            for name, subset in zip(self.config.validation.subsets, self.subsets, strict=True):
-                present = tuple(a and b for a, b in zip(subset, case["modality_mask"].tolist(), strict=True))
-                if not any(present):
-                    continue
+        for index in tqdm(own, desc="validation", unit="case", leave=False, disable=not shows):
+            case = self.validation[index]
+            volume, truth = case["pixel_values"].to(self.accelerator.device), case["labels"].bool()
+            for name in (name for name, able in self.scored.items() if case["case_id"] in able):
+                subset = parse_subset(name)
                 with self.accelerator.autocast():
-                    predicted = predict(network, volume, present)
-                truth = case["labels"].bool()
-                dices = [dice(*pair) for pair in zip(predicted, truth, strict=True)]
+                    predicted = predict(network, volume, subset)
                 if shows and not scores:
-                    self._draw(case, name, present, predicted, epoch=epoch)
+                    self._draw(case, name, subset, predicted, epoch=epoch)
+                dices = [dice(*pair) for pair in zip(predicted, truth, strict=True)]
                 scores.append((name, case["case_id"], dices))
-        # Sorted: the mean must not depend on which process had which case.
+        # Sorted, because the mean must not depend on which process scored which case.
         scores = sorted(gather_object(scores))
         means = []
-        for name in self.config.validation.subsets:
-            chosen = [dice for subset, _, dice in scores if subset == name]
-            if not chosen:
+        for name, able in self.scored.items():
+            log({f"validation_cases/{name}": len(able)})
+            if not able:
                 continue
-            regions = torch.tensor(chosen).mean(dim=0).tolist()
+            regions = torch.tensor([dices for subset, _, dices in scores if subset == name]).mean(dim=0).tolist()
             means.append(sum(regions) / len(regions))
             words = "  ".join(f"{region} {value:.3f}" for region, value in zip(REGIONS, regions, strict=True))
-            self.accelerator.print(f"  epoch {epoch} validation {name}: {words}")
+            self.accelerator.print(f"  epoch {epoch}, {name}, {len(able)} cases: Dice {words}")
             log({f"dice_{name}/{region}": value for region, value in zip(REGIONS, regions, strict=True)})
         return sum(means) / len(means)
 
@@ -156,7 +169,7 @@ class SegmentationObjective:
         return f"mean Dice {score:.3f}"
 
     def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor, *, epoch: int) -> None:
-        """Write `pictures/epoch_001.png`: the ground truth of a held-out case above its segmentation."""
+        """Write `pictures/epoch_001.png`: the ground truth of a validation case above its segmentation."""
         name = next(name for name in BEST_BACKGROUND if present[MODALITIES.index(name)])
         volume = case["pixel_values"][MODALITIES.index(name)].numpy()
         spacing = self.processor.target_spacing_mm
@@ -169,9 +182,9 @@ class SegmentationObjective:
 
 
 def predict(network: nn.Module, pixel_values: Tensor, subset: Mask) -> Tensor:
-    """Nested regions `(3, D, H, W)`, boolean, of one preprocessed case on the network's own grid.
+    """Segment one preprocessed case on the network's own grid: nested regions `(3, D, H, W)`, boolean.
 
-    Fast, for use during training: nothing is resampled.
+    Nothing is resampled, so this is fast enough for use during training.
 
     Args:
         network: Called as the segmenter is.

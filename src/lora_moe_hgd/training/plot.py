@@ -1,4 +1,4 @@
-"""Pictures of a run, from its `metrics.jsonl`: curves, and which expert got how many tokens."""
+"""Pictures of a run from its `metrics.jsonl`: curves, and the share of tokens of each expert."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
     folder = parser.parse_args(argv).run
     if not (folder / FILE_NAME).is_file():
-        raise ValueError(f"{folder} must be the folder of a run, with {FILE_NAME}, got none.")
+        raise ValueError(
+            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name one, such as checkpoints."
+        )
     rows = read_metrics(folder)
     if not rows:
-        raise ValueError(f"{folder / FILE_NAME} must hold at least one step, got none.")
+        raise ValueError(f"{folder / FILE_NAME} holds no steps yet. Draw the curves after the first step.")
     _save(plot_curves(rows), folder / "curves.png")
     _save(plot_router_load(rows), folder / "router_load.png")
     print(f"Pictures are in {folder}: curves.png, router_load.png.")
 
 
 def plot_curves(rows: Rows) -> Figure:
-    """Losses, Dice or error in training and validation, learning rate, gradient norm, and time, over the steps."""
+    """Plot losses, Dice or error in training and validation, learning rate, gradient norm and time over the steps."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True).flatten()
     parts = sorted({name for row in rows for name in row if name.startswith("loss/")})
@@ -70,7 +72,7 @@ def _dice_panels(training: Axes, validation: Axes, rows: Rows) -> None:
 
 
 def plot_router_load(rows: Rows) -> Figure:
-    """For each layer with experts, the share of the choices that fell on each expert, over the steps."""
+    """Plot the share of the router's choices of each expert over the steps, for each layer with experts."""
     layers = sorted({int(name.split("/")[1]) for row in rows for name in row if name.startswith("router_load/")})
     figure = Figure(figsize=(12, 1 + 2 * max(len(layers), 1)), layout="constrained")
     for layer, panel in zip(layers, figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0], strict=True):
@@ -93,7 +95,7 @@ def plot_router_load(rows: Rows) -> Figure:
 def _curves(panel: Axes, rows: Rows, names: dict[str, str], *, title: str, log: bool = False) -> None:
     for label, name in names.items():
         seen = [row for row in rows if name in row]
-        # A run may have been validated once.
+        # A line of one point would be invisible.
         marker = "o" if len(seen) == 1 else None
         panel.plot([row["step"] for row in seen], [row[name] for row in seen], label=label, linewidth=1, marker=marker)
     panel.set(title=title, yscale="log" if log else "linear")

@@ -1,9 +1,9 @@
 """Masked pre-training: most patches and half of the sequences are hidden, and the encoder fills them in.
 
-Hidden patches as in SimMIM (https://arxiv.org/abs/2111.09886): blank for the stem, one learned token for the
-transformer, a linear head, and the absolute error over hidden voxels alone. Hidden sequences as in M3AE
-(https://arxiv.org/abs/2303.05302): absent for the network, and to be filled in from the others. No label is read. The
-checkpoint is a segmenter whose encoder has learned and whose decoder has not: `--base` starts from it.
+Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886): they are zero for the stem and one learned token for
+the transformer; a linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
+follow M3AE (https://arxiv.org/abs/2303.05302): they are absent for the network, which predicts them from the others.
+No label is read. The checkpoint is a segmenter whose encoder is trained and whose decoder is not; `--base` takes it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from ..model.losses import total_loss
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.moe import router_losses
-from .config import RunConfig
 from .objectives import Log
+from .options import RunConfig
+from .sources import RunData
 
 HIDDEN_PATCHES = 0.75
 
 
 @dataclass
 class ReconstructionOutput(ModelOutput):
-    """Filled-in sequences of a batch.
+    """Predicted sequences of a batch.
 
     Attributes:
         loss: Scalar.
-        losses: Its parts by name.
+        losses: Parts of the loss by name.
         predicted: `(B, M, D, H, W)`, all sequences at all voxels.
         router_logits: One `(T, experts)` per block with experts.
     """
@@ -52,14 +53,14 @@ class MaskedReconstruction(nn.Module):
     """The encoder of a segmenter with a mask token and a linear head.
 
     Args:
-        segmenter: Its encoder is trained; its decoder is frozen and not run.
+        segmenter: Segmenter whose encoder is trained; its decoder is frozen and not run.
     """
 
     def __init__(self, segmenter: LoraMoeHgdForSegmentation) -> None:
         super().__init__()
         self.segmenter = segmenter
         segmenter.decoder.requires_grad_(False)
-        # The gates that fuse the sequences for the decoder, and the branch at full resolution, have no part in this.
+        # The gates that fuse the sequences for the decoder, and the branch at full resolution, are not used here.
         stem = segmenter.encoder.stem
         for unused in (stem.fusions, stem.full_resolution, stem.availability, stem.full_resolution_norm):
             unused.requires_grad_(False)
@@ -77,12 +78,12 @@ class MaskedReconstruction(nn.Module):
     def forward(
         self, pixel_values: Tensor, modality_mask: Tensor, acquired: Tensor, hidden_patches: Tensor
     ) -> ReconstructionOutput:
-        """Fill in what is hidden.
+        """Predict hidden patches and sequences.
 
         Args:
-            pixel_values: `(B, M, D, H, W)`, z-scored, zero outside the brain; the loss alone reads what is hidden.
+            pixel_values: `(B, M, D, H, W)`, z-scored, zero outside the brain. Only the loss reads hidden voxels.
             modality_mask: `(B, M)`, true for the sequences that the network sees.
-            acquired: `(B, M)`, true for the sequences that there are.
+            acquired: `(B, M)`, true for the sequences that were acquired.
             hidden_patches: `(B, M, D/16, H/16, W/16)`, true for the patches that the network does not see.
         """
         hidden_voxels = _to_voxels(hidden_patches)
@@ -107,7 +108,7 @@ class MaskedReconstruction(nn.Module):
 
 
 def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean absolute error over the counted voxels; 0 where there are none, with finite gradients."""
+    """Mean absolute error over the counted voxels; 0, with finite gradients, if no voxel is counted."""
     error = (predicted.float() - target.float()).abs()
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 
@@ -117,12 +118,12 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
     Args:
         acquired: `(M,)` bool.
-        grid: Patches along depth, height and width.
-        generator: Source of the draws.
+        grid: Number of patches along depth, height and width.
+        generator: Random generator of the draws.
 
     Returns:
-        `(M,)`: half of the acquired sequences, rounded up, are seen; `(M, *grid)`: `HIDDEN_PATCHES` of the patches of
-        each sequence, others for each, are hidden.
+        Which sequences are seen, `(M,)`: half of the acquired ones, rounded up. Which patches are hidden,
+        `(M, *grid)`: a share of `HIDDEN_PATCHES` in each sequence, drawn for each on its own.
     """
     present = torch.where(acquired)[0]
     order = torch.randperm(len(present), generator=generator)
@@ -134,7 +135,7 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
 
 class MaskedCrops(CropDataset):
-    """Crops with the draw of what is hidden; their intensity is not changed, as nobody could guess a random one."""
+    """Crops with a draw of what is hidden. Their intensity is not augmented: a random change cannot be predicted."""
 
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
@@ -150,12 +151,18 @@ class MaskedCrops(CropDataset):
 
 
 class ReconstructionObjective:
-    """Fill in hidden patches and sequences of crops."""
+    """Predict hidden patches and sequences of crops.
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator, validation: list[CaseSource]) -> None:
+    Args:
+        config: The run.
+        accelerator: Devices, precision and processes.
+        data: Cases of the run.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, data: RunData) -> None:
         self.config, self.accelerator = config, accelerator
-        # The same crops, with the same parts hidden, at each validation.
-        self.held_out = [self.crops(source) for source in validation]
+        # Each validation sees the same crops with the same parts hidden.
+        self.held_out = self.crops(data.validation)
         self.sums = torch.zeros((), device=accelerator.device)
 
     def crops(self, source: CaseSource) -> MaskedCrops:
@@ -171,18 +178,17 @@ class ReconstructionObjective:
         return {}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean absolute error over hidden voxels of held-out crops, negative; the processes share the crops."""
-        places = [(crops, index) for crops in self.held_out for index in range(len(crops))]
-        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        """Negative mean absolute error over hidden voxels of validation crops; the processes share the crops."""
+        own = range(self.accelerator.process_index, len(self.held_out), self.accelerator.num_processes)
         errors = []
         shows = self.accelerator.is_main_process
-        for crops, index in tqdm(own, desc="validation", unit="crop", leave=False, disable=not shows):
-            batch = {name: value[None].to(self.accelerator.device) for name, value in crops[index].items()}
+        for index in tqdm(own, desc="validation", unit="crop", leave=False, disable=not shows):
+            batch = {name: value[None].to(self.accelerator.device) for name, value in self.held_out[index].items()}
             with self.accelerator.autocast():
                 errors.append(network(**batch).losses["reconstruction"].item())
         errors = sorted(gather_object(errors))
         error = sum(errors) / len(errors)
-        self.accelerator.print(f"  epoch {epoch} validation: mean absolute error {error:.3f}")
+        self.accelerator.print(f"  epoch {epoch}: mean absolute error {error:.3f}")
         log({"reconstruction_error": error})
         return -error
 

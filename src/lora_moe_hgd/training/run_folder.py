@@ -1,68 +1,160 @@
-"""The folder of a run: `best`, `last`, `logs`, and the state to go on from.
+"""The folder of a run: its checkpoints, its records, and the states that it is resumed from.
 
-run.json        configuration and whether the run has ended
-resume/         states to go on from, see `states`
+run.json        options, what else the run was made from, and whether it has ended
+split.csv       which cases trained and which validated, see `data.splits`
+resume/         states, see `states`
 best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
 metrics.jsonl   what was measured, see `metrics_log`
-pictures/       a held-out case at each validation
+pictures/       a validation case at each validation
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
-from ..files import replacing
+from ..data.splits import FILE_NAME as SPLIT_FILE
+from ..data.splits import Split, read_run_split, write_run_split
+from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .adapters import merged, write_adapter_card
-from .config import RunConfig
-from .states import RunState, read_state, write_state
+from .options import NETWORK, NOTHING, RunConfig
+from .states import RunState, keep_newest_state, newest_progress, read_state, write_state
 
+RUN_FILE = "run.json"
 STATES = "resume"
+CHECKPOINTS = ("best", "last")
 
 
 class RunFolder:
     """One output folder.
 
     Args:
-        config: The run's configuration; the folder is its `output_dir`.
+        config: The run's options; the folder is its `output_dir`.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.path = Path(config.output_dir)
 
-    def open(self) -> None:
-        """Make the folder ready: keep the state of the same run if it was broken off, move any other run aside.
+    def open(self, split: Split, *, made_from: Mapping[str, Any]) -> None:
+        """Prepare the folder: continue the run in it, or move that run aside and begin a new one.
+
+        A run that was broken off is continued if nothing has changed that changes its result. With `--continue` it is
+        continued even so, and so is a finished run.
+
+        Args:
+            split: Training and validation cases.
+            made_from: What the result depends on beside options and cases, by name: versions, files, processes.
 
         Raises:
-            ValueError: If the folder holds something that is no run; it is left alone.
+            ValueError: If the folder holds something other than a run, which is left alone; or if `--continue` finds
+                no run, or one that cannot be continued with these options.
         """
-        if self.path.exists() and any(self.path.iterdir()) and not self._is_unfinished_same_run():
-            if not (self.path / "run.json").is_file():
-                raise ValueError(f"`output_dir` must be a new folder or that of a run, but {self.path} is neither.")
-            aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
-            self.path.rename(aside)
-            print(f"{self.path} held another or a finished run; it is now {aside}.")
+        names = [*CHECKPOINTS, *(f"{name}.old" for name in CHECKPOINTS), RUN_FILE, SPLIT_FILE]
+        remove_leftovers(self.path, names)
+        if not (self.path / RUN_FILE).is_file():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path} holds files, but no run. Choose another `--output-dir`, or empty the folder."
+                )
+            if self.config.continue_run:
+                raise ValueError(f"{self.path} holds no run that `--continue` could continue. Leave it out.")
+        else:
+            self._continue_or_move_aside(split, made_from)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.made_from = dict(made_from)
         self._write_run(finished=False)
+        write_run_split(self.path, split, fold=self.config.data.fold)
 
     def close(self) -> None:
-        """Mark the run as finished; what only resuming needs goes."""
+        """Mark the run as finished, and keep only its last state, which `--continue` needs."""
         self._write_run(finished=True)
-        shutil.rmtree(self.path / STATES, ignore_errors=True)
+        keep_newest_state(self.path / STATES)
+
+    def _continue_or_move_aside(self, split: Split, made_from: Mapping[str, Any]) -> None:
+        run = json.loads((self.path / RUN_FILE).read_text())
+        changes = self._changes(run, split, made_from)
+        listed = "; ".join(changes.values())
+        if self.config.continue_run:
+            self._check_continuation(run, split, changes)
+            print(
+                f"Continuing the run in {self.path}. " + (f"Changed: {listed}." if changes else "Nothing has changed.")
+            )
+        elif run["finished"] or changes:
+            aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            self.path.rename(aside)
+            kind = "a finished run" if run["finished"] else "an unfinished run"
+            differs = f"other options ({listed})" if changes else "the same options"
+            print(
+                f"{self.path} held {kind} with {differs}. It is now in {aside}, and a new run begins. To continue it "
+                f"instead, stop, rename {aside.name} to {self.path.name} again and add `--continue`."
+            )
+
+    def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
+        """Words for everything that has changed and changes the result, by its name."""
+        ignored = self.config.marked(NOTHING)
+        pairs = [
+            *((name, _value(run["config"], name), value) for name, value in _as_json(self.config.values()).items()),
+            *((name, run.get("made_from", {}).get(name), value) for name, value in _as_json(made_from).items()),
+        ]
+        changes = {name: f"{name} {old} -> {new}" for name, old, new in pairs if old != new and name not in ignored}
+        if (self.path / SPLIT_FILE).is_file():
+            old_split = read_run_split(self.path)
+            for part in ("train", "validation"):
+                old, new = set(getattr(old_split, part)), set(getattr(split, part))
+                moved = [f"+{name}" for name in sorted(new - old)] + [f"-{name}" for name in sorted(old - new)]
+                if moved:
+                    changes[f"{part} cases"] = f"{part} cases {' '.join(moved)}"
+        return changes
+
+    def _check_continuation(self, run: Mapping[str, Any], split: Split, changes: Mapping[str, str]) -> None:
+        """Check that the run in the folder can be continued.
+
+        Raises:
+            ValueError: If not; the message says why and what to do.
+        """
+        done = newest_progress(self.path / STATES)
+        if run["finished"] and done is None:
+            raise ValueError(
+                f"The finished run in {self.path} has no state to continue from. Begin a new run in another "
+                f"`--output-dir` with `--base {self.path / 'last'}`."
+            )
+        if fixed := sorted({*self.config.marked(NETWORK), "base weights"} & set(changes)):
+            raise ValueError(
+                f"`--continue` cannot change {', '.join(fixed)}, because the weights so far would not fit "
+                f"({'; '.join(changes[name] for name in fixed)}). Begin a new run in another `--output-dir`."
+            )
+        if done is not None and done.epoch >= self.config.epochs and (run["finished"] or "epochs" in changes):
+            raise ValueError(
+                f"The run in {self.path} has already done {done.epoch} epochs. Continue it with more, such as "
+                f"`--epochs {2 * done.epoch}`."
+            )
+        if done is not None and (self.path / SPLIT_FILE).is_file():
+            trained = set(read_run_split(self.path).train)
+            if gone := sorted(trained - set(split.train)):
+                raise ValueError(
+                    f"{', '.join(gone)} trained the run in {self.path} so far, but would not train it further. Keep "
+                    f"its split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in another "
+                    "`--output-dir`."
+                )
 
     def save_state(self, state: RunState) -> None:
         """Write a state beside the older ones; see `states.write_state`."""
         write_state(self.path / STATES, state)
 
+    def read_state(self) -> tuple[RunState | None, list[str]]:
+        """Load the newest intact state, `None` at the start of a run, and warnings; see `states.read_state`."""
+        return read_state(self.path / STATES)
+
     def picture_path(self, epoch: int) -> Path:
-        """Where the picture of a validation goes; its folder is made."""
+        """Path for the picture of a validation; its folder is created."""
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         return folder / f"epoch_{epoch:03d}.png"
@@ -75,41 +167,28 @@ class RunFolder:
         *,
         score: str,
     ) -> None:
-        """Replace the checkpoint `name`: the merged network and its processor, and the adapter alone beside it."""
-        scratch = self._scratch(name)
-        merged(network).save_pretrained(scratch)
-        processor.save_pretrained(scratch)
-        if isinstance(network, PeftModel):
-            network.save_pretrained(str(scratch / "adapter"))
-            base = str(network.peft_config["default"].base_model_name_or_path)
-            write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
-        self._put_in_place(scratch, name)
-
-    def _scratch(self, name: str) -> Path:
-        scratch = self.path / f".{name}-new"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        return scratch
-
-    def _put_in_place(self, scratch: Path, name: str) -> None:
-        target, old = self.path / name, self.path / f".{name}-old"
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`."""
+        with replacing_folder(self.path / name) as scratch:
+            merged(network).save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+            if isinstance(network, PeftModel):
+                network.save_pretrained(str(scratch / "adapter"))
+                base = str(network.peft_config["default"].base_model_name_or_path)
+                write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
 
     def _write_run(self, *, finished: bool) -> None:
-        with replacing(self.path / "run.json") as scratch:
-            scratch.write_text(json.dumps({"config": self.config.to_dict(), "finished": finished}, indent=2))
+        content = {"config": self.config.to_dict(), "made_from": self.made_from, "finished": finished}
+        with replacing(self.path / RUN_FILE) as scratch:
+            scratch.write_text(json.dumps(content, indent=2))
 
-    def _is_unfinished_same_run(self) -> bool:
-        run_file = self.path / "run.json"
-        if not run_file.is_file():
-            return False
-        run = json.loads(run_file.read_text())
-        return not run["finished"] and run["config"] == json.loads(json.dumps(self.config.to_dict()))
 
-    def read_state(self) -> tuple[RunState | None, list[str]]:
-        """The state to go on from, `None` at the start of a run, and what is to be said; see `states.read_state`."""
-        return read_state(self.path / STATES)
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from a JSON file, which has lists for tuples."""
+    return json.loads(json.dumps(dict(values)))
+
+
+def _value(config: Any, name: str) -> Any:
+    """Value of the option with this dotted name in a configuration read from `run.json`; `None` if it has none."""
+    for key in name.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

@@ -1,6 +1,7 @@
-"""What changes over a run, as pure functions of its progress from 0 to 1.
+"""Schedules of a run, as pure functions of its progress from 0 to 1.
 
-The curriculum goes from the whole tumour over the core to the enhancing part, and from complete cases to all subsets.
+The curriculum begins with the whole tumour and adds the core and the enhancing part. It begins with nearly complete
+cases and ends with all subsets of the sequences.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import math
 import torch
 from torch import Tensor
 
-# Progress at which a region starts to count more and at which it counts fully; the whole tumour counts from the start.
+# Progress at which the weight of a region begins to rise, and at which it is full. The whole tumour has full weight
+# from the start.
 TUMOUR_CORE_RAMP = (0.0, 0.15)
 ENHANCING_RAMP = (0.05, 0.25)
 FIRST_WEIGHT = 0.1
 
-# Up to this progress at most one, and at most two, sequences are dropped.
+# Up to this progress at most one sequence is dropped, or at most two.
 ONE_DROPPED_UNTIL = 0.05
 TWO_DROPPED_UNTIL = 0.15
 
+# Share of the samples that keep all sequences.
 COMPLETE_SHARE = 0.2
 
 
 def ramp(progress: float, start: float, end: float) -> float:
-    """Rise smoothly from 0 at `start` to 1 at `end`.
+    """Smooth step from 0 at `start` to 1 at `end`.
 
     Example:
         >>> [ramp(progress, 0.2, 0.4) for progress in (0.0, 0.3, 1.0)]
@@ -34,7 +37,7 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def region_weights(progress: float) -> tuple[float, float, float]:
-    """Weight of WT, TC and ET in the loss."""
+    """Weights of WT, TC and ET in the loss."""
     core = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *TUMOUR_CORE_RAMP)
     enhancing = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *ENHANCING_RAMP)
     return 1.0, core, enhancing
@@ -50,8 +53,8 @@ def most_dropped(progress: float) -> int:
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    One sample in five keeps all; the others take each non-empty subset that drops at most `most_dropped` with equal
-    probability.
+    A share of `COMPLETE_SHARE` keeps all of them. The others take a non-empty subset that drops at most `most_dropped`
+    sequences; all such subsets are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()
@@ -67,7 +70,7 @@ def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Linear rise over the first `warmup` of a run, then half a cosine down to zero.
+    """Factor of the learning rate: a linear rise over the first `warmup` of a run, then half a cosine down to zero.
 
     Example:
         >>> [round(learning_rate_factor(progress, warmup=0.1), 3) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]

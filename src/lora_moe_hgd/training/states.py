@@ -1,6 +1,6 @@
-"""States to go on from: the newest few, each a folder that is whole or not there, checked when read.
+"""States that a run is resumed from: the newest few, each written completely or not at all, and checked when read.
 
-step-00000120/   weights, moving average, optimizer (safetensors), place.json, manifest.json with a hash of each file
+step-00000120/   weights, moving average and optimizer as safetensors, progress.json, manifest.json with their hashes
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ KEPT_STATES = 2
 
 
 @dataclass
-class Place:
-    """How far a run is.
+class Progress:
+    """Progress of a run.
 
     Attributes:
-        epoch: Epochs done.
-        batch: Batches done of the epoch after those.
-        step: Optimizer steps done.
-        skipped: Steps left out so far because their gradient was not finite.
-        skipped_in_a_row: How many of these were the last ones.
-        best_score: Best score of a validation so far.
+        epoch: Number of complete epochs.
+        batch: Number of batches done in the epoch after those.
+        batches: Number of batches of an epoch.
+        step: Number of optimizer steps, skipped ones included.
+        skipped: Number of steps that were skipped because their gradient was not finite.
+        skipped_in_a_row: Number of these that came last.
+        best_score: Best validation score so far.
+        scored_on: Fingerprint of what validation scores depend on beside the weights.
     """
 
     epoch: int = 0
     batch: int = 0
+    batches: int = 0
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     best_score: float = -math.inf
+    scored_on: str = ""
 
 
 @dataclass
@@ -47,15 +51,15 @@ class RunState:
     """Everything that the next step depends on.
 
     Attributes:
-        place: How far the run is.
+        progress: Progress of the run.
         weights: Trained weights by name.
-        average: Their moving average.
+        average: Moving average of the trained weights.
         optimizer: `state_dict` of the optimizer.
         others: Small tensors by name: running sums of the log.
-        scaler: `state_dict` of the loss scaler of fp16; else empty.
+        scaler: `state_dict` of the loss scaler for fp16, otherwise empty.
     """
 
-    place: Place
+    progress: Progress
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -64,27 +68,27 @@ class RunState:
 
 
 class StateError(ValueError):
-    """No state can be written or read; the message says why and what to do."""
+    """A state cannot be written or read; the message says why and what to do."""
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Write `folder/step-...` beside and rename it; then remove all but the newest `KEPT_STATES`.
+    """Write `folder/step-...` under another name, rename it, and remove all but the newest `KEPT_STATES` states.
 
     Raises:
-        StateError: If the disk is full or not writable; nothing is left of the attempt, and older states stay.
+        StateError: If the disk is full or not writable. Older states stay, and nothing is left of the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{state.place.step:08d}"
+    target = folder / f"step-{state.progress.step:08d}"
     scratch = folder / f".{target.name}"
     shutil.rmtree(scratch, ignore_errors=True)
     tensors, plain = _flatten_optimizer(state.optimizer)
-    text = {"place": asdict(state.place), "optimizer": plain, "scaler": state.scaler}
+    text = {"progress": asdict(state.progress), "optimizer": plain, "scaler": state.scaler}
     files = {
         "weights.safetensors": save(_contiguous(state.weights)),
         "average.safetensors": save(_contiguous(state.average)),
         "optimizer.safetensors": save(_contiguous(tensors)),
         "others.safetensors": save(_contiguous(state.others)),
-        "place.json": json.dumps(text).encode(),
+        "progress.json": json.dumps(text).encode(),
     }
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     try:
@@ -100,52 +104,68 @@ def write_state(folder: Path, state: RunState) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         kept = _states(folder)
         raise StateError(
-            f"The state of step {state.place.step} could not be written to {folder}: {error.strerror}. Make room and "
-            f"start the same command again; it goes on from {kept[0].name if kept else 'the beginning'}."
+            f"The state of step {state.progress.step} could not be written to {folder}: {error.strerror}. Free some "
+            f"space and start the same command again; it resumes from {kept[0].name if kept else 'the beginning'}."
         ) from error
     for old in _states(folder)[KEPT_STATES:]:
         shutil.rmtree(old)
 
 
 def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
-    """The newest state that is whole, and a word on each newer one that is not; `None` where there is none at all.
+    """Load the newest intact state, and a warning for each newer one that is damaged.
+
+    Returns:
+        The state, `None` if the folder has no states, and the warnings.
 
     Raises:
-        StateError: If there are states and none of them is whole.
+        StateError: If there are states, but all of them are damaged.
     """
-    complaints: list[str] = []
+    warnings: list[str] = []
     for path in _states(folder):
         damaged = _damaged_file(path)
         if damaged is None:
-            return _load(path), complaints
-        complaints.append(f"{path / damaged} is damaged or missing; the state before it is used.")
-    if complaints:
-        raise StateError(f"No state in {folder} is whole; remove {folder.parent} to start from the beginning.")
+            return _load(path), warnings
+        warnings.append(f"{path / damaged} is damaged or missing. The state before it is used.")
+    if warnings:
+        raise StateError(f"All states in {folder} are damaged. Remove {folder.parent} to start from the beginning.")
     return None, []
 
 
+def newest_progress(folder: Path) -> Progress | None:
+    """Progress of the run as the newest intact state says; `None` without one."""
+    path = next((path for path in _states(folder) if _damaged_file(path) is None), None)
+    return None if path is None else Progress(**json.loads((path / "progress.json").read_text())["progress"])
+
+
+def keep_newest_state(folder: Path) -> None:
+    """Remove all states but the newest."""
+    for old in _states(folder)[1:]:
+        shutil.rmtree(old)
+
+
 def _states(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Folders of the states, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
 def _damaged_file(path: Path) -> str | None:
+    """Name of the first file of a state that does not match the manifest; `None` if the state is intact."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError):
         return "manifest.json"
-    for name, digest in manifest.items():
+    for name in _FILES:
         file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != manifest.get(name):
             return name
     return None
 
 
 def _load(path: Path) -> RunState:
-    text = json.loads((path / "place.json").read_text())
-    tensors = {name: load((path / f"{name}.safetensors").read_bytes()) for name in _TENSOR_FILES}
+    text = json.loads((path / "progress.json").read_text())
+    tensors = {name: load((path / f"{name}.safetensors").read_bytes()) for name in _TENSORS}
     return RunState(
-        place=Place(**text["place"]),
+        progress=Progress(**text["progress"]),
         weights=tensors["weights"],
         average=tensors["average"],
         optimizer=_unflatten_optimizer(tensors["optimizer"], text["optimizer"]),
@@ -154,11 +174,12 @@ def _load(path: Path) -> RunState:
     )
 
 
-_TENSOR_FILES = ("weights", "average", "optimizer", "others")
+_TENSORS = ("weights", "average", "optimizer", "others")
+_FILES = (*(f"{name}.safetensors" for name in _TENSORS), "progress.json")
 
 
 def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by `number/key`, and the rest, which JSON can hold."""
+    """Split the state of an optimizer into tensors, named `number/key`, and values that JSON can hold."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in state["state"].items():

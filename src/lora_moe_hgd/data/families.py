@@ -1,0 +1,358 @@
+"""File names of the data sets of this field, and the sequences that the files of one folder are.
+
+A family of file names is a few lines: the patterns of its names, and the label schemes its segmentations may use. A
+folder whose names fit no family is read by the words of its names (`sequence_names`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError
+from .case_files import NAME_THEM, OTHER_FORMATS, shared_start, stem_of
+from .sequence_names import role_of
+
+BY_WORDS = "names read by their words"
+# Patient and session of a BIDS name.
+BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One family of file names.
+
+    Patterns are shell patterns of the name without its extension, in any case; an earlier pattern is preferred.
+
+    Attributes:
+        key: Its name on the command line.
+        name: Its name in messages.
+        patterns: Patterns of each sequence, and of the segmentation under `seg`.
+        label_schemes: Schemes that its segmentations may use.
+        elsewhere: Places of the segmentation outside the case's folder, relative to it.
+    """
+
+    key: str
+    name: str
+    patterns: Mapping[str, tuple[str, ...]]
+    label_schemes: tuple[str, ...]
+    elsewhere: tuple[str, ...] = ()
+
+    @cached_property
+    def _expressions(self) -> list[tuple[str, int, bool, re.Pattern[str]]]:
+        return [
+            (
+                role,
+                number,
+                pattern.count("*") == 1,
+                re.compile(re.escape(pattern).replace(r"\*", "(.*)"), re.IGNORECASE),
+            )
+            for role, patterns in self.patterns.items()
+            for number, pattern in enumerate(patterns)
+        ]
+
+    def match(self, path: Path) -> Match | None:
+        """What the file is, if its name is of this family, else `None`."""
+        stem = str(stem_of(path))
+        matches = [
+            Match(path, role, preference, found[1] if one else None)
+            for role, preference, one, expression in self._expressions
+            if (found := expression.fullmatch(stem))
+        ]
+        # `*_segm` fits `x_automated_approx_segm`, too; the pattern that leaves less to `*` is meant.
+        return min(matches, key=lambda match: len(match.begin or ""), default=None)
+
+    def stem_for(self, role: str, case_id: str) -> str:
+        """File name without extension for a sequence, or `seg`, of a case.
+
+        Raises:
+            ValueError: If the names of the family begin otherwise than the name of the case.
+        """
+        begin, *rest = self.patterns[role][0].split("*")
+        if rest and not case_id.startswith(begin):
+            raise ValueError(
+                f"The case {case_id} cannot be written as {self.name}: its name must begin with {begin}. "
+                "Rename its folder, or choose another layout."
+            )
+        return case_id + "0".join(rest) if rest else begin
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file whose name is of a family.
+
+    Attributes:
+        path: The file.
+        role: Sequence, or `seg`.
+        preference: Number of the pattern; the smallest is taken.
+        begin: Part of the name before that of the sequence, where all files of a case share it.
+    """
+
+    path: Path
+    role: str
+    preference: int
+    begin: str | None
+
+
+def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
+    """Layout whose sequence names are `pattern` with one of the `words` each, for t1, t1c, t2 and flair."""
+    patterns = {
+        role: tuple(pattern.format(word) for word in choices.split("|"))
+        for role, choices in zip(MODALITIES, words.split(), strict=True)
+    }
+    return Layout(key, name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
+
+
+# If several fit, the first is taken.
+LAYOUTS = (
+    _family("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
+    _family(
+        "brats-ped",
+        "BraTS-PED",
+        "BraTS-PED-*-{}",
+        "t1n t1c t2w t2f",
+        seg="BraTS-PED-*-seg",
+        schemes="ped2024 brats2023",
+    ),
+    _family("brats2023", "BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
+    _family(
+        "tcga",
+        "TCGA",
+        "TCGA-*_{}",
+        "t1 t1gd t2 flair",
+        seg="TCGA-*_GlistrBoost_ManuallyCorrected TCGA-*_GlistrBoost",
+        schemes="brats2018",
+    ),
+    _family(
+        "upenn-gbm",
+        "UPENN-GBM",
+        "UPENN-GBM-*_{}",
+        "t1 t1gd t2 flair",
+        seg="UPENN-GBM-*_segm UPENN-GBM-*_automated_approx_segm",
+        schemes="brats2018",
+        elsewhere="../../images_segm/{case}_segm.nii.gz ../../automated_segm/{case}_automated_approx_segm.nii.gz",
+    ),
+    _family(
+        "ucsf-pdgm",
+        "UCSF-PDGM",
+        "UCSF-PDGM-*_{}",
+        "t1|t1_bias t1c|t1c_bias t2|t2_bias flair|flair_bias",
+        seg="UCSF-PDGM-*_tumor_segmentation",
+        schemes="brats2018",
+    ),
+    _family(
+        "mu-glioma-post",
+        "MU-Glioma-Post",
+        "PatientID_*_brain_{}",
+        "t1n t1c t2w t2f",
+        seg="PatientID_*_tumorMask",
+        schemes="gli2024",
+    ),
+    _family(
+        "ucsd-ptgbm",
+        "UCSD-PTGBM",
+        "UCSD-PTGBM-*_{}",
+        "T1pre T1post T2 FLAIR",
+        seg="UCSD-PTGBM-*_BraTS_tumor_seg",
+        schemes="gli2024",
+    ),
+    _family("brats2018", "BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
+    _family(
+        "brats2015",
+        "BraTS 2012 to 2015",
+        "VSD.Brain*.MR_{}.*",
+        "t1 t1c t2 flair",
+        seg="VSD.Brain*.OT.*",
+        schemes="brats2015",
+    ),
+    # As DeepMedic's examples come.
+    _family(
+        "brats2015-renamed",
+        "BraTS 2012 to 2015, renamed",
+        "{}",
+        "T1|t1_subtrmeandivstd T1c|t1c_subtrmeandivstd T2|t2_subtrmeandivstd FLAIR|flair_subtrmeandivstd",
+        seg="OTMultiClass OT",
+        schemes="brats2015",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """What the files of a folder are, by their names.
+
+    Attributes:
+        layout: Family of the names; `None` if they are read by their words.
+        roles: Files of each sequence, and of the segmentation under `seg`; more than one if the names are ambiguous.
+        left_out: Files that are known to be no sequence.
+        unknown: Files whose names say nothing.
+    """
+
+    layout: Layout | None
+    roles: dict[str, list[Path]]
+    left_out: tuple[Path, ...]
+    unknown: tuple[Path, ...] = ()
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether there is a sequence, nothing is unknown and no role has two files."""
+        known = not self.unknown and all(len(files) == 1 for files in self.roles.values())
+        return known and bool(set(self.roles) & set(MODALITIES))
+
+
+def read_names(files: Sequence[Path]) -> NamedFiles:
+    """What the volumes of a folder are: by the first family that explains all, else by the words of their names."""
+    by_word = {file: role_of(str(stem_of(file))) for file in files}
+    for layout in LAYOUTS:
+        matches = [match for file in files if (match := layout.match(file))]
+        if _is_of_family(matches):
+            own = {match.path for match in matches}
+            rest = [file for file in files if file not in own]
+            labelled = any(match.role == "seg" for match in matches)
+            if all(by_word[file] == "other" or (labelled and by_word[file] == "seg") for file in rest):
+                return _of_family(layout, matches, rest)
+    return _by_words(files, by_word)
+
+
+def _is_of_family(matches: Sequence[Match]) -> bool:
+    """Whether these are the files of one case, and the part that all begin with names no sequence itself."""
+    roles, begins = {match.role for match in matches}, {match.begin for match in matches}
+    if not roles & set(MODALITIES) or len(begins) > 1:
+        return False
+    (begin,) = begins
+    # `ax_t2_flair`, `flair_to_t1` and `post_t1` end as names of BraTS do.
+    return begin is None or (
+        role_of(begin) is None and (not roles >= {"t1"} or "t1c" in roles or role_of(f"{begin}_t1") == "t1")
+    )
+
+
+def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -> NamedFiles:
+    roles: dict[str, list[Path]] = {}
+    left_out = list(rest)
+    for role in layout.patterns:
+        found = [match for match in matches if match.role == role]
+        best = min((match.preference for match in found), default=0)
+        if found:
+            roles[role] = [match.path for match in found if match.preference == best]
+            left_out += [match.path for match in found if match.preference != best]
+    return NamedFiles(layout, roles, tuple(sorted(left_out)))
+
+
+def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
+    """What the files are by the words of their names.
+
+    A word for contrast that all names begin with may be the patient's: `KM_T1` and `KM_T1_post` are T1 and T1c of the
+    patient KM. If such a word alone decides between T1 and T1c, the name says nothing.
+    """
+    in_full = _sorted_by_role({file: by_word[file] for file in files})
+    stems = [str(stem_of(file)) for file in files]
+    shared = shared_start(stems)
+    if len(files) < 2 or role_of(shared) is not None or shared.lower().startswith("sub-"):
+        return in_full
+    short = {file: role_of(stem.removeprefix(shared)) for file, stem in zip(files, stems, strict=True)}
+    if not in_full.is_clear:
+        without = _sorted_by_role(short)
+        return without if without.is_clear else in_full
+    doubtful = {file: None for file in files if by_word[file] == "t1c" and short[file] == "t1"}
+    return _sorted_by_role({**by_word, **doubtful})
+
+
+def _sorted_by_role(roles: Mapping[Path, str | None]) -> NamedFiles:
+    names = [role for role in (*MODALITIES, "seg") if role in roles.values()]
+    return NamedFiles(
+        None,
+        {name: [file for file, role in roles.items() if role == name] for name in names},
+        tuple(file for file, role in roles.items() if role == "other"),
+        tuple(file for file, role in roles.items() if role is None),
+    )
+
+
+def in_other_formats(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files of each sequence that are in a format that is not read."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        role = role_of(stem_of(file, OTHER_FORMATS) or "")
+        if role in MODALITIES:
+            found.setdefault(str(role), []).append(file)
+    return found
+
+
+def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
+    """What the volumes of a case's folder are.
+
+    Args:
+        folder: Folder of the case.
+        content: Everything that it holds.
+
+    Raises:
+        BadInputError: If they are of several cases, a name says nothing, two files are one sequence, or none is.
+    """
+    files = [file for file in content if stem_of(file) is not None]
+    cases = _cases_in(files)
+    if len(cases) > 1:
+        raise BadInputError(
+            folder,
+            f"This folder holds files of several patients or sessions: {listed(cases)}. "
+            "Give each a folder of its own.",
+        )
+    named = read_names(files)
+    unread = [
+        file.name for role, found in in_other_formats(content).items() if role not in named.roles for file in found
+    ]
+    if unread:
+        raise BadInputError(
+            folder,
+            f"These sequences are in a format that is not read: {listed(unread)}. Convert them to NIfTI (.nii.gz), or "
+            "move them away to go on without them.",
+        )
+    if not set(named.roles) & set(MODALITIES):
+        raise BadInputError(folder, nothing_found(folder))
+    if named.unknown:
+        known = ", ".join(f"{role} {files[0].name}" for role, files in named.roles.items())
+        raise BadInputError(
+            folder,
+            f"These names do not say which sequence it is: {listed(file.name for file in named.unknown)}. (Known are: "
+            f"{known}.) Name the sequences with {NAME_THEM}, or rename or remove these files.",
+        )
+    for role, same in named.roles.items():
+        if len(same) > 1:
+            what = "the ground truth" if role == "seg" else role
+            raise BadInputError(
+                folder,
+                f"Several files may be {what}: {listed(file.name for file in same)}. Keep one, or name the sequences "
+                f"with {NAME_THEM}. Give each patient and each session a folder of its own.",
+            )
+    return named
+
+
+def _cases_in(files: Sequence[Path]) -> list[str]:
+    """Patients and sessions that the names are of, where the names are such that this is certain."""
+    found = set()
+    for file in files:
+        bids = BIDS_CASE.match(file.name)
+        if bids:
+            found.add(bids[1])
+        for layout in LAYOUTS:
+            match = layout.match(file)
+            # Names of other families may begin with anything, such as the number of a series.
+            own = layout.patterns["t1"][0].split("*")[0]
+            if match and match.begin and own and role_of(match.begin) is None:
+                found.add(own + match.begin)
+    return sorted(found)
+
+
+def nothing_found(folder: Path) -> str:
+    """What to say of a folder in which no sequence is found."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    holds = f"It holds: {listed(names)}." if names else "It is empty."
+    return f"No MRI sequence found. {holds} Name the sequences with {NAME_THEM}."
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names separated by commas; the first of them if there are many."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -1,0 +1,144 @@
+"""Which MRI sequence a name tells: the name of a file, of a DICOM series, of a channel in `dataset.json`.
+
+A name is split into words, each word has a kind (`WORDS`), and a few rules on the kinds give the answer (`RULES`).
+Words count, not suffixes: `ax_t2_flair`, `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are FLAIR, T1c and T1c.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Literal
+
+Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
+
+# Kind -> words. A word may stand alone or be joined to others, as in `axt1post`. Words of no kind are ignored.
+WORDS = {
+    "t1": "t1 t1w t1wi mprage spgr fspgr bravo",
+    "t1 contrast": "t1c ct1",
+    "t1 native": "t1n",
+    "t2": "t2 t2w t2wi",
+    "flair": "flair t2f darkfluid tirm",
+    "contrast": "ce gd gad gado gadolinium gadovist gadavist dotarem magnevist prohance contrast postcontrast "
+    "enhanced km kontrast kontrastmittel inj injection injecte contraste contrasto mdc",
+    "c": "c",  # Contrast where it follows T1.
+    "native": "native nativ natif precontrast noncontrast unenhanced",
+    "before": "pre vor avant before",
+    "after": "post nach apres after",
+    "without": "without wo no non ohne sans senza sin",
+    "treatment": "op operation operative operativ surgery rt radiation radiotherapy chemo therapy treatment resection",
+    "to": "to onto into in on",
+    "reg": "reg registered coreg coregistered aligned resampled resliced",
+    "seg": "seg segm segmentation segmentations mask masks label labels labelmap dseg roi gtv gt groundtruth",
+    "tumour": "tumor tumour",  # A segmentation where the name says nothing else.
+    "lesion": "lesion lesions",
+    "anatomy": "brain bet skull head parenchyma tissue tissues wm gm csf deface",
+    "other": "adc dwi dti diff diffusion trace tracew fa md b0 b1000 ep2d epi bold fmri asl pcasl perf perfusion pwi "
+    "dsc dce cbf cbv rcbv mtt ttp tmax ktrans swi swan swip minip mip phase pha mag magnitude t2star t2starw t2s t2sw "
+    "t2gre hemo tof mra mrv angio angiography venography pd pdw proton mt mtr stir dir map fieldmap mrs csi "
+    "spectroscopy localizer localiser loc scout survey inplane spine subtraction subtracted ct pet prob probability "
+    "probabilities probseg uncertainty aseg aparc",
+    "sub": "sub",  # Subtraction at the end of a name, else the subject.
+    "technique": "ax axial tra transversal sag sagittal cor coronal w weighted 2d 3d iso se tse fse gre ir fs fatsat "
+    "tfe ffe mpr vibe space spc cube vista blade propeller",
+}
+KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
+# A joined word must hold one of these: `petra` is a name, not PET and transversal.
+CORE = {"t1", "t1 contrast", "t1 native", "t2", "flair", "seg"}
+
+# Of BIDS names, which begin with `sub-`: entities whose value says nothing about the sequence.
+BIDS_ENTITIES = re.compile(r"(?:^|_)(?:sub|ses|space|run|task|dir|res|den|from|to|mode)-[^_]*")
+# Signs and phrases, in lower case, before the name is split at everything that is no letter or digit.
+SIGNS = (
+    (r"\*", "star "),
+    (r"w/o\b", " without "),
+    (r"\+ ?(?:c|gd|km)\b|(?<=[a-z0-9])\+(?![a-z0-9])", " contrast "),
+    (r"\bc-(?![a-z0-9])", " native "),
+    (r"\bdark[ -]fl(?:uid)?\b|\bda-fl\b", " flair "),
+    (r"\b(flair|t[12][a-z]*|adc|swi)2(?=t1|t2|flair)", r"\1 to "),
+)
+SEQUENCE = r"(?:t1|t2|flair)"
+# Regular expression and replacement on the kinds of the words, one after another.
+RULES = (
+    # The sequence is what comes before the grid it was brought to.
+    (rf"\bto\b.*\b{SEQUENCE}\b.*", ""),
+    (rf"\b({SEQUENCE}\b.*?) reg\b.*\b{SEQUENCE}\b.*", r"\1"),
+    (rf"\b({SEQUENCE}) 2 {SEQUENCE}\b.*", r"\1"),
+    (r"\b(?:before|after) treatment\b", ""),
+    (r"\b(?:before|without) contrast\b", "native"),
+    (r"\bafter\b", "contrast"),
+    (r"\bbefore\b", "native"),
+    (r"\bt1 c\b", "t1 contrast"),
+    (r"\bsub$", "other"),
+    # `t1c_tumour` may be an image or a mask.
+    (rf"\b{SEQUENCE}\b.*\b(?:tumour|lesion)$", "unclear"),
+)
+
+
+def role_of(description: str) -> Role | None:
+    """Sequence that a name tells, `seg` for a tumour segmentation, `other` for an image that is neither.
+
+    Args:
+        description: File name without its extension, or any other description; the patient's part does not matter.
+
+    Returns:
+        `None` if the name tells nothing, or contradicts itself.
+
+    Example:
+        >>> [role_of(name) for name in ("ax_t2_flair", "t1_mprage_gad", "FLAIR_to_T1", "ADC", "t1_t2_fused")]
+        ['flair', 't1c', 'flair', 'other', None]
+    """
+    line = " ".join(_kinds(description))
+    for pattern, replacement in RULES:
+        line = re.sub(pattern, replacement, line).strip()
+    kinds = set(line.split())
+    sequences = kinds & {"t1", "t2", "flair"}
+    if "other" in kinds:
+        return "other"
+    if "seg" in kinds:
+        return "other" if "anatomy" in kinds and "tumour" not in kinds else "seg"
+    if sequences == {"t1"}:
+        if {"contrast", "native"} <= kinds:
+            return None
+        return "t1c" if "contrast" in kinds else "t1"
+    # FLAIR is often called T2 FLAIR.
+    if "flair" in sequences and "t1" not in sequences:
+        return "flair"
+    if sequences == {"t2"}:
+        return "t2"
+    if sequences:
+        return None
+    return "seg" if "tumour" in kinds else "other" if "lesion" in kinds else None
+
+
+def _kinds(description: str) -> list[str]:
+    """Kinds of the words of a name; a number is a kind of its own, `?` stands for other words."""
+    if description.lower().startswith("sub-"):
+        description = BIDS_ENTITIES.sub("_", description)
+    plain = unicodedata.normalize("NFKD", description).encode("ascii", "ignore").decode()
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).lower().replace("_", " ")
+    for pattern, replacement in SIGNS:
+        text = re.sub(pattern, replacement, text)
+    kinds = []
+    for chunk in re.findall(r"[a-z0-9]+", text):
+        words = [chunk] if chunk in KIND else _joined(chunk)
+        if words is None:
+            # `flair1` and `seg01`, but not `t11`.
+            words = _joined(re.sub(r"(?<=[a-z])\d+$", "", chunk))
+        if words is None or (len(words) > 1 and not CORE & {KIND[word] for word in words}):
+            kinds.append(chunk if chunk.isdigit() else "other" if chunk.endswith("map") else "?")
+        else:
+            kinds.extend(KIND[word] for word in words)
+    return kinds
+
+
+@lru_cache(maxsize=4096)
+def _joined(chunk: str) -> list[str] | None:
+    """The words that `chunk` consists of, the longest first, or `None`."""
+    if chunk in KIND:
+        return [chunk]
+    for end in range(len(chunk) - 1, 0, -1):
+        if chunk[:end] in KIND and (rest := _joined(chunk[end:])) is not None:
+            return [chunk[:end], *rest]
+    return None

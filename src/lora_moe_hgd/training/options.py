@@ -1,0 +1,376 @@
+"""The options of a run as a tree of dataclasses: their defaults, their rules, and what a change of each means.
+
+`None` means "not given". An option that is given but has no effect beside the others is an error. What is left out is
+set to its default wherever it has an effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.channels import parse_channel_order
+from ..evaluation.subsets import parse_subset
+from ..model.label_schemes import LABEL_SCHEMES
+from ..processes import is_fast_in_bf16
+
+DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
+
+# What a changed value means for a run in progress. Without a mark, it changes how the run trains.
+# The result stays the same, bit for bit.
+NOTHING = {"changes": "nothing"}
+# Later validation scores cannot be compared with earlier ones.
+SCORE = {"changes": "score"}
+# The weights so far would not fit: even `--continue` refuses.
+NETWORK = {"changes": "network"}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: bool, reason: str) -> None:
+    """Raise if one of these options is given although it has no effect."""
+    for name in names:
+        if getattr(part, name) is not None and not applies:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"`{prefix}{name}` has no effect {reason}. Leave it out; if the configuration file sets it, "
+                f"`--{option} null` unsets it."
+            )
+
+
+@dataclass
+class DataConfig:
+    """Where cases come from, and which of them validate.
+
+    Attributes:
+        root: Folder of labelled cases.
+        dataset: Hub id or folder of a `datasets` dataset of labelled cases, instead of `root`.
+        split: Split of `dataset`; `train` by default.
+        label_scheme: Label scheme of the segmentations. By default the file names decide; a `dataset` needs it.
+        channel_order: Sequences of numbered channels in `root`, such as `[flair, t1, t1c, t2]`.
+        skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
+        phantoms: Number of phantoms to train on, alone or mixed with cases.
+        phantom_share: Share of the samples that come from phantoms when there are cases too; 0.5 by default.
+        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, beside the built-in
+            brain.
+        val_phantoms: Number of further phantoms that validate when there are no cases; 8 by default.
+        val_fraction: Share of the cases that validate, at least one case; 0.2 by default.
+        folds: Number of folds of a cross-validation over the cases, drawn by the seed.
+        fold: The fold whose cases validate: from 0 with `folds`, as the file counts with `split_file`.
+        split_file: CSV file or nnU-Net's `splits_final.json` that says which cases train and which validate.
+        val_on_train: Validate on the training cases, to see whether a network can overfit.
+        cache_dir: Folder of preprocessed cases and phantoms.
+        num_workers: Processes that load samples.
+    """
+
+    root: str | None = None
+    dataset: str | None = field(default=None, metadata=SCORE)
+    split: str | None = field(default=None, metadata=SCORE)
+    label_scheme: str | None = field(default=None, metadata=SCORE)
+    channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
+    skip_bad: bool | None = field(default=None, metadata=NOTHING)
+    phantoms: int = 0
+    phantom_share: float | None = None
+    label_maps: str | None = field(default=None, metadata=SCORE)
+    val_phantoms: int | None = field(default=None, metadata=SCORE)
+    # How cases were left out and split does not matter, because the split itself is compared.
+    val_fraction: float | None = field(default=None, metadata=NOTHING)
+    folds: int | None = field(default=None, metadata=NOTHING)
+    fold: int | None = field(default=None, metadata=NOTHING)
+    split_file: str | None = field(default=None, metadata=NOTHING)
+    val_on_train: bool | None = field(default=None, metadata=NOTHING)
+    cache_dir: str = field(default="~/.cache/lora-moe-hgd", metadata=NOTHING)
+    num_workers: int = field(default=2, metadata=NOTHING)
+
+    def __post_init__(self) -> None:
+        for name in ("phantom_share", "val_fraction"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < 1, f"`data.{name}` must be between 0 and 1, but is {value}.")
+        for name, least in (("phantoms", 0), ("val_phantoms", 1), ("folds", 2), ("num_workers", 0)):
+            value = getattr(self, name)
+            _require(value is None or value >= least, f"`data.{name}` must be at least {least}, but is {value}.")
+        self._check_sources()
+        self._check_split()
+        self._set_defaults()
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether there are cases, not phantoms alone."""
+        return self.root is not None or self.dataset is not None
+
+    def _check_sources(self) -> None:
+        _require(
+            self.has_cases or self.phantoms > 0,
+            "There is nothing to train on. Give `data.root`, `data.dataset` or `data.phantoms`.",
+        )
+        _require(
+            self.root is None or self.dataset is None,
+            f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Give one of them.",
+        )
+        if self.dataset is not None or self.label_scheme is not None:
+            _require(
+                self.label_scheme in LABEL_SCHEMES,
+                f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}, but is "
+                f"{self.label_scheme or 'missing'}.",
+            )
+        if self.channel_order is not None:
+            self.channel_order = parse_channel_order(",".join(self.channel_order))
+        self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
+        self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
+        self._refuse_idle(
+            "label_scheme",
+            applies=self.has_cases,
+            reason="without cases (`data.root` or `data.dataset`): phantoms have labels of their own",
+        )
+        self._refuse_idle("label_maps", applies=self.phantoms > 0, reason="without `data.phantoms`")
+        self._refuse_idle(
+            "phantom_share",
+            applies=self.has_cases and self.phantoms > 0,
+            reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
+        )
+        self._refuse_idle(
+            "val_phantoms", applies=not self.has_cases, reason="beside cases: cases validate, not phantoms"
+        )
+
+    def _check_split(self) -> None:
+        self._refuse_idle(
+            "val_fraction",
+            "folds",
+            "fold",
+            "split_file",
+            "val_on_train",
+            applies=self.has_cases,
+            reason="without cases (`data.root` or `data.dataset`): other phantoms validate",
+        )
+        chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
+        if len(chosen) > 1:
+            self._refuse_idle(*chosen[1:], applies=False, reason=f"beside `data.{chosen[0]}`, which chooses the cases")
+        _require(
+            self.split_file is None or self.root is not None,
+            "`data.split_file` needs `data.root`: the cases of a dataset have no names.",
+        )
+        self._refuse_idle(
+            "fold",
+            applies=self.folds is not None or self.split_file is not None,
+            reason="without `data.folds` or `data.split_file`",
+        )
+        if self.folds is not None:
+            _require(
+                self.fold is not None and 0 <= self.fold < self.folds,
+                f"With {self.folds} folds, `data.fold` must be from 0 to {self.folds - 1}, but is "
+                f"{'missing' if self.fold is None else self.fold}.",
+            )
+
+    def _set_defaults(self) -> None:
+        if self.dataset is not None and self.split is None:
+            self.split = "train"
+        if not self.has_cases:
+            self.val_phantoms = self.val_phantoms or 8
+            return
+        if self.phantoms > 0 and self.phantom_share is None:
+            self.phantom_share = 0.5
+        if not (self.val_on_train or self.split_file or self.folds) and self.val_fraction is None:
+            self.val_fraction = 0.2
+
+    def _refuse_idle(self, *names: str, applies: bool, reason: str) -> None:
+        _refuse_idle(self, "data.", names, applies=applies, reason=reason)
+
+
+@dataclass
+class SampleConfig:
+    """What a training sample is.
+
+    Attributes:
+        crop_size: Edges of a crop in voxels, multiples of 16.
+        crops_per_case: Crops of each case in an epoch.
+        batch_size: Crops in a batch of one process.
+        spacing_mm: Voxel size to train at. By default that of the base, and 2 mm without a base.
+    """
+
+    crop_size: tuple[int, int, int] = (64, 64, 64)
+    crops_per_case: int = 4
+    batch_size: int = 2
+    spacing_mm: float | None = field(default=None, metadata=SCORE)
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.crop_size) == 3 and all(edge > 0 and edge % 16 == 0 for edge in self.crop_size),
+            f"`sample.crop_size` must be three positive multiples of 16, but is {self.crop_size}.",
+        )
+        for name in ("crops_per_case", "batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"`sample.{name}` must be at least 1, but is {value}.")
+        _require(
+            self.spacing_mm is None or self.spacing_mm > 0,
+            f"`sample.spacing_mm` must be positive, but is {self.spacing_mm}.",
+        )
+
+
+@dataclass
+class OptimConfig:
+    """How weights change.
+
+    Attributes:
+        lr: Highest learning rate of AdamW.
+        weight_decay: Weight decay of matrices and kernels; biases, norms and embeddings have none.
+        warmup: Share of the run over which the learning rate rises.
+        max_grad_norm: Largest norm of the gradient; a larger one is scaled down.
+        ema_decay: Decay of the moving average of the weights, which is validated and saved.
+        accumulate: Batches of a step.
+        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` where the hardware is fast in it, else `no`.
+        gradient_checkpointing: Compute the blocks of stem, encoder and decoder again in the backward pass, which saves
+            memory.
+    """
+
+    lr: float = 1.0e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    precision: str = "auto"
+    gradient_checkpointing: bool = field(default=False, metadata=NOTHING)
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"`optim.lr` must be positive, but is {self.lr}.")
+        _require(self.weight_decay >= 0, f"`optim.weight_decay` must not be negative, but is {self.weight_decay}.")
+        _require(0 < self.warmup < 1, f"`optim.warmup` must be between 0 and 1, but is {self.warmup}.")
+        _require(self.max_grad_norm > 0, f"`optim.max_grad_norm` must be positive, but is {self.max_grad_norm}.")
+        _require(0 <= self.ema_decay < 1, f"`optim.ema_decay` must be from 0 to below 1, but is {self.ema_decay}.")
+        _require(self.accumulate >= 1, f"`optim.accumulate` must be at least 1, but is {self.accumulate}.")
+        _require(
+            self.precision in ("auto", "no", "bf16", "fp16"),
+            f"`optim.precision` must be auto, no, bf16 or fp16, but is {self.precision}.",
+        )
+        # Here, so that a run records what it was trained in.
+        if self.precision == "auto":
+            self.precision = "bf16" if is_fast_in_bf16() else "no"
+
+
+@dataclass
+class ValidationConfig:
+    """When a run is validated, and on which sequences.
+
+    Attributes:
+        every: Epochs between validations; the last epoch is always validated.
+        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all four. Each is scored on the validation
+            cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has.
+    """
+
+    every: int = 1
+    subsets: tuple[str, ...] | None = field(default=None, metadata=SCORE)
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"`validation.every` must be at least 1, but is {self.every}.")
+        if self.subsets is None:
+            return
+        self.subsets = tuple(self.subsets)
+        _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset.")
+        masks = [parse_subset(name) for name in self.subsets]
+        _require(
+            len(set(masks)) == len(masks), f"`validation.subsets` names a subset twice: {', '.join(self.subsets)}."
+        )
+
+
+@dataclass
+class RunConfig:
+    """All options of a run.
+
+    Attributes:
+        objective: `segment`, or `reconstruct`, which trains the encoder alone and needs no labels.
+        base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
+        size: `tiny` or `base`: size of a network that is trained from scratch.
+        adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
+        lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
+        epochs: Passes over the cases.
+        seed: Seed of weights, split and samples.
+        output_dir: Folder of the run: `best`, `last`, logs, and the states that it is resumed from.
+        save_every: Optimizer steps between two states; one is also written after each epoch.
+        tracker: Where Accelerate sends what is measured, such as `tensorboard` or `wandb`; `none` for nowhere.
+        continue_run: Continue the run in `output_dir` although options have changed; set by `--continue` alone.
+    """
+
+    objective: str = field(default="segment", metadata=NETWORK)
+    base: str | None = field(default="tiny", metadata=NETWORK)
+    size: str | None = field(default=None, metadata=NETWORK)
+    adapter: str = field(default="lora+decoder", metadata=NETWORK)
+    lora: dict[str, Any] | None = field(default=None, metadata=NETWORK)
+    epochs: int = 50
+    seed: int = 0
+    output_dir: str = field(default="checkpoints", metadata=NOTHING)
+    save_every: int = field(default=200, metadata=NOTHING)
+    tracker: str = field(default="tensorboard", metadata=NOTHING)
+    data: DataConfig = field(default_factory=lambda: DataConfig(phantoms=100))
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    continue_run: bool = field(default=False, init=False, metadata=NOTHING)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.objective in ("segment", "reconstruct"),
+            f"`objective` must be segment or reconstruct, but is {self.objective}.",
+        )
+        _require(self.size in (None, "tiny", "base"), f"`size` must be tiny or base, but is {self.size}.")
+        _require(
+            self.adapter in ("lora", "lora+decoder", "none"),
+            f"`adapter` must be lora, lora+decoder or none, but is {self.adapter}.",
+        )
+        _require(
+            (self.base is None) != (self.size is None),
+            "Give either `base`, a checkpoint, or `size`, to train from scratch, and set the other to null. Here "
+            f"`base` is {self.base} and `size` is {self.size}.",
+        )
+        _require(
+            self.objective == "segment" or self.adapter == "none",
+            f"With `objective: reconstruct`, `adapter` must be none, but is {self.adapter}.",
+        )
+        _require(
+            self.base is not None or self.adapter == "none",
+            f"Without a `base`, `adapter` must be none, but is {self.adapter}.",
+        )
+        _refuse_idle(self, "", ("lora",), applies=self.adapter != "none", reason="with `adapter: none`")
+        _refuse_idle(
+            self.sample,
+            "sample.",
+            ("spacing_mm",),
+            applies=self.adapter == "none",
+            reason=f"with `adapter: {self.adapter}`: an adapter works with the voxel size of its base",
+        )
+        _refuse_idle(
+            self.validation,
+            "validation.",
+            ("subsets",),
+            applies=self.objective == "segment",
+            reason="with `objective: reconstruct`, which hides sequences itself",
+        )
+        _require(self.epochs >= 1, f"`epochs` must be at least 1, but is {self.epochs}.")
+        _require(self.save_every >= 1, f"`save_every` must be at least 1, but is {self.save_every}.")
+        if self.adapter != "none" and self.lora is None:
+            self.lora = {"r": 8}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def values(self) -> dict[str, Any]:
+        """Each option by its dotted name."""
+        return {".".join(path): value for path, value, _ in _leaves(self)}
+
+    def marked(self, mark: Mapping[str, str]) -> set[str]:
+        """Dotted names of the options with this mark: `NOTHING`, `SCORE` or `NETWORK`."""
+        return {".".join(path) for path, _, metadata in _leaves(self) if metadata == mark}
+
+
+def _leaves(part: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
+    """Path, value and metadata of each option below `part`."""
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, (*prefix, item.name))
+        else:
+            yield (*prefix, item.name), value, item.metadata

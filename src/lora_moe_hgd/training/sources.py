@@ -1,0 +1,205 @@
+"""The training and validation cases of a run: found, judged, prepared and split before the first step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.case_files import CaseFiles
+from ..data.datasets import (
+    CachedCases,
+    CaseDataset,
+    CaseSource,
+    ChosenCases,
+    MixedCases,
+    PhantomDataset,
+)
+from ..data.layouts import survey
+from ..data.splits import Split, draw_fold, draw_split, read_split
+from ..data.streams import StreamedCases
+from ..data.style import WIDE, PhantomStyle
+from ..model.findings import BadInputError, Finding
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from .options import RunConfig
+
+# Validation phantoms come from seeds that no training phantom reaches.
+VALIDATION_SEED = 9_000_000
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on and what validates it.
+
+    Attributes:
+        train: Training cases, with phantoms mixed in where the configuration says so.
+        validation: Validation cases.
+        split: Ids of the cases of both parts; phantoms are not listed.
+    """
+
+    train: CaseSource
+    validation: CaseSource
+    split: Split
+
+
+def build_data(
+    config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = WIDE
+) -> RunData:
+    """Find, prepare and split the cases of a run; a bad file is found here, before training.
+
+    Args:
+        config: The run.
+        processor: Preprocessing.
+        show: Whether to print progress and what is left out.
+        style: Ranges that phantoms are drawn from.
+
+    Raises:
+        ValueError: If a case cannot be used, there are too few, or the split file does not fit them.
+    """
+    data = config.data
+    if data.val_phantoms is not None:
+        train, validation = (
+            _phantoms(config, processor, style, number, seed, show=show)
+            for number, seed in ((data.phantoms, config.seed), (data.val_phantoms, VALIDATION_SEED))
+        )
+        return RunData(train, validation, Split([], []))
+    cases: CachedCases
+    if data.root is not None:
+        cases, split = _cases_below(Path(data.root), config, processor, show=show)
+    else:
+        cases = StreamedCases(
+            str(data.dataset),
+            split=str(data.split),
+            label_scheme=str(data.label_scheme),
+            processor=processor,
+            cache_dir=Path(data.cache_dir).expanduser(),
+        )
+        cases.prepare_all(num_workers=data.num_workers, progress=show)
+        split = _drawn_split(cases.case_ids, config)
+    if show:
+        print(f"{len(split.train)} cases train and {len(split.validation)} validate.")
+    place = {name: index for index, name in enumerate(cases.case_ids)}
+    chosen, held_out = (ChosenCases(cases, [place[name] for name in part]) for part in (split.train, split.validation))
+    if data.phantom_share is None:
+        return RunData(chosen, held_out, split)
+    phantoms = _phantoms(config, processor, style, data.phantoms, config.seed, show=show)
+    return RunData(MixedCases([chosen, phantoms], [1 - data.phantom_share, data.phantom_share]), held_out, split)
+
+
+def _phantoms(
+    config: RunConfig,
+    processor: LoraMoeHgdImageProcessor,
+    style: PhantomStyle,
+    number: int,
+    seed: int,
+    *,
+    show: bool,
+) -> PhantomDataset:
+    data = config.data
+    phantoms = PhantomDataset(
+        number,
+        seed=seed,
+        label_maps=Path(data.label_maps) if data.label_maps else None,
+        style=style,
+        processor=processor,
+        cache_dir=Path(data.cache_dir).expanduser(),
+    )
+    phantoms.prepare_all(num_workers=data.num_workers, progress=show)
+    return phantoms
+
+
+def _cases_below(
+    root: Path, config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
+) -> tuple[CaseDataset, Split]:
+    """Prepare the cases of a folder, judged as `lora-moe-hgd check` does, and split them.
+
+    Raises:
+        ValueError: If a case cannot be used and `data.skip_bad` is not set, or the split does not fit the cases.
+    """
+    data = config.data
+    found, findings = survey(root, channel_order=data.channel_order)
+    cases = [case.in_scheme(data.label_scheme) for case in found]
+    wanted: Split | None = None
+    if data.split_file is not None and (data.skip_bad or not findings):
+        wanted = read_split(Path(data.split_file), data.fold)
+        cases = _named_cases(cases, wanted, Path(data.split_file), root, show=show)
+    if config.objective == "segment":
+        unlabelled = {case.case_id: finding for case in cases if (finding := _missing_labels(case))}
+        findings += unlabelled.values()
+        cases = [case for case in cases if case.case_id not in unlabelled]
+    dataset = CaseDataset(cases, processor=processor, cache_dir=Path(data.cache_dir).expanduser())
+    bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
+    findings += bad.values()
+    if findings and not data.skip_bad:
+        shown = "".join(f"\n  {finding}" for finding in findings)
+        raise ValueError(
+            f"Cases in {root} cannot be used, for {len(findings)} reasons. Mend them, or leave them out with "
+            f"`--skip-bad true`; `lora-moe-hgd check {root}` says more:{shown}"
+        )
+    for finding in findings if show else ():
+        print(f"Case left out: {finding}", file=sys.stderr)
+    usable = dataset.without(bad)
+    if wanted is None:
+        return usable, _drawn_split(usable.case_ids, config)
+    # In the order of the cases, as a drawn split has it: the same split then gives the same run.
+    split = Split(*([name for name in usable.case_ids if name in part] for part in (wanted.train, wanted.validation)))
+    if not split.train or not split.validation:
+        raise ValueError(f"All cases that train or all that validate by {data.split_file} had to be left out.")
+    return usable, split
+
+
+def _missing_labels(case: CaseFiles) -> Finding | None:
+    try:
+        case.labelled()
+    except BadInputError as error:
+        return error.finding
+    return None
+
+
+def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *, show: bool) -> list[CaseFiles]:
+    """The cases that a split file uses.
+
+    Raises:
+        BadInputError: If a case that it uses is not there.
+    """
+    wanted = {*split.train, *split.validation}
+    there = {case.case_id for case in cases}
+    if missing := sorted(wanted - there):
+        raise BadInputError(path, f"{listed(missing)} would train or validate, but {root} holds no such case.")
+    if show and (others := sorted(there - wanted)):
+        print(f"By {path}, {len(others)} cases of {root} neither train nor validate: {listed(others)}.")
+    return [case for case in cases if case.case_id in wanted]
+
+
+def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
+    """Split the cases as the seed decides.
+
+    Raises:
+        ValueError: If there are too few cases.
+    """
+    data = config.data
+    if data.val_on_train and case_ids:
+        return Split(list(case_ids), list(case_ids))
+    least = data.folds or 2
+    if len(case_ids) < least:
+        purpose = f"{data.folds} folds need at least one case each" if data.folds else "one case must validate"
+        raise ValueError(
+            f"{data.root or data.dataset} holds {len(case_ids)} usable cases, but training needs at least {least}: "
+            f"{purpose}."
+        )
+    if data.folds is not None and data.fold is not None:
+        return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)
+    assert data.val_fraction is not None  # The options set it where nothing else splits the cases.
+    return draw_split(case_ids, seed=config.seed, val_fraction=data.val_fraction)
+
+
+def listed(words: Sequence[str], *, separator: str = ", ", most: int = 20) -> str:
+    """Join the words, but name only the first of very many.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b, and 1 more'
+    """
+    rest = len(words) - most
+    return separator.join([*words[:most], f"and {rest} more"] if rest > 0 else words)

@@ -1,0 +1,56 @@
+"""Which validation cases score which subset of the sequences: those that have all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..evaluation.subsets import Mask, parse_subset, subset_name
+from .options import DEFAULT_SUBSETS
+from .sources import listed
+
+
+def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) -> dict[str, list[str]]:
+    """Find the validation cases that score each subset.
+
+    Args:
+        subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `DEFAULT_SUBSETS`, of which at
+            least one must be scored.
+        acquired: Which sequences each validation case has, by its id.
+
+    Returns:
+        Ids of the cases that have all sequences of a subset, by the name of the subset; none for a default subset that
+        no case has.
+
+    Raises:
+        ValueError: If no case has all sequences of a subset that was asked for, or of any default subset.
+
+    Example:
+        >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})
+        {'t1c': ['a', 'b'], 't1c+flair': ['a']}
+    """
+    scored = {
+        name: [case for case, has in acquired.items() if _has_all(has, parse_subset(name))]
+        for name in subsets or DEFAULT_SUBSETS
+    }
+    empty = [name for name, cases in scored.items() if not cases]
+    if empty and (subsets is not None or len(empty) == len(scored)):
+        there = [f"{case} has {subset_name(has)}" for case, has in acquired.items()]
+        raise ValueError(
+            f"No validation case has all sequences of {' or of '.join(empty)} (`validation.subsets`): "
+            f"{listed(there, separator='; ')}. Name other subsets with `--subsets`, or validate on other cases."
+        )
+    return scored
+
+
+def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
+    """Say for each subset how many of the cases score it, and which do not."""
+    lines = []
+    for name, able in scored.items():
+        lacking = [case for case in cases if case not in able]
+        without = f", without {listed(lacking)}" if lacking else ""
+        lines.append(f"Validation on {name}: {len(able)} of {len(cases)} cases{without}.")
+    return lines
+
+
+def _has_all(acquired: Mask, subset: Mask) -> bool:
+    return all(has or not needed for has, needed in zip(acquired, subset, strict=True))
