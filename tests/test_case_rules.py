@@ -17,6 +17,7 @@ from lora_moe_hgd.model.brain import flood
 from lora_moe_hgd.model.case_rules import LABEL_MAP, SettledCase, settle
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume, on_grid_of
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.model.sources import volume_of
 
@@ -124,7 +125,7 @@ def test_a_part_of_a_brain_is_refused_unless_allowed() -> None:
 def test_a_brain_that_the_field_of_view_cuts_is_warned_of() -> None:
     cut = settle({"t2": Volume(brain()[:, :, 12:].copy(), AFFINE)})
     assert messages(cut) == [
-        "warning: t2: The field of view cuts off a part of the brain. Nothing is known of what lies outside."
+        "warning: t2: The field of view cuts off a part of the brain. Check that the skull was removed, too."
     ]
 
 
@@ -248,3 +249,47 @@ def test_raw_scans_are_refused_as_heads(patient: str, name: str) -> None:
     case = settle({name: volume_of(OPEN_MS / "skull-on" / patient / f"{name}.nii.gz", where=name)})
     with pytest.raises(BadInputError, match="look like a head with its skull"):
         case.raise_errors()
+
+
+def test_a_volume_of_constant_fills_alone_is_refused() -> None:
+    halves = np.where(np.arange(SHAPE[0])[:, None, None] < 18, 0.5, 0.7) * np.ones(SHAPE)
+    halves[5, 5, 5:15] = np.arange(10)
+    halves[5, 5, 5:15] = 0.5
+    case = settled({"t1": halves.astype(np.float32)})
+    assert [finding.level for finding in case.findings] == ["error"]
+    assert not case.arrays
+
+
+def test_a_stated_affine_counts_more_than_an_assumed_one() -> None:
+    case = settle({"t1": Volume(brain(), np.eye(4), has_geometry=False), "t1c": Volume(brain(1), AFFINE)})
+    assert case.reference == "t1c"
+    np.testing.assert_array_equal(case.affine, AFFINE)
+
+
+def test_what_another_sequence_shows_as_tissue_is_no_rim_of_noise() -> None:
+    """Fluid on FLAIR is as dark as noise, and fills the wide sulci of old brains."""
+    shell = (brain() != 0) & ~ndimage.binary_erosion(brain() != 0, iterations=3)
+    flair = np.where(shell, brain() / 20, brain()).astype(np.float32)
+    assert messages(settled({"flair": flair}))[0].endswith("They were set to 0.")
+    case = settled({"t1": brain(1), "flair": flair})
+    assert case.findings == ()
+    np.testing.assert_array_equal(case.arrays["flair"], flair)
+
+
+def test_a_saturated_corner_is_no_background() -> None:
+    bright = corner(brain(), 255.0)
+    assert not any("background" in message for message in messages(settled({"t1": bright})))
+
+
+def test_a_case_with_errors_is_not_prepared() -> None:
+    bad = settled({"t1": np.zeros(SHAPE, np.float32)})
+    with pytest.raises(ValueError, match="Every voxel is zero"):
+        LoraMoeHgdImageProcessor()(bad)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(400)], ids=["empty", "text", "zeros"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.npy"])
+def test_a_damaged_file_is_one_named_error_in_python_too(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInputError, match=name):
+        volume_of(tmp_path / name, where="t1")

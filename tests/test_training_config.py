@@ -165,9 +165,9 @@ def test_a_missing_file_is_named() -> None:
         read_config(["--config", "none.yaml"])
 
 
-@pytest.mark.parametrize(("capability", "precision"), [("AVX2", "no"), ("AVX512", "bf16"), ("DEFAULT", "no")])
-def test_bf16_is_used_by_itself_where_the_processor_is_fast_in_it_alone(monkeypatch, capability, precision) -> None:
+@pytest.mark.parametrize(("supported", "precision"), [(False, "no"), (True, "bf16")])
+def test_bf16_is_the_default_only_where_the_processor_is_fast_in_it(monkeypatch, supported, precision) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
     assert read_config(["--config", REFERENCE]).optim.precision == precision
     assert read_config(["--config", REFERENCE, "--precision", "bf16"]).optim.precision == "bf16"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it becomes `path` when the block ends well, and goes when it does not.
+    """Atomic write: the file is renamed to `path` on success and deleted on error.
 
     Example:
         >>> import tempfile
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path` to write to; it becomes `path` when the block ends well, and goes when it does not.
+    """Atomic write of a new folder: it is renamed to `path` on success and deleted on error.
 
     Raises:
         FileExistsError: If `path` is there already; nothing is overwritten.

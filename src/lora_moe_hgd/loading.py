@@ -6,6 +6,7 @@ commit behind it if need be; each may hold a whole network or a PEFT adapter ove
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -42,10 +43,17 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Fingerprint of the weights and settings in a checkpoint's folder, and of those of an adapter's base."""
-    files = {path.name: file_fingerprint(path) for path in (*folder.glob("*.json"), *folder.glob("*.safetensors"))}
-    base = checkpoint_digest(checkpoint_folder(adapter_base(folder))) if is_adapter(folder) else None
-    return fingerprint(files, base)
+    """Fingerprint of a checkpoint and of the package's version: results are made from both."""
+    return fingerprint(weights_digest(folder))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights and settings in a checkpoint's folder, and of those of an adapter's base."""
+    paths = (*folder.glob("*.json"), *folder.glob("*.safetensors"))
+    content = [f"{path.name} {file_fingerprint(path)}" for path in sorted(paths)]
+    if is_adapter(folder):
+        content.append(weights_digest(checkpoint_folder(adapter_base(folder))))
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def is_adapter(folder: Path) -> bool:

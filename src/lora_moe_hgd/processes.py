@@ -74,8 +74,8 @@ def main_process_first(state: PartialState) -> Iterator[None]:
 def is_fast_in_bf16() -> bool:
     """Whether this machine computes in bfloat16 faster than in float32.
 
-    Processors without AVX-512 emulate it: a training step then takes forty times as long (AMD EPYC with AVX2).
+    Processors without its instructions emulate it: a training step then takes forty times as long (EPYC with AVX2).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.cpu._is_avx512_bf16_supported()

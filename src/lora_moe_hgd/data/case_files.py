@@ -13,13 +13,11 @@ from pathlib import Path
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.label_schemes import label_scheme as find_label_scheme
+from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 # Images in formats that are not read.
-OTHER_FORMATS = (
-    *(".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst", ".mgh", ".mgz", ".mnc"),
-    *(".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz"),
-)
+OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # What a message says where file names do not tell the sequences.
 NAME_THEM = " ".join(f"--{name} FILE" for name in MODALITIES)
 

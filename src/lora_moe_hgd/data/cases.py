@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model.case_rules import LABEL_MAP, SettledCase, settle
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError, Finding, Level
+from ..model.findings import BadInputError, Finding, Level, raise_errors
 from ..model.grids import Volume
 from ..model.label_schemes import LabelScheme
 from ..model.sources import volume_of_image
@@ -65,9 +65,7 @@ class CaseReading:
         Raises:
             BadInputError: On the first error; with `strict` on the first warning as well.
         """
-        for finding in sorted(self.findings, key=lambda finding: finding.level != "error"):
-            if strict or finding.level == "error":
-                raise BadInputError(finding.where, finding.message)
+        raise_errors(self.findings, strict=strict)
         return self
 
 
@@ -147,6 +145,6 @@ def _read_labels(case: CaseFiles, findings: list[Finding]) -> ReadVolume | None:
 def _volume(path: Path, read: ReadVolume) -> Volume:
     volume = volume_of_image(read.image, where=str(path))
     # An array file has no header that could state an orientation.
-    oddities = () if path.suffix == ".npy" else volume.oddities
+    oddities = () if path.suffix.lower() == ".npy" else volume.oddities
     messages = [finding.message for finding in read.findings]
     return replace(volume, oddities=tuple(dict.fromkeys([*messages, *oddities])))

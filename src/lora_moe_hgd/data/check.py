@@ -1,4 +1,4 @@
-"""Looking through a whole cohort before it is used: what cannot be, what is odd, and what it consists of."""
+"""Check a whole cohort: errors, warnings and counts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..files import reason_of
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
@@ -108,7 +109,11 @@ class CheckedCohort:
 
 def check_case(case: CaseFiles, *, labels: bool) -> CheckedCase:
     """Read a case as training does, and keep the findings."""
-    reading = read_case(case, labels=labels, not_finite="error")
+    try:
+        reading = read_case(case, labels=labels, not_finite="error")
+    # Whatever a case raises must not end the check of the others.
+    except Exception as error:
+        return CheckedCase(case, None, (Finding(case.folder, reason_of(error), "error"),))
     scheme = None if reading.scheme is None else reading.scheme.name
     return CheckedCase(case, scheme, tuple(reading.findings))
 
@@ -163,6 +168,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
     args = parser.parse_args(argv)
+    if args.no_labels and args.label_scheme:
+        raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
     cohort = check_cohort(
         args.root,
         labels=not args.no_labels,

@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
-from ..files import new_folder, replacing
+from ..files import new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
@@ -145,7 +145,7 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
     """Voxels in the file's own data type if NIfTI has it and it holds their values, else float32."""
-    kind = np.load(path, mmap_mode="r").dtype if path.suffix == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
+    kind = np.load(path, mmap_mode="r").dtype if path.suffix.lower() == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
     if kind not in data_type_codes:
         return array
     converted = array.astype(kind)
@@ -202,8 +202,9 @@ def main(argv: Sequence[str]) -> None:
     for case in tqdm(cases, desc="converting", unit="case"):
         try:
             written.append(convert_case(case.in_scheme(args.label_scheme), record))
-        except (ValueError, OSError) as error:
-            failed.append(str(error))
+        # Whatever a case raises must not end the conversion of the others.
+        except Exception as error:
+            failed.append(f"{case.case_id}: {reason_of(error)}")
     write_index(record)
     for message in failed:
         print(f"failed: {message}", file=sys.stderr)

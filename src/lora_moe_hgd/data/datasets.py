@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ..files import replacing
+from ..files import reason_of, replacing
 from ..fingerprints import case_fingerprint, code_fingerprint, file_fingerprint, fingerprint
 from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -127,6 +127,12 @@ class CachedCases(Dataset):
             # Preparing the case says which file cannot be read, and why.
             return False
 
+    def content(self) -> str:
+        """Fingerprint of the content of all cases and of the settings they are prepared with."""
+        # The first folder of the cache is that of version and code.
+        kept = [self._kept_at(index).relative_to(self.cache_dir).parts[1:] for index in range(len(self))]
+        return fingerprint(kept)
+
     def _check_shared_inputs(self) -> None:
         """Validate inputs that several cases share before any case is made. The default does nothing."""
 
@@ -136,6 +142,9 @@ class CachedCases(Dataset):
             self._keep(self._preprocess(index), self._kept_at(index))
         except BadInputError as error:
             return error.finding
+        # Whatever else a case raises must not end the preparation of the others.
+        except Exception as error:
+            return Finding(self._case_id(index), reason_of(error), "error")
         return None
 
     def _keep(self, inputs: BatchFeature, path: Path) -> None:
@@ -198,6 +207,12 @@ class PhantomDataset(CachedCases):
 
     def __len__(self) -> int:
         return self.size
+
+    def content(self) -> str:
+        """Fingerprint of the content of all cases and of the settings they are prepared with."""
+        # The first folder of the cache is that of version and code.
+        kept = [self._kept_at(index).relative_to(self.cache_dir).parts[1:] for index in range(len(self))]
+        return fingerprint(kept)
 
     def _check_shared_inputs(self) -> None:
         read_templates(self.processor.target_spacing_mm[0], self.label_maps)

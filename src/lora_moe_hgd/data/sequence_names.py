@@ -16,18 +16,20 @@ Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
 # Kind -> words. A word may stand alone or be joined to others, as in `axt1post`. Words of no kind are ignored.
 WORDS = {
     "t1": "t1 t1w t1wi mprage spgr fspgr bravo",
-    "t1 contrast": "t1c ct1",
+    "t1 contrast": "t1c ct1 ct1w",
     "t1 native": "t1n",
     "t2": "t2 t2w t2wi",
     "flair": "flair t2f darkfluid tirm",
     "contrast": "ce gd gad gado gadolinium gadovist gadavist dotarem magnevist prohance contrast postcontrast "
+    "gadobutrol gadoterate gadoteridol gadopentetate gadodiamide gadolinio gbca clariscan vueway primovist cm pc plus "
     "enhanced km kontrast kontrastmittel inj injection injecte contraste contrasto mdc",
     "c": "c",  # Contrast where it follows T1.
     "native": "native nativ natif precontrast noncontrast unenhanced",
     "before": "pre vor avant before",
     "after": "post nach apres after",
     "without": "without wo no non ohne sans senza sin",
-    "treatment": "op operation operative operativ surgery rt radiation radiotherapy chemo therapy treatment resection",
+    "treatment": "op operation operative operativ surgery rt radiation radiotherapy chemo therapy treatment resection "
+    "biopsy biopsie",
     "to": "to onto into in on",
     "reg": "reg registered coreg coregistered aligned resampled resliced",
     "seg": "seg segm segmentation segmentations mask masks label labels labelmap dseg roi gtv gt groundtruth",
@@ -54,6 +56,7 @@ SIGNS = (
     (r"\*", "star "),
     (r"w/o\b", " without "),
     (r"\+ ?(?:c|gd|km)\b|(?<=[a-z0-9])\+(?![a-z0-9])", " contrast "),
+    (r"(?<=\s)\+(?=\s*$)", " contrast "),
     (r"\bc-(?![a-z0-9])", " native "),
     (r"\bdark[ -]fl(?:uid)?\b|\bda-fl\b", " flair "),
     (r"\b(flair|t[12][a-z]*|adc|swi)2(?=t1|t2|flair)", r"\1 to "),
@@ -69,7 +72,7 @@ RULES = (
     (r"\b(?:before|without) contrast\b", "native"),
     (r"\bafter\b", "contrast"),
     (r"\bbefore\b", "native"),
-    (r"\bt1 c\b", "t1 contrast"),
+    (r"\bt1((?: technique| \?| \d+)*) c\b", r"t1\1 contrast"),
     (r"\bsub$", "other"),
     # `t1c_tumour` may be an image or a mask.
     (rf"\b{SEQUENCE}\b.*\b(?:tumour|lesion)$", "unclear"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from ..fingerprints import file_fingerprint, fingerprint
+from ..model.case_rules import LABEL_MAP, settle
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ..model.sources import volume_of
 from .datasets import CachedCases
 
 
@@ -94,7 +97,15 @@ class StreamedCases(CachedCases):
         images = {"t1c" if name == "t1ce" else name: Nifti().decode_example(file) for name, file in files.items()}
         segmentation = images.pop("seg")
         try:
-            return self.processor(images, segmentation_maps=segmentation, label_scheme=self.label_scheme)
+            settled = settle(
+                {name: volume_of(images[name], where=name) for name in MODALITIES if name in images},
+                label_map=volume_of(segmentation, where=LABEL_MAP),
+                label_schemes=(self.label_scheme,),
+                not_finite="error",
+            ).raise_errors()
+            for finding in settled.findings:
+                warnings.warn(f"{where}, {finding}", stacklevel=2)
+            return self.processor(settled)
         except ValueError as error:
             raise ValueError(f"{where} cannot be used. {error}") from error
 

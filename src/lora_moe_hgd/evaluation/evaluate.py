@@ -19,7 +19,7 @@ import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..data.case_files import CaseFiles
+from ..data.case_files import NO_GROUND_TRUTH, CaseFiles
 from ..data.cases import read_case
 from ..data.channels import parse_channel_order
 from ..data.layouts import survey
@@ -139,6 +139,9 @@ def _known(path: Path, made_from: str) -> CaseScores:
     return CaseScores()
 
 
+TABLES = ("table.md", "table.json", "scores.csv")
+
+
 def main(argv: Sequence[str]) -> None:
     """Score a checkpoint, or compare earlier scores; exit code 1 if some case could not be scored."""
     if score(argv):
@@ -177,6 +180,10 @@ def score(argv: Sequence[str]) -> int:
                 "trained_on": len(trained_on),
             }
             print(printable(_report(found.scores, failed, args.out, about)))
+        else:
+            # Tables of an earlier evaluation would look like those of this one.
+            for name in TABLES:
+                (args.out / name).unlink(missing_ok=True)
         if failed:
             print(f"{len(found.scores)} of {len(cases) + len(bad)} cases are scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
@@ -259,11 +266,7 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
             )
         # Problems of other cases are of no interest.
         found, bad = [case for case in found if case.case_id in wanted], []
-    bad += [
-        Finding(case.folder, "This case has no label map to score against.", "error")
-        for case in found
-        if case.segmentation is None
-    ]
+    bad += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in found if case.segmentation is None]
     cases = [case.in_scheme(args.label_scheme) for case in found if case.segmentation is not None]
     if not cases:
         raise ValueError(f"No case in {args.data} can be scored." + _listed("Problems", bad))

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
                 f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
             )
     if one is not None:
-        # Bad input is told before the network is loaded.
+        # Report bad input before the network is loaded.
         used = choose_sequences(one, options.modalities)
         print("\n".join(used.mapping()))
         report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """One case, by its place or file by file; or those of a cohort, and what is wrong with the rest of it.
+    """Find one case, by its folder or file by file, or the cases of a cohort and the problems of its other folders.
 
     Raises:
         ValueError: If neither or both are given.
@@ -109,6 +109,8 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
             f"Give a case by --in-path, or file by file by some of {options}{', not by both' if given else ''}."
         )
     if given:
+        if args.channel_order:
+            raise ValueError("--channel-order has no effect on files that are named one by one. Leave it out.")
         return given_case(given), [], []
     order = args.channel_order and parse_channel_order(args.channel_order)
     if args.in_path.is_dir():

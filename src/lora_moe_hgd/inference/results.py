@@ -28,7 +28,7 @@ from .report import make_report, not_at_the_cost_of_the_result, write_report
 from .segment import segment
 from .uncertainty import expected_dice, voxel_entropy
 
-# In the order in which those of an earlier run go: the report says that the others are whole.
+# Deletion order. `report.json` goes first: its presence marks the folder as complete.
 RESULT_FILES = (
     "report.json",
     "report.html",

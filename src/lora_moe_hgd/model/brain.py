@@ -41,6 +41,9 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
         if value == 0 or np.count_nonzero(equal) < LEAST_FILL * array.size:
             continue
         region = flood(corners & equal, equal)
+        # Saturated tissue can reach a corner; background is never brighter than the brain.
+        if value > np.percentile(array[~equal], 99):
+            continue
         if np.count_nonzero(region) >= LEAST_FILL * array.size:
             fills[float(value)] = region
     return fills

@@ -20,7 +20,7 @@ from .brain import (
     head_litres,
     spread_of,
 )
-from .findings import BadInputError, Finding, Level
+from .findings import BadInputError, Finding, Level, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 
@@ -77,9 +77,7 @@ class SettledCase:
         Raises:
             BadInputError: On the first error; with `strict` on the first warning as well.
         """
-        for finding in sorted(self.findings, key=lambda finding: finding.level != "error"):
-            if strict or finding.level == "error":
-                raise BadInputError(finding.where, finding.message)
+        raise_errors(self.findings, strict=strict)
         return self
 
 
@@ -120,7 +118,9 @@ def settle(
             usable[name] = cleaned
     if not usable:
         return SettledCase({}, np.eye(4), "", findings=tuple(notes.findings))
-    reference = reference if reference in usable else next(iter(usable))
+    if reference not in usable:
+        # A stated affine counts more than an assumed one.
+        reference = next((name for name, volume in usable.items() if volume.has_geometry), next(iter(usable)))
     like = usable[reference]
     arrays, interpolated = {}, []
     for name, volume in usable.items():
@@ -128,6 +128,7 @@ def settle(
         if placed is not None:
             arrays[name] = placed[0].array
             interpolated += [name] if placed[1] else []
+    arrays = _without_rims(notes, arrays)
     _judge_brains(
         notes, {name: Volume(array, like.affine) for name, array in arrays.items()}, allow_skull, allow_partial
     )
@@ -157,6 +158,9 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         notes.findings.append(error.finding)
         return None
     finite = np.isfinite(array)
+    if not finite.any():
+        notes.add(name, "No voxel is finite. Export the sequence again.", "error")
+        return None
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
         notes.add(name, f"{count} voxels are not finite (NaN or infinite). They count as zero.", not_finite)
@@ -179,11 +183,9 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         found = ", ".join(f"{value:g}" for value in fills)
         notes.add(name, f"The background is {found} instead of 0. It was set to 0.")
         array = np.where(np.logical_or.reduce(list(fills.values())), 0, array)
-    rim = dark_rim(array)
-    if rim is not None:
-        share = np.count_nonzero(rim) / np.count_nonzero(array)
-        notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were set to 0.")
-        array = np.where(rim, 0, array)
+    if not array.any():
+        notes.add(name, "It holds constant background alone. Leave the sequence out.", "error")
+        return None
     if spread_of(array[array != 0]) == 0:
         level = np.median(array[array != 0])
         notes.add(
@@ -236,6 +238,21 @@ def _differences(volume: Volume, like: Volume) -> str:
     return f"centres {distance:.3g} mm apart" if distance > 0.1 else "its axes are turned"
 
 
+def _without_rims(notes: _Notes, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays without dark noise around the brain; what another sequence shows as tissue is kept."""
+    rims = {name: rim for name, array in arrays.items() if (rim := dark_rim(array)) is not None}
+    if not rims:
+        return arrays
+    beside = np.logical_and.reduce([rims.get(name, False) | (array == 0) for name, array in arrays.items()])
+    cleared = dict(arrays)
+    for name, rim in rims.items():
+        share = np.count_nonzero(rim & beside) / np.count_nonzero(arrays[name])
+        if share > 0.01:
+            notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were set to 0.")
+            cleared[name] = np.where(rim & beside, 0, arrays[name])
+    return cleared
+
+
 def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: bool, allow_partial: bool) -> None:
     """Find heads, parts of brains, brains at different places, and one image given twice."""
     brains = {name: volume.array != 0 for name, volume in volumes.items()}
@@ -245,19 +262,19 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         if head:
             notes.add(
                 name,
-                f"{head:.1f} litres of tissue look like a head with its skull. Extract the brain first, "
-                "or pass `--allow-skull` (`allow_skull=True`).",
+                f"{head:.1f} litres of tissue look like a head with its skull. Extract the brain first. "
+                "Segmenting it as it is takes `--allow-skull` (`allow_skull=True`).",
                 "warning" if allow_skull else "error",
             )
         elif litres < LEAST_BRAIN_LITRES:
             notes.add(
                 name,
                 f"{litres:.2g} litres of tissue are not a whole brain. Is the voxel size right? "
-                "Pass `--allow-partial` (`allow_partial=True`) to go on.",
+                "Segmenting such a case takes `--allow-partial` (`allow_partial=True`).",
                 "warning" if allow_partial else "error",
             )
         elif cut_off_share(brain) > CUT_OFF:
-            notes.add(name, "The field of view cuts off a part of the brain. Nothing is known of what lies outside.")
+            notes.add(name, "The field of view cuts off a part of the brain. Check that the skull was removed, too.")
     overlaps = {
         pair: np.count_nonzero(brains[pair[0]] & brains[pair[1]]) / np.count_nonzero(brains[pair[0]] | brains[pair[1]])
         for pair in itertools.combinations(brains, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,17 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
+
+
+def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
+    """Raise the first error, if there is one.
+
+    Raises:
+        BadInputError: On the first error; with `strict` on the first warning as well.
+    """
+    for finding in sorted(findings, key=lambda finding: finding.level != "error"):
+        if strict or finding.level == "error":
+            raise BadInputError(finding.where, finding.message)
 
 
 class BadInputError(ValueError):

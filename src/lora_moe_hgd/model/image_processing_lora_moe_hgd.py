@@ -136,7 +136,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
             if isinstance(case, SettledCase):
-                settled.append(case)
+                settled.append(case.raise_errors())
                 continue
             where = "" if is_single else f"case {number}, "
             settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
@@ -268,7 +268,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
             cropped = to_canonical(array, case.affine)[tuple(slice(low, high) for low, high in box)]
-            values = resample_brain(torch.from_numpy(cropped), new_shape)
+            values = resample_brain(torch.tensor(cropped), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
 

@@ -70,7 +70,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
     def preprocess(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
         if isinstance(case, Mapping):
             return self.image_processor(case, **parameters)
-        parameters.pop("spacing_mm", None)
+        if "spacing_mm" in parameters:
+            raise ValueError("`spacing_mm` is for bare arrays. A folder states its own voxel size.")
         return self.image_processor(_read_folder(case, **parameters))
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .findings import BadInputError
@@ -18,6 +19,9 @@ try:
     import nibabel as nib
 except ImportError:
     nib = None  # type: ignore[assignment]
+
+MAX_EDGE = 1024
+MAX_BYTES = 4 * 1024**3
 
 
 def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | None = None) -> Volume:
@@ -39,7 +43,8 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
     if isinstance(source, Tensor) and getattr(source, "affine", None) is not None:
         return _of_meta_tensor(source, where)
     if isinstance(source, Tensor):
-        source = source.detach().cpu().numpy()
+        # numpy has no bfloat16.
+        source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
     if not isinstance(source, np.ndarray):
         kind = type(source).__name__
         raise BadInputError(where, f"A volume must be a path, a nibabel image, an array or a tensor, not {kind}.")
@@ -71,22 +76,34 @@ def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
 
 
 def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] | None) -> Volume:
-    if path.endswith(".npy"):
-        return volume_of(np.load(path, allow_pickle=False), where=where, spacing_mm=spacing_mm)
-    if nib is None:
+    is_array = path.lower().endswith(".npy")
+    if not is_array and nib is None:
         raise ImportError("Reading NIfTI files needs nibabel: pip install nibabel")
     try:
-        image = nib.load(path)
+        if is_array:
+            array = np.load(path, allow_pickle=False, mmap_mode="r")
+            _check_size(path, array.shape)
+            return volume_of(np.array(array), where=where, spacing_mm=spacing_mm)
+        image: Any = nib.load(path)
+        _check_size(path, image.shape)
         header = None
         if isinstance(image.header, nib.Nifti1Header):
             with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj("rb") as file:
                 header = type(image.header).from_fileobj(file, check=False)
         return volume_of_image(image, where=where, header=header)
+    except BadInputError:
+        raise
     except FileNotFoundError as error:
         raise BadInputError(path, "There is no such file. Check the path.") from error
-    # Nibabel raises many kinds of errors over damaged files.
-    except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+    # Nibabel and numpy raise many kinds of errors over damaged files.
+    except Exception as error:
         raise BadInputError(path, f"The file cannot be read: {error or type(error).__name__}") from error
+
+
+def _check_size(path: str, shape: tuple[int, ...]) -> None:
+    """Refuse a file whose header announces impossible sizes, before its voxels are read."""
+    if any(not 1 <= edge <= MAX_EDGE for edge in shape) or math.prod(shape) * 4 > MAX_BYTES:
+        raise BadInputError(path, f"The header announces the shape {shape}, which is too large for a head or empty.")
 
 
 def _of_meta_tensor(tensor: Any, where: str) -> Volume:
@@ -103,6 +120,8 @@ def _of_meta_tensor(tensor: Any, where: str) -> Volume:
 def _checked(array: Any, where: str) -> np.ndarray:
     """The array as `(D, H, W)` float32, without trailing axes of length one."""
     array = np.asarray(array)
+    if 0 in array.shape:
+        raise BadInputError(where, f"The volume has no voxel: its shape is {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise BadInputError(
             where, f"The voxels must be real numbers, not {array.dtype}. Take the magnitude or one channel."

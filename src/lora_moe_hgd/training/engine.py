@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.splits import Split
 from ..data.style import WIDE, PhantomStyle
-from ..loading import base_name, checkpoint_digest, checkpoint_folder, load_checkpoint
+from ..loading import base_name, checkpoint_folder, load_checkpoint, weights_digest
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -30,7 +30,7 @@ from .objectives import Objective, SegmentationObjective
 from .options import SCORE, RunConfig
 from .reconstruction import MaskedReconstruction, ReconstructionObjective
 from .run_folder import RunFolder
-from .sources import build_data
+from .sources import RunData, build_data
 
 Build = Callable[[RunConfig], tuple[Network, LoraMoeHgdImageProcessor]]
 
@@ -67,7 +67,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
         else:
             objective = SegmentationObjective(config, accelerator, processor, data, run)
         if shows:
-            run.open(data.split, made_from=_made_from(config, accelerator))
+            run.open(data.split, made_from=_made_from(config, accelerator, data))
     # FSDP2 takes contiguous weights only; convolutions are faster with the others.
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -76,11 +76,12 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
     return loop.run_epochs()
 
 
-def _made_from(config: RunConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """What the result of a run depends on beside its options and cases."""
+def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData) -> dict[str, Any]:
+    """What the result of a run depends on beside its options and the ids of its cases."""
     return {
         "package version": version("lora-moe-hgd"),
-        "base weights": None if config.base is None else checkpoint_digest(checkpoint_folder(config.base))[:16],
+        "base weights": None if config.base is None else weights_digest(checkpoint_folder(config.base))[:16],
+        "content of the cases": data.content[:16],
         "processes": accelerator.num_processes,
     }
 

@@ -20,6 +20,7 @@ from ..data.layouts import survey
 from ..data.splits import Split, draw_fold, draw_split, read_split
 from ..data.streams import StreamedCases
 from ..data.style import WIDE, PhantomStyle
+from ..fingerprints import fingerprint
 from ..model.findings import BadInputError, Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .options import RunConfig
@@ -36,11 +37,13 @@ class RunData:
         train: Training cases, with phantoms mixed in where the configuration says so.
         validation: Validation cases.
         split: Ids of the cases of both parts; phantoms are not listed.
+        content: Fingerprint of the content of all cases and phantoms.
     """
 
     train: CaseSource
     validation: CaseSource
     split: Split
+    content: str
 
 
 def build_data(
@@ -63,7 +66,7 @@ def build_data(
             _phantoms(config, processor, style, number, seed, show=show)
             for number, seed in ((data.phantoms, config.seed), (data.val_phantoms, VALIDATION_SEED))
         )
-        return RunData(train, validation, Split([], []))
+        return RunData(train, validation, Split([], []), fingerprint(train.content(), validation.content()))
     cases: CachedCases
     if data.root is not None:
         cases, split = _cases_below(Path(data.root), config, processor, show=show)
@@ -82,9 +85,10 @@ def build_data(
     place = {name: index for index, name in enumerate(cases.case_ids)}
     chosen, held_out = (ChosenCases(cases, [place[name] for name in part]) for part in (split.train, split.validation))
     if data.phantom_share is None:
-        return RunData(chosen, held_out, split)
+        return RunData(chosen, held_out, split, cases.content())
     phantoms = _phantoms(config, processor, style, data.phantoms, config.seed, show=show)
-    return RunData(MixedCases([chosen, phantoms], [1 - data.phantom_share, data.phantom_share]), held_out, split)
+    mixed = MixedCases([chosen, phantoms], [1 - data.phantom_share, data.phantom_share])
+    return RunData(mixed, held_out, split, fingerprint(cases.content(), phantoms.content()))
 
 
 def _phantoms(
