@@ -121,7 +121,7 @@ def test_a_finished_run_is_moved_aside_and_kept(tmp_path: Path, cache: Path, cap
     before = (tmp_path / "run/best/model.safetensors").read_bytes()
     train_from_scratch(tmp_path / "run", cache, "--epochs", "1", "--lr", "1.0e-4")
     (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
-    assert f"it is now {aside}" in capsys.readouterr().out
+    assert f"It is now in {aside}, and a new run begins." in capsys.readouterr().out
     assert (aside / "best/model.safetensors").read_bytes() == before
     assert (tmp_path / "run/best/model.safetensors").read_bytes() != before
 
