@@ -1,7 +1,7 @@
 """Fingerprints of everything that a result, a score or a prepared case was made from.
 
-Files on disk are reused only while their fingerprint equals that of the inputs. Inputs count by their whole content: for
-a case of BraTS-Africa (9 MB) that takes 10 ms of one core.
+Files on disk are reused only while their fingerprint equals that of the inputs. Inputs count by their whole content.
+That takes 10 ms of one core for a case of BraTS-Africa (9 MB).
 """
 
 from __future__ import annotations
