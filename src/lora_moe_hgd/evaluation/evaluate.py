@@ -19,7 +19,7 @@ import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..data.case_files import CaseFiles
+from ..data.case_files import NO_GROUND_TRUTH, CaseFiles
 from ..data.cases import read_case
 from ..data.channels import parse_channel_order
 from ..data.layouts import survey
@@ -259,11 +259,7 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
             )
         # Problems of other cases are of no interest.
         found, bad = [case for case in found if case.case_id in wanted], []
-    bad += [
-        Finding(case.folder, "This case has no label map to score against.", "error")
-        for case in found
-        if case.segmentation is None
-    ]
+    bad += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in found if case.segmentation is None]
     cases = [case.in_scheme(args.label_scheme) for case in found if case.segmentation is not None]
     if not cases:
         raise ValueError(f"No case in {args.data} can be scored." + _listed("Problems", bad))
@@ -294,9 +290,7 @@ def _listed(head: str, findings: Sequence[Finding]) -> str:
 
 
 def _report(scores: dict[str, CaseScores], failed: Sequence[Finding], out: Path, about: dict[str, Any]) -> str:
-    # Pandas takes no other text.
-    scores = {printable(name): found for name, found in scores.items()}
-    rows = [{**row, "case_id": name} for name, found in scores.items() for row in found.rows]
+    rows = [row for found in scores.values() for row in found.rows]
     reliability = {
         (name, part): counts for name, found in scores.items() for part, counts in found.reliability.items()
     }
