@@ -57,7 +57,7 @@ def results(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:
-    with open(out / "summary.csv", newline="") as file:
+    with open(out / "summary.csv", newline="", encoding="utf-8") as file:
         return {row["case"]: row for row in csv.DictReader(file)}
 
 
@@ -341,10 +341,11 @@ def test_a_folder_whose_name_is_not_unicode_is_a_case_like_any_other(
     assert stopped.value.code == 1
     rows = table(out)
     assert sorted(row["status"] for row in rows.values()) == ["done", "done", "failed"]
-    assert rows[r"M\udcfcller"]["status"] == "done"
-    assert (out / name / "report.json").is_file()
-    assert b"M%FCller/report.html" in (out / "index.html").read_bytes()
-    assert rb"failed: M\udcfcller-cut" in capsysbinary.readouterr().err
+    assert rows["Müller"]["status"] == "done"
+    assert r"M\udcfcller-cut" in rows["Müller-cut"]["message"]
+    assert (out / "Müller/report.json").is_file()
+    assert b"M%C3%BCller/report.html" in (out / "index.html").read_bytes()
+    assert "failed: Müller-cut: ".encode() in capsysbinary.readouterr().err
     with pytest.raises(SystemExit):
         run("check", [str(root), "--no-labels"])
     assert rb"M\udcfcller-cut/T2.nii.gz" in capsysbinary.readouterr().out

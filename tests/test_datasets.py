@@ -84,7 +84,7 @@ def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    with pytest.raises(NameError, match="read_case"):
+    with pytest.raises(BadInputError, match="read_case"):
         cases(root, tmp_path)[1]
 
 

@@ -465,13 +465,14 @@ def test_a_case_whose_name_is_not_unicode_is_scored_like_any_other(
             shutil.copytree(dummy_root / "case_000", tmp_path / "cases" / name)
     except OSError:
         pytest.skip("This file system takes Unicode names only.")
-    scorer.errors[names[0]] = ValueError(names[0])
+    scorer.errors["Müller"] = ValueError(names[0])
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "out"), "--subsets", "flair"])
     assert stopped.value.code == 1
-    assert r"failed: M\udcfcller: M\udcfcller" in capsys.readouterr().err
-    assert set(pd.read_csv(tmp_path / "out/scores.csv")["case_id"]) == {r"M\udcf6ller"}
-    assert set(pd.read_csv(tmp_path / "out/findings.csv")["case_id"]) == {r"M\udcfcller"}
+    assert r"failed: Müller: M\udcfcller" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "out/scores.csv")["case_id"]) == {"Möller"}
+    (finding,) = pd.read_csv(tmp_path / "out/findings.csv").to_dict("records")
+    assert (finding["case_id"], finding["message"]) == ("Müller", r"M\udcfcller")
 
 
 @pytest.mark.slow
@@ -519,7 +520,7 @@ def test_a_case_without_ground_truth_is_told_before_any_is_scored(dummy_root, tm
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert said.index("failed: ") == said.index(f"failed: {tmp_path / 'cases/case_002'}: ")
-    assert said.index("case_002: This case has no label map to score against.") < said.index("failed: case_000: bad")
+    assert said.index("case_002: This case has no ground truth.") < said.index("failed: case_000: bad")
     assert scorer.news() == [("case_001", "flair")]
     # Others are none of what was asked for.
     run("evaluate", [*words, "--cases", "case_001"])

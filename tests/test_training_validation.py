@@ -42,7 +42,7 @@ def forget_accelerator() -> Iterator[None]:
 
 def objective(cases: list[Case], folder: Path, *options: str) -> SegmentationObjective:
     config = read_config(["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(folder), *options])
-    data = RunData(train=cases, validation=cases, split=Split([], []))
+    data = RunData(train=cases, validation=cases, split=Split([], []), content="")
     return SegmentationObjective(config, Accelerator(cpu=True), LoraMoeHgdImageProcessor(), data, RunFolder(config))
 
 

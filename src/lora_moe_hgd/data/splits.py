@@ -83,7 +83,7 @@ def read_split(path: Path, fold: int | None) -> Split:
 def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None:
     """Record the split of a run as `split.csv`: a row for each case and part, with the fold where one was chosen."""
     rows = [(case, part) for part in ("train", "validation") for case in getattr(split, part)]
-    with replacing(run_folder / FILE_NAME) as scratch, open(scratch, "w", newline="") as file:
+    with replacing(run_folder / FILE_NAME) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["case", "part"] if fold is None else ["case", "part", "fold"])
         writer.writerows(rows if fold is None else [(*row, fold) for row in rows])

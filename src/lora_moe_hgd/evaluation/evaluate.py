@@ -297,9 +297,7 @@ def _listed(head: str, findings: Sequence[Finding]) -> str:
 
 
 def _report(scores: dict[str, CaseScores], failed: Sequence[Finding], out: Path, about: dict[str, Any]) -> str:
-    # Pandas takes no other text.
-    scores = {printable(name): found for name, found in scores.items()}
-    rows = [{**row, "case_id": name} for name, found in scores.items() for row in found.rows]
+    rows = [row for found in scores.values() for row in found.rows]
     reliability = {
         (name, part): counts for name, found in scores.items() for part, counts in found.reliability.items()
     }

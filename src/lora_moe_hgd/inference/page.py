@@ -7,7 +7,6 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -91,7 +90,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if row["status"] != "done":
             cells.append([name, *[""] * (len(REGIONS) + 2), f"failed: {html.escape(row['message'])}"])
             continue
-        link = f'<a href="{quote(os.fsencode(row["case"]))}/report.html">{name}</a>'
+        link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
         volumes = [f"{row[f'{region}_ml']:.1f}" for region in REGIONS]
         remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
         cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..files import printable, replacing
+from ..files import replacing
 from ..model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
@@ -73,7 +73,7 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
         axes[0].text(0.02, 0.5, "R", color="white", fontsize=9, transform=axes[0].transAxes)
         axes[0].text(0.98, 0.5, "L", color="white", fontsize=9, ha="right", transform=axes[0].transAxes)
     lines = [Line2D([], [], color=colour, lw=LINE_WIDTHS[name], label=name) for name, colour in COLOURS.items()]
-    figure.suptitle(printable(title), color="white", fontsize=11, y=0.99, va="top")
+    figure.suptitle(title, color="white", fontsize=11, y=0.99, va="top")
     figure.legend(handles=lines, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=9)
     top = 1 - 0.5 / figure.get_figheight()
     figure.subplots_adjust(
