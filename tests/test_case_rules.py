@@ -252,7 +252,7 @@ def test_raw_scans_are_refused_as_heads(patient: str, name: str) -> None:
 
 
 def test_a_volume_of_constant_fills_alone_is_refused() -> None:
-    halves = np.where(np.arange(SHAPE[0])[:, None, None] < 18, 0.5, 0.7) * np.ones(SHAPE)
+    halves = np.where(np.arange(SHAPE[0])[:, None, None] < 18, -0.5, 0.0) * np.ones(SHAPE)
     case = settled({"t1": halves.astype(np.float32)})
     assert messages(case)[-1] == "error: t1: It holds constant background alone. Leave the sequence out."
     assert not case.arrays

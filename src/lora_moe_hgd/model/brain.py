@@ -17,7 +17,7 @@ LARGEST_BRAIN_LITRES = 2.8
 SMALL_LITRES, SMALL_EXTENTS_MM2 = 1.9, 24_000.0
 COARSE_MM = 4.0
 # A constant fill of fewer voxels is a coincidence.
-LEAST_FILL = 0.001
+LEAST_FILL, LEAST_FILL_VOXELS = 0.001, 64
 # Noise around a brain stays below this share of bright tissue, and is more than this share of all voxels.
 DARK = 0.2
 LEAST_RIM = 0.2
@@ -35,16 +35,17 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
     """
     corners = np.zeros(array.shape, dtype=bool)
     corners[:: array.shape[0] - 1 or 1, :: array.shape[1] - 1 or 1, :: array.shape[2] - 1 or 1] = True
+    least = max(LEAST_FILL * array.size, LEAST_FILL_VOXELS)
     fills = {}
     for value in np.unique(array[corners]):
         equal = array == value
-        if value == 0 or np.count_nonzero(equal) < LEAST_FILL * array.size:
+        if value == 0 or np.count_nonzero(equal) < least:
             continue
         region = flood(corners & equal, equal)
         # Saturated tissue can reach a corner; background is never brighter than the brain.
         if value > np.percentile(array[~equal], 99):
             continue
-        if np.count_nonzero(region) >= LEAST_FILL * array.size:
+        if np.count_nonzero(region) >= least:
             fills[float(value)] = region
     return fills
 
