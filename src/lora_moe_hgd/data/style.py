@@ -21,7 +21,8 @@ class PhantomStyle:
     are given in robust z-scores against the healthy brain of the same case. A share is a probability per phantom.
 
     Example:
-        >>> dataclasses.replace(PhantomStyle(), low_share=0.0).low_share
+        >>> from dataclasses import replace
+        >>> replace(PhantomStyle(), low_share=0.0).low_share
         0.0
     """
 
