@@ -62,7 +62,7 @@ def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
 
 
 def _spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """White matter where noise is high, more of it near fluid: from few spots to confluent leukoaraiosis."""
+    """Leukoaraiosis in white matter, from few spots to confluent areas, more of it near fluid."""
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12), spacing_mm=spacing_mm, generator=generator)
     near_fluid = gaussian_blur(anatomy.tissues[0], (4 / spacing_mm,) * 3)

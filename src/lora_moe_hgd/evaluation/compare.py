@@ -30,7 +30,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1 if every case is better).
 
     Raises:
-        ValueError: If they have no case and subset in common in which Dice is defined.
+        ValueError: If no case and subset with a defined Dice is in both.
     """
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
