@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from ..fingerprints import file_fingerprint
 
 SUMS = "SHA256SUMS"
 CARD = "README.md"
@@ -12,7 +13,7 @@ CARD = "README.md"
 def write_sums(folder: Path) -> None:
     """Sum up all files below `folder`, except the card, which is often edited on the Hub itself."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, CARD)]
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths)]
+    lines = [f"{file_fingerprint(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths)]
     (folder / SUMS).write_text("".join(lines))
 
 
@@ -41,10 +42,5 @@ def check_sums(folder: Path, sums: dict[str, str]) -> None:
     for name, checksum in sums.items():
         if name not in there:
             raise ValueError(f"{SUMS} tells of {name}, which is not there.")
-        if (found := _sha256(there[name])) != checksum:
+        if (found := file_fingerprint(there[name])) != checksum:
             raise ValueError(f"{name} must have the SHA-256 {checksum}, as {SUMS} says, got {found}.")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
