@@ -15,7 +15,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 HUB_SUITE = [
     f"tests/test_{name}.py"
-    for name in ("auto_classes", "pipeline", "modeling", "image_processing", "push", "local_hub", "adapters")
+    for name in ("auto_classes", "pipeline", "modeling", "image_processing", "push", "hub_server", "adapters")
 ]
 WITH_A_FLOOR = ("transformers", "peft", "accelerate", "huggingface_hub", "datasets")
 

@@ -22,15 +22,15 @@ import torch
 from torch import nn
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.datasets import Case, CaseDataset
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.cases.case_files import CaseFiles
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.loading import checkpoint_folder
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.subsets import parse_subset
+from lora_moe_hgd.training.data.datasets import Case, CaseDataset
 from lora_moe_hgd.training.objectives import predict
 
 SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"

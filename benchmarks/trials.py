@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.datasets import CaseDataset, CaseSource, PhantomDataset
+from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, Mask
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from lora_moe_hgd.subsets import EVERY_SUBSET, Mask
 from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.data.datasets import CaseDataset, CaseSource, PhantomDataset
 from lora_moe_hgd.training.engine import Build, train
 from lora_moe_hgd.training.objectives import predict
 from lora_moe_hgd.training.options import RunConfig

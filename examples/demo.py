@@ -9,14 +9,14 @@ from pathlib import Path
 from two_scanners import SCANNERS
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
-from lora_moe_hgd.data.style import NARROW
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.inference.picture import save_overlay
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
+from lora_moe_hgd.phantoms.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.pictures import save_overlay
 
 # Of no training or validation set.
 SEED = 2_000_000

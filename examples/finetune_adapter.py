@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.training.data.crops import SubsetCrops
+from lora_moe_hgd.training.data.datasets import CaseDataset
 from lora_moe_hgd.training.schedule import draw_subset
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -10,9 +10,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.training.data.crops import SubsetCrops
+from lora_moe_hgd.training.data.datasets import CaseDataset
 from lora_moe_hgd.training.schedule import draw_subset
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.noise import gaussian_blur, normal, smooth_noise
-from lora_moe_hgd.data.phantom import Phantom, make_phantom, write_phantom_case
-from lora_moe_hgd.data.style import NARROW
+from lora_moe_hgd.adapters.presets import TRAINED_IN_FULL, add_adapter
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.compare import paired_differences
 from lora_moe_hgd.evaluation.evaluate import evaluate
-from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.loading import base_name
-from lora_moe_hgd.training.adapters import TRAINED_IN_FULL, add_adapter
+from lora_moe_hgd.phantoms.noise import gaussian_blur, normal, smooth_noise
+from lora_moe_hgd.phantoms.phantom import Phantom, make_phantom, write_phantom_case
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.subsets import parse_subset
+from lora_moe_hgd.training.data.crops import SubsetCrops
+from lora_moe_hgd.training.data.datasets import CaseDataset
 from lora_moe_hgd.training.schedule import draw_subset, learning_rate_factor
 
 # Of no training or validation set.

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lora_moe_hgd.inference.picture import COLOURS
+from lora_moe_hgd.pictures import COLOURS
 from lora_moe_hgd.training.schedule import learning_rate_factor, most_dropped, region_weights
 
 

@@ -16,7 +16,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 
 import lora_moe_hgd
-from lora_moe_hgd.hub.adapters import blend
+from lora_moe_hgd.adapters.switching import blend
 from lora_moe_hgd.loading import adapter_base, checkpoint_folder, is_adapter, load_checkpoint
 
 PRETRAINED = Path(lora_moe_hgd.__file__).parent / "pretrained"

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from lora_moe_hgd import load_checkpoint, pretrained_path
-from lora_moe_hgd.hub.card import TAGS
+from lora_moe_hgd.adapters.card import TAGS
 
 ROOT = Path(__file__).parents[1]
 IN_README = ("t1", "t1c", "t2", "flair", "t1+t2", "t1c+flair", "t1+t1c+t2+flair", "mean")

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 # Each subcommand is the `main` of a module, imported only when asked for.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.command", "segment cases that may lack sequences"),
-    "check": ("lora_moe_hgd.data.check", "look through a cohort for what is wrong or odd"),
-    "convert": ("lora_moe_hgd.data.convert", "write cases in another family of names and label scheme"),
+    "check": ("lora_moe_hgd.cases.check", "look through a cohort for what is wrong or odd"),
+    "convert": ("lora_moe_hgd.cases.convert", "write cases in another family of names and label scheme"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
     "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),
     "pull": ("lora_moe_hgd.hub.pull", "fetch one from the Hub and check its files"),
     "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
-    "adapters": ("lora_moe_hgd.hub.adapter_commands", "list, merge and compare adapters"),
-    "phantom": ("lora_moe_hgd.data.phantom", "write made-up cases with ground truth"),
+    "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
+    "phantom": ("lora_moe_hgd.phantoms.phantom", "write made-up cases with ground truth"),
 }
 
 

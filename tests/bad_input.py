@@ -16,10 +16,10 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from lora_moe_hgd.data.case_files import given_case
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.layouts import find_case, survey
-from lora_moe_hgd.data.nifti import read_image, write_image
+from lora_moe_hgd.cases.case_files import given_case
+from lora_moe_hgd.cases.layouts import find_case, survey
+from lora_moe_hgd.cases.nifti import read_image, write_image
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.model.findings import BadInputError, Finding
 
 PATIENT = "Jane Doe"
@@ -285,7 +285,7 @@ def liar(folder: Path) -> None:
 @attempt(SIZES, "a volume larger than the memory that is free")
 def no_memory(folder: Path) -> list[Finding]:
     memory = SimpleNamespace(available=500_000)
-    with mock.patch("lora_moe_hgd.data.volume_rules.psutil.virtual_memory", return_value=memory):
+    with mock.patch("lora_moe_hgd.cases.volume_rules.psutil.virtual_memory", return_value=memory):
         return error_of(lambda: read_image(folder / "x_t1.nii.gz"))
 
 

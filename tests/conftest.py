@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_hub import LocalHub
+from hub_server.server import LocalHub
 
 from lora_moe_hgd_cli import run
 

@@ -29,9 +29,10 @@ from lora_moe_hgd import (
     merge_adapter,
     using_adapter,
 )
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.adapters.card import write_run_card
+from lora_moe_hgd.adapters.presets import add_adapter
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.evaluate import evaluate
-from lora_moe_hgd.training.adapters import add_adapter, write_adapter_card
 from lora_moe_hgd.training.averaging import trained_parameters
 from lora_moe_hgd_cli import run
 
@@ -62,7 +63,7 @@ def save_adapter(folder: Path, base: Path, preset: str, options: dict, *, seed: 
         for _, value in trained_parameters(adapted):
             value += 0.05 * torch.randn(value.shape, generator=generator)
     adapted.save_pretrained(str(folder))
-    write_adapter_card(folder, base=str(base), preset=preset, score=f"mean Dice 0.{seed}50")
+    write_run_card(folder, base=str(base), preset=preset, score=f"mean Dice 0.{seed}50")
     return logits(adapted)
 
 

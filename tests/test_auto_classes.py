@@ -24,7 +24,7 @@ from transformers import (
 
 import lora_moe_hgd
 from lora_moe_hgd import BrainTumorSegmentationPipeline, LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor
-from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.cases.layouts import find_case
 
 TASK = "brain-tumor-segmentation"
 PACKAGE = Path(lora_moe_hgd.__file__).parent

@@ -14,8 +14,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.cases import CaseReading, read_case
-from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.reading import CaseReading, read_case
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.model.findings import BadInputError

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.channels import parse_channel_order
-from lora_moe_hgd.data.layouts import find_case, find_cases
+from lora_moe_hgd.cases.channels import parse_channel_order
+from lora_moe_hgd.cases.layouts import find_case, find_cases
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.model.findings import BadInputError
 
 # So large that few voxels make a brain.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bad_input import PATIENT, good_case, no_tumour, twice
 
-from lora_moe_hgd.data.check import check_cohort
+from lora_moe_hgd.cases.check import check_cohort
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.sources import build_data

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 
 from lora_moe_hgd import fingerprints
-from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.data.nifti import read_image, write_image
-from lora_moe_hgd.data.phantom import make_phantom, write_phantom_case
-from lora_moe_hgd.data.style import NARROW
+from lora_moe_hgd.cases.case_files import CaseFiles
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.nifti import read_image, write_image
 from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference import results as inference
 from lora_moe_hgd.inference.cohort import segment_cohort
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
+from lora_moe_hgd.phantoms.phantom import make_phantom, write_phantom_case
+from lora_moe_hgd.phantoms.style import NARROW
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]

@@ -12,14 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.convert import BY_KEY, TARGETS
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.nifti import read_image, read_stack
-from lora_moe_hgd.data.streams import StreamedCases
+from lora_moe_hgd.cases.convert import BY_KEY, TARGETS
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.cases.nifti import read_image, read_stack
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.training.data.streams import StreamedCases
 from lora_moe_hgd_cli import run
 
 # What a case must be called to be of a family.

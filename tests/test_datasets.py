@@ -13,13 +13,13 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lora_moe_hgd.data import datasets
-from lora_moe_hgd.data.crops import SubsetCrops
-from lora_moe_hgd.data.datasets import CaseDataset, MixedCases, PhantomDataset
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.streams import StreamedCases
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.training.data import datasets
+from lora_moe_hgd.training.data.crops import SubsetCrops
+from lora_moe_hgd.training.data.datasets import CaseDataset, MixedCases, PhantomDataset
+from lora_moe_hgd.training.data.streams import StreamedCases
 from lora_moe_hgd.training.schedule import draw_subset
 
 PROCESSOR = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))

@@ -95,7 +95,7 @@ SLOW_PREPARING = """
 import sys, time
 from datetime import timedelta
 import torch
-from lora_moe_hgd.data.datasets import PhantomDataset
+from lora_moe_hgd.training.data.datasets import PhantomDataset
 from lora_moe_hgd.training.loop import TrainingLoop
 from lora_moe_hgd_cli import run
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from lora_moe_hgd import fingerprints, load_checkpoint, pretrained_path
-from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.layouts import find_case, find_cases
-from lora_moe_hgd.data.nifti import read_image
-from lora_moe_hgd.data.splits import Split, write_run_split
+from lora_moe_hgd.adapters.presets import add_adapter
+from lora_moe_hgd.cases.case_files import CaseFiles
+from lora_moe_hgd.cases.layouts import find_case, find_cases
+from lora_moe_hgd.cases.nifti import read_image
 from lora_moe_hgd.evaluation import evaluate as module
 from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
@@ -37,13 +37,13 @@ from lora_moe_hgd.evaluation.report import (
     worth_of_sequences,
 )
 from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.sources import volume_of
-from lora_moe_hgd.training.adapters import add_adapter
+from lora_moe_hgd.splits import Split, write_run_split
+from lora_moe_hgd.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lora_moe_hgd import fingerprints
-from lora_moe_hgd.data import datasets
-from lora_moe_hgd.data.case_files import CaseFiles
+from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.fingerprints import case_fingerprint, code_fingerprint, file_fingerprint, fingerprint
+from lora_moe_hgd.training.data import datasets
 
 
 @pytest.fixture
@@ -137,8 +137,10 @@ def test_comments_docstrings_and_formatting_do_not_count(package: Path) -> None:
 
 def test_prepared_cases_depend_on_the_code_that_reads_normalises_and_makes_them_and_on_no_other() -> None:
     modules = {name.removeprefix("lora_moe_hgd.") for name in fingerprints._code_of([datasets.__name__])}
-    reads = ("nifti", "cases", "datasets")
-    makes = ("anatomy", "contrast", "label_maps", "noise", "phantom", "tumour")
+    reads = ("cases.nifti", "cases.reading", "training.data.datasets")
+    makes = tuple(f"phantoms.{name}" for name in ("anatomy", "contrast", "brain_maps", "noise", "phantom", "tumour"))
     normalises = ("image_processing_lora_moe_hgd", "case_rules", "brain", "grids", "geometry", "label_schemes")
-    assert modules >= {f"data.{name}" for name in (*reads, *makes)} | {f"model.{name}" for name in normalises}
-    assert {name.partition(".")[0] for name in modules} <= {"data", "model", "files", "fingerprints"}
+    assert modules >= {*reads, *makes} | {f"model.{name}" for name in normalises}
+    assert {name.partition(".")[0] for name in modules} <= {
+        *("cases", "phantoms", "training", "model", "files", "fingerprints")
+    }

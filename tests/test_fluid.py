@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lora_moe_hgd.data.anatomy import random_anatomy, template
-from lora_moe_hgd.data.fluid import dig_cavities, grow_ventricles, random_blob, vary_fluid
-from lora_moe_hgd.data.style import NARROW
-from lora_moe_hgd.data.warp import identity_grid, sample_at_offset
+from lora_moe_hgd.phantoms.anatomy import random_anatomy, template
+from lora_moe_hgd.phantoms.fluid import dig_cavities, grow_ventricles, random_blob, vary_fluid
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.phantoms.warp import identity_grid, sample_at_offset
 
 SPACING_MM = 2.0
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from lora_moe_hgd.data.datasets import PhantomDataset
-from lora_moe_hgd.data.label_maps import label_map_files, read_label_map
-from lora_moe_hgd.data.phantom import make_phantom
-from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.phantoms.brain_maps import label_map_files, read_label_map
+from lora_moe_hgd.phantoms.phantom import make_phantom
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.training.data.datasets import PhantomDataset
 from lora_moe_hgd_cli import run
 
 SYNTHSEG = Path(__file__).parents[2] / "shared/data/synthseg-labels"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_moe_hgd.data.case_files import given_case, namings
-from lora_moe_hgd.data.layouts import find_case, find_cases, survey
+from lora_moe_hgd.cases.case_files import given_case, namings
+from lora_moe_hgd.cases.layouts import find_case, find_cases, survey
 from lora_moe_hgd.model.findings import BadInputError
 
 

@@ -11,7 +11,7 @@ from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surfac
 from scipy import ndimage
 
 from lora_moe_hgd.evaluation.metrics import CONVENTIONS, METRICS, Convention, dice, region_scores
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
+from lora_moe_hgd.subsets import EVERY_SUBSET, parse_subset, subset_name
 
 SHAPE = (24, 20, 16)
 SPACING = (1.0, 0.8, 2.5)

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from lora_moe_hgd.data.anatomy import Anatomy, random_anatomy
-from lora_moe_hgd.data.mimics import random_mimics
-from lora_moe_hgd.data.noise import gaussian_blur
-from lora_moe_hgd.data.style import NARROW
-from lora_moe_hgd.data.tumour import Tumour, random_tumour
+from lora_moe_hgd.phantoms.anatomy import Anatomy, random_anatomy
+from lora_moe_hgd.phantoms.mimics import random_mimics
+from lora_moe_hgd.phantoms.noise import gaussian_blur
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.phantoms.tumour import Tumour, random_tumour
 
 NOTHING = dataclasses.replace(NARROW, spots_share=0.0, no_tumour_share=1.0)
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lora_moe_hgd.data.nifti import read_image, read_stack, write_image
+from lora_moe_hgd.cases.nifti import read_image, read_stack, write_image
 from lora_moe_hgd.model.findings import BadInputError
 
 AFFINE = np.array([[-1.0, 0, 0, 90], [0, 0, 2, -126], [0, 1.5, 0, -72], [0, 0, 0, 1]])

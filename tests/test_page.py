@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lora_moe_hgd.inference.page import _columns, write_case_page, write_cohort_index
-from lora_moe_hgd.inference.picture import COLOURS
+from lora_moe_hgd.pictures import COLOURS
 from lora_moe_hgd_cli import run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lora_moe_hgd.data.anatomy import random_anatomy
-from lora_moe_hgd.data.contrast import lesion_shares
-from lora_moe_hgd.data.layouts import find_case
-from lora_moe_hgd.data.nifti import read_image
-from lora_moe_hgd.data.phantom import Phantom, make_phantom, write_phantom_case
-from lora_moe_hgd.data.statistics import PARTS, case_statistics, noise_level, region_levels
-from lora_moe_hgd.data.style import NARROW, WIDE
-from lora_moe_hgd.data.tumour import Tumour, random_tumour
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.nifti import read_image
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.phantoms.anatomy import random_anatomy
+from lora_moe_hgd.phantoms.contrast import lesion_shares
+from lora_moe_hgd.phantoms.phantom import Phantom, make_phantom, write_phantom_case
+from lora_moe_hgd.phantoms.statistics import PARTS, case_statistics, noise_level, region_levels
+from lora_moe_hgd.phantoms.style import NARROW, WIDE
+from lora_moe_hgd.phantoms.tumour import Tumour, random_tumour
 from lora_moe_hgd_cli import run
 
 # 10th and 90th percentile over the nine real cases (BraTS-Africa) that phantoms are matched to, at 2 mm, of the median

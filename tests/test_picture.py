@@ -11,7 +11,7 @@ from PIL import Image
 from test_page import REPORT
 
 from lora_moe_hgd.inference.page import write_case_page
-from lora_moe_hgd.inference.picture import COLOURS, save_overlay
+from lora_moe_hgd.pictures import COLOURS, save_overlay
 
 AFFINE = np.diag([3.0, 2.5, 2.0, 1.0])
 

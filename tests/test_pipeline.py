@@ -10,7 +10,7 @@ import pytest
 from transformers import pipeline
 
 from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, pretrained_path
-from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from small import small_network
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.hub import push
 from lora_moe_hgd.hub.card import make_card, model_index
 from lora_moe_hgd.hub.checksums import check_sums, read_sums
-from lora_moe_hgd.training.adapters import add_adapter
 from lora_moe_hgd_cli import run
 
 TOLD = ["--license", "cc-by-4.0", "--training-data", "Made-up cases (doi 10/x)."]

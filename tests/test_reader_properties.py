@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.eulerangles import euler2mat
 
-from lora_moe_hgd.data.nifti import read_image
-from lora_moe_hgd.data.volume_rules import MAX_EDGE
+from lora_moe_hgd.cases.nifti import read_image
+from lora_moe_hgd.cases.volume_rules import MAX_EDGE
 from lora_moe_hgd.model.findings import BadInputError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lora_moe_hgd.data.scanner import acquire
-from lora_moe_hgd.data.style import NARROW
+from lora_moe_hgd.phantoms.scanner import acquire
+from lora_moe_hgd.phantoms.style import NARROW
 
 # A scanner without any effect: what is put in comes out, times a gain.
 PLAIN = dataclasses.replace(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.layouts import find_case
+from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES

@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch.testing import assert_close
 
 from lora_moe_hgd import load_checkpoint, merge_adapter
+from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.loading import checkpoint_folder
-from lora_moe_hgd.training.adapters import add_adapter
 
 SCRIPT = Path(__file__).parents[1] / "scripts/ship_weights.py"
 spec = importlib.util.spec_from_file_location("ship_weights", SCRIPT)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_moe_hgd.data.statistics import (
+from lora_moe_hgd.phantoms.statistics import (
     brain_range,
     hull_levels,
     hull_of,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from lora_moe_hgd.data.datasets import PhantomDataset
-from lora_moe_hgd.data.phantom import make_phantom
-from lora_moe_hgd.data.style import NARROW
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.phantoms.phantom import make_phantom
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.training.data.datasets import PhantomDataset
 
 PROCESSOR = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0,) * 3)
 SMALL = dataclasses.replace(NARROW, whole_tumour_ml=(10.0, 0.0), low_share=0.0)

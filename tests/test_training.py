@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel
 
 from lora_moe_hgd import load_checkpoint, pretrained_path
+from lora_moe_hgd.adapters.presets import add_adapter, merged
 from lora_moe_hgd.model import modeling_lora_moe_hgd as modeling
 from lora_moe_hgd.model.losses import total_loss
-from lora_moe_hgd.training.adapters import add_adapter, merged
 from lora_moe_hgd.training.averaging import WeightAverage, trained_parameters
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import build_network

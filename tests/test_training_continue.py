@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import ROOT, small_run
 
-from lora_moe_hgd.data.splits import Split, read_run_split
+from lora_moe_hgd.splits import Split, read_run_split
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd.training.run_folder import RunFolder

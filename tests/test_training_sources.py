@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small_runs import ROOT, small_run
 
-from lora_moe_hgd.data.datasets import CaseDataset
-from lora_moe_hgd.data.splits import Split, read_run_split, read_split
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.splits import Split, read_run_split, read_split
 from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.data.datasets import CaseDataset
 from lora_moe_hgd.training.sources import RunData, build_data
 
 BRATS_AFRICA = ROOT.parent / "shared/data/brats-africa"

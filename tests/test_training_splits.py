@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_moe_hgd.data.splits import Split, draw_fold, draw_split, read_run_split, read_split, write_run_split
 from lora_moe_hgd.model.findings import BadInputError
+from lora_moe_hgd.splits import Split, draw_fold, draw_split, read_run_split, read_split, write_run_split
 
 CASES = [f"case_{number:03d}" for number in range(11)]
 # As in BraTS-Africa's `split.csv`: roles, folds of the cases to fit, and a column of its own.

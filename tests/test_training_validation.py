@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 from small import small_network
 from small_runs import ROOT, small_run
 
-from lora_moe_hgd.data.datasets import Case
-from lora_moe_hgd.data.splits import Split
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.splits import Split
 from lora_moe_hgd.training import objectives
 from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.data.datasets import Case
 from lora_moe_hgd.training.objectives import SegmentationObjective
 from lora_moe_hgd.training.run_folder import RunFolder
 from lora_moe_hgd.training.sources import RunData

@@ -8,9 +8,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.testing import assert_close
 
-from lora_moe_hgd.data import transforms
-from lora_moe_hgd.data.noise import gaussian_blur
-from lora_moe_hgd.data.transforms import random_crop, random_flip, random_intensity, random_turn, turned_crop
+from lora_moe_hgd.phantoms.noise import gaussian_blur
+from lora_moe_hgd.training.data import transforms
+from lora_moe_hgd.training.data.transforms import random_crop, random_flip, random_intensity, random_turn, turned_crop
 
 SIZE = (16, 32, 16)
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .hub.adapters import adapter_disabled, combine_adapters, load_adapters, merge_adapter, using_adapter
+from .adapters.switching import adapter_disabled, combine_adapters, load_adapters, merge_adapter, using_adapter
 from .loading import load_checkpoint
 from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor

@@ -19,11 +19,10 @@ import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..data.case_files import NO_GROUND_TRUTH, CaseFiles
-from ..data.cases import read_case
-from ..data.channels import parse_channel_order
-from ..data.layouts import survey
-from ..data.splits import FILE_NAME, read_run_split
+from ..cases.case_files import NO_GROUND_TRUTH, CaseFiles
+from ..cases.channels import parse_channel_order
+from ..cases.layouts import survey
+from ..cases.reading import read_case
 from ..files import printable, reason_of, replacing
 from ..fingerprints import case_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint
@@ -32,12 +31,13 @@ from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..processes import started_processes
+from ..splits import FILE_NAME, read_run_split
+from ..subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
 from .compare import write_comparison
 from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
 from .report import write_report
 from .scoring import CaseScores, Rules, score_case, scorer_fingerprint, sequences_of
-from .subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
 from .trained_on import trained_cases
 
 PARTS = ("validation", "train")

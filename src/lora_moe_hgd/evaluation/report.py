@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..files import replacing
-from ..inference.picture import COLOURS
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..pictures import COLOURS
+from ..subsets import EVERY_SUBSET, subset_name
 from .calibration import NUM_BINS, expected_calibration_error
-from .subsets import EVERY_SUBSET, subset_name
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
-from ..data.case_files import CaseFiles
-from ..data.cases import read_case
+from ..cases.case_files import CaseFiles
+from ..cases.reading import read_case
 from ..files import printable
 from ..fingerprints import code_fingerprint, fingerprint
 from ..inference.segment import segment_inputs
@@ -24,10 +24,10 @@ from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..subsets import Mask, subset_name
 from .calibration import reliability_counts
 from .lesions import LESION_RULES, lesion_scores
 from .metrics import CONVENTIONS, region_scores
-from .subsets import Mask, subset_name
 
 
 @dataclass(frozen=True)

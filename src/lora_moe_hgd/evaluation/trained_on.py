@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..data.splits import FILE_NAME, read_run_split
 from ..loading import adapter_base, checkpoint_folder, is_adapter
+from ..splits import FILE_NAME, read_run_split
 
 
 def trained_cases(checkpoint: Path) -> set[str]:

@@ -12,10 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..adapters.card import CARD, TAGS, adapter_card
 from ..model.configuration_lora_moe_hgd import REGIONS
-from ..training.adapters import COMPOSABLE_PRESET
-
-TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
 
 NETWORK_USE = """```python
 from transformers import AutoImageProcessor, AutoModel
@@ -30,38 +28,6 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 or `pipeline(model="{repo}", trust_remote_code=True)({{"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"}})`. Where the
 package lora-moe-hgd is installed and imported its own classes are used and nothing of this repository is run:
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
-
-ADAPTER_USE = """```python
-from transformers import AutoImageProcessor, AutoModel
-
-model = AutoModel.from_pretrained("{repo}", trust_remote_code=True).eval()  # the base, with the adapter over it
-processor = AutoImageProcessor.from_pretrained("{base}", trust_remote_code=True)
-```
-
-or `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`. {combines}"""
-
-CARD = """# {repo}
-
-Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any non-empty subset of T1,
-T1c, T2 and FLAIR. {what} **Research use, not a medical device.**
-
-{use}
-
-Images must be skull-stripped and co-registered, as in BraTS; absent sequences are left out.
-
-## Training data
-
-{training_data}
-
-## Scores
-
-{scores}
-
-## Limits
-
-Scores hold for data like those named above; check yours. Without T1c the enhancing part is a guess, and without T2
-and FLAIR so is oedema.
-"""
 
 
 def read_scores(evaluation: Path) -> dict[str, Any]:
@@ -109,22 +75,20 @@ def make_card(
     adapter: tuple[str, str] | None = None,
 ) -> ModelCard:
     """The card of a network, or of an adapter when `adapter` gives its base and its preset."""
-    data = ModelCardData(
-        license=license,
-        library_name="transformers" if adapter is None else "peft",
-        pipeline_tag="image-segmentation",
-        tags=TAGS,
-    )
-    if adapter is None:
-        what, use = "", NETWORK_USE.format(repo=repo)
-    else:
+    scores = _scores_text(evaluation)
+    if adapter is not None:
         base, preset = adapter
-        data.base_model, data["base_model_relation"] = base, "adapter"
-        what = f"An adapter ({preset}) over [{base}](https://huggingface.co/{base})."
-        combines = "It can be combined with others." if preset == COMPOSABLE_PRESET else ""
-        use = ADAPTER_USE.format(repo=repo, base=base, combines=combines)
+        card = adapter_card(
+            repo, base=base, preset=preset, training_data=training_data, scores=scores, license=license
+        )
+        return add_scores(card, repo, evaluation)
+    data = ModelCardData(license=license, library_name="transformers", pipeline_tag="image-segmentation", tags=TAGS)
     text = CARD.format(
-        repo=repo, what=what, use=use, training_data=training_data.strip(), scores=_scores_text(evaluation)
+        name=repo,
+        what="",
+        use=NETWORK_USE.format(repo=repo),
+        training_data=training_data.strip(),
+        scores=scores,
     )
     return add_scores(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"), repo, evaluation)
 

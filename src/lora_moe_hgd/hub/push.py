@@ -13,9 +13,9 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import LoraConfig
 
+from ..adapters.presets import preset_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
-from ..training.adapters import preset_of
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..data.case_files import CaseFiles
+from ..cases.case_files import CaseFiles
 from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.findings import Finding

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data.case_files import CaseFiles, given_case, namings
-from ..data.channels import parse_channel_order
-from ..data.layouts import find_case, survey
+from ..cases.case_files import CaseFiles, given_case, namings
+from ..cases.channels import parse_channel_order
+from ..cases.layouts import find_case, survey
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import LABEL_SCHEMES, label_scheme

@@ -21,7 +21,7 @@ from PIL import Image
 from ..files import printable, replacing
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.geometry import canonical_spacing_mm, to_canonical
-from .picture import BEST_BACKGROUND, COLOURS
+from ..pictures import BEST_BACKGROUND, COLOURS
 from .report import NOTICE
 
 # Of a picture that the eye does not tell from the original; a whole case at 1 mm stays at a few MB.

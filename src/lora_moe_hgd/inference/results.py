@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.case_files import CaseFiles
-from ..data.cases import read_case
-from ..data.nifti import write_image
+from ..cases.case_files import CaseFiles
+from ..cases.nifti import write_image
+from ..cases.reading import read_case
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, fastest_device, load_checkpoint
 from ..model.case_rules import result_warnings
@@ -22,8 +22,8 @@ from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..pictures import BEST_BACKGROUND, save_overlay
 from .page import write_case_page
-from .picture import BEST_BACKGROUND, save_overlay
 from .report import make_report, not_at_the_cost_of_the_result, write_report
 from .segment import segment
 from .uncertainty import expected_dice, voxel_entropy

@@ -102,8 +102,8 @@ def _read_folder(folder: str | Path, *, allow_skull: bool = False, allow_partial
         ValueError: If the package that knows file names is not installed, or the case cannot be used.
     """
     try:
-        from lora_moe_hgd.data.cases import read_case
-        from lora_moe_hgd.data.layouts import find_case
+        from lora_moe_hgd.cases.layouts import find_case
+        from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
             "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "

@@ -16,14 +16,14 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
-from ..data.splits import Split
-from ..data.style import WIDE, PhantomStyle
+from ..adapters.presets import add_adapter
 from ..loading import base_name, checkpoint_folder, load_checkpoint, weights_digest
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..phantoms.style import WIDE, PhantomStyle
 from ..processes import main_process_first, refuse_lone_process
-from .adapters import add_adapter
+from ..splits import Split
 from .config import read_config
 from .loop import Network, TrainingLoop
 from .objectives import Objective, SegmentationObjective

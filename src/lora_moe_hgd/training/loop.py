@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.datasets import CaseSource
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .averaging import WeightAverage, gathered_tensors, load_trained, trained_parameters
+from .data.datasets import CaseSource
 from .metrics_log import MetricsLog, peak_memory_gb, router_statistics
 from .objectives import Objective
 from .options import RunConfig

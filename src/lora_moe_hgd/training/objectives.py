@@ -14,15 +14,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.crops import CropDataset, SubsetCrops
-from ..data.datasets import Case, CaseSource
 from ..evaluation.metrics import dice
-from ..evaluation.subsets import Mask, parse_subset
-from ..inference.picture import BEST_BACKGROUND, save_overlay
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.sliding_window import sliding_window_logits
+from ..pictures import BEST_BACKGROUND, save_overlay
+from ..subsets import Mask, parse_subset
+from .data.crops import CropDataset, SubsetCrops
+from .data.datasets import Case, CaseSource
 from .metrics_log import RunningDice
 from .options import RunConfig
 from .run_folder import RunFolder

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.channels import parse_channel_order
-from ..evaluation.subsets import parse_subset
+from ..cases.channels import parse_channel_order
 from ..model.label_schemes import LABEL_SCHEMES
 from ..processes import is_fast_in_bf16
+from ..subsets import parse_subset
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from ..data.crops import CropDataset
-from ..data.datasets import CaseSource
 from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from ..model.losses import total_loss
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.moe import router_losses
+from .data.crops import CropDataset
+from .data.datasets import CaseSource
 from .objectives import Log
 from .options import RunConfig
 from .sources import RunData

@@ -18,12 +18,13 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..data.splits import FILE_NAME as SPLIT_FILE
-from ..data.splits import Split, read_run_split, write_run_split
+from ..adapters.card import write_run_card
+from ..adapters.presets import merged
 from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .adapters import merged, write_adapter_card
+from ..splits import FILE_NAME as SPLIT_FILE
+from ..splits import Split, read_run_split, write_run_split
 from .options import NETWORK, NOTHING, RunConfig
 from .states import RunState, keep_newest_state, newest_progress, read_state, write_state
 
@@ -174,7 +175,7 @@ class RunFolder:
             if isinstance(network, PeftModel):
                 network.save_pretrained(str(scratch / "adapter"))
                 base = str(network.peft_config["default"].base_model_name_or_path)
-                write_adapter_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
+                write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
 
     def _write_run(self, *, finished: bool) -> None:
         content = {"config": self.config.to_dict(), "made_from": self.made_from, "finished": finished}

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.case_files import CaseFiles
-from ..data.datasets import (
+from ..cases.case_files import CaseFiles
+from ..cases.layouts import survey
+from ..fingerprints import fingerprint
+from ..model.findings import BadInputError, Finding
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ..phantoms.style import WIDE, PhantomStyle
+from ..splits import Split, draw_fold, draw_split, read_split
+from .data.datasets import (
     CachedCases,
     CaseDataset,
     CaseSource,
@@ -16,13 +22,7 @@ from ..data.datasets import (
     MixedCases,
     PhantomDataset,
 )
-from ..data.layouts import survey
-from ..data.splits import Split, draw_fold, draw_split, read_split
-from ..data.streams import StreamedCases
-from ..data.style import WIDE, PhantomStyle
-from ..fingerprints import fingerprint
-from ..model.findings import BadInputError, Finding
-from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from .data.streams import StreamedCases
 from .options import RunConfig
 
 # Validation phantoms come from seeds that no training phantom reaches.

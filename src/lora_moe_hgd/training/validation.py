@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..evaluation.subsets import Mask, parse_subset, subset_name
+from ..subsets import Mask, parse_subset, subset_name
 from .options import DEFAULT_SUBSETS
 from .sources import listed
 

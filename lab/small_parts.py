@@ -1,6 +1,6 @@
 """What leaving out small parts and asking the mirror image are worth, as a table.
 
-`python benchmarks/small_parts.py --data ROOT` segments the labelled cases in ROOT with and without their mirror image,
+`python lab/small_parts.py --data ROOT` segments the labelled cases in ROOT with and without their mirror image,
 and leaves out parts of a region below a share of its largest part, for several shares (`least_part` of the processor).
 Dice is the mean over the cases and `--subsets`, on the network's own grid.
 """
@@ -16,11 +16,11 @@ from torch import nn
 from tqdm import tqdm
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
-from lora_moe_hgd.data.datasets import CaseDataset
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
+from lora_moe_hgd.subsets import parse_subset
+from lora_moe_hgd.training.data.datasets import CaseDataset
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 

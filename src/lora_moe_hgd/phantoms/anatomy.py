@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .brain_maps import read_label_map
 from .fluid import dig_cavities, grow_ventricles, mni152_ventricles, vary_fluid, with_fluid
-from .label_maps import read_label_map
 from .noise import Shape, chance, gaussian_blur, log_uniform, smooth_noise, uniform
 from .style import PhantomStyle
 from .warp import identity_grid, sample_at_offset

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from local_hub import MAX_BODY, LocalHub
+from hub_server.server import MAX_BODY, LocalHub
 from small import random_volumes
 
 import lora_moe_hgd
@@ -36,7 +36,7 @@ from torch.testing import assert_close
 from transformers import AutoModel
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.hub.card import make_card
-from lora_moe_hgd.training.adapters import add_adapter
+from lora_moe_hgd.adapters.presets import add_adapter
 
 work, api = Path(sys.argv[1]), HfApi()
 volumes = torch.load(work / 'volumes.pt', weights_only=True)
@@ -115,7 +115,7 @@ WITH_PACKAGE = "import lora_moe_hgd\nTRUSTED = {}\n"
 
 PULL_AS_USERS_OF_THE_PACKAGE = """
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.streams import StreamedCases
+from lora_moe_hgd.training.data.streams import StreamedCases
 
 for name in ('me/net', 'me/net@v1', 'me/adapter'):
     logits[name] = load_checkpoint(name)[0](volumes).logits
@@ -544,8 +544,8 @@ def test_only_this_computer_is_served(hub: LocalHub) -> None:
 
 
 def test_the_script_prints_what_to_export_and_serves_until_ctrl_c(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "examples/local_hub.py"), "--root", str(tmp_path / "hub"), "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+    words = [sys.executable, "-m", "tests.hub_server", "--root", str(tmp_path / "hub"), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         lines = [server.stdout.readline() for _ in range(4)]
         exported = dict(line.strip().removeprefix("export ").split("=") for line in lines if "export" in line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from ..model.configuration_lora_moe_hgd import MODALITIES
+from .model.configuration_lora_moe_hgd import MODALITIES
 
 Mask = tuple[bool, ...]
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cases.nifti import read_image
 from ..model.findings import BadInputError
 from ..model.geometry import voxel_spacing_mm
-from .nifti import read_image
 from .noise import gaussian_blur
 
 WHITE = (2, 7, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)

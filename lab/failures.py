@@ -1,4 +1,4 @@
-"""The worst segmentations of an evaluation as pictures: `python benchmarks/failures.py --scores OUT --data ROOT`.
+"""The worst segmentations of an evaluation as pictures: `python lab/failures.py --scores OUT --data ROOT`.
 
 OUT is what `lora-moe-hgd evaluate --data ROOT --out OUT` wrote; of each case only its worst subset is shown, so that
 one hard case does not fill the gallery. Prints a table with what is measured of each.
@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.inference.picture import BEST_BACKGROUND, save_overlay
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd.pictures import BEST_BACKGROUND, save_overlay
 
 
 def worst(scores: pd.DataFrame, number: int, least_sequences: int) -> pd.DataFrame:

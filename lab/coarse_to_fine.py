@@ -1,6 +1,6 @@
 """At which spacing to look, and whether to look again around the tumour: Dice and seconds, as a table.
 
-`python benchmarks/coarse_to_fine.py --data ROOT` segments each labelled case in ROOT at the checkpoint's own spacing,
+`python lab/coarse_to_fine.py --data ROOT` segments each labelled case in ROOT at the checkpoint's own spacing,
 at finer ones, and at these inside a box around what was found, and scores each, and the mean of both looks, on the
 case's own grid. Dice is the mean over the cases and `--subsets`.
 """
@@ -18,14 +18,14 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, load_checkpoint
-from lora_moe_hgd.data.cases import read_case
-from lora_moe_hgd.data.layouts import find_cases
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.evaluation.subsets import parse_subset
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from lora_moe_hgd.model.geometry import resample
 from lora_moe_hgd.model.label_schemes import label_scheme
 from lora_moe_hgd.model.sliding_window import BACKGROUND_LOGIT
+from lora_moe_hgd.subsets import parse_subset
 
 FOUND = 0.3
 MARGIN_MM = 8.0

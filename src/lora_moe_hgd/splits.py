@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..files import replacing
-from ..model.findings import BadInputError
+from .files import replacing
+from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
 

@@ -20,9 +20,9 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
 from .case_files import CaseFiles, namings
-from .cases import read_case
 from .channels import parse_channel_order
 from .layouts import survey
+from .reading import read_case
 
 
 @dataclass(frozen=True)

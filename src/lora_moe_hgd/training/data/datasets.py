@@ -20,19 +20,19 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ..files import reason_of, replacing
-from ..fingerprints import case_fingerprint, code_fingerprint, file_fingerprint, fingerprint
-from ..model.case_rules import SettledCase
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
-from ..model.findings import BadInputError, Finding
-from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import LABEL_SCHEMES
-from .anatomy import read_templates
-from .case_files import CaseFiles
-from .cases import read_case
-from .label_maps import label_map_files
-from .phantom import make_phantom
-from .style import WIDE, PhantomStyle
+from ...cases.case_files import CaseFiles
+from ...cases.reading import read_case
+from ...files import reason_of, replacing
+from ...fingerprints import case_fingerprint, code_fingerprint, file_fingerprint, fingerprint
+from ...model.case_rules import SettledCase
+from ...model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ...model.findings import BadInputError, Finding
+from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ...model.label_schemes import LABEL_SCHEMES
+from ...phantoms.anatomy import read_templates
+from ...phantoms.brain_maps import label_map_files
+from ...phantoms.phantom import make_phantom
+from ...phantoms.style import WIDE, PhantomStyle
 
 # Settings of a processor that do not change what it makes of images and of label maps in a named scheme.
 OF_NO_EFFECT = ("auto_map", "image_processor_type", "processor_class", "label_scheme", "least_part")

@@ -1,6 +1,6 @@
 """What cases of one's own are worth: adapters of several kinds, fitted to few and to more cases, as a table.
 
-`python benchmarks/compare_adapters.py --data ROOT` deals the cases in ROOT into folds. For each fold, each variant is
+`python lab/compare_adapters.py --data ROOT` deals the cases in ROOT into folds. For each fold, each variant is
 fitted to the first of the other cases and scored on those of the fold; Dice is the mean over subsets, on the network's
 own grid. With `--held-out FOLDER` it is fitted to cases drawn from ROOT, `--draws` times, and scored on those there.
 Adapters are scored at part of their strength, too: anywhere on the line from base to adapter.
@@ -21,13 +21,13 @@ import numpy as np
 from trials import Scored, score_cases
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.case_files import CaseFiles
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.evaluation.subsets import EVERY_SUBSET, parse_subset, subset_name
+from lora_moe_hgd.adapters.presets import TARGET_MODULES
+from lora_moe_hgd.adapters.switching import blend
+from lora_moe_hgd.cases.case_files import CaseFiles
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.files import replacing
-from lora_moe_hgd.hub.adapters import blend
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
-from lora_moe_hgd.training.adapters import TARGET_MODULES
+from lora_moe_hgd.subsets import EVERY_SUBSET, parse_subset, subset_name
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]

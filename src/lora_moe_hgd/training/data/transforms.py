@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .noise import chance, gaussian_blur, smooth_noise, uniform
+from ...phantoms.noise import chance, gaussian_blur, smooth_noise, uniform
 
 FOREGROUND_SHARE = 0.75
 

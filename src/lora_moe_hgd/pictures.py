@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..files import replacing
-from ..model.geometry import canonical_spacing_mm, to_canonical
+from .files import replacing
+from .model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}

@@ -1,6 +1,6 @@
 """Phantoms beside real cases in numbers: each statistic's 10th, 50th and 90th percentile, as a table.
 
-`python benchmarks/phantom_statistics.py --data ROOT` measures the labelled cases in ROOT and as many phantoms as asked
+`python lab/phantom_statistics.py --data ROOT` measures the labelled cases in ROOT and as many phantoms as asked
 for, both as the network gets them: on the shipped spacing, normalised. `--picture FILE` draws some phantoms, and the
 ranges of both.
 """
@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.datasets import Case, CaseDataset, CaseSource, PhantomDataset
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.statistics import case_statistics
-from lora_moe_hgd.data.style import NARROW, WIDE
-from lora_moe_hgd.inference.picture import COLOURS
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
+from lora_moe_hgd.phantoms.statistics import case_statistics
+from lora_moe_hgd.phantoms.style import NARROW, WIDE
+from lora_moe_hgd.pictures import COLOURS
+from lora_moe_hgd.training.data.datasets import Case, CaseDataset, CaseSource, PhantomDataset
 
 PERCENTILES = (10, 50, 90)
 NUM_SHOWN = 5

@@ -9,12 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -24,8 +21,6 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
 COMPOSABLE_PRESET = "lora"
 TRAINED_IN_FULL = {COMPOSABLE_PRESET: None, "lora+decoder": ["stem", "router", "decoder"]}
-# Begins the sentence with the score in the card of an adapter.
-SCORED = "Over the validation cases, subsets and regions of its run: "
 
 
 def add_adapter(
@@ -71,44 +66,6 @@ def add_adapter(
     # PEFT takes the name of the base from its configuration, which lacks it for a shipped checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
-
-
-def write_adapter_card(folder: Path, *, base: str, preset: str, score: str) -> None:
-    """Replace PEFT's empty card. A base on this machine is named by its folder, without the path."""
-    on_this_machine = Path(base).exists()
-    data = ModelCardData(
-        base_model=None if on_this_machine else base,
-        library_name="peft",
-        pipeline_tag="image-segmentation",
-        tags=["lora", "brain-tumor", "mri", "missing-modality"],
-    )
-    called = Path(base).name if on_this_machine else base
-    trained = (
-        "LoRA alone"
-        if preset == COMPOSABLE_PRESET
-        else "LoRA on attention and experts, and stem, routers and decoder in full"
-    )
-    text = f"""# Adapter for lora-moe-hgd `{called}`
-
-Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR. Trained: {trained}.
-**Research use, not a medical device.**
-
-{SCORED}{score}.
-
-```python
-from lora_moe_hgd import load_checkpoint
-
-model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
-```
-"""
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}")
-
-
-def validation_score(folder: Path) -> str:
-    """Validation score in the card of an adapter, as `write_adapter_card` wrote it; empty if there is none."""
-    card = folder / "README.md"
-    found = re.search(f"^{SCORED}(.*)\\.$", card.read_text(), re.MULTILINE) if card.is_file() else None
-    return found[1] if found else ""
 
 
 def preset_of(config: LoraConfig) -> str:

@@ -20,11 +20,11 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.label_schemes import LABEL_SCHEMES, LabelScheme, label_scheme, label_values
 from .case_files import CaseFiles
-from .cases import CaseReading, read_case
 from .channels import DECATHLON_ORDER, parse_channel_order
 from .converted import BY_KEY, END, NUMBERED, STACKED, TARGETS, Record, Target, write_index
 from .layouts import survey
 from .nifti import read_image, read_stack, write_image
+from .reading import CaseReading, read_case
 
 
 def convert_case(case: CaseFiles, record: Record) -> bool:

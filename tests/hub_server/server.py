@@ -1,6 +1,6 @@
 """A small Hugging Face Hub on this computer: try a push, a download or a private repository without an account.
 
-`python examples/local_hub.py --root runs/hub --port 8000` serves until Ctrl-C and prints the variables that point the
+`python -m tests.hub_server --root runs/hub --port 8000` serves until Ctrl-C and prints the variables that point the
 unmodified clients (huggingface_hub, transformers, peft, datasets) at it. In a test: `with LocalHub(...) as hub`.
 
 Models and datasets can be served, spaces, pull requests and the Xet protocol cannot. Everyone on this computer can
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from local_hub_store import HubError, Repo, as_list, check_card, checked_path, listing, replacing
+from .store import HubError, Repo, as_list, check_card, checked_path, listing, replacing
 
 # Bytes of a request that is read into memory, and of an uploaded file.
 MAX_BODY = 2**28
@@ -485,7 +485,3 @@ def main(argv: list[str] | None = None) -> None:
             lines = [f"export {name}={value}" for name, value in hub.environment(user).items()]
             print("\n".join([f"to be `{user}` there:", *lines]), flush=True)
         threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

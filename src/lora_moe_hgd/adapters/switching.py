@@ -21,7 +21,7 @@ from torch import nn
 from ..loading import adapter_base, base_name, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..training.adapters import COMPOSABLE_PRESET
+from .presets import COMPOSABLE_PRESET
 
 Adapted = PeftModel | LoraMoeHgdForSegmentation
 """A network with adapters, whether PEFT's wrapper is around it or transformers loaded them into it."""

@@ -1,6 +1,6 @@
 """What properties of the phantoms are worth on real cases, and whether a random search finds better ones: tables.
 
-`python benchmarks/phantom_changes.py --data ROOT --base CHECKPOINT` trains a checkpoint further on phantoms: as they
+`python lab/phantom_changes.py --data ROOT --base CHECKPOINT` trains a checkpoint further on phantoms: as they
 are, and with one property, or some together, changed at a time (with `--label-maps`, also with these brains beside the
 built-in one). Each is trained with two seeds and scored on the cases in ROOT, which nothing is trained on: Dice, the
 mean over regions, cases and subsets, on the network's own grid.
@@ -28,11 +28,11 @@ import numpy as np
 from trials import score_cases
 
 from lora_moe_hgd import load_checkpoint
-from lora_moe_hgd.data.layouts import find_cases
-from lora_moe_hgd.data.style import NARROW
-from lora_moe_hgd.evaluation.subsets import parse_subset
+from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.subsets import parse_subset
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import train
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy, read_templates
+from .brain_maps import label_map_files
 from .contrast import paint
-from .label_maps import label_map_files
 from .noise import chance
 from .style import NARROW, WIDE, PhantomStyle
 from .tumour import displace, random_tumour

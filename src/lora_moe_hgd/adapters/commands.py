@@ -14,8 +14,9 @@ from ..evaluation import evaluate
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
 from ..loading import adapter_base, checkpoint_folder
-from ..training.adapters import preset_of, validation_score
-from .adapters import merge_adapter
+from .card import validation_score
+from .presets import preset_of
+from .switching import merge_adapter
 
 COLUMNS = ("adapter", "base", "preset", "rank", "trained parameters", "MB", "validation")
 

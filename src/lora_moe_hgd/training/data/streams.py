@@ -11,12 +11,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ..fingerprints import file_fingerprint, fingerprint
-from ..model.case_rules import LABEL_MAP, settle
-from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import Finding
-from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.sources import volume_of
+from ...fingerprints import file_fingerprint, fingerprint
+from ...model.case_rules import LABEL_MAP, settle
+from ...model.configuration_lora_moe_hgd import MODALITIES
+from ...model.findings import Finding
+from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ...model.sources import volume_of
 from .datasets import CachedCases
 
 

@@ -1,4 +1,4 @@
-"""The repositories of `local_hub.py`: folders, with commits, and checks of what goes in.
+"""The repositories of `server.py`: folders, with commits, and checks of what goes in.
 
 Below the root, every repository has its settings and refs in `repo.json`, its commits in `commits/ID.json` and the
 contents of its files in `blobs/SHA256`. All are written beside their place and then moved there, so a killed server

@@ -1,0 +1,1 @@
+"""LoRA adapters: presets, loading, merging and combining, commands, cards."""

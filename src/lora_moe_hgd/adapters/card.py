@@ -1,0 +1,110 @@
+"""The card of an adapter, in its run's folder and on the Hub; its frame is that of a network's card, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .presets import COMPOSABLE_PRESET
+
+TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
+# Key of the validation score in the metadata of a card.
+SCORE = "validation_score"
+
+TRAINED = {
+    COMPOSABLE_PRESET: "LoRA on attention and experts was trained, and nothing else. It can be combined with others.",
+    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder in full.",
+}
+
+FROM_THE_HUB = """```python
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base, with the adapter over it
+processor = AutoImageProcessor.from_pretrained("{base}", trust_remote_code=True)
+```
+
+or `lora-moe-hgd segment --checkpoint {name} --in-path CASE --out-path OUT`."""
+
+FROM_THIS_MACHINE = """```python
+from lora_moe_hgd import load_checkpoint
+
+model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
+```"""
+
+CARD = """# {name}
+
+Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any non-empty subset of T1,
+T1c, T2 and FLAIR. {what}**Research use, not a medical device.**
+
+{use}
+
+Images must be skull-stripped and co-registered, as in BraTS; absent sequences are left out.
+
+## Training data
+
+{training_data}
+
+## Scores
+
+{scores}
+
+## Limits
+
+Scores hold for data like those named above; check yours. Without T1c the enhancing part is a guess, and without T2
+and FLAIR so is oedema.
+"""
+
+
+def adapter_card(
+    name: str, *, base: str, preset: str, training_data: str, scores: str, license: str | None = None
+) -> ModelCard:
+    """The card of an adapter.
+
+    Args:
+        name: Its Hub id, or what it is called on this machine.
+        base: Hub id or folder of the network that it adapts; the card keeps a folder's name without its path.
+        preset: What was trained, see `presets`.
+        training_data: What it was trained on, a paragraph.
+        scores: How good it is, a paragraph.
+        license: Its licence; a card on this machine needs none.
+    """
+    on_this_machine = Path(base).exists()
+    called = Path(base).name if on_this_machine else base
+    data = ModelCardData(
+        license=license,
+        library_name="peft",
+        pipeline_tag="image-segmentation",
+        tags=TAGS,
+        base_model=None if on_this_machine else base,
+    )
+    if not on_this_machine:
+        data["base_model_relation"] = "adapter"
+    shown = called if on_this_machine else f"[{base}](https://huggingface.co/{base})"
+    text = CARD.format(
+        name=name,
+        what=f"An adapter over {shown}. {TRAINED.get(preset, 'Trained were modules of its own choice.')} ",
+        use=FROM_THIS_MACHINE if on_this_machine else FROM_THE_HUB.format(name=name, base=base),
+        training_data=training_data.strip(),
+        scores=scores,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def write_run_card(folder: Path, *, base: str, preset: str, score: str) -> None:
+    """Replace PEFT's empty card in the adapter's `folder` by one that tells the validation score of its run."""
+    card = adapter_card(
+        "Adapter for lora-moe-hgd",
+        base=base,
+        preset=preset,
+        training_data="The cases in `split.csv` of its run.",
+        scores=f"Over the validation cases, subsets and regions of its run: {score}.",
+    )
+    card.data[SCORE] = score
+    (folder / "README.md").write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
+
+
+def validation_score(folder: Path) -> str:
+    """The validation score that the card in the adapter's `folder` tells; empty if there is none."""
+    path = folder / "README.md"
+    return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

@@ -1,1 +1,0 @@
-"""Reading cases from disk, and phantoms that need no disk."""

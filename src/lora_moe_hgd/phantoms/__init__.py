@@ -1,0 +1,1 @@
+"""Made-up cases: brains, tumours, contrast and the scanner."""

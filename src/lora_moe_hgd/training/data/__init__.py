@@ -1,0 +1,1 @@
+"""From cases to training samples: caches, splits, crops, augmentation."""

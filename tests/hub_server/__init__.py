@@ -1,0 +1,1 @@
+"""A small Hugging Face Hub on this computer, on which pushes and pulls are tested."""
