@@ -187,7 +187,8 @@ class Crops:
 def widened(base: Path, channels: int, noise: float = 0.05) -> LoraMoeHgdForSegmentation:
     """The network in `base` with `channels` at full resolution, which computes the same.
 
-    Each channel is doubled, and what reads it is halved. A little noise makes the twins learn different things (Net2Net, https://arxiv.org/abs/1511.05641).
+    Each channel is doubled, and what reads it is halved. A little noise makes the twins learn different things
+    (Net2Net, https://arxiv.org/abs/1511.05641).
     """
     config = LoraMoeHgdConfig.from_pretrained(base)
     old = load_file(base / "model.safetensors")
