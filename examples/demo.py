@@ -21,7 +21,7 @@ from lora_moe_hgd.pictures import save_overlay
 # Of no training or validation set.
 SEED = 2_000_000
 USED = ("t1c", "flair")
-CHECKPOINTS = {"network": "tiny", "with the adapter": "brats-africa"}
+CHECKPOINTS = {"network": "tiny", "with the adapter": "glioma"}
 
 
 def main() -> None:
