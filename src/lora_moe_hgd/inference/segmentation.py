@@ -80,9 +80,7 @@ class Segmentation:
         """
         folder = Path(folder)
         if self.origin is not None and folder.resolve() == self.origin.resolve():
-            raise ValueError(
-                f"{folder} is the folder of the case, which may hold a label map. Choose another folder."
-            )
+            raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}
         folder.mkdir(parents=True, exist_ok=True)
         for name in RESULT_FILES:
