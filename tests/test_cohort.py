@@ -117,7 +117,7 @@ def test_only_what_is_not_done_is_done(cohort: Path, results: Path, tmp_path: Pa
 def test_other_options_are_other_results(cohort: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(results, out)
-    run("segment", ["--in-path", str(cohort), "--out-path", str(out), "--modalities", "t1c,flair"])
+    run("segment", ["--in-path", str(cohort), "--out-path", str(out), "--sequences", "t1c,flair"])
     rows = table(out)
     assert {row["sequences"] for row in rows.values() if row["status"] == "done"} == {"t1c+flair"}
     # The file that is cut off is not read now.
@@ -139,7 +139,7 @@ def test_results_are_replaced_by_whole_ones_only(cohort: Path, results: Path, tm
     shutil.copytree(cohort / "case_000", bare / "case_000")
     shutil.copytree(cohort / "case_001", bare / "case_001")
     (bare / "case_000/T2.nii.gz").unlink()
-    words = ["--in-path", str(bare), "--out-path", str(out), "--modalities", "t2"]
+    words = ["--in-path", str(bare), "--out-path", str(out), "--sequences", "t2"]
     with pytest.raises(SystemExit):
         run("segment", words)
     row = table(out)["case_000"]
@@ -287,7 +287,7 @@ def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
     for case in ("case_000", "case_001"):
         root.mkdir(exist_ok=True)
         (root / case).symlink_to(cohort / case)
-    words = ["--in-path", str(root), "--out-path", str(out), "--modalities", "flair", "--html"]
+    words = ["--in-path", str(root), "--out-path", str(out), "--sequences", "flair", "--html"]
 
     def fails(*words: object, **options: object) -> None:
         raise TypeError("no such colour")
@@ -335,7 +335,7 @@ def test_a_folder_whose_name_is_not_unicode_is_a_case_like_any_other(
         pytest.skip("This file system takes Unicode names only.")
     shutil.copytree(cohort / "cut", root / f"{name}-cut")
     (root / "case_001").symlink_to(cohort / "case_001")
-    words = ["--in-path", str(root), "--out-path", str(out), "--html", "--modalities", "t1,t2"]
+    words = ["--in-path", str(root), "--out-path", str(out), "--html", "--sequences", "t1,t2"]
     with pytest.raises(SystemExit) as stopped:
         run("segment", words)
     assert stopped.value.code == 1
