@@ -66,8 +66,10 @@ def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
 
 @pytest.mark.parametrize(("text", "lr"), [("1", 1.0), ("1e-4", 1e-4), ("5.0e-4", 5e-4)])
 def test_lists_and_numbers_in_the_file_have_the_right_types(tmp_path: Path, text: str, lr: float) -> None:
-    part = f"optim: {{lr: {text}, precision: no}}\nsample: {{crop-size: [32, 48, 64]}}\nsize: null"
-    config = read_config(["--config", written(tmp_path, f"data: {{root: cases}}\n{part}")])
+    parts = ["data: {root: cases}", f"optim: {{lr: {text}, precision: no}}", "sample: {crop-size: [32, 48, 64]}"]
+    path = written(tmp_path, "\n".join([*parts, "size: null", f"lora: {{lora_dropout: {text}}}"]))
+    config = read_config(["--config", path])
+    assert config.lora == {"lora_dropout": lr}
     assert (config.optim.lr, type(config.optim.lr), config.optim.precision) == (lr, float, "no")
     assert (config.sample.crop_size, config.size) == ((32, 48, 64), None)
 
@@ -85,8 +87,10 @@ def test_help_explains_every_option_with_its_type_and_default(
     with pytest.raises(SystemExit, match="0"):
         read_config(["--help"])
     line = re.compile(r"^  --([\w.]+) \S+\s+\S.*\. \(type: .+, default: .+\)$", re.MULTILINE)
-    explained = line.findall(capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    explained = line.findall(shown)
     assert explained == list(leaves(RunConfig))
+    assert sorted(re.findall(r"^  --(\S+)", shown, re.MULTILINE)) == sorted([*explained, "config", "continue"])
     # The last part of a name is enough because no two options share it.
     assert len({name.rpartition(".")[2] for name in explained}) == len(explained)
 

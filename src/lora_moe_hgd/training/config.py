@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader
+from jsonargparse import ArgumentParser, Namespace
 
 from .options import RunConfig
 
@@ -31,11 +31,30 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         ValueError: If a key is unknown (the message names the nearest one), or a value has the wrong type or breaks a
             rule.
     """
+    parser, options = _build_parser()
+    names = {option.rpartition(".")[2]: option for option in options}
+    names |= {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
+    words = [_in_full(word, names) for word in argv]
+    try:
+        file = Namespace()
+        for option, value in _read_file(Path(parser.parse_args(words).config), options):
+            file[option] = value
+        values = vars(parser.instantiate(parser.parse_args(words, namespace=file)))
+    except argparse.ArgumentError as error:
+        raise ValueError(_in_one_line(str(error))) from error
+    del values["config"]
+    continue_run = values.pop("continue_run")
+    config = RunConfig(**values)
+    config.continue_run = continue_run
+    return config
+
+
+def _build_parser() -> tuple[ArgumentParser, list[str]]:
+    """Parser of the command line, and the dotted name of each option of `RunConfig`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
-        description="Train on a folder of cases or on phantoms. Options overrule the file. The last "
-        "part of a name is enough, with - or _: `--num-workers 0` sets `data.num_workers`. `--data FOLDER` sets "
-        "`data.root`.",
+        description="Train on a folder of cases or on phantoms. Options overrule the file. The last part of a name is "
+        "enough, with - or _: `--num-workers 0` sets `data.num_workers`. `--data FOLDER` sets `data.root`.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -48,26 +67,12 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         dest="continue_run",
         help="continue the run in the output folder although its options have changed, and print what changed",
     )
-    # jsonargparse would read each part from a file of its own, such as `--data FILE`.
+    # jsonargparse would read each part from a file of its own, such as `--sample FILE`.
+    parts = {option.partition(".")[0] for option in options if "." in option}
     for action in parser._actions:
-        if action.dest in parser.groups:
+        if action.dest in parts:
             action.help = argparse.SUPPRESS
-    names = {option.rpartition(".")[2]: option for option in options}
-    names |= {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
-    words = [_in_full(word, names) for word in argv]
-    try:
-        path = parser.parse_args(words).config
-        file = Namespace(config=path)
-        for option, value in _read_file(Path(path), options):
-            file[option] = value
-        values = vars(parser.instantiate(parser.parse_args(words, namespace=parser.parse_object(file))))
-    except argparse.ArgumentError as error:
-        raise ValueError(_in_one_line(str(error))) from error
-    del values["config"]
-    continue_run = values.pop("continue_run")
-    config = RunConfig(**values)
-    config.continue_run = continue_run
-    return config
+    return parser, options
 
 
 def _in_full(word: str, names: Mapping[str, str]) -> str:
@@ -86,8 +91,7 @@ def _read_file(path: Path, options: Sequence[str]) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise ValueError(f"There is no configuration file {path}.")
     try:
-        # jsonargparse's loader reads 1e-4 as a number; plain YAML reads it as text.
-        values = get_loader("yaml")(path.read_text())
+        values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     yield from _flatten(values or {}, options, where=str(path))
