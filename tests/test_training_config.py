@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.options import RunConfig
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = str(ROOT / "configs/brats2018.yaml")
@@ -43,13 +48,60 @@ def test_data_alone_is_the_folder_of_cases() -> None:
 def test_options_of_peft_pass_as_a_mapping() -> None:
     config = read_config(["--config", REFERENCE, "--lora", "{r: 4, use_dora: true}"])
     assert config.lora == {"r": 4, "use_dora": True}
-    with pytest.raises(ValueError, match=r"lora of .* must be of type dict, but is 8"):
+    with pytest.raises(ValueError, match=r"`lora` must be of type dict\[str, Any\] \| None, but is 8"):
         read_config(["--config", REFERENCE, "--lora", "8"])
+
+
+def test_a_mapping_replaces_that_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {root: cases}\nlora: {r: 16, use_dora: true}")
+    assert read_config(["--config", path, "--lora", "{r: 4}"]).lora == {"r": 4}
 
 
 def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
     config = read_config(["--config", REFERENCE, "--crop-size", "[32, 48, 64]", "--lr", "1", "--precision", "no"])
     assert (config.sample.crop_size, config.optim.lr, config.optim.precision) == ((32, 48, 64), 1.0, "no")
+    config = read_config(["--config", REFERENCE, "--lr", "1e-4", "--subsets", "[flair]", "--size", "null"])
+    assert (config.optim.lr, config.validation.subsets, config.size) == (1e-4, ("flair",), None)
+
+
+@pytest.mark.parametrize(("text", "lr"), [("1", 1.0), ("1e-4", 1e-4), ("5.0e-4", 5e-4)])
+def test_lists_and_numbers_in_the_file_have_the_right_types(tmp_path: Path, text: str, lr: float) -> None:
+    parts = ["data: {root: cases}", f"optim: {{lr: {text}, precision: no}}", "sample: {crop-size: [32, 48, 64]}"]
+    path = written(tmp_path, "\n".join([*parts, "size: null", f"lora: {{lora_dropout: {text}}}"]))
+    config = read_config(["--config", path])
+    assert config.lora == {"lora_dropout": lr}
+    assert (config.optim.lr, type(config.optim.lr), config.optim.precision) == (lr, float, "no")
+    assert (config.sample.crop_size, config.size) == ((32, 48, 64), None)
+
+
+def test_options_overrule_the_file_wherever_it_is_named() -> None:
+    config = read_config(["--epochs", "3", "--config", REFERENCE, "--continue", "--warmup=0.1"])
+    assert (config.epochs, config.optim.warmup, config.continue_run) == (3, 0.1, True)
+    assert read_config(["--config", REFERENCE]).continue_run is False
+
+
+def test_help_explains_every_option_with_its_type_and_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit, match="0"):
+        read_config(["--help"])
+    line = re.compile(r"^  --([\w.]+) \S+\s+\S.*\. \(type: .+, default: .+\)$", re.MULTILINE)
+    shown = capsys.readouterr().out
+    explained = line.findall(shown)
+    assert explained == list(leaves(RunConfig))
+    assert sorted(re.findall(r"^  --(\S+)", shown, re.MULTILINE)) == sorted([*explained, "config", "continue"])
+    # The last part of a name is enough because no two options share it.
+    assert len({name.rpartition(".")[2] for name in explained}) == len(explained)
+
+
+def leaves(part: type, prefix: str = "") -> Iterator[str]:
+    kinds = typing.get_type_hints(part)
+    for item in dataclasses.fields(part):
+        if dataclasses.is_dataclass(kinds[item.name]):
+            yield from leaves(kinds[item.name], f"{prefix}{item.name}.")
+        elif item.init:
+            yield prefix + item.name
 
 
 @pytest.mark.parametrize(
@@ -57,20 +109,23 @@ def test_lists_and_numbers_on_the_command_line_have_the_right_types() -> None:
     [
         (["--epoch", "3"], r"Unknown option --epoch. Did you mean 'epochs'\?"),
         (["--num-worker", "3"], "Did you mean 'num_workers'"),
-        (["--epochs"], "--epochs needs a value"),
-        (["epochs", "3"], "'epochs' is not an option"),
+        (["--epochs"], "--epochs: expected one argument"),
+        (["epochs", "3"], "unrecognized arguments: epochs 3"),
         (["--continue-run", "true"], "Unknown option --continue-run"),
-        (["--epochs", "many"], "epochs of .* must be of type int, but is 'many'"),
+        (["--epochs", "many"], "^`epochs` must be of type int, but is many.$"),
         (["--epochs", "0"], "`epochs` must be at least 1, but is 0"),
-        (["--lr", "2e-4"], "must be of type float, but is '2e-4'. Write numbers as 2.0e-4"),
+        (["--num-workers", "true"], "^`data.num_workers` must be of type int, but is True.$"),
+        (["--folds", "many"], r"^`data.folds` must be of type int \| None, but is many.$"),
+        (["--sample", "{batch_size: 1}"], "Unknown option --sample"),
         (["--crop-size", "[30, 32, 32]"], r"three positive multiples of 16, but is \(30, 32, 32\)"),
-        (["--crop-size", "[32, 32]"], "three positive multiples of 16"),
+        (["--crop-size", "[32, 32]"], r"`sample.crop_size` must be of type tuple\[int, int, int\], but is \[32, 32\]"),
         (["--adapter", "dora"], "`adapter` must be lora, lora\\+decoder or none, but is dora"),
         (["--base", "null", "--size", "tiny"], "Without a `base`, `adapter` must be none"),
         (["--size", "base"], "either `base`, a checkpoint, or `size`.* `base` is tiny and `size` is base"),
         (["--base", "null"], "either `base`, a checkpoint, or `size`"),
         (["--spacing-mm", "0"], "`sample.spacing_mm` must be positive, but is 0.0"),
-        (["--subsets", "t1c+t3"], "Unknown sequence.* t3"),
+        (["--subsets", "t1c"], r"`validation.subsets` must be of type tuple\[str, ...\] \| None, but is t1c"),
+        (["--subsets", "[t1c+t3]"], "Unknown sequence.* t3"),
         (["--subsets", "[all, t1+t1c+t2+flair]"], "names a subset twice"),
         (["--folds", "5"], "With 5 folds, `data.fold` must be from 0 to 4, but is missing"),
         (["--folds", "5", "--fold", "5"], "With 5 folds, `data.fold` must be from 0 to 4, but is 5"),
@@ -147,12 +202,17 @@ def test_what_is_left_out_has_its_default_where_it_has_an_effect() -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("data: {rot: x}", "Unknown key 'rot' in data of .*Did you mean 'root'"),
+        ("data: {rot: x}", "Unknown key 'rot' in data of .*Did you mean 'data.root'"),
         ("epoch: 3", "Unknown key 'epoch' in .*run.yaml.*Did you mean 'epochs'"),
         ("data: x", "must hold keys and values, but is 'x'"),
         ("- a", "must hold keys and values"),
         ("a: [", "is not valid YAML"),
         ("continue_run: true", "Unknown key 'continue_run'"),
+        ("config: other.yaml", "Unknown key 'config'"),
+        ("epochs: many", "`epochs` must be of type int, but is many"),
+        ("data: {root: 3}", r"`data.root` must be of type str \| None, but is 3"),
+        ("validation: {subsets: flair}", "`validation.subsets` must be of type tuple"),
+        ("epochs: 3", "nothing to train on"),
     ],
 )
 def test_a_wrong_file_is_refused_with_file_and_key(tmp_path: Path, text: str, rule: str) -> None:

@@ -1,22 +1,27 @@
 """Reading the options of a run: one YAML file, and command-line options that overrule it.
 
+`jsonargparse` takes name, type, default and help of each option from the dataclasses in `options.py`.
 A key that does not exist is an error that names the nearest one.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
-import types
+import inspect
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 from .options import RunConfig
+
+# How jsonargparse reports a value of the wrong type.
+WRONG_TYPE = re.compile(r'Parser key "(?P<key>[^"]+)".*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 
 
 def read_config(argv: Sequence[str]) -> RunConfig:
@@ -26,121 +31,98 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         ValueError: If a key is unknown (the message names the nearest one), or a value has the wrong type or breaks a
             rule.
     """
-    parser = argparse.ArgumentParser(
-        description="Train on a folder of cases or on phantoms.",
-        epilog="Options of the configuration: "
-        + ", ".join(f"--{name.replace('_', '-')}" for name in _leaves(RunConfig)),
+    parser, options = _build_parser()
+    names = {option.rpartition(".")[2]: option for option in options}
+    names |= {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
+    words = [_in_full(word, names) for word in argv]
+    try:
+        file = Namespace()
+        for option, value in _read_file(Path(parser.parse_args(words).config), options):
+            file[option] = value
+        values = vars(parser.instantiate(parser.parse_args(words, namespace=file)))
+    except argparse.ArgumentError as error:
+        raise ValueError(_in_one_line(str(error))) from error
+    del values["config"]
+    continue_run = values.pop("continue_run")
+    config = RunConfig(**values)
+    config.continue_run = continue_run
+    return config
+
+
+def _build_parser() -> tuple[ArgumentParser, list[str]]:
+    """Parser of the command line, and the dotted name of each option of `RunConfig`."""
+    parser = ArgumentParser(
+        usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
+        description="Train on a folder of cases or on phantoms. Options overrule the file. The last part of a name is "
+        "enough, with - or _: `--num-workers 0` sets `data.num_workers`. `--data FOLDER` sets `data.root`.",
+        exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_class_arguments(RunConfig)
+    options = list(parser.get_defaults().keys())
+    parser.add_argument("--config", metavar="FILE", type=str, required=True, help="YAML file of the run")
     parser.add_argument(
         "--continue",
         action="store_true",
         dest="continue_run",
         help="continue the run in the output folder although its options have changed, and print what changed",
     )
-    args, rest = parser.parse_known_args(argv)
-    if not args.config.is_file():
-        raise ValueError(f"There is no configuration file {args.config}.")
+    # jsonargparse would read each part from a file of its own, such as `--sample FILE`.
+    parts = {option.partition(".")[0] for option in options if "." in option}
+    for action in parser._actions:
+        if action.dest in parts:
+            action.help = argparse.SUPPRESS
+    return parser, options
+
+
+def _in_full(word: str, names: Mapping[str, str]) -> str:
+    """Replace the short name of an option: `--num-workers=0` becomes `--data.num_workers=0`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    key = name[2:].replace("-", "_")
+    if key not in names:
+        raise ValueError(f"Unknown option {name}.{_nearest(key, names)}")
+    return f"--{names[key]}{equals}{value}"
+
+
+def _read_file(path: Path, options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of each option in a YAML file."""
+    if not path.is_file():
+        raise ValueError(f"There is no configuration file {path}.")
     try:
-        values = yaml.safe_load(args.config.read_text()) or {}
+        values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{args.config} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{args.config} must hold keys and values, but holds a {type(values).__name__}.")
-    for path, text in _overrides(rest):
-        part = values
-        for name in path[:-1]:
-            part = part.setdefault(name, {})
-            if not isinstance(part, dict):
-                raise ValueError(f"{name} in {args.config} must hold keys and values, but is {part!r}.")
-        part[path[-1]] = yaml.safe_load(text)
-    config = _build(RunConfig, values, where=str(args.config))
-    config.continue_run = args.continue_run
-    return config
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    yield from _flatten(values or {}, options, where=str(path))
 
 
-def _overrides(rest: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
-    """Path and text of each option, written as `--name value` or `--name=value`."""
-    leaves = _leaves(RunConfig)
-    found = []
-    words = list(rest)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ValueError(f"'{word}' is not an option. Options begin with two dashes, such as --epochs.")
-        name, equals, text = word[2:].partition("=")
-        if not equals:
-            if not words:
-                raise ValueError(f"The option --{name} needs a value.")
-            text = words.pop(0)
-        # `--data FOLDER` is short for the option that most commands need.
-        key = "data.root" if name == "data" else name.replace("-", "_")
-        matches = [path for path in leaves.values() if ".".join(path) == key or path[-1] == key]
-        if len(matches) != 1:
-            known = list(leaves) + [path[-1] for path in leaves.values()]
-            raise ValueError(f"Unknown option --{name}.{_nearest(key, known)}")
-        found.append((matches[0], text))
-    return found
-
-
-def _leaves(part: type, prefix: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """Path of each option below `part`, by its dotted name."""
-    leaves: dict[str, tuple[str, ...]] = {}
-    for name, kind in _options(part).items():
-        if dataclasses.is_dataclass(kind):
-            leaves |= _leaves(typing.cast(type, kind), (*prefix, name))
-        else:
-            leaves[".".join((*prefix, name))] = (*prefix, name)
-    return leaves
-
-
-def _options(part: type) -> dict[str, Any]:
-    """Type of each option of the dataclass `part`, by name."""
-    kinds = typing.get_type_hints(part)
-    return {item.name: kinds[item.name] for item in dataclasses.fields(part) if item.init}
-
-
-def _build(part: type, values: Any, *, where: str) -> Any:
-    """Build the dataclass `part` from `values`; a typo must not leave a default in place."""
+def _flatten(values: Any, options: Sequence[str], *, where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold keys and values, but is {values!r}.")
-    kinds = _options(part)
-    built = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in kinds:
-            raise ValueError(f"Unknown key '{key}' in {where}.{_nearest(name, list(kinds))}")
-        if dataclasses.is_dataclass(kinds[name]):
-            built[name] = _build(typing.cast(type, kinds[name]), value, where=f"{name} of {where}")
+        name = prefix + str(key).replace("-", "_")
+        if name in options:
+            # YAML reads `no` as false, but `no` is also a precision.
+            yield name, "no" if name == "optim.precision" and value is False else value
+        elif any(option.startswith(f"{name}.") for option in options):
+            yield from _flatten(value, options, where=f"{key} of {where}", prefix=f"{name}.")
         else:
-            built[name] = _typed(value, kinds[name], where=f"{name} of {where}")
-    return part(**built)
+            raise ValueError(f"Unknown key '{key}' in {where}.{_nearest(name, options)}")
 
 
-def _typed(value: Any, kind: Any, *, where: str) -> Any:
-    """Convert `value` to `kind`, or raise. Integers pass as floats and lists as tuples."""
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if typing.get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        item_kind = typing.get_args(kind)[0]
-        return tuple(_typed(item, item_kind, where=where) for item in items)
-    if typing.get_origin(kind) is dict:
-        kind = dict
-    # YAML reads `no` as false, but `no` is also a precision.
-    if kind is str and value is False:
-        return "no"
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        hint = " Write numbers as 2.0e-4: YAML reads 2e-4 as text." if kind is float and isinstance(value, str) else ""
-        raise ValueError(f"{where} must be of type {kind.__name__}, but is {value!r}.{hint}")
-    return value
+def _in_one_line(message: str) -> str:
+    """Say what jsonargparse reports in one line, without its list of what it tried."""
+    wrong = WRONG_TYPE.match(message)
+    if wrong is None:
+        return " ".join(message.split())
+    kind: Any = RunConfig
+    for name in wrong["key"].split("."):
+        kind = typing.get_type_hints(kind)[name]
+    text = inspect.formatannotation(kind).replace("typing.", "")
+    return f"`{wrong['key']}` must be of type {text}, but is {wrong['value']}."
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(sorted(set(known)))}."

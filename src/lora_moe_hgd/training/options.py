@@ -1,7 +1,7 @@
 """The options of a run as a tree of dataclasses: their defaults, their rules, and what a change of each means.
 
-`None` means "not given". An option that is given but has no effect beside the others is an error. What is left out is
-set to its default wherever it has an effect.
+`None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
+beside the others is an error. What is left out is set to its default wherever it has an effect.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _require(
-            len(self.crop_size) == 3 and all(edge > 0 and edge % 16 == 0 for edge in self.crop_size),
+            all(edge > 0 and edge % 16 == 0 for edge in self.crop_size),
             f"`sample.crop_size` must be three positive multiples of 16, but is {self.crop_size}.",
         )
         for name in ("crops_per_case", "batch_size"):
@@ -269,7 +269,6 @@ class ValidationConfig:
         _require(self.every >= 1, f"`validation.every` must be at least 1, but is {self.every}.")
         if self.subsets is None:
             return
-        self.subsets = tuple(self.subsets)
         _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset.")
         masks = [parse_subset(name) for name in self.subsets]
         _require(
@@ -277,13 +276,13 @@ class ValidationConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig:
     """All options of a run.
 
     Attributes:
         objective: `segment`, or `reconstruct`, which trains the encoder alone and needs no labels.
-        base: Checkpoint to start from (shipped name, folder or Hub id); `None` to train from scratch.
+        base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
         size: `tiny` or `base`: size of a network that is trained from scratch.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
@@ -305,10 +304,10 @@ class RunConfig:
     output_dir: str = field(default="checkpoints", metadata=NOTHING)
     save_every: int = field(default=200, metadata=NOTHING)
     tracker: str = field(default="tensorboard", metadata=NOTHING)
-    data: DataConfig = field(default_factory=lambda: DataConfig(phantoms=100))
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    data: DataConfig
+    sample: SampleConfig
+    optim: OptimConfig
+    validation: ValidationConfig
     continue_run: bool = field(default=False, init=False, metadata=NOTHING)
 
     def __post_init__(self) -> None:
