@@ -24,10 +24,10 @@ from .channels import DECATHLON_ORDER, parse_channel_order
 from .converted import BY_KEY, END, NUMBERED, STACKED, TARGETS, Record, Target, write_index
 from .layouts import survey
 from .nifti import read_image, read_stack, write_image
-from .reading import CaseReading, read_case
+from .reading import CaseReading, add_allowances, read_case
 
 
-def convert_case(case: CaseFiles, record: Record) -> bool:
+def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, allow_partial: bool = False) -> bool:
     """Write a case unless it is there already; return whether it was written.
 
     The bytes of a NIfTI file of one sequence do not change, except that they are packed with gzip. A volume of a file
@@ -37,9 +37,11 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
     Args:
         case: Case to write.
         record: Record of the target; the case is added to it.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
 
     Raises:
-        BadInputError: If the case is damaged, has labels that the target's scheme lacks or that would have to be
+        BadInputError: If the case cannot be used, has labels that the target's scheme lacks or that would have to be
             interpolated, or was converted from other files before.
         ValueError: If the target cannot hold the case.
     """
@@ -48,7 +50,9 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
         return False
     target = record.target
     paths = {role: target.root / file for role, file in made["files"].items()}
-    reading = read_case(case, labels=case.segmentation is not None, allow_skull=True, allow_partial=True).checked()
+    reading = read_case(
+        case, labels=case.segmentation is not None, allow_skull=allow_skull, allow_partial=allow_partial
+    ).checked()
     labels = _labels(reading, target.scheme) if case.segmentation else None
     like = reading.images[reading.reference]
     for finding in reading.findings:
@@ -178,6 +182,7 @@ def main(argv: Sequence[str]) -> None:
         metavar="NAMES",
         help="order of the sequences to write, for nnunet; t1,t1c,t2,flair by default",
     )
+    add_allowances(parser)
     args = parser.parse_args(argv)
     if args.target.resolve() == args.source.resolve():
         raise ValueError(f"Source and target are the same folder: {args.source}. Choose another target.")
@@ -201,7 +206,8 @@ def main(argv: Sequence[str]) -> None:
     written = []
     for case in tqdm(cases, desc="converting", unit="case"):
         try:
-            written.append(convert_case(case.in_scheme(args.label_scheme), record))
+            case = case.in_scheme(args.label_scheme)
+            written.append(convert_case(case, record, allow_skull=args.allow_skull, allow_partial=args.allow_partial))
         # Whatever a case raises must not end the conversion of the others.
         except Exception as error:
             failed.append(f"{case.case_id}: {reason_of(error)}")

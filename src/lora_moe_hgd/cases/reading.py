@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def read_case(
         like = read[settled.reference].image
         images = {name: nib.Nifti1Image(array, like.affine, like.header) for name, array in settled.arrays.items()}
     return CaseReading(case, settled, images, findings)
+
+
+def add_allowances(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow-skull` and `--allow-partial`, which mean the same for every command."""
+    parser.add_argument("--allow-skull", action="store_true", help="accept heads with their skull; expect nonsense")
+    parser.add_argument("--allow-partial", action="store_true", help="accept images that show a part of a brain")
 
 
 def _read_images(case: CaseFiles, findings: list[Finding]) -> dict[str, ReadVolume]:

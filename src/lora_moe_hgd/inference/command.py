@@ -9,6 +9,7 @@ from pathlib import Path
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
+from ..cases.reading import add_allowances
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import LABEL_SCHEMES, label_scheme
@@ -44,8 +45,7 @@ def main(argv: Sequence[str]) -> None:
         "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
     )
     parser.add_argument("--strict", action="store_true", help="refuse a case instead of warning")
-    parser.add_argument("--allow-skull", action="store_true", help="accept heads with their skull; expect nonsense")
-    parser.add_argument("--allow-partial", action="store_true", help="accept images that show a part of a brain")
+    add_allowances(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
     )
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     if state.is_main_process and cases:
         print("\n".join(f"files of {line}" for line in namings(cases)))
     segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
-    failed = segment_cohort(segmenter, cases, bad, args.out_path)
+    failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path)
     if state.is_main_process:
         whole = len(cases) + len(bad) - failed
         print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .geometry import canonical_spacing_mm, close_gaps, to_canonical
@@ -21,6 +23,11 @@ LEAST_FILL, LEAST_FILL_VOXELS = 0.001, 64
 # Noise around a brain stays below this share of bright tissue, and is more than this share of all voxels.
 DARK = 0.2
 LEAST_RIM = 0.2
+
+
+def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Where any sequence of a settled case differs from zero, bool in their shape; at least one must be given."""
+    return np.logical_or.reduce([array != 0 for array in arrays])
 
 
 def spread_of(values: np.ndarray) -> float:
