@@ -78,7 +78,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_whole(results: Path, cohor
         assert rows[case]["sequences"] == "t1+t1c+t2+flair"
 
 
-def test_a_folder_that_is_no_case_is_called_by_its_path_in_the_table(cohort: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_that_is_no_case_is_called_by_its_path(cohort: Path, tmp_path: Path, monkeypatch) -> None:
     for name in ("first/ses-1", "second/ses-1"):
         shutil.copytree(cohort / "case_000", tmp_path / "data" / name)
     shutil.copy(tmp_path / "data/second/ses-1/T2.nii.gz", tmp_path / "data/second/ses-1/other_T2w.nii.gz")
@@ -292,9 +292,7 @@ def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkey
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter("tiny", ResultOptions())
     with pytest.raises(stop):
-        segment_cohort(
-            CaseSegmenter("tiny", ResultOptions()), [find_case(cohort / "case_000")], [], tmp_path / "out", root=cohort
-        )
+        segment_cohort(segmenter, [find_case(cohort / "case_000")], [], tmp_path / "out", root=cohort)
 
 
 def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
