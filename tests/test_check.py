@@ -155,8 +155,10 @@ def head(folder: Path) -> None:
     """An oval cylinder of 3.7 litres, as the field of view cuts heads."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, edge) for edge in SHAPE), indexing="ij"))
     inside = (grid[:2] ** 2).sum(axis=0) < 0.9
+    scalp = np.random.default_rng(9).normal(100, 10, SHAPE)
     for path in good_case(folder).glob("x_[tf]*"):
-        save(path, np.where(inside, array_of(path) + 50, 0).astype(np.float32))
+        array = array_of(path)
+        save(path, np.where(inside, np.where(array == 0, scalp, array), 0).astype(np.float32))
 
 
 KINDS = [(part_of_a_brain, "--allow-partial", "not a whole brain"), (head, "--allow-skull", "a head with its skull")]
