@@ -115,6 +115,22 @@ def test_a_head_with_its_skull_is_refused_unless_allowed() -> None:
     assert messages(settled(arrays, allow_skull=True))[0].startswith("warning: t2: ")
 
 
+def slab(*radii_mm: float, bone: bool) -> dict[str, np.ndarray]:
+    """An ellipsoid, with a dark shell of bone or without, of which the field of view shows the middle 112 mm."""
+    places = np.meshgrid(*(4.0 * np.arange(edge) - 2 * (edge - 1) for edge in (44, 52, 28)), indexing="ij")
+    distance = sum((place / radius) ** 2 for place, radius in zip(places, radii_mm, strict=True)) ** 0.5
+    values = np.random.default_rng(0).normal(100, 15, distance.shape)
+    inside = (distance < 1) & ~(bone & (distance > 0.85) & (distance < 0.92))
+    return {"t2": np.where(inside, values, 0).astype(np.float32)}
+
+
+def test_a_head_of_which_the_field_of_view_shows_11_cm_is_refused_and_a_large_brain_is_not() -> None:
+    assert messages(settled(slab(72, 93, 100, bone=True)))[0].startswith("error: t2: 2.1 litres of tissue look like")
+    assert messages(settled(slab(72, 93, 100, bone=False))) == [
+        "warning: t2: The field of view cuts off a part of the brain. Check that the skull was removed, too."
+    ]
+
+
 def test_a_part_of_a_brain_is_refused_unless_allowed() -> None:
     part = {"t2": Volume(brain(), AFFINE @ np.diag([0.6, 0.6, 0.6, 1]))}
     assert "litres of tissue are not a whole brain" in messages(settle(part))[0]

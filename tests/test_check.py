@@ -9,9 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bad_input import PATIENT, good_case, no_tumour, twice
+from bad_input import AFFINE, PATIENT, SHAPE, array_of, good_case, no_tumour, save, twice
 
 from lora_moe_hgd.cases.check import check_cohort
+from lora_moe_hgd.evaluation import evaluate
+from lora_moe_hgd.evaluation.scoring import score_case
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.sources import build_data
@@ -142,6 +144,76 @@ def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path
 def test_a_scheme_that_is_named_is_the_one_that_is_trained_on(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not in msd"):
         training_data(cohort, tmp_path, "--skip-bad", "false", "--label-scheme", "msd")
+
+
+def part_of_a_brain(folder: Path) -> None:
+    for path in good_case(folder).iterdir():
+        save(path, array_of(path), AFFINE @ np.diag([0.6, 0.6, 0.6, 1]))
+
+
+def head(folder: Path) -> None:
+    """An oval cylinder of 3.7 litres, as the field of view cuts heads."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, edge) for edge in SHAPE), indexing="ij"))
+    inside = (grid[:2] ** 2).sum(axis=0) < 0.9
+    scalp = np.random.default_rng(9).normal(100, 10, SHAPE)
+    for path in good_case(folder).glob("x_[tf]*"):
+        array = array_of(path)
+        save(path, np.where(inside, np.where(array == 0, scalp, array), 0).astype(np.float32))
+
+
+KINDS = [(part_of_a_brain, "--allow-partial", "not a whole brain"), (head, "--allow-skull", "a head with its skull")]
+
+
+@pytest.fixture(params=KINDS, ids=["part", "head"])
+def odd_cohort(request, tmp_path: Path) -> tuple[str, str, str]:
+    """Two cases, the option that accepts them, and what is said of them."""
+    make, option, said = request.param
+    for name in ("a", "b"):
+        make(tmp_path / "cohort" / name)
+    return str(tmp_path / "cohort"), option, said
+
+
+def code_of(command: str, *words: str) -> int:
+    try:
+        run(command, words)
+    except SystemExit as stopped:
+        return int(str(stopped.code))
+    return 0
+
+
+def test_heads_and_parts_are_errors_of_check_and_convert_unless_allowed(odd_cohort, tmp_path: Path, capsys) -> None:
+    root, option, said = odd_cohort
+    convert = ["convert", root, str(tmp_path / "converted"), "--layout", "brats2023"]
+    for words in (["check", root], convert):
+        assert code_of(*words) == 1
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err
+        assert code_of(*words, option) == 0
+        # As a warning.
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err
+
+
+def test_heads_and_parts_are_not_scored_unless_allowed(odd_cohort, tmp_path: Path, monkeypatch, capsys) -> None:
+    root, option, said = odd_cohort
+    # Reading and judging alone, which is what the option is about.
+    monkeypatch.setattr(evaluate, "score_case", lambda *args: score_case(*args[:3], [], args[4]))
+    words = ["evaluate", "--data", root, "--out", str(tmp_path / "out"), "--subsets", "t1"]
+    assert code_of(*words) == 1
+    assert f"failed: a: {root}/a/x_t1.nii.gz: " in (text := capsys.readouterr().err)
+    assert said in text
+    assert code_of(*words, option) == 0
+    assert f"warning: a: {root}/a/x_t1.nii.gz: " in capsys.readouterr().err
+    # What was scored because it was allowed is not taken for what needs no allowance.
+    assert code_of(*words) == 1
+
+
+def test_heads_and_parts_train_only_if_allowed_and_also_where_they_are_prepared(odd_cohort, tmp_path: Path) -> None:
+    root, option, said = odd_cohort
+    allowed = training_data(Path(root), tmp_path, option, "true")
+    assert sorted([*allowed.split.train, *allowed.split.validation]) == ["a", "b"]
+    with pytest.raises(ValueError, match=said):
+        training_data(Path(root), tmp_path)
 
 
 def training_data(root: Path, tmp_path: Path, *options: str):

@@ -78,6 +78,20 @@ def test_a_case_that_fails_is_told_and_the_others_are_whole(results: Path, cohor
         assert rows[case]["sequences"] == "t1+t1c+t2+flair"
 
 
+def test_a_folder_that_is_no_case_is_called_by_its_path(cohort: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("first/ses-1", "second/ses-1"):
+        shutil.copytree(cohort / "case_000", tmp_path / "data" / name)
+    shutil.copy(tmp_path / "data/second/ses-1/T2.nii.gz", tmp_path / "data/second/ses-1/other_T2w.nii.gz")
+    monkeypatch.setattr(CaseSegmenter, "is_done", lambda self, case, folder: False)
+    monkeypatch.setattr(CaseSegmenter, "loaded", None)
+    monkeypatch.setattr(CaseSegmenter, "write", lambda self, case, folder: 1 / 0)
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(tmp_path / "data"), "--out-path", str(tmp_path / "out")])
+    rows = table(tmp_path / "out")
+    assert sorted(rows) == ["first_ses-1", "second_ses-1"]
+    assert "Several files may be t2" in rows["second_ses-1"]["message"]
+
+
 def test_each_session_of_bids_gets_a_folder_and_a_row(cohort: Path, tmp_path: Path, capsys) -> None:
     for session in ("ses-1", "ses-2"):
         folder = tmp_path / f"bids/sub-01/{session}/anat"
@@ -262,7 +276,7 @@ def test_whatever_a_case_raises_the_others_go_on(
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter("tiny", ResultOptions())
     cases = [find_case(cohort / f"case_{number:03d}") for number in range(NUM_CASES)]
-    assert segment_cohort(segmenter, cases, [], tmp_path / "out") == 1
+    assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort) == 1
     rows = table(tmp_path / "out")
     assert [row["status"] for row in rows.values()] == ["done", "failed", "done"]
     assert type(error).__name__ in rows["case_001"]["message"]
@@ -276,8 +290,9 @@ def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(CaseSegmenter, "write", stopped)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
+    segmenter = CaseSegmenter("tiny", ResultOptions())
     with pytest.raises(stop):
-        segment_cohort(CaseSegmenter("tiny", ResultOptions()), [find_case(cohort / "case_000")], [], tmp_path / "out")
+        segment_cohort(segmenter, [find_case(cohort / "case_000")], [], tmp_path / "out", root=cohort)
 
 
 def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(

@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -124,6 +126,27 @@ def test_a_case_that_changed_during_a_run_is_not_taken_for_the_one_that_was(dumm
     assert not prepared._kept_at(0).exists()
 
 
+def without_tumours(root: Path) -> None:
+    """Make all label maps empty, so that the same is odd about every case."""
+    for path in root.rglob("seg.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+
+
+def test_what_is_odd_about_each_case_is_printed_in_every_run(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(dummy_root, tmp_path / "data")
+    without_tumours(tmp_path / "data")
+    expected = [f"warning: case_{number:03d}: label map: It marks no tumour." for number in range(3)]
+    for _ in range(2):
+        cases(tmp_path / "data", tmp_path).prepare_all(num_workers=0, progress=True)
+        said = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
+        assert [line for line in said if "warning" in line] == expected
+    # Also of a case that is prepared on demand.
+    shutil.rmtree(tmp_path / "data/case_000")
+    _ = cases(tmp_path / "data", tmp_path / "elsewhere")[1]
+    assert capsys.readouterr().err.splitlines() == expected[2:]
+
+
 def test_a_file_that_cannot_be_read_is_a_finding_of_its_case(dummy_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(dummy_root, root)
@@ -214,6 +237,23 @@ def test_a_streamed_dataset_gives_the_cases_of_its_folders(dataset_root: Path, t
         for name in ("pixel_values", "modality_mask", "labels"):
             assert_close(stream[index][name], folders[index][name], rtol=0, atol=0)
     assert not stream[1]["modality_mask"][2]
+    # A case is recognised by its images, whatever it is called.
+    assert list(stream.contents().values()) == list(folders.contents().values())
+
+
+def test_what_is_odd_about_each_case_of_a_stream_is_printed_in_every_run(
+    dataset_root: Path, tmp_path: Path, capsys
+) -> None:
+    without_tumours(dataset_root)
+    for _ in range(2):
+        stream = StreamedCases(
+            str(dataset_root), split="train", label_scheme="msd", processor=PROCESSOR, cache_dir=tmp_path
+        )
+        stream.prepare_all(num_workers=0, progress=True)
+        said = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
+        assert [line for line in said if "warning" in line] == [
+            f"warning: {dataset_root}[{number}]: label map: It marks no tumour." for number in range(3)
+        ]
 
 
 def test_a_file_of_a_dataset_that_changed_is_read_again(dataset_root: Path, tmp_path: Path) -> None:

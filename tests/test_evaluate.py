@@ -37,6 +37,8 @@ from lora_moe_hgd.evaluation.report import (
     worth_of_sequences,
 )
 from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
+from lora_moe_hgd.evaluation.trained_on import trained_among
+from lora_moe_hgd.fingerprints import images_fingerprint
 from lora_moe_hgd.inference.segment import find_regions
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
@@ -612,6 +614,19 @@ def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
     assert f"{len(known)} of 3 cases were used to train the checkpoint" in captured.out
     about = json.loads((trained.parent / "out/table.json").read_text())["about"]
     assert about["trained_on"] == len(known)
+
+
+def test_a_case_that_trained_a_checkpoint_is_recognised_under_another_name(
+    trained: Path, dummy_root: Path, tmp_path: Path
+) -> None:
+    known = {case.case_id: images_fingerprint(case) for case in find_cases(dummy_root)}
+    write_run_split(trained, Split(["case_000"], ["case_001"], known), fold=None)
+    for name in ("case_000", "case_001"):
+        renamed = tmp_path / "cases" / f"patient_{name[-1]}"
+        renamed.mkdir(parents=True)
+        for file, word in (("T1", "t1"), ("T1c", "t1ce"), ("T2", "t2"), ("FLAIR", "flair"), ("seg", "seg")):
+            shutil.copy(dummy_root / name / f"{file}.nii.gz", renamed / f"x_{word}.nii.gz")
+    assert trained_among(find_cases(tmp_path / "cases"), trained / "best") == ["patient_0"]
 
 
 def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(

@@ -378,3 +378,17 @@ def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> No
         "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz",
         "1 case: t2 *_ax_T2.nii.gz; left out by name: *_ADC.nii.gz",
     ]
+
+
+def test_an_order_of_channels_that_has_no_effect_is_refused(tmp_path: Path) -> None:
+    for name in ("a/T1", "a/FLAIR", "b/T1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    for find, place in ((survey, tmp_path), (find_case, tmp_path / "a")):
+        assert find(place)
+        with pytest.raises(BadInputError, match=f"^{place}: The channel order t1,flair has no effect"):
+            find(place, channel_order=("t1", "flair"))
+    # Of a cohort with cases of both kinds it has one.
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/x_0000.nii.gz").touch()
+    assert len(survey(tmp_path, channel_order=("t1", "flair"))[0]) == 3

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from small_runs import ROOT, small_run
 
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.fingerprints import images_fingerprint
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.splits import Split, read_run_split, read_split
@@ -114,6 +116,7 @@ def test_a_run_records_its_cases_and_another_takes_them(dummy_root: Path, cache:
     small_run(tmp_path / "run", cache, *common, "--folds", "3", "--fold", "1", "--seed", "5")
     split = read_run_split(tmp_path / "run")
     assert (len(split.train), len(split.validation)) == (2, 1)
+    assert split.contents == {case.case_id: images_fingerprint(case) for case in find_cases(dummy_root)}
     with open(tmp_path / "run/split.csv") as file:
         assert {(row["part"], row["fold"]) for row in csv.DictReader(file)} == {("train", "1"), ("validation", "1")}
     assert data_of(dummy_root, cache, "--split-file", str(tmp_path / "run/split.csv")).split == split

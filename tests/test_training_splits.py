@@ -72,13 +72,20 @@ def test_the_folds_of_nnunet_are_counted_from_zero(tmp_path: Path) -> None:
 
 
 def test_the_split_of_a_run_is_read_as_it_was_written_and_chooses_that_of_another(tmp_path: Path) -> None:
-    split = Split(train=["a", "c, with a comma"], validation=["b"])
+    split = Split(train=["a", "c, with a comma"], validation=["b"], contents={"a": "0f", "b": "1e"})
     write_run_split(tmp_path, split, fold=None)
-    assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["case,part", "a,train"]
+    assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["case,part,content", "a,train,0f"]
+    assert read_run_split(tmp_path).contents == split.contents
     assert read_run_split(tmp_path) == read_split(tmp_path / "split.csv", None) == split
     write_run_split(tmp_path, split, fold=4)
-    assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["case,part,fold", "a,train,4"]
+    assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["case,part,content,fold", "a,train,0f,4"]
     assert read_run_split(tmp_path) == split
+
+
+def test_a_split_without_contents_as_earlier_versions_wrote_is_read(tmp_path: Path) -> None:
+    written(tmp_path, "case,part\na,train\nb,validation\n")
+    found = read_run_split(tmp_path)
+    assert (found, found.contents) == (Split(["a"], ["b"]), {})
 
 
 def test_a_run_that_validates_on_what_it_trains_on_records_both(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_default_subsets_that_no_case_has_are_said_and_do_not_count(tmp_path: Pa
     assert "Validation on flair: 0 of 1 cases, without lacking.\n" in capsys.readouterr().out
 
 
+def test_a_picture_that_cannot_be_drawn_is_said_in_one_line_and_ends_no_run(tmp_path, monkeypatch, capsys) -> None:
+    scoring = objective([case("complete", ALL)], tmp_path, "--subsets", "[t1c]")
+
+    def fails(*args, **options) -> None:
+        raise RuntimeError("no font\nfound")
+
+    monkeypatch.setattr(objectives, "save_overlay", fails)
+    assert 0 <= scoring.validate(small_network(), epoch=3, log=lambda values: None) <= 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "picture" in line]
+    assert [line.rpartition("\r")[2] for line in said] == [
+        "warning: epoch 3 has no picture: RuntimeError: no font found"
+    ]
+
+
 @pytest.mark.parametrize(
     ("subsets", "acquired", "missing"),
     [

@@ -35,3 +35,9 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 def add_quiet(parser: argparse._ActionsContainer) -> None:
     """Add `--quiet`."""
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only, and no progress")
+
+
+def add_allowances(parser: argparse._ActionsContainer) -> None:
+    """Add `--allow-skull` and `--allow-partial`."""
+    parser.add_argument("--allow-skull", action="store_true", help="accept heads with their skull; expect nonsense")
+    parser.add_argument("--allow-partial", action="store_true", help="accept images that show a part of a brain")

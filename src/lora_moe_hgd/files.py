@@ -126,6 +126,18 @@ def printable(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> str:
+    """Join the words, but name only the first of very many.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    every = list(words)
+    rest = len(every) - most
+    return separator.join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def reason_of(error: Exception) -> str:
     """Message of an error on one line, after its kind where the message alone says too little.
 

@@ -81,6 +81,21 @@ def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
     return fingerprint(files, dict(case.channels), list(case.label_schemes))
 
 
+def images_fingerprint(case: FilesOfCase) -> str:
+    """Fingerprint of the images of a case alone, whatever it and its files are called.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    contents = {path: file_fingerprint(path) for path in set(case.images.values())}
+    return combined_fingerprint({name: contents[path] for name, path in case.images.items()})
+
+
+def combined_fingerprint(contents: Mapping[str, str]) -> str:
+    """SHA-256 of the fingerprints of files by sequence; unlike `fingerprint`, it is the same in every version."""
+    return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
+
+
 @cache
 def code_fingerprint(*modules: str) -> str:
     """Fingerprint of modules of this package and of all modules of it that they import, directly or not.

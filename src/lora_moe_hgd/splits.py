@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ class Split:
     Attributes:
         train: Cases that a network is trained on.
         validation: Cases that score it during training.
+        contents: Fingerprint of the images of each case by its id, as far as they are known. A case keeps it when it
+            is renamed.
     """
 
     train: list[str]
     validation: list[str]
+    contents: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Split:
@@ -82,15 +85,20 @@ def read_split(path: Path, fold: int | None) -> Split:
 
 def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None:
     """Record the split of a run as `split.csv`: a row for each case and part, with the fold where one was chosen."""
-    rows = [(case, part) for part in ("train", "validation") for case in getattr(split, part)]
+    rows = [
+        (case, part, split.contents.get(case, "")) for part in ("train", "validation") for case in getattr(split, part)
+    ]
     with replacing(run_folder / FILE_NAME) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["case", "part"] if fold is None else ["case", "part", "fold"])
+        columns = ["case", "part", "content"]
+        writer.writerow(columns if fold is None else [*columns, "fold"])
         writer.writerows(rows if fold is None else [(*row, fold) for row in rows])
 
 
 def read_run_split(run_folder: Path) -> Split:
     """Read which cases a run trained on and which validated it; both are empty for a run on phantoms alone.
+
+    Runs of earlier versions did not record the contents of the cases.
 
     Raises:
         BadInputError: If the folder holds no `split.csv`.
@@ -104,7 +112,8 @@ def read_run_split(run_folder: Path) -> Split:
         raise BadInputError(
             path, f"The split of a run has the columns case and part, but here are {_listed(columns)}."
         )
-    return Split(*([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation")))
+    train, validation = ([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation"))
+    return Split(train, validation, {row["case"]: row["content"] for row in rows if row.get("content")})
 
 
 def _shuffled(case_ids: Sequence[str], seed: int) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError
+from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
 from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
@@ -128,6 +128,18 @@ class CaseFiles:
         short = [f"*{file.removeprefix(start)}" if start else file for file in files]
         line = ", ".join(f"{role} {file}" for role, file in zip(names, short, strict=False))
         return f"{line}; left out by name: {', '.join(short[len(names) :])}" if self.left_out else line
+
+
+def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Finding]]:
+    """The cases that have a ground truth, and an error for each of the others."""
+    labelled: list[CaseFiles] = []
+    findings = []
+    for case in cases:
+        if case.segmentation is None:
+            findings.append(Finding(case.folder, NO_GROUND_TRUTH, "error"))
+        else:
+            labelled.append(case)
+    return labelled, findings
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:

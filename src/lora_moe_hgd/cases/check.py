@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..arguments import add_in_path, add_quiet
+from ..arguments import add_allowances, add_in_path, add_quiet
 from ..files import reason_of
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
@@ -112,10 +112,14 @@ class CheckedCohort:
         return "\n".join(lines)
 
 
-def check_case(case: CaseFiles, *, labels: bool) -> CheckedCase:
+def check_case(
+    case: CaseFiles, *, labels: bool, allow_skull: bool = False, allow_partial: bool = False
+) -> CheckedCase:
     """Read a case as training does, and keep the findings."""
     try:
-        reading = read_case(case, labels=labels, not_finite="error")
+        reading = read_case(
+            case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial
+        )
     # Whatever a case raises must not end the check of the others.
     except Exception as error:
         return CheckedCase(case, None, (Finding(case.folder, reason_of(error), "error"),))
@@ -129,6 +133,8 @@ def check_cohort(
     labels: bool = True,
     label_scheme: str | None = None,
     channel_order: Sequence[str] | None = None,
+    allow_skull: bool = False,
+    allow_partial: bool = False,
     num_workers: int = 0,
     progress: bool = False,
 ) -> CheckedCohort:
@@ -139,6 +145,8 @@ def check_cohort(
         labels: Whether each case needs a segmentation.
         label_scheme: Scheme of the segmentations; that of the file names when `None`.
         channel_order: Sequences of numbered channels.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Processes that read, beside this one.
         progress: Whether to show a bar.
 
@@ -147,7 +155,7 @@ def check_cohort(
     """
     cases, others = survey(root, channel_order=channel_order)
     cases = [case.in_scheme(label_scheme) for case in cases]
-    one = partial(check_case, labels=labels)
+    one = partial(check_case, labels=labels, allow_skull=allow_skull, allow_partial=allow_partial)
 
     def shown(checked: Iterable[CheckedCase]) -> tuple[CheckedCase, ...]:
         return tuple(tqdm(checked, desc="checking", unit="case", total=len(cases), disable=not progress))
@@ -173,6 +181,7 @@ def main(argv: Sequence[str]) -> None:
         "--label-scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; that of the file names if left out"
     )
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
+    add_allowances(parser)
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -183,6 +192,8 @@ def main(argv: Sequence[str]) -> None:
         labels=not args.no_labels,
         label_scheme=args.label_scheme,
         channel_order=args.channel_order and parse_channel_order(args.channel_order),
+        allow_skull=args.allow_skull,
+        allow_partial=args.allow_partial,
         num_workers=args.num_workers,
         progress=not (args.json or args.quiet),
     )

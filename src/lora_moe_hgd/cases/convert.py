@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
-from ..arguments import add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_in_path, add_out_path, add_quiet
 from ..files import new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
@@ -28,7 +28,7 @@ from .nifti import read_image, read_stack, write_image
 from .reading import CaseReading, read_case
 
 
-def convert_case(case: CaseFiles, record: Record) -> bool:
+def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, allow_partial: bool = False) -> bool:
     """Write a case unless it is there already; return whether it was written.
 
     The bytes of a NIfTI file of one sequence do not change, except that they are packed with gzip. A volume of a file
@@ -38,9 +38,11 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
     Args:
         case: Case to write.
         record: Record of the target; the case is added to it.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
 
     Raises:
-        BadInputError: If the case is damaged, has labels that the target's scheme lacks or that would have to be
+        BadInputError: If the case cannot be used, has labels that the target's scheme lacks or that would have to be
             interpolated, or was converted from other files before.
         ValueError: If the target cannot hold the case.
     """
@@ -49,7 +51,9 @@ def convert_case(case: CaseFiles, record: Record) -> bool:
         return False
     target = record.target
     paths = {role: target.root / file for role, file in made["files"].items()}
-    reading = read_case(case, labels=case.segmentation is not None, allow_skull=True, allow_partial=True).checked()
+    reading = read_case(
+        case, labels=case.segmentation is not None, allow_skull=allow_skull, allow_partial=allow_partial
+    ).checked()
     labels = _labels(reading, target.scheme) if case.segmentation else None
     like = reading.images[reading.reference]
     for finding in reading.findings:
@@ -184,6 +188,7 @@ def main(argv: Sequence[str]) -> None:
         help="order of the sequences to write, for nnunet; t1,t1c,t2,flair by default",
     )
     add_quiet(parser)
+    add_allowances(parser)
     args = parser.parse_args(argv)
     source, target_folder = args.in_path or args.source, args.out_path or args.target
     if target_folder.resolve() == source.resolve():
@@ -208,7 +213,8 @@ def main(argv: Sequence[str]) -> None:
     written = []
     for case in tqdm(cases, desc="converting", unit="case", disable=args.quiet):
         try:
-            written.append(convert_case(case.in_scheme(args.label_scheme), record))
+            case = case.in_scheme(args.label_scheme)
+            written.append(convert_case(case, record, allow_skull=args.allow_skull, allow_partial=args.allow_partial))
         # Whatever a case raises must not end the conversion of the others.
         except Exception as error:
             failed.append(f"{case.case_id}: {reason_of(error)}")

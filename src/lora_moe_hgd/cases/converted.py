@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import remove_leftovers, replacing
+from ..files import listed, remove_leftovers, replacing
 from ..fingerprints import file_fingerprint
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.label_schemes import LabelScheme
 from .case_files import CaseFiles
-from .families import LAYOUTS, listed, read_names
+from .families import LAYOUTS, read_names
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
 NUMBERED, STACKED = "nnunet", "decathlon"
@@ -133,8 +133,8 @@ class Record:
             if others:
                 raise BadInputError(
                     root,
-                    f"This folder holds files that convert did not write: {listed(others, 5)}. Choose an empty or a "
-                    "new folder as target.",
+                    f"This folder holds files that convert did not write: {listed(others, most=5)}. Choose an empty "
+                    "or a new folder as target.",
                 )
             return
         try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from .case_files import NAME_THEM, OTHER_FORMATS, shared_start, stem_of
@@ -350,9 +351,3 @@ def nothing_found(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     holds = f"It holds: {listed(names)}." if names else "It is empty."
     return f"No MRI sequence found. {holds} Name the sequences with {NAME_THEM}."
-
-
-def listed(names: Iterable[str], most: int = 10) -> str:
-    """Names separated by commas; the first of them if there are many."""
-    every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

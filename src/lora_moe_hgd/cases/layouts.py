@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from .case_files import NAME_THEM, CaseFiles, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
-from .families import BY_WORDS, in_other_formats, listed, name_files, nothing_found, read_names
+from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 from .sequence_names import role_of
 
 # Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`, and `<subject>/<session>/anat` of BIDS.
@@ -30,8 +31,17 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> Case
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
 
     Raises:
-        BadInputError: If no sequence is found, a name does not say what the file is, or two files are one sequence.
+        BadInputError: If no sequence is found, a name does not say what the file is, two files are one sequence, or
+            the order has no effect.
     """
+    case = _case_at(path, channel_order)
+    if not _has_numbers(path):
+        _refuse_idle_order(path, channel_order)
+    return case
+
+
+def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
+    """The case at `path`; the order is for those whose sequences have numbers."""
     if not path.is_dir():
         return channel_case(path, channel_order)
     content = _listed(path)
@@ -84,7 +94,7 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     is `sub-01_ses-01`. Cases that share a folder are called by their files.
 
     Raises:
-        BadInputError: If `root` holds no case.
+        BadInputError: If `root` holds no case, or none on which the order has an effect.
     """
     if not root.is_dir():
         found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
@@ -101,6 +111,8 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     cases, findings = _found(root, sorted([*places, *odd]), channel_order, named_by_file=False)
     if not cases and not findings:
         raise BadInputError(root, nothing_found(root))
+    if not any(_has_numbers(place) for place in places):
+        _refuse_idle_order(root, channel_order)
     return _unique(root, *_together(root, cases, findings))
 
 
@@ -111,13 +123,36 @@ def _found(
     cases, findings = [], []
     for place in places:
         try:
-            case = find_case(place, channel_order=channel_order)
+            case = _case_at(place, channel_order)
         except BadInputError as error:
             findings.append(error.finding)
         else:
             own = named_by_file or place == root
             cases.append(case if own else replace(case, case_id=_case_id(root, place)))
     return cases, findings
+
+
+def _has_numbers(place: Path) -> bool:
+    """Whether the sequences of a case are told apart by number, not by name."""
+    return not place.is_dir() or bool(channel_cases(place))
+
+
+def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
+    """Raise if an order of numbered sequences is given for a folder in which none is numbered."""
+    if channel_order is not None:
+        raise BadInputError(
+            path,
+            f"The channel order {','.join(channel_order)} has no effect: the sequences here are told apart by the "
+            "names of their files, not by numbers. Leave out `--channel-order`.",
+        )
+
+
+def name_of_place(root: Path, place: Path | str) -> str:
+    """What a folder or file that is no recognised case is called in tables: as a case at that place would be."""
+    path = Path(place)
+    if path.is_dir() and path.is_relative_to(root):
+        return _case_id(root, path)
+    return safe_name(stem_of(path) or path.name)
 
 
 def _case_id(root: Path, folder: Path) -> str:

@@ -19,12 +19,12 @@ import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..arguments import add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
-from ..cases.case_files import NO_GROUND_TRUTH, CaseFiles
+from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
+from ..cases.case_files import CaseFiles, with_labels
 from ..cases.channels import parse_channel_order
-from ..cases.layouts import survey
+from ..cases.layouts import name_of_place, survey
 from ..cases.reading import read_case
-from ..files import printable, reason_of, replacing
+from ..files import listed, printable, reason_of, replacing
 from ..fingerprints import case_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
 from ..model.findings import Finding
@@ -39,10 +39,9 @@ from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
 from .report import write_report
 from .scoring import CaseScores, Rules, score_case, scorer_fingerprint, sequences_of
-from .trained_on import trained_cases
+from .trained_on import trained_among
 
 PARTS = ("validation", "train")
-MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,12 @@ def score(argv: Sequence[str]) -> int:
         raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
     state = started_processes()
     folder = checkpoint_folder(args.checkpoint)
-    trained_on = sorted({case.case_id for case in cases} & trained_cases(folder))
+    trained_on = trained_among(cases, folder)
     if state.is_main_process:
         _warn(cases, subsets, bad, trained_on)
     device = usable_device(device_of_process(state, args.device))
     network, processor = load_checkpoint(folder, device=device)
-    rules = Rules(args.mirror, args.convention, args.lesion_rules)
+    rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
     found = evaluate(
         network, processor, cases, out=args.out_path, subsets=subsets, rules=rules, progress=not args.quiet
     )
@@ -187,7 +186,7 @@ def score(argv: Sequence[str]) -> int:
                 "failed": len(failed),
                 "trained_on": len(trained_on),
             }
-            report = _report(found.scores, failed, args.out_path, about)
+            report = _report(found.scores, failed, args.in_path, args.out_path, about)
             if not args.quiet:
                 print(printable(report))
         else:
@@ -233,6 +232,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--cases-of", type=Path, metavar="RUN", help=f"score only the cases of a training run, from RUN/{FILE_NAME}"
     )
     parser.add_argument("--part", choices=PARTS, help=f"with --cases-of: which cases of the run (default: {PARTS[0]})")
+    add_allowances(parser)
     parser.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
     parser.add_argument(
         "--mirror", action="store_true", help="average over each case and its mirror image, in twice the time"
@@ -278,8 +278,9 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
             )
         # Problems of other cases are of no interest.
         found, bad = [case for case in found if case.case_id in wanted], []
-    bad += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in found if case.segmentation is None]
-    cases = [case.in_scheme(args.label_scheme) for case in found if case.segmentation is not None]
+    labelled, unlabelled = with_labels(found)
+    bad += unlabelled
+    cases = [case.in_scheme(args.label_scheme) for case in labelled]
     if not cases:
         raise ValueError(f"No case in {args.in_path} can be scored." + _listed("Problems", bad))
     return cases, bad
@@ -294,11 +295,10 @@ def _warn(cases: Sequence[CaseFiles], subsets: Sequence[Mask], bad: Sequence[Fin
         if able < len(cases):
             print(f"warning: {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
     if trained_on:
-        more = ", ..." if len(trained_on) > MOST_SHOWN else ""
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
-                f"{', '.join(trained_on[:MOST_SHOWN])}{more}. Their scores say little about new cases."
+                f"{listed(trained_on)}. Their scores say little about new cases."
             ),
             file=sys.stderr,
         )
@@ -308,7 +308,9 @@ def _listed(head: str, findings: Sequence[Finding]) -> str:
     return f" {head}:" + "".join(f"\n  {finding}" for finding in findings) if findings else ""
 
 
-def _report(scores: dict[str, CaseScores], failed: Sequence[Finding], out: Path, about: dict[str, Any]) -> str:
+def _report(
+    scores: dict[str, CaseScores], failed: Sequence[Finding], root: Path, out: Path, about: dict[str, Any]
+) -> str:
     rows = [row for found in scores.values() for row in found.rows]
     reliability = {
         (name, part): counts for name, found in scores.items() for part, counts in found.reliability.items()
@@ -316,7 +318,7 @@ def _report(scores: dict[str, CaseScores], failed: Sequence[Finding], out: Path,
     findings = [{"case_id": name, **finding} for name, found in scores.items() for finding in found.findings]
     findings += [
         {
-            "case_id": printable(Path(finding.where).name),
+            "case_id": printable(name_of_place(root, finding.where)),
             "level": finding.level,
             "where": printable(finding.where),
             "message": printable(finding.message),

@@ -19,6 +19,7 @@ from ..files import printable
 from ..fingerprints import code_fingerprint, fingerprint
 from ..inference.segment import find_regions
 from ..inference.uncertainty import expected_dice
+from ..model.brain import brain_of
 from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
@@ -32,17 +33,21 @@ from .metrics import CONVENTIONS, region_scores
 
 @dataclass(frozen=True)
 class Rules:
-    """How cases are segmented and scored.
+    """How cases are read, segmented and scored.
 
     Attributes:
         mirror: Take the mean over the case and its mirror image.
         convention: Name in `metrics.CONVENTIONS`: the score of an empty region.
         lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
     """
 
     mirror: bool = False
     convention: str = "brats"
     lesions: str = "gli2023"
+    allow_skull: bool = False
+    allow_partial: bool = False
 
 
 @dataclass
@@ -85,7 +90,9 @@ def score_case(
     Raises:
         BadInputError: If the case has an error that `lora-moe-hgd check` reports.
     """
-    reading = read_case(case, labels=True, not_finite="error").checked()
+    reading = read_case(
+        case, labels=True, not_finite="error", allow_skull=rules.allow_skull, allow_partial=rules.allow_partial
+    ).checked()
     settled, truth = reading.settled, reading.regions
     spacing_mm = voxel_spacing_mm(settled.affine)
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
@@ -120,13 +127,12 @@ def prepared(
     of them differs from zero. Subsets with the same brain are therefore preprocessed together.
     """
     settled = replace(settled, labels=None)
-    nonzero = {name: array != 0 for name, array in settled.arrays.items()}
     groups: dict[bytes, list[Mask]] = {}
     brains: dict[bytes, np.ndarray] = {}
     for subset in subsets:
         names = sequences_of(subset)
         if set(names) <= set(settled.arrays):
-            brain = np.logical_or.reduce([nonzero[name] for name in names])
+            brain = brain_of(settled.arrays[name] for name in names)
             key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
             groups.setdefault(key, []).append(subset)
             brains[key] = brain

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..cases.case_files import CaseFiles
+from ..fingerprints import images_fingerprint
 from ..loading import adapter_base, checkpoint_folder, is_adapter
-from ..splits import FILE_NAME, read_run_split
+from ..splits import FILE_NAME, Split, read_run_split
 
 
-def trained_cases(checkpoint: Path) -> set[str]:
-    """Ids of the cases that trained a checkpoint or a base that it was trained from.
+def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
+    """Ids of the cases that trained a checkpoint or a base that it was trained from, sorted.
 
     `RUN/split.csv` lists them for the checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. Nothing is
-    known of other checkpoints. Bases are followed as long as they are folders on this machine.
+    known of other checkpoints. Bases are followed as long as they are folders on this machine. A case is recognised by
+    its id or by the content of its images.
 
     Args:
+        cases: Cases in question.
         checkpoint: Folder of the checkpoint.
     """
-    found: set[str] = set()
+    names: set[str] = set()
+    contents: set[str] = set()
+    for split in _splits_of(checkpoint):
+        names.update(split.train)
+        contents.update(split.contents[name] for name in split.train if name in split.contents)
+    return sorted(
+        case.case_id for case in cases if case.case_id in names or (contents and _content_of(case) in contents)
+    )
+
+
+def _content_of(case: CaseFiles) -> str | None:
+    try:
+        return images_fingerprint(case)
+    except OSError:
+        # Scoring the case says which file cannot be read, and why.
+        return None
+
+
+def _splits_of(checkpoint: Path) -> Iterator[Split]:
+    """Splits of the run of a checkpoint and of those of its bases."""
     seen: set[Path] = set()
     waiting = [checkpoint]
     while waiting:
@@ -29,8 +53,7 @@ def trained_cases(checkpoint: Path) -> set[str]:
         bases = [adapter_base(folder)] if is_adapter(folder) else []
         run = folder.parent.parent if folder.name == "adapter" else folder.parent
         if (run / "run.json").is_file() and (run / FILE_NAME).is_file():
-            found.update(read_run_split(run).train)
+            yield read_run_split(run)
             base = json.loads((run / "run.json").read_text())["config"]["base"]
             bases += [base] if base else []
         waiting += [checkpoint_folder(base) for base in bases if Path(base).is_dir()]
-    return found

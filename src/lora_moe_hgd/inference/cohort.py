@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..cases.case_files import CaseFiles
+from ..cases.layouts import name_of_place
 from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.findings import Finding
@@ -31,6 +32,7 @@ def segment_cohort(
     bad: Sequence[Finding],
     out: Path,
     *,
+    root: Path,
     progress: bool = True,
 ) -> int:
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
@@ -45,6 +47,7 @@ def segment_cohort(
         bad: Problems of folders that could not be recognised as a case. Each counts as a failed case.
         out: Folder for the results.
         progress: Show progress bars.
+        root: Folder of the cohort.
     """
     state = started_processes()
     left: list[list[int]] = [[]]
@@ -75,7 +78,7 @@ def segment_cohort(
     if state.is_main_process:
         for finding in bad:
             print(printable(f"failed: {finding}"), file=sys.stderr)
-        rows = _rows(cases, bad, failed, out)
+        rows = _rows(cases, bad, failed, out, root)
         _write_summary(rows, out)
         # An index of an earlier run would show results that are gone.
         (out / INDEX).unlink(missing_ok=True)
@@ -103,7 +106,7 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 def _rows(
-    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path
+    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path
 ) -> list[dict[str, Any]]:
     """A row for each case, with `COLUMNS` and, where it is done, the least confidence over the regions."""
     rows = []
@@ -115,7 +118,9 @@ def _rows(
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             row |= {"warnings": report["warnings"], "confidence": min(report["confidence"].values())}
         rows.append(row)
-    return rows + [{"case": Path(finding.where).name, "status": "failed", "message": str(finding)} for finding in bad]
+    return rows + [
+        {"case": name_of_place(root, finding.where), "status": "failed", "message": str(finding)} for finding in bad
+    ]
 
 
 def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

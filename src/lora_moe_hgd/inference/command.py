@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
@@ -44,8 +44,7 @@ def main(argv: Sequence[str]) -> None:
         "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
     )
     parser.add_argument("--strict", action="store_true", help="refuse a case instead of warning")
-    parser.add_argument("--allow-skull", action="store_true", help="accept heads with their skull; expect nonsense")
-    parser.add_argument("--allow-partial", action="store_true", help="accept images that show a part of a brain")
+    add_allowances(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
     )
@@ -92,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     if state.is_main_process and cases and not args.quiet:
         print("\n".join(f"files of {line}" for line in namings(cases)))
     segmenter = CaseSegmenter(args.checkpoint, options, device=device_of_process(state, args.device))
-    failed = segment_cohort(segmenter, cases, bad, args.out_path, progress=not args.quiet)
+    failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
         print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")

@@ -14,6 +14,7 @@ import numpy as np
 
 from .brain import (
     LEAST_BRAIN_LITRES,
+    brain_of,
     constant_fills,
     cut_off_share,
     dark_rim,
@@ -320,7 +321,7 @@ def _judge_labels(notes: _Notes, case: SettledCase) -> None:
     if not whole.any():
         notes.add(LABEL_MAP, "It marks no tumour.")
         return
-    brain = np.logical_or.reduce([array != 0 for array in case.arrays.values()])
+    brain = brain_of(case.arrays.values())
     outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
     if outside > 0.05:
         notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Check that it belongs to this case.")

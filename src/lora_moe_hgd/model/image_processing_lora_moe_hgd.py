@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
+from .brain import brain_of
 from .case_rules import SettledCase, result_warnings, settle
 from .configuration_lora_moe_hgd import MODALITIES, TOKEN_STRIDE
 from .findings import BadInputError
@@ -267,7 +268,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
         """Normalised volume `(M, D, H, W)` on the brain's box, and the geometry."""
         shape = next(iter(case.arrays.values())).shape
-        inside = to_canonical(brain_box(list(case.arrays.values())), case.affine)
+        inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
         limits = [(int(index[0]), int(index[-1]) + 1) for index in bounds]
         box = (limits[0], limits[1], limits[2])
@@ -292,11 +293,6 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
     # The first is what lies outside.
     sizes[0] = 0
     return mask & (sizes >= least_part * sizes.max())[labelled]
-
-
-def brain_box(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Where any of the sequences differs from zero, bool in their own shape."""
-    return np.logical_or.reduce([array != 0 for array in arrays])
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..evaluation.metrics import dice
+from ..files import reason_of
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -145,7 +147,12 @@ class SegmentationObjective:
                 with self.accelerator.autocast():
                     predicted = predict(network, volume, subset)
                 if shows and not scores:
-                    self._draw(case, name, subset, predicted, epoch=epoch)
+                    try:
+                        self._draw(case, name, subset, predicted, epoch=epoch)
+                    # A picture, whatever it fails of, must not end a run.
+                    except Exception as error:
+                        reason = reason_of(error)
+                        tqdm.write(f"warning: epoch {epoch} has no picture: {reason}", file=sys.stderr)
                 dices = [dice(*pair) for pair in zip(predicted, truth, strict=True)]
                 scores.append((name, case["case_id"], dices))
         # Sorted, because the mean must not depend on which process scored which case.

@@ -54,6 +54,8 @@ class DataConfig:
         label_scheme: Label scheme of the segmentations. By default the file names decide; a `dataset` needs it.
         channel_order: Sequences of numbered channels in `root`, such as `[flair, t1, t1c, t2]`.
         skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
+        allow_skull: Accept cases with heads that still have their skull.
+        allow_partial: Accept cases that show only a part of a brain.
         phantoms: Number of phantoms to train on, alone or mixed with cases.
         phantom_share: Share of the samples that come from phantoms when there are cases too; 0.5 by default.
         label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, beside the built-in
@@ -74,6 +76,9 @@ class DataConfig:
     label_scheme: str | None = field(default=None, metadata=SCORE)
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
+    # Which cases these accept does not matter, because the cases themselves are compared.
+    allow_skull: bool = field(default=False, metadata=NOTHING)
+    allow_partial: bool = field(default=False, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)

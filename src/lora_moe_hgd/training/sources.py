@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cases.case_files import CaseFiles
+from ..cases.case_files import CaseFiles, with_labels
 from ..cases.layouts import survey
+from ..files import listed
 from ..fingerprints import fingerprint
-from ..model.findings import BadInputError, Finding
+from ..model.findings import BadInputError
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..phantoms.style import WIDE, PhantomStyle
 from ..splits import Split, draw_fold, draw_split, read_split
 from .data.datasets import (
-    CachedCases,
     CaseDataset,
     CaseSource,
     ChosenCases,
@@ -54,7 +54,7 @@ def build_data(
     Args:
         config: The run.
         processor: Preprocessing.
-        show: Whether to print progress and what is left out.
+        show: Whether to print progress, what is odd about each case, and what is left out.
         style: Ranges that phantoms are drawn from.
 
     Raises:
@@ -67,7 +67,7 @@ def build_data(
             for number, seed in ((data.phantoms, config.seed), (data.val_phantoms, VALIDATION_SEED))
         )
         return RunData(train, validation, Split([], []), fingerprint(train.content(), validation.content()))
-    cases: CachedCases
+    cases: CaseDataset | StreamedCases
     if data.root is not None:
         cases, split = _cases_below(Path(data.root), config, processor, show=show)
     else:
@@ -77,9 +77,12 @@ def build_data(
             label_scheme=str(data.label_scheme),
             processor=processor,
             cache_dir=Path(data.cache_dir).expanduser(),
+            allow_skull=data.allow_skull,
+            allow_partial=data.allow_partial,
         )
         cases.prepare_all(num_workers=data.num_workers, progress=show)
         split = _drawn_split(cases.case_ids, config)
+    split = replace(split, contents=cases.contents())
     if show:
         print(f"{len(split.train)} cases train and {len(split.validation)} validate.")
     place = {name: index for index, name in enumerate(cases.case_ids)}
@@ -129,10 +132,15 @@ def _cases_below(
         wanted = read_split(Path(data.split_file), data.fold)
         cases = _named_cases(cases, wanted, Path(data.split_file), root, show=show)
     if config.objective == "segment":
-        unlabelled = {case.case_id: finding for case in cases if (finding := _missing_labels(case))}
-        findings += unlabelled.values()
-        cases = [case for case in cases if case.case_id not in unlabelled]
-    dataset = CaseDataset(cases, processor=processor, cache_dir=Path(data.cache_dir).expanduser())
+        cases, unlabelled = with_labels(cases)
+        findings += unlabelled
+    dataset = CaseDataset(
+        cases,
+        processor=processor,
+        cache_dir=Path(data.cache_dir).expanduser(),
+        allow_skull=data.allow_skull,
+        allow_partial=data.allow_partial,
+    )
     bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
     findings += bad.values()
     if findings and not data.skip_bad:
@@ -147,18 +155,13 @@ def _cases_below(
     if wanted is None:
         return usable, _drawn_split(usable.case_ids, config)
     # In the order of the cases, as a drawn split has it: the same split then gives the same run.
-    split = Split(*([name for name in usable.case_ids if name in part] for part in (wanted.train, wanted.validation)))
+    train, validation = (
+        [name for name in usable.case_ids if name in part] for part in (wanted.train, wanted.validation)
+    )
+    split = Split(train, validation)
     if not split.train or not split.validation:
         raise ValueError(f"All cases that train or all that validate by {data.split_file} had to be left out.")
     return usable, split
-
-
-def _missing_labels(case: CaseFiles) -> Finding | None:
-    try:
-        case.labelled()
-    except BadInputError as error:
-        return error.finding
-    return None
 
 
 def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *, show: bool) -> list[CaseFiles]:
@@ -196,14 +199,3 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
         return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)
     assert data.val_fraction is not None  # The options set it where nothing else splits the cases.
     return draw_split(case_ids, seed=config.seed, val_fraction=data.val_fraction)
-
-
-def listed(words: Sequence[str], *, separator: str = ", ", most: int = 20) -> str:
-    """Join the words, but name only the first of very many.
-
-    Example:
-        >>> listed(["a", "b", "c"], most=2)
-        'a, b, and 1 more'
-    """
-    rest = len(words) - most
-    return separator.join([*words[:most], f"and {rest} more"] if rest > 0 else words)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..files import listed
 from ..subsets import Mask, parse_subset, subset_name
 from .options import DEFAULT_SUBSETS
-from .sources import listed
 
 
 def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) -> dict[str, list[str]]:

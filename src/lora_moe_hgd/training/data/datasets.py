@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
-import warnings
+import sys
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,8 +24,14 @@ from transformers import BatchFeature
 
 from ...cases.case_files import CaseFiles
 from ...cases.reading import read_case
-from ...files import reason_of, replacing
-from ...fingerprints import case_fingerprint, code_fingerprint, file_fingerprint, fingerprint
+from ...files import printable, reason_of, replacing
+from ...fingerprints import (
+    case_fingerprint,
+    code_fingerprint,
+    file_fingerprint,
+    fingerprint,
+    images_fingerprint,
+)
 from ...model.case_rules import SettledCase
 from ...model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ...model.findings import BadInputError, Finding
@@ -58,7 +66,8 @@ class CaseSource(Protocol):
 class CachedCases(Dataset):
     """Cases that are preprocessed once and then kept on disk, as safetensors in half precision.
 
-    Reading a preprocessed case takes milliseconds. Unpacking and resampling its files takes seconds.
+    Reading a preprocessed case takes milliseconds. Unpacking and resampling its files takes seconds. What is odd about
+    a case is kept with it, so that every run prints it.
 
     Args:
         processor: Preprocessing.
@@ -85,6 +94,7 @@ class CachedCases(Dataset):
             finding = self._prepare(index)
             if finding is not None:
                 raise BadInputError(finding.where, finding.message)
+            self._print_findings(index)
         tensors = load_file(path)
         return {
             "case_id": self._case_id(index),
@@ -95,6 +105,10 @@ class CachedCases(Dataset):
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
         """Preprocess all cases that are not on disk yet; return, by number, why a case cannot be used.
+
+        Args:
+            num_workers: Processes that prepare, beside this one.
+            progress: Whether to show progress and to print what is odd about each case.
 
         Raises:
             BadInputError: If an input that several cases share, such as a label map of a brain, is bad.
@@ -118,7 +132,12 @@ class CachedCases(Dataset):
                     found.append(finding)
                     bar.update()
         bar.close()
-        return {index: finding for index, finding in zip(missing, found, strict=True) if finding is not None}
+        bad = {index: finding for index, finding in zip(missing, found, strict=True) if finding is not None}
+        if progress:
+            for index in range(len(self)):
+                if index not in bad:
+                    self._print_findings(index)
+        return bad
 
     def _is_kept(self, index: int) -> bool:
         try:
@@ -139,7 +158,7 @@ class CachedCases(Dataset):
     def _prepare(self, index: int) -> Finding | None:
         """Preprocess a case and keep it, or return why it cannot be used."""
         try:
-            self._keep(self._preprocess(index), self._kept_at(index))
+            self._keep(*self._preprocess(index), self._kept_at(index))
         except BadInputError as error:
             return error.finding
         # Whatever else a case raises must not end the preparation of the others.
@@ -147,19 +166,29 @@ class CachedCases(Dataset):
             return Finding(self._case_id(index), reason_of(error), "error")
         return None
 
-    def _keep(self, inputs: BatchFeature, path: Path) -> None:
+    def _keep(self, inputs: BatchFeature, findings: Sequence[Finding], path: Path) -> None:
         tensors = {name: inputs[name][0] for name in ("pixel_values", "modality_mask", "labels")}
         tensors["pixel_values"] = tensors["pixel_values"].half()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                scratch,
+                metadata={"findings": json.dumps([str(finding) for finding in findings])},
+            )
+
+    def _print_findings(self, index: int) -> None:
+        """Print what is odd about a prepared case, a line each."""
+        with safe_open(self._kept_at(index), framework="pt") as file:
+            for text in json.loads(file.metadata()["findings"]):
+                tqdm.write(printable(f"warning: {self._case_id(index)}: {text}"), file=sys.stderr)
 
     def _settings(self) -> dict[str, Any]:
         """All settings of the processor that preprocessing reads."""
         return {name: value for name, value in self.processor.to_dict().items() if name not in OF_NO_EFFECT}
 
-    def _preprocess(self, index: int) -> BatchFeature:
-        """Make network input and labels of a case from its origin.
+    def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
+        """Make network input and labels of a case from its origin, and find what is odd about it.
 
         Raises:
             BadInputError: If the case cannot be used.
@@ -217,7 +246,7 @@ class PhantomDataset(CachedCases):
     def _check_shared_inputs(self) -> None:
         read_templates(self.processor.target_spacing_mm[0], self.label_maps)
 
-    def _preprocess(self, index: int) -> BatchFeature:
+    def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
         spacing_mm = self.processor.target_spacing_mm[0]
         phantom = make_phantom(self.seed + index, spacing_mm=spacing_mm, label_maps=self.label_maps, style=self.style)
         settled = SettledCase(
@@ -227,7 +256,7 @@ class PhantomDataset(CachedCases):
             labels=LABEL_SCHEMES["msd"].encode(phantom.regions.numpy()),
             scheme=LABEL_SCHEMES["msd"],
         )
-        return self.processor(settled)
+        return self.processor(settled), ()
 
     def _case_id(self, index: int) -> str:
         return f"phantom_{self.seed + index}"
@@ -243,11 +272,22 @@ class CaseDataset(CachedCases):
         cases: Files of the cases.
         processor: Preprocessing.
         cache_dir: Folder for preprocessed cases.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
     """
 
-    def __init__(self, cases: Sequence[CaseFiles], *, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
+    def __init__(
+        self,
+        cases: Sequence[CaseFiles],
+        *,
+        processor: LoraMoeHgdImageProcessor,
+        cache_dir: Path,
+        allow_skull: bool = False,
+        allow_partial: bool = False,
+    ) -> None:
         super().__init__(processor, cache_dir)
         self.cases = list(cases)
+        self.allow_skull, self.allow_partial = allow_skull, allow_partial
         self.folder /= "cases"
         # Fingerprints by number: each file is read once for them, not once an epoch.
         self._fingerprints: dict[int, str] = {}
@@ -255,11 +295,19 @@ class CaseDataset(CachedCases):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def _preprocess(self, index: int) -> BatchFeature:
+    def contents(self) -> dict[str, str]:
+        """Fingerprint of the images of each case, by its name."""
+        return {case.case_id: images_fingerprint(case) for case in self.cases}
+
+    def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
         case = self.cases[index]
-        reading = read_case(case, labels=case.segmentation is not None, not_finite="error").checked()
-        for finding in reading.findings:
-            warnings.warn(str(finding), stacklevel=2)
+        reading = read_case(
+            case,
+            labels=case.segmentation is not None,
+            not_finite="error",
+            allow_skull=self.allow_skull,
+            allow_partial=self.allow_partial,
+        ).checked()
         if index in self._fingerprints and self._fingerprints[index] != self._made_from(index):
             raise BadInputError(
                 case.folder, "Files of this case have changed since the run began. Start the run again to use them."
@@ -267,12 +315,19 @@ class CaseDataset(CachedCases):
         inputs = self.processor(reading.settled)
         if "labels" not in inputs:
             inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
-        return inputs
+        # These name sequences, not files: a case that was moved keeps its preprocessed form.
+        return inputs, reading.settled.findings
 
     def without(self, indices: Collection[int]) -> CaseDataset:
         """The same cases without some of them, which are given by number."""
         kept = [index for index in range(len(self)) if index not in indices]
-        rest = CaseDataset([self.cases[index] for index in kept], processor=self.processor, cache_dir=self.cache_dir)
+        rest = CaseDataset(
+            [self.cases[index] for index in kept],
+            processor=self.processor,
+            cache_dir=self.cache_dir,
+            allow_skull=self.allow_skull,
+            allow_partial=self.allow_partial,
+        )
         known = self._fingerprints
         rest._fingerprints = {new: known[old] for new, old in enumerate(kept) if old in known}
         return rest
@@ -281,7 +336,8 @@ class CaseDataset(CachedCases):
         return self.cases[index].case_id
 
     def _made_from(self, index: int) -> str:
-        return fingerprint(self._settings(), case_fingerprint(self.cases[index], labels=True))
+        content = case_fingerprint(self.cases[index], labels=True)
+        return fingerprint(self._settings(), content, self.allow_skull, self.allow_partial)
 
     def _kept_at(self, index: int) -> Path:
         if index not in self._fingerprints:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from ...fingerprints import file_fingerprint, fingerprint
+from ...fingerprints import combined_fingerprint, file_fingerprint, fingerprint
 from ...model.case_rules import LABEL_MAP, settle
 from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import Finding
@@ -32,15 +31,27 @@ class StreamedCases(CachedCases):
         label_scheme: Scheme of the segmentations.
         processor: Preprocessing.
         cache_dir: Folder for preprocessed cases.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
     """
 
     def __init__(
-        self, name: str, *, split: str, label_scheme: str, processor: LoraMoeHgdImageProcessor, cache_dir: Path
+        self,
+        name: str,
+        *,
+        split: str,
+        label_scheme: str,
+        processor: LoraMoeHgdImageProcessor,
+        cache_dir: Path,
+        allow_skull: bool = False,
+        allow_partial: bool = False,
     ) -> None:
         super().__init__(processor, cache_dir)
         self.name, self.split, self.label_scheme = name, split, label_scheme
+        self.allow_skull, self.allow_partial = allow_skull, allow_partial
         self.folder /= "cases"
         self.kept: list[Path] = []
+        self._contents: list[str] = []
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -48,20 +59,34 @@ class StreamedCases(CachedCases):
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
         """Read the stream to its end; cases that are on disk already are not decoded.
 
+        Args:
+            num_workers: Of no effect: a stream is read by one process.
+            progress: Whether to show progress and to print what is odd about each case.
+
         Returns:
             Nothing: a case that cannot be used is an error, as its number in the stream does not help to find it.
 
         Raises:
             ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
         """
-        self.kept = []
+        self.kept, self._contents = [], []
         for index, files in enumerate(tqdm(self._stream(), desc="streaming", unit="case", disable=not progress)):
-            self.kept.append(self._path_of(files))
+            versions = {_sequence(name): _version(file) for name, file in files.items()}
+            self.kept.append(self._path_of(versions))
+            self._contents.append(
+                combined_fingerprint({name: versions[name] for name in MODALITIES if name in versions})
+            )
             if not self.kept[-1].is_file():
-                self._keep(self._decoded(index, files), self.kept[-1])
+                self._keep(*self._decoded(index, files), self.kept[-1])
+            if progress:
+                self._print_findings(index)
         if not self.kept:
             raise ValueError(f"The dataset {self.name} holds no case in its split {self.split}.")
         return {}
+
+    def contents(self) -> dict[str, str]:
+        """Fingerprint of the images of each case, by its name."""
+        return dict(zip(self.case_ids, self._contents, strict=True))
 
     def _stream(self, *, begin: int = 0) -> Iterable[dict[str, Any]]:
         """Files of each case by column, not decoded, from number `begin` on.
@@ -84,17 +109,18 @@ class StreamedCases(CachedCases):
         for example in stream.decode(False).skip(begin):
             yield {name: example[name] for name in columns if example[name] is not None}
 
-    def _path_of(self, files: Mapping[str, Mapping[str, Any]]) -> Path:
-        versions = {name: _version(file) for name, file in files.items()}
-        return self.folder / f"{fingerprint(self._settings(), self.label_scheme, versions)}.safetensors"
+    def _path_of(self, versions: Mapping[str, str]) -> Path:
+        """Path of the preprocessed case whose files have these fingerprints, by sequence."""
+        made_from = fingerprint(self._settings(), self.label_scheme, versions, self.allow_skull, self.allow_partial)
+        return self.folder / f"{made_from}.safetensors"
 
-    def _decoded(self, index: int, files: Mapping[str, dict[str, Any]]) -> BatchFeature:
+    def _decoded(self, index: int, files: Mapping[str, dict[str, Any]]) -> tuple[BatchFeature, Sequence[Finding]]:
         from datasets import Nifti
 
         where = f"Case number {index} of {self.name}"
         if "seg" not in files:
             raise ValueError(f"{where} has no segmentation. Training needs one for each case.")
-        images = {"t1c" if name == "t1ce" else name: Nifti().decode_example(file) for name, file in files.items()}
+        images = {_sequence(name): Nifti().decode_example(file) for name, file in files.items()}
         segmentation = images.pop("seg")
         try:
             settled = settle(
@@ -102,17 +128,18 @@ class StreamedCases(CachedCases):
                 label_map=volume_of(segmentation, where=LABEL_MAP),
                 label_schemes=(self.label_scheme,),
                 not_finite="error",
+                allow_skull=self.allow_skull,
+                allow_partial=self.allow_partial,
             ).raise_errors()
-            for finding in settled.findings:
-                warnings.warn(f"{where}, {finding}", stacklevel=2)
-            return self.processor(settled)
+            return self.processor(settled), settled.findings
         except ValueError as error:
             raise ValueError(f"{where} cannot be used. {error}") from error
 
-    def _preprocess(self, index: int) -> BatchFeature:
+    def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
         """Read this case from a new stream; what `prepare_all` kept of it has been removed since."""
         files = next(iter(self._stream(begin=index)), None)
-        if files is None or self._path_of(files) != self.kept[index]:
+        versions = {_sequence(name): _version(file) for name, file in (files or {}).items()}
+        if files is None or self._path_of(versions) != self.kept[index]:
             raise ValueError(
                 f"Case number {index} of {self.name} has changed since the run began. Start the run again to use it."
             )
@@ -123,6 +150,11 @@ class StreamedCases(CachedCases):
 
     def _kept_at(self, index: int) -> Path:
         return self.kept[index]
+
+
+def _sequence(column: str) -> str:
+    """Sequence, or `seg`, of a column of the dataset."""
+    return "t1c" if column == "t1ce" else column
 
 
 def _version(file: Mapping[str, Any]) -> str:
