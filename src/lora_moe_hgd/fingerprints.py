@@ -142,7 +142,7 @@ def _imports_of(tree: ast.Module, package: str) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), package)
-            # What is imported from a package may be one of its modules.
+            # A name that is imported from a package may be one of its modules.
             names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         yield from (name for name in names if _source_of(name) is not None)
 

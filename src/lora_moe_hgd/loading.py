@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a network and its processor.
+"""Loading of checkpoints by name.
 
 A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, with `@` and a branch, tag or
 commit behind it if need be; each may hold a whole network or a PEFT adapter over one.
@@ -79,7 +79,7 @@ def adapter_base(folder: Path) -> str:
 
 
 def base_name(name: str | Path) -> str:
-    """What an adapter over this checkpoint should call it: a Hub id as it is, a folder by its full path."""
+    """Name by which an adapter refers to this checkpoint: a Hub id as it is, a folder by its full path."""
     folder = _folder_on_disk(name)
     return str(name) if folder is None else str(folder.resolve())
 
@@ -153,6 +153,6 @@ def load_checkpoint(
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(adapter_base(folder), device=device)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    # What PEFT calls the base of an adapter over this network.
+    # Name of the base in adapters that PEFT makes over this network.
     adapted.name_or_path = str(folder)
     return adapted.eval(), processor

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-# How long a process waits for the others where one may work for hours, on its share of a cohort or on preparing cases.
+# Timeout for processes that wait while another one may work for hours, on its share of a cohort or on preparing cases.
 PATIENCE = timedelta(days=7)
 
 

@@ -1,4 +1,4 @@
-"""Which cases train and which validate: drawn by the seed or read from a file, and recorded in the run folder."""
+"""Split of the cases into training and validation: drawn by the seed or read from a file, and kept by each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
 
-# How split files call the two parts: `role` as in a cohort's own file, `part` as in the file of a run.
+# Column names of the two parts in split files: `role` as in a cohort's own file, `part` as in the file of a run.
 PART_COLUMNS = ("role", "part")
 TRAIN_NAMES = ("fit", "train")
 VALIDATION_NAMES = ("validate", "validation")

@@ -75,7 +75,7 @@ def list_adapters(folders: Sequence[Path]) -> str:
     """
     rows = []
     for folder in folders:
-        # What is being written lies in hidden folders.
+        # Folders that are still being written are hidden.
         found = [
             path.parent
             for path in sorted(folder.rglob("adapter_config.json"))
@@ -136,6 +136,6 @@ def _option(name: str, value: str | None) -> str:
 
 
 def _short(name: str) -> str:
-    """What tells a checkpoint from others: `site_a` for `runs/site_a/best/adapter`."""
+    """Short name of a checkpoint: `site_a` for `runs/site_a/best/adapter`."""
     parts = [part for part in Path(name.partition("@")[0]).parts if part not in ("/", "best", "last", "adapter")]
     return parts[-1] if parts else "checkpoint"

@@ -263,7 +263,7 @@ def _check_composable(name: str, config: LoraConfig) -> None:
 
 
 def _name_of(base: str | Path | Adapted) -> str:
-    """What the base calls itself; empty for a network that was never loaded."""
+    """Name of the base; empty for a network that was never loaded."""
     network = base.get_base_model() if isinstance(base, PeftModel) else base
     return str(network.name_or_path) if isinstance(network, nn.Module) else str(network)
 

@@ -1,4 +1,4 @@
-"""Which files a case is made of."""
+"""Files of a case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 # Images in formats that are not read.
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
-# What a message says where file names do not tell the sequences.
+# Remedy for file names that do not determine the sequence.
 NAME_THEM = " ".join(f"--{name} FILE" for name in MODALITIES)
 
 NO_GROUND_TRUTH = (
@@ -143,7 +143,7 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
-    """How the files of a cohort are read: a line for each way, the commonest first, with its number of cases."""
+    """Describe how the files of a cohort are read: a line for each mapping, the commonest first, with its count."""
     counts = Counter(case.naming() for case in cases).most_common()
     lines = [f"{number} case{'s' if number > 1 else ''}: {line}" for line, number in counts[:most]]
     return lines + ([f"and {len(counts) - most} other ways to name files"] if len(counts) > most else [])

@@ -28,7 +28,7 @@ from .reading import read_case
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """What is known of a case after reading it.
+    """Summary of a case after reading it.
 
     Attributes:
         case: Its files.
@@ -43,7 +43,7 @@ class CheckedCase:
 
 @dataclass(frozen=True)
 class CheckedCohort:
-    """What is known of a cohort.
+    """Summary of a cohort.
 
     Attributes:
         root: Where it lies.

@@ -27,7 +27,7 @@ INDEX = dict.fromkeys(BY_KEY, "metadata.jsonl") | dict.fromkeys((NUMBERED, STACK
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how cases are written.
+    """Target of a conversion.
 
     Attributes:
         root: Folder of the converted cases.

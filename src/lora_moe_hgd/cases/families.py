@@ -57,7 +57,7 @@ class Layout:
         ]
 
     def match(self, path: Path) -> Match | None:
-        """What the file is, if its name is of this family, else `None`."""
+        """Role of the file if its name belongs to this family, else `None`."""
         stem = str(stem_of(path))
         matches = [
             Match(path, role, preference, found[1] if one else None)
@@ -184,7 +184,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """What the files of a folder are, by their names.
+    """Roles of the files of a folder, by their names.
 
     Attributes:
         layout: Family of the names; `None` if they are read by their words.
@@ -206,7 +206,7 @@ class NamedFiles:
 
 
 def read_names(files: Sequence[Path]) -> NamedFiles:
-    """What the volumes of a folder are: by the first family that explains all, else by the words of their names."""
+    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names."""
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
@@ -244,7 +244,7 @@ def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -
 
 
 def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
-    """What the files are by the words of their names.
+    """Roles of the files by the words of their names.
 
     A word for contrast that all names begin with may be the patient's: `KM_T1` and `KM_T1_post` are T1 and T1c of the
     patient KM. If such a word alone decides between T1 and T1c, the name says nothing.
@@ -283,7 +283,7 @@ def in_other_formats(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
-    """What the volumes of a case's folder are.
+    """Roles of the volumes of a case's folder.
 
     Args:
         folder: Folder of the case.
@@ -347,7 +347,7 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
 
 
 def nothing_found(folder: Path) -> str:
-    """What to say of a folder in which no sequence is found."""
+    """Message for a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     holds = f"It holds: {listed(names)}." if names else "It is empty."
     return f"No MRI sequence found. {holds} Name the sequences with {NAME_THEM}."

@@ -265,7 +265,7 @@ def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What a folder holds, in order of name."""
+    """Entries of a folder, in order of name."""
     try:
         return sorted(folder.iterdir())
     except PermissionError as error:

@@ -28,7 +28,7 @@ from ..model.grids import check_affine
 from ..model.header_rules import header_findings, qform_rotation
 from .volume_rules import check_header, check_name, check_place, check_size, in_bytes, times
 
-# What follows the voxels of a packed file is unpacked up to here, to reach the checksum.
+# Bytes after the voxels of a packed file are unpacked up to this limit, to reach the checksum.
 MAX_TAIL_BYTES = 1024**2
 # No byte of deflate unpacks to more (https://zlib.net/zlib_tech.html).
 MOST_PACKED = 1032

@@ -22,7 +22,7 @@ from .nifti import ReadVolume, image_like, read_image, read_stack
 
 @dataclass
 class CaseReading:
-    """What was read of a case.
+    """Result of reading a case.
 
     Attributes:
         case: Its files.

@@ -1,4 +1,4 @@
-"""Which MRI sequence a name tells: the name of a file, of a DICOM series, of a channel in `dataset.json`.
+"""MRI sequence by name: of a file, of a DICOM series, or of a channel in `dataset.json`.
 
 A name is split into words, each word has a kind (`WORDS`), and a few rules on the kinds give the answer (`RULES`).
 Words count, not suffixes: `ax_t2_flair`, `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are FLAIR, T1c and T1c.

@@ -1,4 +1,4 @@
-"""Which cases a checkpoint was trained on, as far as the folders of its runs say."""
+"""Training cases of a checkpoint, as recorded in the folders of its runs."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ package lora-moe-hgd is installed and imported its own classes are used and noth
 
 
 def read_scores(evaluation: Path) -> dict[str, Any]:
-    """What `lora-moe-hgd evaluate --out evaluation` left there.
+    """Read the scores that `lora-moe-hgd evaluate --out evaluation` wrote.
 
     Raises:
         ValueError: If the folder holds no evaluation.

@@ -20,7 +20,7 @@ from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 
 EVALUATION_FILES = ("table.json", "table.md", "heat_map.png")
-# What an earlier push may have left and this one does not bring: more shards, files of older code.
+# Files of an earlier push that this one may not replace: more shards, older code.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*"]
 
 

@@ -111,7 +111,7 @@ def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _facts(report: Mapping[str, Any]) -> str:
-    """What the report says, as a table."""
+    """The report as a table."""
     volumes = report["volumes_ml"].items()
     rows = {
         "volumes": ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes),
@@ -151,7 +151,7 @@ def _grey(volume: np.ndarray) -> np.ndarray:
 
 
 def _columns(shape: tuple[int, ...]) -> int:
-    """How many slices lie side by side: about as many as rows, and none of both edges too long for WebP.
+    """Number of slices side by side: about as many as rows, and neither edge too long for WebP.
 
     Raises:
         ValueError: If no arrangement fits.

@@ -1,4 +1,4 @@
-"""What a run of inference did, as JSON; nothing from the image headers' text fields gets in."""
+"""Report of an inference run as JSON; it holds no text from image headers."""
 
 from __future__ import annotations
 

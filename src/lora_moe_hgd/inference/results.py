@@ -36,7 +36,7 @@ Case = CaseFiles | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What is used of a case, and what is written.
+    """Options for the input and the output of a case.
 
     Attributes:
         sequences: Use only these sequences; all that are there when `None`.

@@ -1,4 +1,4 @@
-"""How sure a segmentation is: of each voxel, and of a whole case."""
+"""Uncertainty of a segmentation: by voxel, and by case."""
 
 from __future__ import annotations
 

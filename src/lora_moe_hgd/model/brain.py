@@ -1,4 +1,4 @@
-"""What in a volume is brain: background of any value, dark rims, heads with their skull, parts of brains."""
+"""Brain and background: backgrounds of any value, dark rims, heads with their skull, parts of brains."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def settle(
 
 
 def result_warnings(names: Iterable[str]) -> tuple[Finding, ...]:
-    """What the user of a segmentation from these sequences should know, whatever the images look like."""
+    """Warnings that depend on the available sequences alone, not on the images."""
     return () if "t1c" in set(names) else (Finding("case", WITHOUT_T1C),)
 
 
@@ -228,7 +228,7 @@ def _on_reference(
 
 
 def _differences(volume: Volume, like: Volume) -> str:
-    """What tells two grids apart, as short as possible."""
+    """Describe the difference between two grids in a few words."""
     edges = [np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in (volume, like)]
     if np.abs(edges[0] - edges[1]).max() > 1e-2:
         sizes = [" x ".join(f"{edge:.3g}" for edge in sizes) for sizes in edges]
@@ -337,7 +337,7 @@ def _judge_labels(notes: _Notes, case: SettledCase) -> None:
 
 
 def _height(volume: np.ndarray, inside: np.ndarray, rest: np.ndarray) -> float:
-    """How much brighter the median is `inside` than in the `rest`, in median absolute deviations of the rest."""
+    """Difference of the medians `inside` and in the `rest`, in median absolute deviations of the rest."""
     values = volume[rest]
     if not values.size:
         return 0.0

@@ -19,7 +19,7 @@ from .stem import Presence
 
 @dataclass
 class TokenLayout:
-    """Where the tokens of a batch come from.
+    """Origin of the tokens of a batch.
 
     Attributes:
         grid: Number of patches along depth, height and width.

@@ -1,4 +1,4 @@
-"""What is odd or wrong about a case: where, what, and what to do about it."""
+"""Findings: the warnings and errors of a case, each with its place and its remedy."""
 
 from __future__ import annotations
 

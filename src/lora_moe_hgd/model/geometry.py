@@ -1,4 +1,4 @@
-"""Where a volume lies, and how to bring it to another voxel size and back.
+"""Geometry of a volume: orientation, voxel size, resampling and back.
 
 Axes of canonical volumes are those of RAS order: left to right, back to front, bottom to top.
 """
@@ -55,7 +55,9 @@ class CaseGeometry:
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How to bring an array into RAS order: `np.transpose(array, axes)`, then flip each axis whose flag is set.
+    """Return the axes and flips that bring an array into RAS order.
+
+    `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
     Each anatomical axis takes the array axis that runs most nearly along it, the clearest match first.
 
@@ -104,7 +106,7 @@ def canonical_spacing_mm(affine: np.ndarray) -> Spacing:
 def close_gaps(mask: np.ndarray, spacing_mm: Spacing, *, gap_mm: float = 6.0) -> np.ndarray:
     """Fill holes and clefts of a mask that are up to `gap_mm` wide: morphological closing with a box."""
     radii = [round(gap_mm / 2 / spacing) for spacing in spacing_mm]
-    # What lies beyond the volume is no brain: without a margin the strip between brain and border would be a gap.
+    # Without a margin, the strip between the brain and the border of the volume would count as a gap.
     padding = [radius for radius in reversed(radii) for _ in range(2)]
     grown = _grow(nn.functional.pad(torch.from_numpy(mask).float(), padding), radii)
     closed = _grow(1 - nn.functional.pad(grown, padding), radii) == 0

@@ -1,4 +1,4 @@
-"""Where a volume lies, whether two volumes share a grid, and how to bring one onto the grid of another."""
+"""Grids: affines, comparison of two grids, and interpolation from one to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a NIfTI header says that its user should know, although nibabel reads the file without a word.
+"""Warnings about NIfTI headers that nibabel reads silently.
 
 A header gives the geometry up to three times: as an affine (sform), as a rotation with an origin (qform), and as voxel
 sizes (`pixdim`), which the qform needs. The sform counts first, then the qform, then the voxel sizes alone: this is
@@ -94,7 +94,7 @@ def qform_rotation(header: Any) -> np.ndarray | None:
 
 
 def _voxel_sizes(header: Any, *, rotated: bool) -> list[str]:
-    """What is wrong with `pixdim` where the voxel sizes are taken from it."""
+    """Findings about `pixdim` where the voxel sizes come from it."""
     handedness, *sizes = (float(value) for value in header["pixdim"][:4])
     messages = []
     missing = [str(axis) for axis, size in enumerate(sizes, start=1) if size == 0]

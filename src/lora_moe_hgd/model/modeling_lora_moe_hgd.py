@@ -25,7 +25,7 @@ from .stem import ModalityStem, StemOutput
 
 @dataclass
 class LoraMoeHgdEncoderOutput(ModelOutput):
-    """What the encoder alone gives.
+    """Output of the encoder.
 
     Attributes:
         last_hidden_state: `(B, N, hidden)`, N the tokens of the present sequences; padded where cases differ.
@@ -128,7 +128,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """What makes tokens of patches; Accelerate asks for it under FSDP2."""
+        """Return the patch projection; Accelerate asks for it under FSDP2."""
         return self.stem.patch_projection
 
     def encode(self, pixel_values: Tensor, modality_mask: Tensor) -> tuple[StemOutput, EncoderOutput]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-# What a voxel gets that only windows without brain cover: a firm "no tumour" (sigmoid 5e-5).
+# Logit of voxels outside every window with brain: a firm "no tumour" (sigmoid 5e-5).
 BACKGROUND_LOGIT = -10.0
 
 

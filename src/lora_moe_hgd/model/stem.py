@@ -57,7 +57,7 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 @dataclass
 class Presence:
-    """Which volume of which case is present, in packed order (sorted by case, then by modality).
+    """Index of the present volumes, in packed order (sorted by case, then by modality).
 
     Attributes:
         case_P: Case index of each present volume.
@@ -109,7 +109,7 @@ class ModalityFusion(nn.Module):
 
 @dataclass
 class StemOutput:
-    """What the stem hands on.
+    """Output of the stem.
 
     Attributes:
         full_resolution: Early-fused features at stride 1, `(B, C, D, H, W)`.

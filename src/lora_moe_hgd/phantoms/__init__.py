@@ -1,1 +1,1 @@
-"""Made-up cases: brains, tumours, contrast and the scanner."""
+"""Synthetic cases: brains, tumours, contrast and the scanner."""

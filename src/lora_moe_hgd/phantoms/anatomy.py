@@ -111,7 +111,7 @@ def _mni152() -> Template:
 def random_anatomy(
     *, spacing_mm: float, generator: torch.Generator, style: PhantomStyle, label_maps: Sequence[Path] = ()
 ) -> Anatomy:
-    """A brain of its own: shape, size, folding, ventricles and side differ from draw to draw.
+    """Draw a brain: shape, size, folding, ventricles and side differ from draw to draw.
 
     Args:
         spacing_mm: Edge of a voxel.

@@ -92,7 +92,7 @@ def _levels(name: str, region: int, tumour: Tumour, style: PhantomStyle) -> Perc
 
 
 def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Where a core has bled, `(D, H, W)` in [0, 1]: patches of it, or all of it."""
+    """Blood in the core, `(D, H, W)` in [0, 1]: patches of the core, or all of it."""
     if not chance(style.blood_share, generator):
         return torch.zeros(tumour.regions.shape[1:])
     noise = fractal_noise(tumour.regions.shape[1:], scales_mm=(5, 10), spacing_mm=spacing_mm, generator=generator)
@@ -111,7 +111,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, 
 
 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """How much each voxel shows of necrosis, oedema and rim, `(3, D, H, W)` in [0, 1]; borders are soft.
+    """Shares of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1]; borders are soft.
 
     The bright half of a rim ends inside its label, by the style's `generosity`.
     """
@@ -178,7 +178,7 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: Phantom
 
 
 def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """How much of a voxel lies outside the brain, and how much of that is no bone, both `(D, H, W)` in [0, 1]."""
+    """Share of each voxel outside the brain, and share of that which is not bone, both `(D, H, W)` in [0, 1]."""
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)
     outside = 1 - anatomy.tissues.sum(dim=0).clamp(0, 1)

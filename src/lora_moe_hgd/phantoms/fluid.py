@@ -1,4 +1,4 @@
-"""Fluid of every size: ventricles from slit to hydrocephalus, sulci, and cavities that old damage left."""
+"""Fluid: ventricles from slit to hydrocephalus, sulci, and cavities after old damage."""
 
 from __future__ import annotations
 

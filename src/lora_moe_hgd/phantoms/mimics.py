@@ -1,4 +1,4 @@
-"""What is bright and no tumour: white-matter disease, scars, vessels, and fluid that flows."""
+"""Mimics of tumour: white-matter disease, scars, vessels and flowing fluid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tumour import Tumour
 
 @dataclass(frozen=True)
 class Mimics:
-    """How much each voxel shows of what is no tumour, each `(D, H, W)` in [0, 1].
+    """Share of each voxel that shows a mimic of tumour, each `(D, H, W)` in [0, 1].
 
     Attributes:
         vessels: Vessels, plexus and meninges, bright on T1c.

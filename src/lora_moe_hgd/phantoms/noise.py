@@ -1,4 +1,4 @@
-"""Smooth random fields and blurring: the two brushes a phantom is painted with."""
+"""Smooth random fields and blurring, the building blocks of phantoms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phantoms: made-up glioma cases with exact labels, for tests, demonstrations and pre-training."""
+"""Phantoms: synthetic glioma cases with exact labels, for tests, demonstrations and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scanner, from a sequence's true signal to its volume: resolution, shading, contrast curve, noise, mask."""
+"""Simulated scanner: resolution, shading, contrast curve, noise and mask turn a true signal into a volume."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _shading(brain: Tensor, spacing_mm: float, generator: torch.Generator, style
 
 
 def _window(signal: Tensor, brain: Tensor, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """What is darker or brighter than a display window is cut off."""
+    """Clip the signal to a display window."""
     # As many voxels as are enough to find quantiles by.
     values = signal[brain][:: max(1, int(brain.sum()) // 100_000)]
     low = values.quantile(uniform(*style.window_low, generator))

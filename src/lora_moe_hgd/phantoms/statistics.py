@@ -1,4 +1,4 @@
-"""What can be measured on a labelled case, made up or real: the gap between the two, before any training."""
+"""Statistics of a labelled case, synthetic or real, to compare the two before any training."""
 
 from __future__ import annotations
 

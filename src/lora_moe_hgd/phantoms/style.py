@@ -1,4 +1,4 @@
-"""Every range that phantoms are drawn from, as one value that goes from call to call and from process to process."""
+"""Ranges from which phantoms are drawn, as one frozen value."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
 
 
 def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData) -> dict[str, Any]:
-    """What the result of a run depends on beside its options and the ids of its cases."""
+    """Fingerprints of all inputs of a run other than its options and case ids."""
     return {
         "package version": version("lora-moe-hgd"),
         "base weights": None if config.base is None else weights_digest(checkpoint_folder(config.base))[:16],

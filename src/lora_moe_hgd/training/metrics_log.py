@@ -1,4 +1,4 @@
-"""What a run measures: the file `metrics.jsonl`, written beside any tracker of Accelerate.
+"""Measurements of a run: the file `metrics.jsonl`, written beside any tracker of Accelerate.
 
 Each line is a JSON object with `step` and values by name. When a run is resumed, lines of steps that are repeated are
 removed first, so no step appears twice. Values named `time/...` or `memory/...` depend on the machine.

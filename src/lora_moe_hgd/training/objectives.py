@@ -1,4 +1,4 @@
-"""What a run trains for. An objective gives the loop its samples, the loss of a batch, and the validation score."""
+"""Objectives of training. An objective defines the samples, the loss of a batch, and the validation score."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..subsets import parse_subset
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 
-# What a changed value means for a run in progress. Without a mark, it changes how the run trains.
+# Effect of a changed value on a run in progress. Without a mark, the option changes how the run trains.
 # The result stays the same, bit for bit.
 NOTHING = {"changes": "nothing"}
 # Later validation scores cannot be compared with earlier ones.
@@ -45,7 +45,7 @@ def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: boo
 
 @dataclass
 class DataConfig:
-    """Where cases come from, and which of them validate.
+    """Sources of the cases, and the split into training and validation.
 
     Attributes:
         root: Folder of labelled cases.
@@ -188,7 +188,7 @@ class DataConfig:
 
 @dataclass
 class SampleConfig:
-    """What a training sample is.
+    """Training samples.
 
     Attributes:
         crop_size: Edges of a crop in voxels, multiples of 16.
@@ -218,7 +218,7 @@ class SampleConfig:
 
 @dataclass
 class OptimConfig:
-    """How weights change.
+    """Optimization.
 
     Attributes:
         lr: Highest learning rate of AdamW.

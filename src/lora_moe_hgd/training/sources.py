@@ -31,7 +31,7 @@ VALIDATION_SEED = 9_000_000
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on and what validates it.
+    """Training and validation cases of a run.
 
     Attributes:
         train: Training cases, with phantoms mixed in where the configuration says so.

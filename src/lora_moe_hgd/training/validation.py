@@ -1,4 +1,4 @@
-"""Which validation cases score which subset of the sequences: those that have all of them."""
+"""Validation cases for each subset of the sequences: those that have all of its sequences."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class CropDataset(Dataset):
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What the network gets of a mirrored crop of the acquired sequences `(M,)`."""
+        """Make the sample from a mirrored crop of the acquired sequences `(M,)`."""
         raise NotImplementedError
 
 
