@@ -91,7 +91,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     scores = []
     for folder in folders:
         if not (folder / "scores.csv").is_file():
-            raise ValueError(f"{folder} holds no scores.csv: it is not the --out folder of an evaluation.")
+            raise ValueError(f"{folder} holds no scores.csv: it is not the --out-path folder of an evaluation.")
         scores.append(pd.read_csv(folder / "scores.csv"))
     parts, tables = [], []
     for folder, other in zip(folders[1:], scores[1:], strict=True):
