@@ -25,7 +25,7 @@ Each is made anew and run as written.
 LIMITS = """
 ## Limits
 
-Heads with their skull are told from brains by size, shape and gaps of bone and air. A small head, or a thin slab of one,
+Heads with their skull are told from brains by size, shape and gaps of bone and air. A small head or a thin slab of one
 passes as a brain, at best with the warning that the field of view cuts it off. Measured on the six raw scans of two
 adults of open-ms:
 
