@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server.server import LocalHub
+from small_runs import save_small_checkpoint, ship_small_network
 
 from lora_moe_hgd_cli import run
 
@@ -27,3 +28,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     with LocalHub(tmp_path_factory.mktemp("hub"), users=tokens, log=requests.append) as running:
         running.requests = requests
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of random weights with its processor for voxels of 4 mm, in a folder called `tiny`."""
+    return save_small_checkpoint(tmp_path_factory.mktemp("shipped") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def small_shipped(small_checkpoint: Path) -> Iterator[None]:
+    """The name `tiny` means the small network, where what the weights are worth does not matter."""
+    with ship_small_network(small_checkpoint):
+        yield

@@ -14,6 +14,8 @@ from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference.segment import segment
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 TASK = "brain-tumor-segmentation"
 
 
