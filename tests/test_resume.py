@@ -30,7 +30,7 @@ class Runner:
         """Start a run; the pause after each step leaves time to kill it."""
         words = ["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(output_dir)]
         words += ["--cache-dir", str(self.folder / "cache"), "--epochs", "3", "--subsets", "[flair]"]
-        words += ["--save-every", "1", "--num-workers", "2", *options]
+        words += ["--save-every", "1", "--num-workers", "2", "--tracker", "none", *options]
         if processes == 1:
             return [Fork(train_small, words, pause)]
         return fork_ranks(train_small, words, pause, sharded, environments=[{}] * processes)
@@ -107,8 +107,8 @@ def test_options_that_do_not_change_the_result_may_change_between_kill_and_resum
     runner: Runner, uninterrupted: Path
 ) -> None:
     output_dir = runner.folder / "changed"
-    kill_after_step(runner.start(output_dir), output_dir, 5)
-    others = ["--num-workers", "0", "--save-every", "4", "--tracker", "none", "--gradient-checkpointing", "true"]
+    kill_after_step(runner.start(output_dir, "--tracker", "tensorboard"), output_dir, 5)
+    others = ["--num-workers", "0", "--save-every", "4", "--gradient-checkpointing", "true"]
     others += ["--cache-dir", str(runner.folder / "another-cache")]
     assert "Resuming after step" in runner.finish(output_dir, *others)
     assert_same_run(output_dir, uninterrupted)
@@ -152,6 +152,7 @@ def test_a_full_disk_stops_with_a_word_and_the_state_before(runner: Runner, tmp_
     assert not list((output_dir / "resume").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_two_processes_killed_and_started_again_end_the_same(runner: Runner, sharded: bool) -> None:
     whole, killed = runner.folder / f"two-whole-{sharded}", runner.folder / f"two-killed-{sharded}"
