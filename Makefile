@@ -11,7 +11,7 @@ SOURCES := src tests scripts examples benchmarks lab train.py infer.py evaluate.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## Segment a phantom from two of its sequences with the shipped weights
+demo: .venv/installed  ## Segment the real case that ships with the package from two of its sequences
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed  ## Everything that is fast, on the CPU

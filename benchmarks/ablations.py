@@ -140,7 +140,7 @@ TRIALS: dict[str, Trial] = {
     "ranking loss": Trial(built(Ranked), options=HALF),
     "codebook distillation": Trial(built(Distilled), options=HALF),
     "no curriculum": Trial(built(), training=without_curriculum),
-    "half the channels at full resolution": Trial(built(full_resolution_channels=4, refinement_channels=(64, 32, 8))),
+    "half the channels at full resolution": Trial(built(full_resolution_channels=8, refinement_channels=(64, 32, 8))),
 }
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ parser.add_argument("--out", type=Path, required=True, help="folder for the adap
 parser.add_argument("--crop", type=int, default=64, help="edge of a training crop in voxels")
 args = parser.parse_args()
 
-base, processor = load_checkpoint("tiny")
+base, processor = load_checkpoint()
 layers = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
 network = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=layers)).train()
 network.print_trainable_parameters()

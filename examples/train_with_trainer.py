@@ -21,7 +21,7 @@ parser.add_argument("--out", type=Path, required=True, help="folder for the trai
 parser.add_argument("--crop", type=int, default=64, help="edge of a training crop in voxels")
 args = parser.parse_args()
 
-model, processor = load_checkpoint("tiny")
+model, processor = load_checkpoint()
 cases = CaseDataset(find_cases(args.data), processor=processor, cache_dir=args.out / "cache")
 crops = SubsetCrops(cases, crop_size=(args.crop,) * 3, crops_per_case=4, seed=0, draw_subset=draw_subset)
 crops.begin_epoch(0, progress=1.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd import DEFAULT_CHECKPOINT, load_checkpoint
 from lora_moe_hgd.adapters.presets import TRAINED_IN_FULL, add_adapter
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.compare import paired_differences
@@ -94,8 +94,8 @@ def make_cases(out: Path, args: argparse.Namespace) -> None:
 def fit(cases: Path, folder: Path, args: argparse.Namespace) -> None:
     """Fit an adapter to the cases and save it in `folder`."""
     torch.manual_seed(args.seed)
-    base, processor = load_checkpoint("tiny")
-    network = add_adapter(base, args.preset, options={"r": 8}, base=base_name("tiny")).train()
+    base, processor = load_checkpoint()
+    network = add_adapter(base, args.preset, options={"r": 8}, base=base_name(DEFAULT_CHECKPOINT)).train()
     torch.nn.Module.to(network, memory_format=torch.channels_last_3d)
     source = CaseDataset(find_cases(cases), processor=processor, cache_dir=folder.parent / "cache")
     # As many crops as there are steps, each drawn anew.
@@ -170,7 +170,7 @@ def main() -> None:
         unseen = args.out / "sites" / site / "unseen"
         pair = [
             scores(name, unseen, args.out / f"{word}_on_{site}", args)
-            for word, name in (("base", "tiny"), ("adapter", adapter))
+            for word, name in (("base", DEFAULT_CHECKPOINT), ("adapter", adapter))
         ]
         differences[site] = paired_differences(*pair)
     text = table(differences)

@@ -15,7 +15,7 @@ import pandas as pd
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd.inference.segment import find_regions
 from lora_moe_hgd.pictures import BEST_BACKGROUND, save_overlay
 
 
@@ -44,12 +44,12 @@ def main() -> None:
     for row in worst(scores, args.number, args.least_sequences).itertuples():
         reading = read_case(cases[row.case_id], labels=True).checked()
         images = {name: reading.images[name] for name in row.subset.split("+")}
-        found = segment(network, processor, images, mirror=mirror)
+        regions, _ = find_regions(network, processor, processor(images), mirror=mirror)
         background = next(name for name in BEST_BACKGROUND if name in images)
         save_overlay(
             args.out / f"{row.case_id}.png",
             images[background],
-            {"segmentation": found.regions, "truth": reading.regions},
+            {"segmentation": regions, "truth": reading.regions},
             title=f"{row.case_id}: from {row.subset}, shown on {background}",
         )
         own = scores[(scores["case_id"] == row.case_id) & (scores["subset"] == row.subset)]

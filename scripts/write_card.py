@@ -1,14 +1,17 @@
-"""Write the cards of the shipped weights, and the table of results in the README, from their scores.
+"""Write the cards of the shipped checkpoints, and the table of results in the README, from their scores.
 
-`python scripts/write_card.py --scores outputs/shipped --network-command A --adapter-command B --adapter-scale S`:
-the folder has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real`, `tiny-phantom`,
-`brats-africa-real` and `brats-africa-phantom`.
+`python scripts/write_card.py --scores outputs/shipped --training model_cards/training.md --rivals CSV`: the folder
+has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real`, `tiny-phantom`, `glioma-real` and
+`glioma-phantom`. The Markdown file has a section for each paragraph of the cards on training. The CSV file has the
+published Dice of other networks by case.
 """
 
 import argparse
 import csv
 import json
+import re
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,10 +21,15 @@ from lora_moe_hgd.adapters.card import TAGS
 
 ROOT = Path(__file__).parents[1]
 IN_README = ("t1", "t1c", "t2", "flair", "t1+t2", "t1c+flair", "t1+t1c+t2+flair", "mean")
-COLUMNS = {"real": "tiny-real", "fitted": "brats-africa-real", "phantom": "tiny-phantom"}
+COLUMNS = {"tiny": "tiny-real", "glioma": "glioma-real"}
+RIVALS = {"nnunet1000": "nnU-Net", "segresnet1000": "SegResNet"}
+FIT = (
+    "00002, 00007, 00010, 00011, 00012, 00014, 00026, 00028, 00037, 00049, 00051, 00057, 00074, 00076, 00080, 00112, "
+    "00113, 00116, 00119, 00121"
+)
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
-REAL = "BraTS-Africa, at their native 1 mm, never used for any choice"
-PHANTOM = "Made-up cases at 2 mm from seeds that training does not reach"
+REAL = "BraTS-Africa, at their native 1 mm. These cases influenced no choice"
+PHANTOM = "Synthetic cases of the narrow style at 2 mm, with seeds that no training used"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
@@ -34,7 +42,7 @@ def section(title: str, text: str, folder: Path) -> dict[str, str]:
 def write_card(name: str, template: str, data: ModelCardData, scores: Path, **facts: Any) -> None:
     sections = [
         section("Real cases", REAL, scores / f"{name}-real"),
-        section("Phantoms", PHANTOM, scores / f"{name}-phantom"),
+        section("Synthetic cases", PHANTOM, scores / f"{name}-phantom"),
     ]
     path = ROOT / "model_cards" / f"{name}.md"
     template_path = str(ROOT / "model_cards" / template)
@@ -43,52 +51,67 @@ def write_card(name: str, template: str, data: ModelCardData, scores: Path, **fa
     print(path)
 
 
-def readme_table(scores: Path) -> str:
+def readme_table(scores: Path, rivals: Path) -> str:
+    tables = [json.loads((scores / name / "table.json").read_text()) for name in COLUMNS.values()]
     means = [
-        {(row["subset"], row["region"]): row["mean"] for row in summary if row["metric"] == "dice"}
-        for summary in (json.loads((scores / name / "table.json").read_text())["summary"] for name in COLUMNS.values())
+        {(row["subset"], row["region"]): row["mean"] for row in table["summary"] if row["metric"] == "dice"}
+        for table in tables
     ]
-    heads = [f"{where} {region}" for where in COLUMNS for region in ("WT", "TC", "ET")]
+    heads = [f"{name} {region}" for name in COLUMNS for region in ("WT", "TC", "ET")]
     lines = [f"| sequences | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name in IN_README:
         values = [f"{found[name, region]:.3f}" for found in means for region in ("wt", "tc", "et")]
         lines.append(f"| {'mean over the 15 subsets' if name == 'mean' else name} | {' | '.join(values)} |")
+    with open(scores / "glioma-real/scores.csv", newline="") as file:
+        cases = {row["case_id"] for row in csv.DictReader(file)}
+    with rivals.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] in cases]
+    for key, name in RIVALS.items():
+        values = [f"{mean(float(row[f'{key}_{region}']) for row in rows):.3f}" for region in ("wt", "tc", "et")]
+        lines.append(f"| {IN_README[-2]}, by {name} | | | | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def paragraphs(path: Path) -> dict[str, str]:
+    """The text below each heading of a Markdown file."""
+    parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
+    return {name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scores", type=Path, required=True, help="folder of the evaluations")
-    parser.add_argument("--network-command", required=True, help="what the network was trained with")
-    parser.add_argument("--adapter-command", required=True, help="what the adapter was fitted with")
-    parser.add_argument("--adapter-scale", required=True, help="strength that it is shipped at")
+    parser.add_argument("--training", type=Path, required=True, help="Markdown file on how each was trained")
+    parser.add_argument("--rivals", type=Path, required=True, help="CSV file of published Dice by case")
     args = parser.parse_args()
     network, processor = load_checkpoint("tiny")
+    text = paragraphs(args.training)
     about: dict[str, Any] = {"pipeline_tag": "image-segmentation", "tags": TAGS}
     write_card(
         "tiny",
         "base.md.jinja",
         ModelCardData(license="mit", library_name="transformers", **about),
         args.scores,
-        command=args.network_command,
+        training=text["tiny"],
         parameters=f"{network.num_parameters() / 1e6:.1f}",
-        run=(ROOT / "configs/continue_phantom.yaml").read_text(),
         spacing=f"{processor.target_spacing_mm[0]:g}",
+        fit=FIT,
     )
-    adapter = pretrained_path("brats-africa")
+    adapter = pretrained_path("glioma")
     write_card(
-        "brats-africa",
+        "glioma",
         "adapter.md.jinja",
         ModelCardData(license="cc-by-4.0", library_name="peft", base_model_relation="adapter", **about),
         args.scores,
         base="tiny",
-        command=args.adapter_command,
+        training=text["glioma"],
+        cross_validation=text["cross-validation"],
         megabytes=f"{sum(path.stat().st_size for path in adapter.iterdir()) / 1e6:.1f}",
-        scale=args.adapter_scale,
+        fit=FIT,
     )
     readme = ROOT / "README.md"
     before, after = readme.read_text().split(BEGIN)
-    readme.write_text(before + BEGIN + readme_table(args.scores) + END + after.split(END)[1])
+    readme.write_text(before + BEGIN + readme_table(args.scores, args.rivals) + END + after.split(END)[1])
     print(readme)
 
 

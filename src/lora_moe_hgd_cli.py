@@ -10,6 +10,7 @@ import importlib
 import io
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 # Each subcommand is the `main` of a module, imported only when asked for.
 COMMANDS = {
@@ -52,6 +53,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 def main() -> None:
     """Entry point of the console script."""
     words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"lora-moe-hgd {version('lora-moe-hgd')}")
+        return
     if not words or words[0] not in COMMANDS:
         asked_for_help = bool(words) and words[0] in ("-h", "--help")
         if words and not asked_for_help:
@@ -65,4 +69,5 @@ def main() -> None:
 
 def _usage() -> str:
     lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *lines, "", "lora-moe-hgd COMMAND --help tells more."])
+    more = "lora-moe-hgd COMMAND --help explains a command. lora-moe-hgd --version prints the version."
+    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *lines, "", more])

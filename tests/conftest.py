@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server.server import LocalHub
-from small_runs import save_small_checkpoint, ship_small_network
+from small_runs import save_shipped, shipping
 
 from lora_moe_hgd_cli import run
 
@@ -31,13 +31,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of random weights with its processor for voxels of 4 mm, in a folder called `tiny`."""
-    return save_small_checkpoint(tmp_path_factory.mktemp("shipped") / "tiny")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of what is shipped; under each name lies the same small network of random weights."""
+    return save_shipped(tmp_path_factory.mktemp("shipped"))
 
 
 @pytest.fixture(scope="module")
-def small_shipped(small_checkpoint: Path) -> Iterator[None]:
-    """The name `tiny` means the small network, where what the weights are worth does not matter."""
-    with ship_small_network(small_checkpoint):
+def small_shipped(small_weights: Path) -> Iterator[None]:
+    """The names of what is shipped mean a small network, where what the weights are worth does not matter."""
+    with shipping(small_weights):
         yield

@@ -34,22 +34,24 @@ def build_small(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
     return network, LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
 
 
-def save_small_checkpoint(folder: Path) -> Path:
-    small_network().save_pretrained(folder)
-    LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0)).save_pretrained(folder)
+def save_shipped(folder: Path) -> Path:
+    """Save a small network of random weights, with a processor for voxels of 4 mm, under each name that is shipped."""
+    for name in pretrained.shipped_names():
+        small_network().save_pretrained(folder / name)
+        LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0)).save_pretrained(folder / name)
     return folder
 
 
 @contextlib.contextmanager
-def ship_small_network(checkpoint: Path) -> Iterator[None]:
-    """Let the folder's name mean this checkpoint, as if it were shipped."""
-    with mock.patch.object(pretrained, "_FOLDER", checkpoint.parent):
+def shipping(folder: Path) -> Iterator[None]:
+    """Let the names of what is shipped mean what lies in another folder."""
+    with mock.patch.object(pretrained, "_FOLDER", folder):
         yield
 
 
-def segment_small(checkpoint: Path, words: Sequence[str]) -> None:
-    """What `infer.py` does, with the small network under its name."""
-    with ship_small_network(checkpoint):
+def segment_shipping(folder: Path, words: Sequence[str]) -> None:
+    """What `infer.py` does, with what lies in another folder instead of what is shipped."""
+    with shipping(folder):
         run("segment", words)
 
 

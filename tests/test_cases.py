@@ -17,7 +17,7 @@ from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import CaseReading, read_case
 from lora_moe_hgd.evaluation.metrics import dice
-from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd.inference.segment import find_regions as regions_and_probabilities
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume, on_grid_of
 from lora_moe_hgd_cli import run
@@ -90,7 +90,7 @@ def nudged(mm: float) -> Change:
 @pytest.fixture(scope="module")
 def find_regions():
     network, processor = load_checkpoint("tiny")
-    return lambda reading: segment(network, processor, reading.settled).regions
+    return lambda reading: regions_and_probabilities(network, processor, processor(reading.settled))[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from forks import Fork
-from small_runs import segment_small
+from small_runs import segment_shipping
 
 from lora_moe_hgd import fingerprints
 from lora_moe_hgd.cases.case_files import CaseFiles
@@ -120,7 +120,7 @@ def test_only_what_is_not_done_is_done(cohort: Path, results: Path, tmp_path: Pa
 def test_other_options_are_other_results(cohort: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(results, out)
-    run("segment", ["--in-path", str(cohort), "--out-path", str(out), "--modalities", "t1c,flair"])
+    run("segment", ["--in-path", str(cohort), "--out-path", str(out), "--sequences", "t1c,flair"])
     rows = table(out)
     assert {row["sequences"] for row in rows.values() if row["status"] == "done"} == {"t1c+flair"}
     # The file that is cut off is not read now.
@@ -142,7 +142,7 @@ def test_results_are_replaced_by_whole_ones_only(cohort: Path, results: Path, tm
     shutil.copytree(cohort / "case_000", bare / "case_000")
     shutil.copytree(cohort / "case_001", bare / "case_001")
     (bare / "case_000/T2.nii.gz").unlink()
-    words = ["--in-path", str(bare), "--out-path", str(out), "--modalities", "t2"]
+    words = ["--in-path", str(bare), "--out-path", str(out), "--sequences", "t2"]
     with pytest.raises(SystemExit):
         run("segment", words)
     row = table(out)["case_000"]
@@ -290,7 +290,7 @@ def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
     for case in ("case_000", "case_001"):
         root.mkdir(exist_ok=True)
         (root / case).symlink_to(cohort / case)
-    words = ["--in-path", str(root), "--out-path", str(out), "--modalities", "flair", "--html"]
+    words = ["--in-path", str(root), "--out-path", str(out), "--sequences", "flair", "--html"]
 
     def fails(*words: object, **options: object) -> None:
         raise TypeError("no such colour")
@@ -338,7 +338,7 @@ def test_a_folder_whose_name_is_not_unicode_is_a_case_like_any_other(
         pytest.skip("This file system takes Unicode names only.")
     shutil.copytree(cohort / "cut", root / f"{name}-cut")
     (root / "case_001").symlink_to(cohort / "case_001")
-    words = ["--in-path", str(root), "--out-path", str(out), "--html", "--modalities", "t1,t2"]
+    words = ["--in-path", str(root), "--out-path", str(out), "--html", "--sequences", "t1,t2"]
     with pytest.raises(SystemExit) as stopped:
         run("segment", words)
     assert stopped.value.code == 1
@@ -358,33 +358,33 @@ def state_of(out: Path) -> set[tuple[Path, int]]:
     return {(path, path.lstat().st_ino) for path in out.glob("*")} if out.is_dir() else set()
 
 
-def killed_at_random(cohort: Path, out: Path, checkpoint: Path, *, kills: int, seed: int) -> None:
+def killed_at_random(cohort: Path, out: Path, weights: Path, *, kills: int, seed: int) -> None:
     """Start again and again, each time killed some time after something has changed; then let it end."""
     words = ["--in-path", str(cohort), "--out-path", str(out)]
     draw = random.Random(seed)
     for _ in range(kills):
         before = state_of(out)
-        fork = Fork(segment_small, checkpoint, words)
+        fork = Fork(segment_shipping, weights, words)
         while fork.is_running() and state_of(out) == before:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 1.0))
         fork.kill()
         for folder in out.glob("[!.]*/"):
             assert {"seg.nii.gz", "overlay.png", "report.json"} == {path.name for path in folder.iterdir()}
-    code, shown = Fork(segment_small, checkpoint, words).wait()
+    code, shown = Fork(segment_shipping, weights, words).wait()
     assert code == 1, shown
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
-    cohort: Path, results: Path, small_checkpoint: Path, tmp_path: Path, kills: int
+    cohort: Path, results: Path, small_weights: Path, tmp_path: Path, kills: int
 ) -> None:
     out = tmp_path / "out"
     # Some results are of other options, and are replaced.
     shutil.copytree(results / "case_000", out / "case_000")
     report = json.loads((out / "case_000/report.json").read_text())
     (out / "case_000/report.json").write_text(json.dumps(report | {"made_from": "another run"}))
-    killed_at_random(cohort, out, small_checkpoint, kills=kills, seed=kills)
+    killed_at_random(cohort, out, small_weights, kills=kills, seed=kills)
     whole, found = segmentations(results), segmentations(out)
     assert list(found) == list(whole)
     for case, labels in found.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
-from small_runs import ship_small_network
+from small_runs import shipping
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -38,9 +38,9 @@ def test_every_page_is_run() -> None:
     assert shown == {"use.md", "finetune.md", "publish.md"}
 
 
-def test_the_page_on_use_runs(used: Path, small_checkpoint: Path) -> None:
+def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
     # The README is run with the weights that are shipped.
-    with ship_small_network(small_checkpoint):
+    with shipping(small_weights):
         run_page("use.md", used)
     assert (used / "outputs/use/seg.nii.gz").is_file()
     assert (used / "segmentation.nii.gz").is_file()

@@ -37,7 +37,7 @@ from lora_moe_hgd.evaluation.report import (
     worth_of_sequences,
 )
 from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
-from lora_moe_hgd.inference.segment import segment
+from lora_moe_hgd.inference.segment import find_regions
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
 from lora_moe_hgd.model.findings import BadInputError
@@ -241,11 +241,12 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     subsets = [(True, True, True, True), (False, True, False, True)]
     scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
     images = {name: read_image(path).image for name, path in case.images.items() if name in ("t1c", "flair")}
-    found = segment(network, processor, images)
+    inputs = processor(images)
+    regions, probabilities = find_regions(network, processor, inputs)
     (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
-    assert found.volumes_ml()["wt"] == pytest.approx(volume)
-    assert row["expected_dice"] == expected_dice(found.probabilities, found.regions)[0]
+    assert regions[0].sum() * inputs["geometry"][0].voxel_ml == pytest.approx(volume)
+    assert row["expected_dice"] == expected_dice(probabilities, regions)[0]
 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from hub_server.server import MAX_BODY, LocalHub
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from small import random_volumes
 
 import lora_moe_hgd
@@ -537,6 +539,29 @@ def test_an_upload_that_was_cut_is_not_taken_for_the_file(hub: LocalHub) -> None
     (again,) = json.loads(ask(hub, "POST", batch, body)[1])["objects"]
     assert "actions" in again
     assert sorted(hub.root.glob("models/me/private/blobs/*")) == before
+
+
+def test_branches_tags_commits_and_models_are_listed_and_deleted(hub: LocalHub) -> None:
+    api = HfApi(hub.url, token=hub.users["me"])
+    repo = api.create_repo("me/history", private=True).repo_id
+    for number in (1, 2):
+        content = json.dumps({"model_type": "toy", "number": number}).encode()
+        api.upload_file(
+            path_or_fileobj=content, path_in_repo="config.json", repo_id=repo, commit_message=f"no. {number}"
+        )
+    api.create_branch(repo, branch="old")
+    api.create_tag(repo, tag="v1")
+    assert [commit.title for commit in api.list_repo_commits(repo)] == ["no. 2", "no. 1", "initial commit"]
+    assert api.model_info(repo).config == {"model_type": "toy"}
+    assert "me/history" in [model.id for model in api.list_models(author="me")]
+    assert "me/history" not in [model.id for model in HfApi(hub.url, token=hub.users["guest"]).list_models()]
+    api.delete_branch(repo, branch="old")
+    api.delete_tag(repo, tag="v1")
+    refs = api.list_repo_refs(repo)
+    assert ([branch.name for branch in refs.branches], refs.tags) == (["main"], [])
+    for delete in (lambda: api.delete_branch(repo, branch="main"), lambda: api.delete_tag(repo, tag="v1")):
+        with pytest.raises(HfHubHTTPError):
+            delete()
 
 
 def test_only_this_computer_is_served(hub: LocalHub) -> None:

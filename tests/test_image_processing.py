@@ -21,6 +21,7 @@ from lora_moe_hgd.model.image_processing_lora_moe_hgd import (
     resample_brain,
     robust_z_score,
 )
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 
 # (axes, flips): every way to store one volume with the same axes.
 ORIENTATIONS = [
@@ -131,9 +132,10 @@ def test_the_processor_gives_nested_regions_and_probabilities() -> None:
     processor = LoraMoeHgdImageProcessor()
     inputs = prepare(processor, {"t1": brain()})
     logits = torch.randn(1, 3, *inputs["pixel_values"].shape[2:], generator=torch.Generator().manual_seed(0))
-    ((labels, probabilities),) = processor.post_process_semantic_segmentation(
-        SimpleNamespace(logits=logits), inputs["geometry"], label_scheme="brats2018", return_probabilities=True
-    )
+    outputs = SimpleNamespace(logits=logits)
+    ((regions, probabilities),) = processor.post_process_regions(outputs, inputs["geometry"])
+    (labels,) = processor.post_process_semantic_segmentation(outputs, inputs["geometry"], label_scheme="brats2018")
+    np.testing.assert_array_equal(regions, LABEL_SCHEMES["brats2018"].decode(labels))
     assert probabilities.shape == (3, *labels.shape)
     assert (np.diff(probabilities, axis=0) <= 0).all()
     np.testing.assert_array_equal(labels == 4, probabilities[2] > 0.5)
@@ -203,10 +205,8 @@ def test_no_tumour_lies_outside_the_brain_and_dark_spots_inside_are_brain() -> N
     processor = LoraMoeHgdImageProcessor()
     inputs = prepare(processor, {"t2": image(volume)})
     everywhere = torch.full((1, 3, *inputs["pixel_values"].shape[2:]), 9.0)
-    ((labels, probabilities),) = processor.post_process_semantic_segmentation(
-        everywhere, inputs["geometry"], return_probabilities=True
-    )
-    assert (labels[inside] > 0).all()
+    (((labels, _, _), probabilities),) = processor.post_process_regions(everywhere, inputs["geometry"])
+    assert labels[inside].all()
     near = ndimage.binary_dilation(inside, np.ones((7, 7, 7)))
     assert not near.all()
     assert not labels[~near].any()

@@ -28,6 +28,7 @@ ORDER = [
     "subsets",
     "splits",
     "pictures",
+    "arguments",
     "loading",
     "cases",
     "phantoms",
@@ -36,6 +37,7 @@ ORDER = [
     "adapters",
     "training",
     "hub",
+    "api",
 ]
 ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}
 

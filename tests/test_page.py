@@ -156,15 +156,13 @@ def test_slices_of_any_case_make_one_picture(shape: tuple[int, int, int]) -> Non
 
 
 def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path) -> None:
-    run(
-        "segment", ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out"), "--html", "--modalities", "t1c"]
-    )
+    run("segment", ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out"), "--html", "--sequences", "t1c"])
     cases = [path.name for path in dummy_root.iterdir()]
     index = (tmp_path / "out/index.html").read_text()
     for case in cases:
         assert (tmp_path / "out" / case / "report.html").is_file()
         assert f'href="{case}/report.html"' in index
-    run("segment", ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out"), "--modalities", "t1c"])
+    run("segment", ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out"), "--sequences", "t1c"])
     # It would lead to pages that are gone.
     assert not (tmp_path / "out/index.html").exists()
 

@@ -24,7 +24,7 @@ from lora_moe_hgd.phantoms.tumour import Tumour, random_tumour
 from lora_moe_hgd_cli import run
 
 # 10th and 90th percentile over the nine real cases (BraTS-Africa) that phantoms are matched to, at 2 mm, of the median
-# robust z in necrosis, oedema and enhancing rim (docs/phantoms.md).
+# robust z in necrosis, oedema and enhancing rim (lab/phantoms.md).
 MEASURED = {
     "t1": ((-2.75, -0.53), (-0.32, 0.62), (-1.22, -0.30)),
     "t1c": ((-4.17, 0.18), (-0.78, 0.44), (1.27, 2.53)),

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, pretrained_path
+from lora_moe_hgd import BrainTumorSegmentationPipeline, pretrained_path, segment
 from lora_moe_hgd.cases.layouts import find_case
-from lora_moe_hgd.inference.segment import segment
-from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
 
@@ -21,7 +19,7 @@ TASK = "brain-tumor-segmentation"
 
 @pytest.fixture(scope="module")
 def segmenter() -> BrainTumorSegmentationPipeline:
-    return pipeline(TASK, model=str(pretrained_path("tiny")), device="cpu")
+    return pipeline(TASK, model=str(pretrained_path()), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +30,19 @@ def files(dummy_root: Path) -> dict[str, Path]:
 
 def test_it_gives_what_segmenting_the_case_gives(segmenter, files: dict[str, Path]) -> None:
     found = segmenter({**files, "t2": None})
-    expected = segment(*load_checkpoint("tiny"), {name: nib.load(path) for name, path in files.items()})
+    expected = segment({name: nib.load(path) for name, path in files.items()})
     assert np.array_equal(found["probabilities"], expected.probabilities)
-    scheme = LABEL_SCHEMES[segmenter.image_processor.label_scheme]
-    assert np.array_equal(found["segmentation"], scheme.encode(expected.regions))
-    assert found["volumes_ml"] == pytest.approx(expected.volumes_ml())
+    assert np.array_equal(found["segmentation"], np.asarray(expected.label_map.dataobj))
+    assert found["volumes_ml"] == pytest.approx(expected.volumes_ml)
     assert np.array_equal(found["affine"], nib.load(files["t1c"]).affine)
 
 
 def test_the_mirror_image_has_a_say_if_asked_for_when_it_is_made_or_called(segmenter, files: dict[str, Path]) -> None:
     images = {name: nib.load(path) for name, path in files.items()}
-    expected = segment(*load_checkpoint("tiny"), images, mirror=True).probabilities
+    expected = segment(images, mirror=True).probabilities
     assert not np.array_equal(segmenter(files)["probabilities"], expected)
     assert np.array_equal(segmenter(files, mirror=True)["probabilities"], expected)
-    mirroring = pipeline(TASK, model=str(pretrained_path("tiny")), device="cpu", mirror=True)
+    mirroring = pipeline(TASK, model=str(pretrained_path()), device="cpu", mirror=True)
     assert np.array_equal(mirroring(files)["probabilities"], expected)
 
 

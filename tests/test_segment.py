@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
-from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
 from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small_shipped")
 def segmented(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("segmented") / "case_000"
     paths = ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)]
-    run("segment", [*paths, "--modalities", "t1c,flair", "--probabilities", "--uncertainty"])
+    run("segment", [*paths, "--sequences", "t1c,flair", "--probabilities", "--uncertainty"])
     return out
 
 
@@ -114,17 +114,17 @@ def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, seg
 
 
 def test_without_t1c_the_core_is_said_to_be_a_guess(dummy_root: Path, tmp_path: Path, capsys) -> None:
-    for modalities, warned in ((("t1", "flair"), True), (("t1c",), False)):
-        report = CaseSegmenter("tiny", ResultOptions(modalities=modalities)).write(
-            find_case(dummy_root / "case_000"), tmp_path / modalities[0]
+    for sequences, warned in ((("t1", "flair"), True), (("t1c",), False)):
+        found = CaseSegmenter("tiny", ResultOptions(sequences=sequences)).write(
+            find_case(dummy_root / "case_000"), tmp_path / sequences[0]
         )
-        assert any("TC and ET are guesses" in warning for warning in report["warnings"]) == warned
+        assert any("TC and ET are guesses" in warning for warning in found.warnings) == warned
         assert ("TC and ET are guesses" in capsys.readouterr().err) == warned
 
 
 def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: Path) -> None:
     case = str(dummy_root / "case_000")
-    run("segment", ["--in-path", case, "--out-path", str(tmp_path), "--modalities", "flair", "--mirror"])
+    run("segment", ["--in-path", case, "--out-path", str(tmp_path), "--sequences", "flair", "--mirror"])
     network, processor = load_checkpoint("tiny")
     inputs = processor({"flair": dummy_root / "case_000/FLAIR.nii.gz"})
     logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=True)
@@ -138,7 +138,7 @@ def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: 
 
 def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:
     case = str(dummy_root / "case_000")
-    options = ["--modalities", "flair,t1c", "--label-scheme", "brats2018"]
+    options = ["--sequences", "flair,t1c", "--label-scheme", "brats2018"]
     run("segment", ["--in-path", case, "--out-path", str(tmp_path), *options])
     renamed = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)
     plain = np.asarray(nib.load(segmented / "seg.nii.gz").dataobj)
@@ -148,7 +148,7 @@ def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented
 
 
 def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
-    options = ["--in-path", str(dummy_root / "case_000"), "--modalities", "flair,t1c"]
+    options = ["--in-path", str(dummy_root / "case_000"), "--sequences", "flair,t1c"]
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
         run("segment", [*options, "--out-path", str(tmp_path / name), *scheme])
     printed = capsys.readouterr().out
@@ -182,11 +182,11 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     (tmp_path / "case/T2.nii.gz").unlink()
     case = find_case(tmp_path / "case")
     assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
-    assert list(choose_sequences(case, parse_modalities("flair, T1")).images) == ["t1", "flair"]
+    assert list(choose_sequences(case, parse_sequences("flair, T1")).images) == ["t1", "flair"]
     with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
-        choose_sequences(case, parse_modalities("t2,t1"))
-    with pytest.raises(ValueError, match="takes t1, t1c, t2, flair, separated by commas, got t1ce"):
-        parse_modalities("t1ce")
+        choose_sequences(case, parse_sequences("t2,t1"))
+    with pytest.raises(ValueError, match=r"Unknown sequence t1ce\. The names are t1, t1c, t2, flair"):
+        ResultOptions(sequences=parse_sequences("t1ce"))
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,13 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"], "No checkpoint folder"),
-        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--modalities", "t3"], "got t3"),
+        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--sequences", "t3"], "Unknown sequence t3"),
+        (
+            ["--in-path", "{case}", "--out-path", "{tmp}/out", "--device", "abacus"],
+            "device 'abacus' cannot",
+        ),
     ],
-    ids=["no case", "out is in", "pickle", "no checkpoint", "no sequence"],
+    ids=["no case", "out is in", "pickle", "no checkpoint", "no sequence", "no device"],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
     dummy_root: Path, tmp_path: Path, capsys, arguments: list[str], message: str

@@ -1,7 +1,20 @@
-"""Brain-tumour segmentation from any non-empty subset of T1, T1c, T2 and FLAIR.
+"""Segment brain tumours from any non-empty subset of the MRI sequences T1, T1c, T2 and FLAIR.
 
-Importing the package makes its classes known to the `Auto` classes and the pipelines of transformers, so that no
-`trust_remote_code` is needed. What is saved or pushed brings its code along, for those who have not the package.
+    import lora_moe_hgd as lmh
+
+    seg = lmh.segment("case_000")                       # or {"t1c": "a.nii.gz", "flair": image}
+    seg = lmh.segment(lmh.example_case(), sequences=["t1c", "flair"])
+    seg.volumes_ml, seg.confidence, seg.warnings        # WT, TC and ET
+    seg.label_map, seg.regions, seg.probabilities       # on the case's own grid
+    seg.save("outputs/case_000")                        # what `lora-moe-hgd segment` writes
+
+    model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
+
+More names to import from here:
+- adapters: `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
+- classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
+  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. The import registers them with the `Auto` classes and
+  `pipeline` of transformers, so that no `trust_remote_code` is needed.
 """
 
 from __future__ import annotations
@@ -11,13 +24,20 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .adapters.switching import adapter_disabled, combine_adapters, load_adapters, merge_adapter, using_adapter
+from .adapters.switching import adapter_disabled as adapter_disabled
+from .adapters.switching import combine_adapters as combine_adapters
+from .adapters.switching import load_adapters as load_adapters
+from .adapters.switching import merge_adapter as merge_adapter
+from .adapters.switching import using_adapter as using_adapter
+from .api import example_case, segment
+from .inference.segmentation import Segmentation as Segmentation
 from .loading import load_checkpoint
-from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig
-from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdModel
-from .model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
-from .pretrained import pretrained_path
+from .model.configuration_lora_moe_hgd import LoraMoeHgdConfig as LoraMoeHgdConfig
+from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor as LoraMoeHgdImageProcessor
+from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation as LoraMoeHgdForSegmentation
+from .model.modeling_lora_moe_hgd import LoraMoeHgdModel as LoraMoeHgdModel
+from .model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline as BrainTumorSegmentationPipeline
+from .pretrained import DEFAULT_CHECKPOINT, pretrained_path
 
 __version__ = version("lora-moe-hgd")
 
@@ -32,17 +52,5 @@ LoraMoeHgdConfig.register_for_auto_class()
 LoraMoeHgdForSegmentation.register_for_auto_class("AutoModel")
 LoraMoeHgdImageProcessor.register_for_auto_class()
 
-__all__ = [
-    "BrainTumorSegmentationPipeline",
-    "LoraMoeHgdConfig",
-    "LoraMoeHgdForSegmentation",
-    "LoraMoeHgdImageProcessor",
-    "LoraMoeHgdModel",
-    "adapter_disabled",
-    "combine_adapters",
-    "load_adapters",
-    "load_checkpoint",
-    "merge_adapter",
-    "pretrained_path",
-    "using_adapter",
-]
+# What `help(lora_moe_hgd)` explains, so that it fits two screens. The other names are exported, too.
+__all__ = ["DEFAULT_CHECKPOINT", "example_case", "load_checkpoint", "pretrained_path", "segment"]

@@ -7,6 +7,8 @@ commit behind it if need be; each may hold a whole network or a PEFT adapter ove
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,11 +16,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
+from transformers.utils.logging import set_tqdm_hook
 
 from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from .pretrained import pretrained_path, shipped_names
+from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
 
 def checkpoint_folder(name: str | Path) -> Path:
@@ -101,15 +104,41 @@ def _folder_on_disk(name: str | Path) -> Path | None:
     return None
 
 
-def fastest_device() -> str:
-    """`cuda` where there is a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def usable_device(name: str | None) -> str:
+    """Check the name of a device. `None` means `cuda` where there is a GPU, else `cpu`.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    # Torch raises AssertionError where it was built without the device, and other kinds elsewhere.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"The device '{name}' cannot be used: {reason} Choose cpu, or cuda:0 on a GPU.") from error
+    return name
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers: weights load in less than a second. Downloads keep theirs."""
+    before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def load_checkpoint(
-    name: str | Path, *, device: str = "cpu"
+    name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu"
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network onto `device`, in evaluation mode, and its processor; an adapter is merged into its base.
+    """Load a network in evaluation mode and its processor; an adapter is merged into its base.
+
+    Args:
+        name: Shipped name, folder, or Hub id with `@` and a revision if need be; of a network or an adapter.
+        device: Where the network is put.
 
     Raises:
         ValueError: If the checkpoint cannot be found or is a pickle file.
@@ -118,7 +147,8 @@ def load_checkpoint(
     if not is_adapter(folder):
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
-        network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
+        with _without_bars():
+            network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
         network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(adapter_base(folder), device=device)

@@ -39,6 +39,19 @@ def started_processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
+def device_of_process(state: PartialState, name: str | None) -> str | None:
+    """The device that a command was asked for, or the one that the launcher gave this process; else `None`.
+
+    Raises:
+        ValueError: If one device is asked for and several processes would have to share it.
+    """
+    if state.num_processes == 1:
+        return name
+    if name is not None:
+        raise ValueError("--device is for one process. `accelerate launch` gives each process its own: leave it out.")
+    return str(state.device)
+
+
 @contextmanager
 def main_process_first(state: PartialState) -> Iterator[None]:
     """Run the block in the main process, and then in the others, which wait for hours if need be.

@@ -300,6 +300,34 @@ class Handler(BaseHTTPRequestHandler):
             repo.write("repo.json", settings)
         self.send_json({})
 
+    def delete_branch(self, kind: str, name: str, revision: str) -> None:
+        if revision == "main":
+            raise HubError(403, "The branch main cannot be deleted.")
+        self.delete_ref(self.writable(kind, name), "branches", revision)
+
+    def delete_tag(self, kind: str, name: str, revision: str) -> None:
+        self.delete_ref(self.writable(kind, name), "tags", revision)
+
+    def delete_ref(self, repo: Repo, group: str, ref: str) -> None:
+        with self.server.lock:
+            settings = repo.settings()
+            if settings[group].pop(ref, None) is None:
+                raise HubError(404, f"Reference not found: {ref}", code="RevisionNotFound")
+            repo.write("repo.json", settings)
+        self.send_json({})
+
+    def get_commits(self, kind: str, name: str, revision: str) -> None:
+        """All commits on one page, the newest first."""
+        repo = self.readable(kind, name)
+        commit_id: str | None = repo.resolve(revision)
+        listed = []
+        while commit_id is not None:
+            commit = repo.commit(commit_id)
+            about = {key: commit[key] for key in ("title", "message", "date")}
+            listed.append({"id": commit_id, "authors": [{"user": commit["author"]}], **about})
+            commit_id = commit["parent"]
+        self.send_json(listed)
+
     def preupload(self, kind: str, name: str, revision: str) -> None:
         repo = self.writable(kind, name)
         files = repo.files(repo.resolve(revision))
@@ -377,9 +405,24 @@ class Handler(BaseHTTPRequestHandler):
 
     # Reading
 
+    def list_repos(self, kind: str) -> None:
+        """The public repositories and the caller's own, by name; `author` and `search` narrow the list."""
+        user, found = self.user(), []
+        for path in sorted((self.server.root / kind).glob("*/*/repo.json")):
+            repo = Repo(self.server.root, kind, "/".join(path.parent.parts[-2:]))
+            if repo.settings()["private"] and user != repo.owner:
+                continue
+            if repo.owner != self.query.get("author", [repo.owner])[0]:
+                continue
+            if all(word in repo.name for word in self.query.get("search", [])):
+                found.append(self.describe(repo, repo.resolve("main")))
+        self.send_json(found[: int(self.query.get("limit", [str(len(found))])[0])])
+
     def get_info(self, kind: str, name: str, revision: str = "main") -> None:
         repo = self.readable(kind, name)
-        commit_id = repo.resolve(revision)
+        self.send_json(self.describe(repo, repo.resolve(revision)))
+
+    def describe(self, repo: Repo, commit_id: str) -> dict[str, Any]:
         commit, files, settings = repo.commit(commit_id), repo.files(commit_id), repo.settings()
         card = repo.card(files)
         siblings: list[dict[str, Any]] = [{"rfilename": path} for path in files]
@@ -392,7 +435,10 @@ class Handler(BaseHTTPRequestHandler):
         about |= {"private": settings["private"], "gated": settings["gated"], "disabled": False}
         about |= {"lastModified": commit["date"], "cardData": card, "tags": as_list(card.get("tags", []))}
         about |= {"downloads": 0, "likes": 0, "siblings": siblings}
-        self.send_json({"id": repo.name, "author": repo.owner, "sha": commit_id, **about})
+        if "config.json" in files:
+            config = json.loads(repo.text(files["config.json"]))
+            about["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
+        return {"id": repo.name, "author": repo.owner, "sha": commit_id, **about}
 
     def get_tree(self, kind: str, name: str, revision: str, path: str) -> None:
         repo = self.readable(kind, name)
@@ -450,6 +496,10 @@ ROUTES = [
         ("GET", f"{API}/refs", Handler.get_refs),
         ("POST", f"{API}/branch{REVISION}", Handler.create_branch),
         ("POST", f"{API}/tag{REVISION}", Handler.create_tag),
+        ("DELETE", f"{API}/branch{REVISION}", Handler.delete_branch),
+        ("DELETE", f"{API}/tag{REVISION}", Handler.delete_tag),
+        ("GET", f"{API}/commits{REVISION}", Handler.get_commits),
+        ("GET", "/api/(?P<kind>models|datasets)", Handler.list_repos),
         ("POST", f"{API}/preupload{REVISION}", Handler.preupload),
         ("POST", f"{API}/commit{REVISION}", Handler.commit),
         ("POST", rf"{WEB}\.git/info/lfs/objects/batch", Handler.start_uploads),

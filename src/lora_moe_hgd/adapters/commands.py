@@ -10,6 +10,7 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors import safe_open
 
+from ..arguments import add_device, add_in_path, add_out_path, add_quiet
 from ..evaluation import evaluate
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
@@ -29,13 +30,15 @@ def main(argv: Sequence[str]) -> None:
     listing.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="an adapter, a run, or many of them")
     merging = commands.add_parser("merge", help="write an adapter as a whole network")
     merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
-    merging.add_argument("--out", type=Path, required=True, help="new folder for the network and its processor")
+    add_out_path(merging, help="new folder for the network and its processor")
     merging.add_argument("--scale", type=float, default=1.0, help="how far from the base, 0, to the adapter, 1")
     comparing = commands.add_parser("compare", help="evaluate a base and adapters, and test their differences")
-    comparing.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
-    comparing.add_argument("--out", type=Path, required=True, help="folder for the evaluations and the comparison")
+    add_in_path(comparing, help="folder of labelled cases", required=True)
+    add_out_path(comparing, help="folder for the evaluations and the comparison")
     comparing.add_argument("--cases", help="only these, by name, separated by commas")
     comparing.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    add_device(comparing)
+    add_quiet(comparing)
     comparing.add_argument("base", metavar="BASE", help="checkpoint that the others are compared with")
     comparing.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="folder or Hub id of an adapter or checkpoint"
@@ -44,17 +47,22 @@ def main(argv: Sequence[str]) -> None:
     if args.command == "list":
         print(list_adapters(args.folders))
     elif args.command == "merge":
-        with new_folder(args.out) as scratch:
+        with new_folder(args.out_path) as scratch:
             network, processor = merge_adapter(args.checkpoint, scale=args.scale)
             network.save_pretrained(scratch)
             processor.save_pretrained(scratch)
-        print(f"The network is in {args.out}.")
+        print(f"The network is in {args.out_path}.")
     else:
-        options = [word for name in ("cases", "subsets") if (word := _option(name, vars(args)[name]))]
+        options = [word for name in ("cases", "subsets", "device") if (word := _option(name, vars(args)[name]))]
         comparison, failed = compare_adapters(
-            [args.base, *args.adapters], data=args.data, out=args.out, options=options
+            [args.base, *args.adapters],
+            data=args.in_path,
+            out=args.out_path,
+            options=options + ["--quiet"] * args.quiet,
+            quiet=args.quiet,
         )
-        print(comparison)
+        if not args.quiet:
+            print(comparison)
         if failed:
             raise SystemExit(1)
 
@@ -79,7 +87,9 @@ def list_adapters(folders: Sequence[Path]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
 
-def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Sequence[str]) -> tuple[str, int]:
+def compare_adapters(
+    names: Sequence[str], *, data: Path, out: Path, options: Sequence[str], quiet: bool = False
+) -> tuple[str, int]:
     """Evaluate each checkpoint in a folder of its own below `out`, and compare the others with the first.
 
     Args:
@@ -87,6 +97,7 @@ def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Se
         data: Labelled cases.
         out: Also gets what `write_comparison` writes.
         options: Further ones of `lora-moe-hgd evaluate`.
+        quiet: Print warnings and errors only.
 
     Returns:
         The comparison, and how often a case could not be scored.
@@ -99,8 +110,9 @@ def compare_adapters(names: Sequence[str], *, data: Path, out: Path, options: Se
     folders = [out / f"{number}-{_short(name)}" for number, name in enumerate(names)]
     failed = 0
     for name, folder in zip(names, folders, strict=True):
-        print(f"\n{name}\n")
-        failed += evaluate.score(["--checkpoint", name, "--data", str(data), "--out", str(folder), *options])
+        if not quiet:
+            print(f"\n{name}\n")
+        failed += evaluate.score(["--checkpoint", name, "--in-path", str(data), "--out-path", str(folder), *options])
     return f"\n{write_comparison(folders, out)}", failed
 
 

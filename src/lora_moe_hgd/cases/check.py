@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..arguments import add_in_path, add_quiet
 from ..files import reason_of
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
@@ -95,9 +96,13 @@ class CheckedCohort:
             ],
         }
 
+    def lines(self) -> list[str]:
+        """The findings, a line each with paths below the root."""
+        return [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
+
     def table(self) -> str:
-        """The findings, a line each with paths below the root, and the numbers."""
-        lines = [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
+        """The findings, a line each, and the numbers."""
+        lines = self.lines()
         counts = self.counts()
         lines.append(f"{counts['cases']} cases, {counts['errors']} errors, {counts['warnings']} warnings")
         for name in ("sequences", "layouts", "label_schemes"):
@@ -159,7 +164,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Read a whole cohort as training does, and list what is wrong or odd. Exit code 1 on errors."
     )
-    parser.add_argument("root", type=Path, help="folder of cases")
+    which = parser.add_mutually_exclusive_group(required=True)
+    add_in_path(which, help="folder of cases")
+    which.add_argument("root", type=Path, nargs="?", help="the same without --in-path")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-labels", action="store_true", help="segmentations are not needed, and not read")
     parser.add_argument(
@@ -167,17 +174,21 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     if args.no_labels and args.label_scheme:
         raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
     cohort = check_cohort(
-        args.root,
+        args.in_path or args.root,
         labels=not args.no_labels,
         label_scheme=args.label_scheme,
         channel_order=args.channel_order and parse_channel_order(args.channel_order),
         num_workers=args.num_workers,
-        progress=not args.json,
+        progress=not (args.json or args.quiet),
     )
-    print(json.dumps(cohort.to_dict(), indent=2) if args.json else cohort.table())
+    if args.json:
+        print(json.dumps(cohort.to_dict(), indent=2))
+    elif text := "\n".join(cohort.lines()) if args.quiet else cohort.table():
+        print(text)
     if cohort.counts()["errors"]:
         raise SystemExit(1)

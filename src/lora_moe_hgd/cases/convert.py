@@ -14,6 +14,7 @@ import numpy as np
 from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
+from ..arguments import add_in_path, add_out_path, add_quiet
 from ..files import new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
@@ -157,8 +158,12 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Convert cases from any family of file names and label scheme to another."
     )
-    parser.add_argument("source", type=Path, help="folder of cases, or one case")
-    parser.add_argument("target", type=Path, help="folder for the converted cases")
+    reading = parser.add_mutually_exclusive_group(required=True)
+    add_in_path(reading, help="folder of cases, or one case")
+    reading.add_argument("source", type=Path, nargs="?", help="the same without --in-path")
+    writing = parser.add_mutually_exclusive_group(required=True)
+    add_out_path(writing, help="folder for the converted cases", required=False)
+    writing.add_argument("target", type=Path, nargs="?", help="the same without --out-path")
     parser.add_argument("--layout", choices=TARGETS, required=True, help="family of the file names")
     parser.add_argument(
         "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write; that of --layout by default"
@@ -178,28 +183,30 @@ def main(argv: Sequence[str]) -> None:
         metavar="NAMES",
         help="order of the sequences to write, for nnunet; t1,t1c,t2,flair by default",
     )
+    add_quiet(parser)
     args = parser.parse_args(argv)
-    if args.target.resolve() == args.source.resolve():
-        raise ValueError(f"Source and target are the same folder: {args.source}. Choose another target.")
+    source, target_folder = args.in_path or args.source, args.out_path or args.target
+    if target_folder.resolve() == source.resolve():
+        raise ValueError(f"Source and target are the same folder: {source}. Choose another target.")
     order = args.channel_order and parse_channel_order(args.channel_order)
     target = Target(
-        args.target, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
+        target_folder, args.layout, _scheme(args.layout, args.scheme), _order(args.layout, args.target_order)
     )
-    cases, findings = survey(args.source, channel_order=order)
+    cases, findings = survey(source, channel_order=order)
     labelled = sum(case.segmentation is not None for case in cases)
     if target.key not in BY_KEY and 0 < labelled < len(cases):
         raise BadInputError(
-            args.source,
+            source,
             f"{labelled} of {len(cases)} cases have a ground truth. {target.key} keeps cases with and without in "
             "different folders: convert them one after another, to a target each.",
         )
-    record = Record(target, args.source)
+    record = Record(target, source)
     record.load()
     record.refuse_renamed(cases)
     record.remove_leftovers()
     failed = [str(finding) for finding in findings]
     written = []
-    for case in tqdm(cases, desc="converting", unit="case"):
+    for case in tqdm(cases, desc="converting", unit="case", disable=args.quiet):
         try:
             written.append(convert_case(case.in_scheme(args.label_scheme), record))
         # Whatever a case raises must not end the conversion of the others.
@@ -208,10 +215,11 @@ def main(argv: Sequence[str]) -> None:
     write_index(record)
     for message in failed:
         print(f"failed: {message}", file=sys.stderr)
-    print(
-        f"{sum(written)} cases written, {written.count(False)} were there, {len(failed)} failed. "
-        f"They are in {args.target}."
-    )
+    if not args.quiet:
+        print(
+            f"{sum(written)} cases written, {written.count(False)} were there, {len(failed)} failed. "
+            f"They are in {target_folder}."
+        )
     if failed:
         raise SystemExit(1)
 

@@ -262,8 +262,17 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
     return _Content(np.array(mapped, dtype=np.float32), np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0]))
 
 
-def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
-    """Write a NIfTI file atomically, with the affine of `like` and the geometry of its header."""
-    image = nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
+def image_like(array: np.ndarray, *, like: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Image with the affine of `like` and the geometry of its header, and no text."""
+    return nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
+
+
+def save_image(path: Path, image: nib.Nifti1Image) -> None:
+    """Write a NIfTI file atomically."""
     with replacing(path) as scratch:
         nib.save(image, scratch)
+
+
+def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
+    """Write a NIfTI file atomically, with the affine of `like` and the geometry of its header."""
+    save_image(path, image_like(array, like=like))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +15,9 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding, Level, raise_errors
 from ..model.grids import Volume
 from ..model.label_schemes import LabelScheme
-from ..model.sources import volume_of_image
+from ..model.sources import volume_of, volume_of_image
 from .case_files import CaseFiles
-from .nifti import ReadVolume, read_image, read_stack
+from .nifti import ReadVolume, image_like, read_image, read_stack
 
 
 @dataclass
@@ -108,11 +110,60 @@ def read_case(
         findings.append(Finding(case.folder, message, "error"))
     places = {**case.images, LABEL_MAP: case.segmentation}
     findings += [replace(finding, where=places.get(str(finding.where)) or case.folder) for finding in settled.findings]
-    images = {}
-    if settled.arrays:
-        like = read[settled.reference].image
-        images = {name: nib.Nifti1Image(array, like.affine, like.header) for name, array in settled.arrays.items()}
+    images = _images(settled, {name: volume.image for name, volume in read.items()})
     return CaseReading(case, settled, images, findings)
+
+
+def read_sources(
+    sources: Mapping[str, Any],
+    *,
+    reference: str | None = None,
+    allow_skull: bool = False,
+    allow_partial: bool = False,
+) -> CaseReading:
+    """Apply the rules to a case of which some sequences are in memory; findings name sequences and files.
+
+    Args:
+        sources: Path, nibabel image, MONAI `MetaTensor`, array or tensor `(D, H, W)` of each sequence, by its name.
+            Bare arrays and tensors are taken to have voxels of 1 mm in RAS order.
+        reference: Sequence whose grid the others are brought to; the first that can be read when `None`.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
+    """
+    sources = {name: sources[name] for name in MODALITIES if name in sources}
+    paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}
+    case = CaseFiles("case", Path(), "memory", (), paths, None)
+    findings: list[Finding] = []
+    volumes: dict[str, Volume] = {}
+    images: dict[str, nib.Nifti1Image] = {}
+    for name, source in sources.items():
+        try:
+            if name in paths:
+                read = read_image(paths[name])
+                volumes[name], images[name] = _volume(paths[name], read), read.image
+            else:
+                volumes[name] = volume_of(source, where=name)
+                images[name] = _image_of(source, volumes[name])
+        except BadInputError as error:
+            findings.append(error.finding)
+    settled = settle(volumes, reference=reference, allow_skull=allow_skull, allow_partial=allow_partial)
+    findings += [replace(finding, where=paths.get(str(finding.where), finding.where)) for finding in settled.findings]
+    return CaseReading(case, settled, _images(settled, images), findings)
+
+
+def _image_of(source: Any, volume: Volume) -> nib.Nifti1Image:
+    """The volume as an image, with the geometry of the source's header if it has one."""
+    if isinstance(source, nib.Nifti1Image):
+        return image_like(volume.array, like=source)
+    return nib.Nifti1Image(volume.array, volume.affine)
+
+
+def _images(settled: SettledCase, sources: Mapping[str, nib.Nifti1Image]) -> dict[str, nib.Nifti1Image]:
+    """Each usable sequence on the common grid, with the header of the reference."""
+    if not settled.arrays:
+        return {}
+    like = sources[settled.reference]
+    return {name: nib.Nifti1Image(array, like.affine, like.header) for name, array in settled.arrays.items()}
 
 
 def _read_images(case: CaseFiles, findings: list[Finding]) -> dict[str, ReadVolume]:

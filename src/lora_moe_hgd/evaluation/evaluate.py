@@ -19,18 +19,19 @@ import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from ..arguments import add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import NO_GROUND_TRUTH, CaseFiles
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import survey
 from ..cases.reading import read_case
 from ..files import printable, reason_of, replacing
 from ..fingerprints import case_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint
+from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..processes import started_processes
+from ..processes import device_of_process, started_processes
 from ..splits import FILE_NAME, read_run_split
 from ..subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
 from .compare import write_comparison
@@ -65,6 +66,7 @@ def evaluate(
     out: Path,
     subsets: Iterable[Mask] = EVERY_SUBSET,
     rules: Rules | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Score each case under the subsets of which it has all sequences.
 
@@ -79,6 +81,7 @@ def evaluate(
         out: Folder that gets `cases`.
         subsets: Subsets of the sequences.
         rules: How to segment and score.
+        progress: Show a progress bar.
     """
     subsets, rules = list(dict.fromkeys(subsets)), rules or Rules()
     state = started_processes()
@@ -87,7 +90,7 @@ def evaluate(
     made_from: dict[str, str] = {}
     failed: dict[str, str] = {}
     own = cases[state.process_index :: state.num_processes]
-    for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
+    for case in tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process)):
         path = _path_of(case, out)
         try:
             made_from[case.case_id] = _made_from(scorer, case)
@@ -152,26 +155,31 @@ def score(argv: Sequence[str]) -> int:
     """Do what `main` does; return the number of cases that could not be scored."""
     args = _parse(argv)
     if args.compare:
-        print(write_comparison(args.compare, args.out))
+        comparison = write_comparison(args.compare, args.out_path)
+        if not args.quiet:
+            print(comparison)
         return 0
     subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else list(EVERY_SUBSET)
     cases, bad = _choose_cases(args)
     if not any(set(sequences_of(subset)) <= set(case.images) for case in cases for subset in subsets):
-        raise ValueError(f"No case in {args.data} has all sequences of any subset of --subsets {args.subsets}.")
+        raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
     state = started_processes()
     folder = checkpoint_folder(args.checkpoint)
     trained_on = sorted({case.case_id for case in cases} & trained_cases(folder))
     if state.is_main_process:
         _warn(cases, subsets, bad, trained_on)
-    network, processor = load_checkpoint(folder, device=str(state.device))
+    device = usable_device(device_of_process(state, args.device))
+    network, processor = load_checkpoint(folder, device=device)
     rules = Rules(args.mirror, args.convention, args.lesion_rules)
-    found = evaluate(network, processor, cases, out=args.out, subsets=subsets, rules=rules)
+    found = evaluate(
+        network, processor, cases, out=args.out_path, subsets=subsets, rules=rules, progress=not args.quiet
+    )
     failed = [*bad, *(Finding(name, reason, "error") for name, reason in found.failed.items())]
     if state.is_main_process:
         if any(scores.rows for scores in found.scores.values()):
             about = {
                 "checkpoint": checkpoint_digest(folder),
-                "data": args.data.resolve().name,
+                "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
                 "convention": args.convention,
                 "lesion_rules": args.lesion_rules,
@@ -179,11 +187,13 @@ def score(argv: Sequence[str]) -> int:
                 "failed": len(failed),
                 "trained_on": len(trained_on),
             }
-            print(printable(_report(found.scores, failed, args.out, about)))
+            report = _report(found.scores, failed, args.out_path, about)
+            if not args.quiet:
+                print(printable(report))
         else:
             # Tables of an earlier evaluation would look like those of this one.
             for name in TABLES:
-                (args.out / name).unlink(missing_ok=True)
+                (args.out_path / name).unlink(missing_ok=True)
         if failed:
             print(f"{len(found.scores)} of {len(cases) + len(bad)} cases are scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
@@ -202,13 +212,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Score a checkpoint on labelled cases over subsets of the sequences, or compare earlier "
         "evaluations. A case that cannot be scored does not stop the others; the exit code is then 1."
     )
-    parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id of the checkpoint")
+    add_checkpoint(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, help="folder of labelled cases")
+    add_in_path(what, help="folder of labelled cases")
     what.add_argument(
-        "--compare", type=Path, nargs="+", metavar="OUT", help="compare earlier evaluations with the first of them"
+        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first of them"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    add_out_path(parser, help="folder for the tables")
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
@@ -233,9 +243,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is (default: gli2023)"
     )
+    add_device(parser)
+    add_quiet(parser)
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if args.compare and (useless := sorted(given - {"compare", "out"})):
+    if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet"})):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
         raise ValueError(f"--compare reads earlier scores, on which {options} has no effect. Leave it out.")
     if args.part and not args.cases_of:
@@ -249,7 +261,7 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
     Raises:
         ValueError: If a case that was asked for is missing, or no case can be scored.
     """
-    found, bad = survey(args.data, channel_order=args.channel_order and parse_channel_order(args.channel_order))
+    found, bad = survey(args.in_path, channel_order=args.channel_order and parse_channel_order(args.channel_order))
     wanted, source = None, ""
     if args.cases:
         wanted, source = args.cases.split(","), "--cases"
@@ -262,14 +274,14 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
         missing = sorted(set(wanted) - {case.case_id for case in found})
         if missing:
             raise ValueError(
-                f"{args.data} does not hold {', '.join(missing)}, which {source} names." + _listed("Problems", bad)
+                f"{args.in_path} does not hold {', '.join(missing)}, which {source} names." + _listed("Problems", bad)
             )
         # Problems of other cases are of no interest.
         found, bad = [case for case in found if case.case_id in wanted], []
     bad += [Finding(case.folder, NO_GROUND_TRUTH, "error") for case in found if case.segmentation is None]
     cases = [case.in_scheme(args.label_scheme) for case in found if case.segmentation is not None]
     if not cases:
-        raise ValueError(f"No case in {args.data} can be scored." + _listed("Problems", bad))
+        raise ValueError(f"No case in {args.in_path} can be scored." + _listed("Problems", bad))
     return cases, bad
 
 

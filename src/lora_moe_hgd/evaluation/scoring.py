@@ -17,7 +17,7 @@ from ..cases.case_files import CaseFiles
 from ..cases.reading import read_case
 from ..files import printable
 from ..fingerprints import code_fingerprint, fingerprint
-from ..inference.segment import segment_inputs
+from ..inference.segment import find_regions
 from ..inference.uncertainty import expected_dice
 from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -96,17 +96,18 @@ def score_case(
         ]
     )
     for inputs, brain, subset in prepared(processor, settled, subsets):
-        found = segment_inputs(network, processor, inputs, mirror=rules.mirror)
+        regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
+        (geometry,) = inputs["geometry"]
         name = subset_name(subset)
-        expected = expected_dice(found.probabilities, found.regions)
+        expected = expected_dice(probabilities, regions)
         for index, region in enumerate(REGIONS):
-            masks = found.regions[index], truth[index]
+            masks = regions[index], truth[index]
             values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
             values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
             about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
-            volume_ml = float(truth[index].sum()) * found.voxel_ml
+            volume_ml = float(truth[index].sum()) * geometry.voxel_ml
             scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": expected[index]})
-        scores.reliability[name] = reliability_counts(found.probabilities, truth, brain).tolist()
+        scores.reliability[name] = reliability_counts(probabilities, truth, brain).tolist()
     return scores
 
 

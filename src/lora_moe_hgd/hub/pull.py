@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from ..arguments import add_out_path
 from ..files import new_folder
 from .checksums import CARD, SUMS, check_sums, read_sums
 
@@ -21,7 +22,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
         ValueError: If `out` is there already, or the repository has no checksums or does not agree with them.
     """
     if out.exists():
-        raise ValueError(f"--out must be a new folder, and {out} is there already.")
+        raise ValueError(f"--out-path must be a new folder, and {out} is there already.")
     commit = str(HfApi().model_info(repo, revision=revision).sha)
     try:
         sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     """Pull a repository."""
     parser = argparse.ArgumentParser(description="Fetch a network or an adapter from the Hub and check its files.")
     parser.add_argument("repo", help="name of the repository, such as me/brats-tiny")
-    parser.add_argument("--out", type=Path, required=True, help="new folder to put it in")
+    add_out_path(parser, help="new folder to put it in")
     parser.add_argument("--revision", help="branch, tag or commit; main if left out")
     args = parser.parse_args(argv)
-    commit = pull(args.repo, args.out, revision=args.revision)
-    print(f"{args.repo} at {commit}: every file has its checksum. It is in {args.out}.")
+    commit = pull(args.repo, args.out_path, revision=args.revision)
+    print(f"{args.repo} at {commit}: every file has its checksum. It is in {args.out_path}.")

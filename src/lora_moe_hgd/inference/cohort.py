@@ -18,13 +18,21 @@ from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.findings import Finding
 from ..processes import started_processes
 from .page import write_cohort_index
-from .results import RESULT_FILES, CaseSegmenter
+from .results import CaseSegmenter
+from .segmentation import RESULT_FILES
 
 SUMMARY, INDEX = "summary.csv", "index.html"
 COLUMNS = ("case", "status", "sequences", *(f"{region}_ml" for region in REGIONS), "warnings", "message")
 
 
-def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Sequence[Finding], out: Path) -> int:
+def segment_cohort(
+    segmenter: CaseSegmenter,
+    cases: Sequence[CaseFiles],
+    bad: Sequence[Finding],
+    out: Path,
+    *,
+    progress: bool = True,
+) -> int:
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
 
     A case is skipped if its results are there already, made from the same weights, options, code and files. Results
@@ -36,6 +44,7 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
         cases: All cases; their names differ.
         bad: Problems of folders that could not be recognised as a case. Each counts as a failed case.
         out: Folder for the results.
+        progress: Show progress bars.
     """
     state = started_processes()
     left: list[list[int]] = [[]]
@@ -44,7 +53,7 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
         remove_leftovers(out, _names(cases))
         # Only one process looks, so that the remaining cases are shared evenly however an earlier run was stopped.
         # The bar appears if that takes long: files are read for their fingerprints.
-        numbers = tqdm(range(len(cases)), desc="earlier results", unit="case", delay=2)
+        numbers = tqdm(range(len(cases)), desc="earlier results", unit="case", delay=2, disable=not progress)
         left = [[number for number in numbers if not segmenter.is_done(cases[number], out / cases[number].case_id)]]
     (numbers_left,) = broadcast_object_list(left)
     own = [cases[number] for number in numbers_left[state.process_index :: state.num_processes]]
@@ -52,7 +61,7 @@ def segment_cohort(segmenter: CaseSegmenter, cases: Sequence[CaseFiles], bad: Se
         # Before the loop, because a checkpoint that cannot be loaded is not the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
-    for case in tqdm(own, desc="cases", unit="case", disable=not state.is_main_process):
+    for case in tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process)):
         folder = out / case.case_id
         try:
             _refuse_other_files(folder)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..arguments import add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
-from ..model.label_schemes import LABEL_SCHEMES, label_scheme
-from ..processes import started_processes
+from ..model.label_schemes import LABEL_SCHEMES
+from ..processes import device_of_process, started_processes
 from .cohort import SUMMARY, segment_cohort
-from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_modalities
+from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
+from .segmentation import Segmentation
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,16 +24,14 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
-    parser.add_argument(
-        "--in-path", type=Path, help="the case: its folder, or its file with four axes; or a folder of cases"
-    )
+    add_in_path(parser, help="the case: its folder, or its file with four axes; or a folder of cases")
     for name in MODALITIES:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or one case file by file: {name}")
+    add_out_path(parser, help="folder for the results; of a cohort it gets one for each case")
+    add_checkpoint(parser)
     parser.add_argument(
-        "--out-path", type=Path, required=True, help="folder for the results; of a cohort it gets one for each case"
+        "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
     )
-    parser.add_argument("--checkpoint", default="tiny", help="shipped name, folder or Hub id; an adapter's, too")
-    parser.add_argument("--modalities", help="use only these sequences, such as t1c,flair")
     parser.add_argument(
         "--label-scheme",
         choices=[*LABEL_SCHEMES, INPUT_SCHEME],
@@ -56,9 +56,11 @@ def main(argv: Sequence[str]) -> None:
         action="store_true",
         help="also write report.html, slices to move through; for a cohort index.html, too",
     )
+    add_device(parser)
+    add_quiet(parser)
     args = parser.parse_args(argv)
     options = ResultOptions(
-        modalities=None if args.modalities is None else parse_modalities(args.modalities),
+        sequences=None if args.sequences is None else parse_sequences(args.sequences),
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,
@@ -78,17 +80,20 @@ def main(argv: Sequence[str]) -> None:
             )
     if one is not None:
         # Report bad input before the network is loaded.
-        used = choose_sequences(one, options.modalities)
-        print("\n".join(used.mapping()))
-        report = CaseSegmenter(args.checkpoint, options).write(one, args.out_path, progress=True)
-        _print_result(report, args.out_path, options)
+        used = choose_sequences(one, options.sequences)
+        if not args.quiet:
+            print("\n".join(used.mapping()))
+        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device)
+        found = segmenter.write(one, args.out_path, progress=not args.quiet)
+        if not args.quiet:
+            _print_result(found, args.out_path, options)
         return
     state = started_processes()
-    if state.is_main_process and cases:
+    if state.is_main_process and cases and not args.quiet:
         print("\n".join(f"files of {line}" for line in namings(cases)))
-    segmenter = CaseSegmenter(args.checkpoint, options, device=str(state.device) if state.num_processes > 1 else None)
-    failed = segment_cohort(segmenter, cases, bad, args.out_path)
-    if state.is_main_process:
+    segmenter = CaseSegmenter(args.checkpoint, options, device=device_of_process(state, args.device))
+    failed = segment_cohort(segmenter, cases, bad, args.out_path, progress=not args.quiet)
+    if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
         print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")
     if failed:
@@ -126,15 +131,11 @@ def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFile
     return find_case(args.in_path, channel_order=order), [], []
 
 
-def _print_result(report: Mapping[str, object], folder: Path, options: ResultOptions) -> None:
-    volumes = report["volumes_ml"]
-    assert isinstance(volumes, dict)
-    if report["tumour_found"]:
-        print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes.items()))
+def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
+    if found.volumes_ml["wt"] > 0:
+        print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
         print("No tumour was found.")
-    scheme = report["label_scheme"]
-    assert isinstance(scheme, dict)
-    print(f"Labels are those of {label_scheme(scheme['name'])}.")
+    print(f"Labels are those of {found.label_scheme}.")
     names = [name for name in options.files() if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -1,44 +1,37 @@
-"""A case on disk to the folder of its results."""
+"""A case, on disk or in memory, to its segmentation and the folder of its results."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..cases.case_files import CaseFiles
-from ..cases.nifti import write_image
-from ..cases.reading import read_case
+from ..cases.nifti import image_like
+from ..cases.reading import read_case, read_sources
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, fastest_device, load_checkpoint
+from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..pictures import BEST_BACKGROUND, save_overlay
-from .page import write_case_page
-from .report import make_report, not_at_the_cost_of_the_result, write_report
-from .segment import segment
-from .uncertainty import expected_dice, voxel_entropy
+from .report import make_report
+from .segment import find_regions
+from .segmentation import RESULT_FILES, Segmentation
+from .uncertainty import expected_dice
 
-# Deletion order. `report.json` goes first: its presence marks the folder as complete.
-RESULT_FILES = (
-    "report.json",
-    "report.html",
-    "seg.nii.gz",
-    "overlay.png",
-    "probabilities.nii.gz",
-    "uncertainty.nii.gz",
-)
 # A value of `ResultOptions.label_scheme`: the scheme of the case's own ground truth, as its file names tell.
 INPUT_SCHEME = "input"
+
+Case = CaseFiles | Mapping[str, Any]
+"""The files of a case, or its sequences by name, at least one of them in memory."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,8 @@ class ResultOptions:
     """What is used of a case, and what is written.
 
     Attributes:
-        modalities: Use only these sequences; all that are there when `None`.
-        label_scheme: Scheme of `seg.nii.gz`; the checkpoint's when `None`, that of the case's file names when `input`.
+        sequences: Use only these sequences; all that are there when `None`.
+        label_scheme: Scheme of the label map; the checkpoint's when `None`, that of the file names when `input`.
         reference: The sequence whose grid the result has; the first when `None`.
         strict: Refuse what would otherwise be warned of.
         allow_skull: Accept heads with their skull.
@@ -56,9 +49,12 @@ class ResultOptions:
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
+
+    Raises:
+        ValueError: If a sequence or the label scheme is unknown.
     """
 
-    modalities: tuple[str, ...] | None = None
+    sequences: tuple[str, ...] | None = None
     label_scheme: str | None = None
     reference: str | None = None
     strict: bool = False
@@ -68,6 +64,15 @@ class ResultOptions:
     probabilities: bool = False
     uncertainty: bool = False
     html: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.sequences or ()) - set(MODALITIES))
+        if unknown:
+            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {', '.join(MODALITIES)}.")
+        if self.sequences == ():
+            raise ValueError(f"No sequence is to be used. Name at least one of {', '.join(MODALITIES)}.")
+        if self.label_scheme not in (None, INPUT_SCHEME):
+            label_scheme(str(self.label_scheme))
 
     def files(self) -> tuple[str, ...]:
         """Names of the files that are written."""
@@ -79,20 +84,17 @@ class ResultOptions:
         return tuple(name for name in RESULT_FILES if asked.get(name, True))
 
 
-def parse_modalities(names: str) -> tuple[str, ...]:
+def parse_sequences(names: str) -> tuple[str, ...]:
     """Names of sequences, separated by commas.
 
-    Raises:
-        ValueError: If one is unknown.
+    Example:
+        >>> parse_sequences("t1c, FLAIR")
+        ('t1c', 'flair')
     """
-    wanted = tuple(name.strip().lower() for name in names.split(","))
-    unknown = sorted(set(wanted) - set(MODALITIES))
-    if unknown:
-        raise ValueError(f"--modalities takes {', '.join(MODALITIES)}, separated by commas, got {', '.join(unknown)}.")
-    return wanted
+    return tuple(name.strip().lower() for name in names.split(","))
 
 
-def choose_sequences(case: CaseFiles, wanted: tuple[str, ...] | None) -> CaseFiles:
+def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles:
     """The case with the sequences to use, all of them when `wanted` is `None`.
 
     Raises:
@@ -100,29 +102,33 @@ def choose_sequences(case: CaseFiles, wanted: tuple[str, ...] | None) -> CaseFil
     """
     if wanted is None:
         return case
-    lacking = [name for name in wanted if name not in case.images]
-    if lacking:
-        raise ValueError(f"{case.folder} lacks {', '.join(lacking)}; it has {', '.join(case.images)}.")
+    _require_sequences(str(case.folder), list(case.images), wanted)
     return case.only(wanted)
 
 
+def _require_sequences(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    lacking = [name for name in wanted if name not in present]
+    if lacking:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}; it has {', '.join(present)}.")
+
+
 class CaseSegmenter:
-    """A checkpoint, loaded once when it is first needed, and what is to be written of each case.
+    """A checkpoint, loaded once when it is first needed, and how it segments cases.
 
     Args:
         checkpoint: Shipped name, folder or Hub id; an adapter's, too.
         options: What is used and written.
-        device: Where to compute; the fastest there is when `None`.
+        device: Where to compute, such as `cpu` or `cuda:1`; the fastest there is when `None`.
 
     Raises:
-        ValueError: If there is no such checkpoint.
+        ValueError: If there is no such checkpoint, or the device cannot be used.
     """
 
-    def __init__(self, checkpoint: str, options: ResultOptions, *, device: str | None = None) -> None:
+    def __init__(self, checkpoint: str | Path, options: ResultOptions, *, device: str | None = None) -> None:
         folder = checkpoint_folder(checkpoint)
-        self.checkpoint, self.options = checkpoint, options
+        self.checkpoint, self.options = str(checkpoint), options
         self.folder, self.weights = folder, checkpoint_digest(folder)
-        self.device = device or fastest_device()
+        self.device = usable_device(device)
 
     @cached_property
     def loaded(self) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
@@ -134,7 +140,7 @@ class CaseSegmenter:
 
         `None` if a file cannot be read: reading the case says why, and nothing equals it.
         """
-        wanted = self.options.modalities
+        wanted = self.options.sequences
         try:
             files = case_fingerprint(case if wanted is None else case.only(wanted), labels=False)
         except OSError:
@@ -152,68 +158,87 @@ class CaseSegmenter:
         complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)
         return complete and made_from is not None and made_from == self.fingerprint(case)
 
-    def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> dict[str, Any]:
-        """Write `seg.nii.gz`, `overlay.png`, what the options ask for, and last `report.json`, which is returned.
+    def segment(
+        self, case: Case, *, progress: bool = False, warn: Callable[[Finding], object] | None = None
+    ) -> Segmentation:
+        """Segment a case.
+
+        Args:
+            case: What to segment.
+            progress: Show a progress bar.
+            warn: Called with each finding about the case before the network runs.
 
         Raises:
             ValueError: If the case is bad, or lacks a sequence that is asked for.
         """
         started = time.perf_counter()
-        options, used = self.options, choose_sequences(case, self.options.modalities)
+        options = self.options
         # Before reading: if a file changes meanwhile, these results do not pass for those of the new file.
-        made_from = self.fingerprint(case)
-        reading = read_case(
-            used,
-            reference=options.reference,
-            allow_skull=options.allow_skull,
-            allow_partial=options.allow_partial,
-        ).checked(strict=options.strict)
-        images = reading.images
-        for finding in (*reading.findings, *result_warnings(images)):
-            print(f"warning: {finding}", file=sys.stderr)
-        scheme_name = _output_scheme(options.label_scheme, case)
+        made_from = self.fingerprint(case) if isinstance(case, CaseFiles) else None
+        rules = {name: getattr(options, name) for name in ("reference", "allow_skull", "allow_partial")}
+        if isinstance(case, CaseFiles):
+            reading = read_case(choose_sequences(case, options.sequences), **rules)
+        else:
+            _require_sequences("The case", list(case), options.sequences or ())
+            used = {name: source for name, source in case.items() if name in (options.sequences or case)}
+            reading = read_sources(used, **rules)
+        reading.checked(strict=options.strict)
+        for finding in (*reading.findings, *result_warnings(reading.images)):
+            if warn is not None:
+                warn(finding)
+        scheme_name = _output_scheme(options.label_scheme, reading.case)
         network, processor = self.loaded
         scheme = label_scheme(scheme_name or processor.label_scheme)
-        found = segment(network, processor, reading.settled, mirror=options.mirror, progress=progress)
-        like = images[reading.reference]
+        inputs = processor(reading.settled)
+        regions, probabilities = find_regions(network, processor, inputs, mirror=options.mirror, progress=progress)
+        (geometry,) = inputs["geometry"]
+        volumes_ml = {
+            name: float(region.sum()) * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)
+        }
+        confidence = dict(zip(REGIONS, expected_dice(probabilities, regions), strict=True))
+        like = reading.images[reading.reference]
         report = make_report(
-            case_id=case.case_id,
+            case_id=reading.case.case_id,
             checkpoint=self.checkpoint,
             mirror=options.mirror,
             made_from=made_from,
-            sequences=list(images),
-            files=used.file_names(),
-            left_out=used.names_left_out(),
+            sequences=list(reading.images),
+            files=reading.case.file_names(),
+            left_out=reading.case.names_left_out(),
             scheme=scheme,
-            volumes_ml=found.volumes_ml(),
-            confidence=dict(zip(REGIONS, expected_dice(found.probabilities, found.regions), strict=True)),
+            volumes_ml=volumes_ml,
+            confidence=confidence,
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,
-            warnings=list(found.warnings),
+            warnings=list(geometry.warnings),
             seconds=time.perf_counter() - started,
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in RESULT_FILES:
-            (folder / name).unlink(missing_ok=True)
-        write_image(folder / "seg.nii.gz", scheme.encode(found.regions), like=like)
-        if options.probabilities:
-            write_image(folder / "probabilities.nii.gz", np.moveaxis(found.probabilities, 0, -1), like=like)
-        if options.uncertainty:
-            write_image(folder / "uncertainty.nii.gz", voxel_entropy(found.probabilities), like=like)
-        background = next(name for name in BEST_BACKGROUND if name in images)
-        with not_at_the_cost_of_the_result("overlay.png", report):
-            save_overlay(
-                folder / "overlay.png",
-                images[background],
-                {"segmentation": found.regions},
-                title=f"{case.case_id}: from {' + '.join(images)}, shown on {background}",
-            )
-        if options.html:
-            with not_at_the_cost_of_the_result("report.html", report):
-                write_case_page(folder / "report.html", images, found.regions, report)
-        write_report(folder / "report.json", report)
-        return report
+        return Segmentation(
+            label_map=image_like(scheme.encode(regions), like=like),
+            label_scheme=scheme,
+            regions=regions,
+            probabilities=probabilities,
+            volumes_ml=volumes_ml,
+            confidence=confidence,
+            warnings=list(geometry.warnings),
+            images=reading.images,
+            report=report,
+            origin=case.folder if isinstance(case, CaseFiles) else None,
+        )
+
+    def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> Segmentation:
+        """Segment a case, print what is odd about it, and save the files that the options ask for.
+
+        Raises:
+            ValueError: If the case is bad, or lacks a sequence that is asked for.
+        """
+        found = self.segment(
+            case, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
+        )
+        options = self.options
+        found.save(folder, probabilities=options.probabilities, uncertainty=options.uncertainty, html=options.html)
+        return found
 
 
 def _output_scheme(name: str | None, case: CaseFiles) -> str | None:

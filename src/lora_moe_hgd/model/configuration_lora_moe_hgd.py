@@ -81,7 +81,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
 
     modalities: list[str] | tuple[str, ...] = MODALITIES
     regions: list[str] | tuple[str, ...] = REGIONS
-    full_resolution_channels: int = 8
+    full_resolution_channels: int = 16
     stem_channels: list[int] | tuple[int, ...] = (16, 32, 64)
     stem_depths: list[int] | tuple[int, ...] = (1, 2, 2)
     hidden_size: int = 192
@@ -201,7 +201,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     def base(cls, **overrides: Any) -> "LoraMoeHgdConfig":
         """The size for a GPU."""
         sizes: dict[str, Any] = {
-            "full_resolution_channels": 16,
+            "full_resolution_channels": 24,
             "stem_channels": (32, 64, 128),
             "hidden_size": 384,
             "num_hidden_layers": 12,

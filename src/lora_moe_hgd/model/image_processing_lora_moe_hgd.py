@@ -208,35 +208,47 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         geometry: Sequence[CaseGeometry],
         *,
         label_scheme: str | None = None,
-        return_probabilities: bool = False,
-    ) -> list[np.ndarray] | list[tuple[np.ndarray, np.ndarray]]:
-        """Bring logits back to each case's own grid.
-
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
-        `regions_of`; outside the brain there is no tumour.
+    ) -> list[np.ndarray]:
+        """Bring logits back to each case's own grid, as label maps.
 
         Args:
             outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
             geometry: What `preprocess` returned for these cases.
             label_scheme: Scheme of the label maps; the processor's own when `None`.
-            return_probabilities: Also return the probabilities.
 
         Returns:
-            Per case the label map, uint8 in the case's own shape and orientation; with probabilities a pair of it and
-            float32 `(3, ...)`.
+            Label map of each case, uint8 in the case's own shape and orientation.
+        """
+        scheme = find_label_scheme(label_scheme or self.label_scheme)
+        return [scheme.encode(regions) for regions, _ in self.post_process_regions(outputs, geometry)]
+
+    def post_process_regions(
+        self, outputs: Any, geometry: Sequence[CaseGeometry]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Bring logits back to each case's own grid, as regions and their probabilities.
+
+        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
+        `regions_of`. Outside the brain there is no tumour.
+
+        Args:
+            outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
+            geometry: What `preprocess` returned for these cases.
+
+        Returns:
+            Of each case WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32, both in the
+            case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        scheme = find_label_scheme(label_scheme or self.label_scheme)
-        results: list[Any] = []
+        results = []
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
             probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy() * case_geometry.brain
-            label_map = case_geometry.to_own_grid(scheme.encode(self.regions_of(probabilities)))
-            if return_probabilities:
-                results.append((label_map, np.stack([case_geometry.to_own_grid(region) for region in probabilities])))
-            else:
-                results.append(label_map)
+            regions, probabilities = (
+                np.stack([case_geometry.to_own_grid(volume) for volume in volumes])
+                for volumes in (self.regions_of(probabilities), probabilities)
+            )
+            results.append((regions, probabilities))
         return results
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:

@@ -72,6 +72,12 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass. PEFT asks for it by this name."""
+        # That of transformers warns that it is deprecated, each time an adapter is loaded.
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise each kind of module that owns parameters; any other kind is an error, never garbage."""

@@ -80,14 +80,12 @@ class BrainTumorSegmentationPipeline(Pipeline):
 
     def postprocess(self, outputs: Mapping[str, Any], label_scheme: str | None = None) -> dict[str, Any]:
         logits: Tensor = outputs["logits"]
-        ((segmentation, probabilities),) = self.image_processor.post_process_semantic_segmentation(
-            logits, outputs["geometry"], label_scheme=label_scheme, return_probabilities=True
-        )
+        ((regions, probabilities),) = self.image_processor.post_process_regions(logits, outputs["geometry"])
         (geometry,) = outputs["geometry"]
-        regions = find_label_scheme(label_scheme or self.image_processor.label_scheme).decode(segmentation)
+        scheme = find_label_scheme(label_scheme or self.image_processor.label_scheme)
         voxels = np.count_nonzero(regions, axis=(1, 2, 3))
         return {
-            "segmentation": segmentation,
+            "segmentation": scheme.encode(regions),
             "probabilities": probabilities,
             "volumes_ml": dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True)),
             "affine": geometry.affine,

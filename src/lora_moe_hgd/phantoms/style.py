@@ -263,7 +263,7 @@ class PhantomStyle:
 # The ranges of the training data: far wider than those of real cases.
 WIDE = PhantomStyle()
 
-# Ranges matched to nine real cases (docs/phantoms.md): no effect that these do not show.
+# Ranges matched to nine real cases (lab/phantoms.md): no effect that these do not show.
 NARROW = PhantomStyle(
     narrow_share=0.0,
     atrophy_share=0.0,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# What is used wherever no checkpoint is named.
+DEFAULT_CHECKPOINT = "glioma"
+
 _FOLDER = Path(__file__).parent
 
 
@@ -13,8 +16,8 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}"))
 
 
-def pretrained_path(name: str = "tiny") -> Path:
-    """Return the folder of the shipped network `name`, in `from_pretrained` form, or of the shipped adapter.
+def pretrained_path(name: str = DEFAULT_CHECKPOINT) -> Path:
+    """Return the folder of a shipped network, in `from_pretrained` form, or of a shipped adapter.
 
     Raises:
         ValueError: If nothing of that name is shipped; the message lists what is.

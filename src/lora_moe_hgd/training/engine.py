@@ -34,7 +34,7 @@ from .sources import RunData, build_data
 
 Build = Callable[[RunConfig], tuple[Network, LoraMoeHgdImageProcessor]]
 
-FROM_SCRATCH_SPACING_MM = (2.0, 2.0, 2.0)
+FROM_SCRATCH_SPACING_MM = (1.5, 1.5, 1.5)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,105 @@
+"""The segmentation of a case, and the files that hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..cases.nifti import save_image, write_image
+from ..model.label_schemes import LabelScheme
+from ..pictures import BEST_BACKGROUND, save_overlay
+from .page import write_case_page
+from .report import not_at_the_cost_of_the_result, write_report
+from .uncertainty import voxel_entropy
+
+# Deletion order. `report.json` goes first: its presence marks the folder as complete.
+RESULT_FILES = (
+    "report.json",
+    "report.html",
+    "seg.nii.gz",
+    "overlay.png",
+    "probabilities.nii.gz",
+    "uncertainty.nii.gz",
+)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Segmentation:
+    """Tumour regions of a case, on the case's own grid: that of its first sequence.
+
+    Regions come in the order WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's own array.
+
+    Attributes:
+        label_map: `(D, H, W)` uint8 with the affine of the case.
+        label_scheme: What the numbers of the label map mean.
+        regions: `(3, D, H, W)` bool.
+        probabilities: `(3, D, H, W)` float32 in [0, 1].
+        volumes_ml: Volume of each region in millilitres, by `wt`, `tc` and `et`.
+        confidence: Expected Dice of each region, in [0, 1]. It is far too high on real cases.
+        warnings: What is odd about the case, a sentence each.
+        images: The sequences that were used, float32, zero outside the brain, all on one grid.
+        report: Content of `report.json`.
+        origin: Folder of the case; `None` for a case in memory.
+    """
+
+    label_map: nib.Nifti1Image
+    label_scheme: LabelScheme
+    regions: np.ndarray
+    probabilities: np.ndarray
+    volumes_ml: dict[str, float]
+    confidence: dict[str, float]
+    warnings: list[str]
+    images: dict[str, nib.Nifti1Image]
+    report: dict[str, Any]
+    origin: Path | None
+
+    def __repr__(self) -> str:
+        volumes = ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
+        return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes})"
+
+    def save(
+        self, folder: str | Path, *, probabilities: bool = False, uncertainty: bool = False, html: bool = False
+    ) -> None:
+        """Write `seg.nii.gz`, `overlay.png` and `report.json`, as `lora-moe-hgd segment` does.
+
+        Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
+
+        Args:
+            folder: Made if it does not exist.
+            probabilities: Also write `probabilities.nii.gz`, `(D, H, W, 3)` float32.
+            uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
+            html: Also write `report.html`, a page with all slices.
+
+        Raises:
+            ValueError: If it is the folder of the case, whose ground truth could be overwritten.
+            OSError: If a file cannot be written.
+        """
+        folder = Path(folder)
+        if self.origin is not None and folder.resolve() == self.origin.resolve():
+            raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
+        report = {**self.report, "warnings": list(self.warnings), "not_written": []}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in RESULT_FILES:
+            (folder / name).unlink(missing_ok=True)
+        save_image(folder / "seg.nii.gz", self.label_map)
+        if probabilities:
+            array = np.moveaxis(self.probabilities, 0, -1)
+            write_image(folder / "probabilities.nii.gz", array, like=self.label_map)
+        if uncertainty:
+            write_image(folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities), like=self.label_map)
+        background = next(name for name in BEST_BACKGROUND if name in self.images)
+        with not_at_the_cost_of_the_result("overlay.png", report):
+            save_overlay(
+                folder / "overlay.png",
+                self.images[background],
+                {"segmentation": self.regions},
+                title=f"{report['case_id']}: from {' + '.join(self.images)}, shown on {background}",
+            )
+        if html:
+            with not_at_the_cost_of_the_result("report.html", report):
+                write_case_page(folder / "report.html", self.images, self.regions, report)
+        write_report(folder / "report.json", report)

@@ -1,0 +1,182 @@
+"""`import lora_moe_hgd as lmh`: the promises of `segment`, `Segmentation`, `example_case` and `help`."""
+
+from __future__ import annotations
+
+import json
+import pydoc
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import lora_moe_hgd as lmh
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.reading import read_case
+from lora_moe_hgd.inference.uncertainty import expected_dice
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd_cli import main, run
+
+USED = ("t1", "flair")
+
+
+@pytest.fixture(scope="module")
+def found(dummy_root: Path) -> lmh.Segmentation:
+    return lmh.segment(dummy_root / "case_000", sequences=USED)
+
+
+@pytest.fixture(scope="module")
+def by_command(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("by_command") / "out"
+    words = ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out), "--sequences", ",".join(USED)]
+    run("segment", [*words, "--probabilities", "--uncertainty"])
+    return out
+
+
+def test_python_saves_what_the_command_line_writes(found: lmh.Segmentation, by_command: Path, tmp_path: Path) -> None:
+    found.save(tmp_path, probabilities=True, uncertainty=True)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in by_command.iterdir()}
+    for name in ("seg.nii.gz", "probabilities.nii.gz", "uncertainty.nii.gz"):
+        actual, expected = (nib.load(folder / name) for folder in (tmp_path, by_command))
+        np.testing.assert_array_equal(actual.dataobj, expected.dataobj)
+        assert actual.header == expected.header
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (tmp_path, by_command)]
+    differing = {name for name in reports[0] if reports[0][name] != reports[1][name]}
+    # The fingerprint counts the options, and the command was asked for further files.
+    assert differing <= {"seconds", "made_from"}
+
+
+def test_save_writes_three_files_and_more_on_request(found: lmh.Segmentation, tmp_path: Path) -> None:
+    found.save(tmp_path / "more", html=True, probabilities=True)
+    assert (tmp_path / "more/report.html").is_file()
+    # Results of an earlier call do not stay beside others.
+    found.save(tmp_path / "more")
+    assert {path.name for path in (tmp_path / "more").iterdir()} == {"seg.nii.gz", "overlay.png", "report.json"}
+
+
+def test_a_command_continues_from_what_python_saved(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    lmh.segment(dummy_root / "case_001").save(tmp_path / "case_001")
+    written = (tmp_path / "case_001/seg.nii.gz").stat().st_mtime_ns
+    cohort = tmp_path / "cohort"
+    cohort.mkdir()
+    for name in ("case_001", "case_002"):
+        shutil.copytree(dummy_root / name, cohort / name)
+    run("segment", ["--in-path", str(cohort), "--out-path", str(tmp_path), "--quiet"])
+    assert (tmp_path / "case_001/seg.nii.gz").stat().st_mtime_ns == written
+    assert (tmp_path / "case_002/seg.nii.gz").is_file()
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
+
+
+def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root: Path) -> None:
+    source = nib.load(dummy_root / "case_000/T1.nii.gz")
+    labels = np.asarray(found.label_map.dataobj)
+    assert labels.dtype == np.uint8
+    assert labels.any()
+    np.testing.assert_array_equal(found.label_map.affine, source.affine)
+    np.testing.assert_array_equal(LABEL_SCHEMES["brats2023"].decode(labels), found.regions)
+    assert found.regions.shape == found.probabilities.shape == (3, *source.shape)
+    assert (found.regions.dtype, found.probabilities.dtype) == (bool, np.float32)
+    voxel_ml = abs(np.linalg.det(source.affine)) / 1000
+    assert list(found.volumes_ml) == ["wt", "tc", "et"]
+    assert list(found.volumes_ml.values()) == pytest.approx([region.sum() * voxel_ml for region in found.regions])
+    assert list(found.confidence.values()) == expected_dice(found.probabilities, found.regions)
+    assert f"WT {found.volumes_ml['wt']:.1f} mL" in repr(found)
+
+
+def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root: Path) -> None:
+    (guess,) = found.warnings
+    assert "TC and ET are guesses" in guess
+    image = nib.load(dummy_root / "case_000/T1c.nii.gz")
+    array = np.asarray(image.dataobj).copy()
+    array[20, 20, 20] = np.nan
+    (warning,) = lmh.segment({"t1c": nib.Nifti1Image(array, image.affine)}).warnings
+    assert warning == "t1c: 1 voxels are not finite (NaN or infinite). They count as zero."
+
+
+def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy_root: Path, tmp_path: Path) -> None:
+    folder = dummy_root / "case_000"
+    mixed = lmh.segment({"t1": nib.load(folder / "T1.nii.gz"), "t1c": None, "flair": str(folder / "FLAIR.nii.gz")})
+    np.testing.assert_array_equal(mixed.probabilities, found.probabilities)
+    assert mixed.label_map.header == found.label_map.header
+    assert mixed.warnings == found.warnings
+    mixed.save(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["files"] == {"flair": "FLAIR.nii.gz"}
+    # Nobody can tell later whether a volume in memory is still the same.
+    assert report["made_from"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"sequences": ["t3"]}, "Unknown sequence t3. The names are t1, t1c, t2, flair"),
+        ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
+        ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
+        ({"device": "abacus"}, "The device 'abacus' cannot be used"),
+        ({"checkpoint": "huge"}, "nor shipped"),
+        ({"case": {}}, "No sequence was given"),
+        ({"case": {"t2w": "a.nii.gz"}}, "Unknown sequence t2w"),
+        ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: Every voxel is zero"),
+        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2; it has t1"),
+    ],
+)
+def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        lmh.segment(**{"case": dummy_root / "case_000", **change})
+
+
+def test_the_ground_truth_of_a_case_is_never_overwritten(found: lmh.Segmentation, dummy_root: Path) -> None:
+    before = (dummy_root / "case_000/seg.nii.gz").read_bytes()
+    with pytest.raises(ValueError, match="is the folder of the case"):
+        found.save(dummy_root / "case_000")
+    assert (dummy_root / "case_000/seg.nii.gz").read_bytes() == before
+
+
+def test_the_example_case_is_a_clean_labelled_case_of_six_megabytes() -> None:
+    folder = lmh.example_case()
+    reading = read_case(find_case(folder), labels=True).checked(strict=True)
+    assert list(reading.images) == ["t1", "t1c", "t2", "flair"]
+    assert reading.findings == []
+    # Voxels of the published label map.
+    assert [int(region.sum()) for region in reading.regions] == [62289, 9457, 7708]
+    assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 6 * 2**20
+    readme = (folder.parent / "README.md").read_text()
+    assert "10.7937/v8h6-8x67" in readme
+    assert "CC BY 4.0" in readme
+
+
+def test_help_fits_two_screens_and_every_name_is_there() -> None:
+    shown = pydoc.render_doc(lmh, renderer=pydoc.plaintext)
+    assert len(shown.splitlines()) <= 100
+    assert "segment(case:" in shown
+    # The names that the help mentions without explaining them.
+    for name in ("Segmentation", "LoraMoeHgdForSegmentation", "BrainTumorSegmentationPipeline", "load_adapters"):
+        assert f"`{name}`" in shown
+        assert hasattr(lmh, name)
+
+
+def test_a_checkpoint_loads_without_a_word() -> None:
+    code = "import lora_moe_hgd as lmh; lmh.load_checkpoint('brats-africa')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == done.stderr == ""
+
+
+def test_old_option_names_mean_what_new_ones_mean(
+    found: lmh.Segmentation, dummy_root: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["--data", str(dummy_root / "case_000"), "--out", str(tmp_path), "--modalities", ",".join(USED)]
+    run("segment", [*words, "--device", "cpu", "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["warning"]
+    np.testing.assert_array_equal(nib.load(tmp_path / "seg.nii.gz").dataobj, found.label_map.dataobj)
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", "--version"])
+    main()
+    assert capsys.readouterr().out == f"lora-moe-hgd {lmh.__version__}\n"
