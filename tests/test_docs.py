@@ -34,8 +34,8 @@ def run_page(page: str, folder: Path, **variables: str) -> None:
 
 
 def test_every_page_is_run() -> None:
-    shown = {path.name for path in (ROOT / "docs").glob("*.md") if "```" in path.read_text()}
-    assert shown == {"use.md", "finetune.md", "publish.md"}
+    shown = {path.name for path in (ROOT / "docs").glob("*.md") if re.search("```(bash|python)", path.read_text())}
+    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md"}
 
 
 def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
@@ -44,6 +44,18 @@ def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
         run_page("use.md", used)
     assert (used / "outputs/use/seg.nii.gz").is_file()
     assert (used / "segmentation.nii.gz").is_file()
+
+
+def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
+    with shipping(small_weights):
+        run_page("evaluate.md", used)
+    assert (used / "outputs/comparison/comparison.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_training_runs(used: Path) -> None:
+    run_page("train.md", used)
+    assert (used / "checkpoints/curves.png").is_file()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from commands import ROOT, execute
 from small import random_volumes, small_network
+from small_runs import shipping
 from torch.testing import assert_close
 from transformers import AutoModel, Trainer, TrainingArguments
 
@@ -36,10 +37,11 @@ def test_trainer_trains_a_model_that_loads(dummy_root: Path, tmp_path: Path) -> 
     assert isinstance(AutoModel.from_pretrained(tmp_path / "t"), type(network))
 
 
-def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path) -> None:
+def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path, small_weights: Path) -> None:
     small = ["--cases", "1", "--unseen", "1", "--steps", "1", "--crop", "32", "--spacing-mm", "4"]
     options = ["--out", str(tmp_path), "--subsets", "flair", *small]
-    shown = execute(f"python {EXAMPLES}/two_scanners.py", tmp_path, options=options)
+    with shipping(small_weights):
+        shown = execute(f"python {EXAMPLES}/two_scanners.py", tmp_path, options=options)
     table = (tmp_path / "table.md").read_text()
     assert table in shown
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
