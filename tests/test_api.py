@@ -16,7 +16,7 @@ import pytest
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.inference.uncertainty import expected_dice
+from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import main, run
 

@@ -93,10 +93,10 @@ def means_of(card: str, title: str) -> dict[str, list[str]]:
 
 def test_the_results_of_the_readme_are_those_of_the_cards() -> None:
     (adapter,) = set(shipped_names()) - {"tiny"}
-    columns = [means_of("tiny", "Real"), means_of(adapter, "Real"), means_of("tiny", "Phantoms")]
+    columns = [means_of(name, "Real") for name in ("tiny", adapter)]
     shown = table_rows(README.split("## Results")[1].split("## Train")[0])
     assert {"flair", "t1c+flair", "t1+t1c+t2+flair", "mean"} < set(shown)
-    for name in shown.keys() - {"sequences"}:
+    for name in columns[0].keys() & shown.keys() - {"sequences"}:
         assert shown[name] == [mean for column in columns for mean in column[name]]
 
 

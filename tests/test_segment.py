@@ -14,7 +14,8 @@ from PIL import Image
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
-from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.inference.uncertainty import voxel_entropy
+from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 

@@ -18,7 +18,6 @@ from ..cases.reading import read_case
 from ..files import printable
 from ..fingerprints import code_fingerprint, fingerprint
 from ..inference.segment import find_regions
-from ..inference.uncertainty import expected_dice
 from ..model.brain import brain_of
 from ..model.case_rules import SettledCase
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
@@ -106,14 +105,14 @@ def score_case(
         regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
         (geometry,) = inputs["geometry"]
         name = subset_name(subset)
-        expected = expected_dice(probabilities, regions)
+        confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=subset)
         for index, region in enumerate(REGIONS):
             masks = regions[index], truth[index]
             values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
             values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
             about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
             volume_ml = float(truth[index].sum()) * geometry.voxel_ml
-            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": expected[index]})
+            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": confidence[region]})
         scores.reliability[name] = reliability_counts(probabilities, truth, brain).tolist()
     return scores
 

@@ -18,7 +18,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 
-NOTICE = "Research use, not a medical device. Confidence was far too high on real cases: look at the images."
+NOTICE = "Research use only. This is not a medical device. Look at the images."
 
 
 def make_report(
@@ -42,8 +42,8 @@ def make_report(
     """Collect the report.
 
     `files` has the file name of each sequence that was used, `left_out` those of volumes that are no sequence by name.
-    Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the Dice that the
-    probabilities promise, see `uncertainty.expected_dice`; `reference` is the sequence on whose grid the result lies,
+    Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the
+    Dice to expect, see `model.confidence`; `reference` is the sequence on whose grid the result lies,
     and `interpolated` names those that came on another; `made_from` is a fingerprint of weights, options, code and
     files; `not_written` lists pictures and pages that could not be made.
     """

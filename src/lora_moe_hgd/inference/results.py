@@ -17,6 +17,7 @@ from ..cases.reading import read_case, read_sources
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
+from ..model.confidence import confidence_warnings
 from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -25,7 +26,6 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .report import make_report
 from .segment import find_regions
 from .segmentation import RESULT_FILES, Segmentation
-from .uncertainty import expected_dice
 
 # A value of `ResultOptions.label_scheme`: the scheme of the case's own ground truth, as its file names tell.
 INPUT_SCHEME = "input"
@@ -166,7 +166,7 @@ class CaseSegmenter:
         Args:
             case: What to segment.
             progress: Show a progress bar.
-            warn: Called with each finding about the case before the network runs.
+            warn: Called with each finding about the case before the network runs, and about its result afterwards.
 
         Raises:
             ValueError: If the case is bad, or lacks a sequence that is asked for.
@@ -195,7 +195,13 @@ class CaseSegmenter:
         volumes_ml = {
             name: float(region.sum()) * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)
         }
-        confidence = dict(zip(REGIONS, expected_dice(probabilities, regions), strict=True))
+        (present,) = inputs["modality_mask"].tolist()
+        confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
+        doubts = confidence_warnings(confidence, volumes_ml)
+        for finding in doubts:
+            if warn is not None:
+                warn(finding)
+        warnings = [*geometry.warnings, *map(str, doubts)]
         like = reading.images[reading.reference]
         report = make_report(
             case_id=reading.case.case_id,
@@ -211,7 +217,7 @@ class CaseSegmenter:
             image=like,
             reference=reading.reference,
             interpolated=reading.interpolated,
-            warnings=list(geometry.warnings),
+            warnings=warnings,
             seconds=time.perf_counter() - started,
         )
         return Segmentation(
@@ -221,7 +227,7 @@ class CaseSegmenter:
             probabilities=probabilities,
             volumes_ml=volumes_ml,
             confidence=confidence,
-            warnings=list(geometry.warnings),
+            warnings=warnings,
             images=reading.images,
             report=report,
             origin=case.folder if isinstance(case, CaseFiles) else None,

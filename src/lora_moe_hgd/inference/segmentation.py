@@ -39,7 +39,7 @@ class Segmentation:
         regions: `(3, D, H, W)` bool.
         probabilities: `(3, D, H, W)` float32 in [0, 1].
         volumes_ml: Volume of each region in millilitres, by `wt`, `tc` and `et`.
-        confidence: Expected Dice of each region, in [0, 1]. It is far too high on real cases.
+        confidence: Expected Dice of each region, in [0, 1]; docs/confidence.md shows how reliable it is.
         warnings: What is odd about the case, a sentence each.
         images: The sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.

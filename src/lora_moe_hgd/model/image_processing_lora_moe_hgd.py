@@ -14,7 +14,8 @@ from transformers.processing_utils import ImagesKwargs
 
 from .brain import brain_of
 from .case_rules import SettledCase, result_warnings, settle
-from .configuration_lora_moe_hgd import MODALITIES, TOKEN_STRIDE
+from .confidence import calibrated_dice, expected_dice
+from .configuration_lora_moe_hgd import MODALITIES, REGIONS, TOKEN_STRIDE
 from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
 from .label_schemes import label_scheme as find_label_scheme
@@ -34,6 +35,7 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
     intensity_clip: float
     label_scheme: str
     least_part: float
+    confidence_weights: list[list[float]] | None
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
@@ -45,6 +47,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         intensity_clip: Robust z-scores are clipped to plus and minus this.
         label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
         least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
+        confidence_weights: Weights of `confidence.calibrated_dice` for WT, TC and ET, fitted on real cases; without
+            them the confidence is the Dice that the probabilities imply, which is too high.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -69,6 +73,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         intensity_clip: float = 10.0,
         label_scheme: str = "brats2023",
         least_part: float = 0.0,
+        confidence_weights: Sequence[Sequence[float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +90,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         self.intensity_clip = float(intensity_clip)
         self.label_scheme = find_label_scheme(label_scheme).name
         self.least_part = float(least_part)
+        if confidence_weights is not None:
+            lengths = [len(weights) for weights in confidence_weights]
+            if lengths != [3 + len(self.modalities)] * len(REGIONS):
+                raise ValueError(
+                    f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
+                    f"{', '.join(REGIONS)}, got {lengths}."
+                )
+            confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
+        self.confidence_weights = confidence_weights
 
     def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, segmentation_maps, **kwargs)
@@ -251,6 +265,26 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             )
             results.append((regions, probabilities))
         return results
+
+    def confidence(
+        self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
+    ) -> dict[str, float]:
+        """Return the Dice to expect of each region, by `wt`, `tc` and `et`.
+
+        Args:
+            probabilities: `(3, D, H, W)` in [0, 1].
+            regions: Found regions, `(3, D, H, W)` bool.
+            voxel_ml: Volume of a voxel in millilitres.
+            present: Whether each sequence was there, in channel order.
+        """
+        expected = expected_dice(probabilities, regions)
+        if self.confidence_weights is not None:
+            volumes_ml = [float(region.sum()) * voxel_ml for region in regions]
+            expected = [
+                calibrated_dice(value, volume_ml, present, weights)
+                for value, volume_ml, weights in zip(expected, volumes_ml, self.confidence_weights, strict=True)
+            ]
+        return dict(zip(REGIONS, expected, strict=True))
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
         """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.

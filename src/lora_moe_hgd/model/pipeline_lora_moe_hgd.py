@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .case_rules import SettledCase
+from .confidence import confidence_warnings
 from .configuration_lora_moe_hgd import REGIONS
 from .label_schemes import label_scheme as find_label_scheme
 
@@ -24,6 +25,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     - `segmentation`: label map, uint8, on the case's own grid;
     - `probabilities`: of WT, TC and ET, `(3, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
+    - `confidence`: expected Dice of each region;
     - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
     - `warnings`: what is odd about the case, a sentence each.
 
@@ -76,7 +78,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
         logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
-        return {"logits": logits, "geometry": inputs["geometry"]}
+        return {"logits": logits, "geometry": inputs["geometry"], "modality_mask": inputs["modality_mask"]}
 
     def postprocess(self, outputs: Mapping[str, Any], label_scheme: str | None = None) -> dict[str, Any]:
         logits: Tensor = outputs["logits"]
@@ -84,12 +86,18 @@ class BrainTumorSegmentationPipeline(Pipeline):
         (geometry,) = outputs["geometry"]
         scheme = find_label_scheme(label_scheme or self.image_processor.label_scheme)
         voxels = np.count_nonzero(regions, axis=(1, 2, 3))
+        volumes_ml = dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True))
+        (present,) = outputs["modality_mask"].tolist()
+        confidence = self.image_processor.confidence(
+            probabilities, regions, voxel_ml=geometry.voxel_ml, present=present
+        )
         return {
             "segmentation": scheme.encode(regions),
             "probabilities": probabilities,
-            "volumes_ml": dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True)),
+            "volumes_ml": volumes_ml,
+            "confidence": confidence,
             "affine": geometry.affine,
-            "warnings": list(geometry.warnings),
+            "warnings": [*geometry.warnings, *map(str, confidence_warnings(confidence, volumes_ml))],
         }
 
 

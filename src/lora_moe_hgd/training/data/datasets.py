@@ -43,7 +43,9 @@ from ...phantoms.phantom import make_phantom
 from ...phantoms.style import WIDE, PhantomStyle
 
 # Settings of a processor that do not change what it makes of images and of label maps in a named scheme.
-OF_NO_EFFECT = ("auto_map", "image_processor_type", "processor_class", "label_scheme", "least_part")
+OF_NO_EFFECT = (
+    *("auto_map", "image_processor_type", "processor_class", "label_scheme", "least_part", "confidence_weights"),
+)
 
 
 class Case(TypedDict):

@@ -1,0 +1,68 @@
+"""Confidence of a segmentation: the Dice to expect of each region, calibrated on real cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .findings import Finding
+
+# Below this, a region should not be used without correction.
+LOW_CONFIDENCE = 0.6
+
+
+def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]:
+    """Return the Dice of each region that its probabilities imply: `2 sum(p [found]) / (sum(p) + sum([found]))`.
+
+    It is the Dice of the found region with the soft one. It is 1 where no probability lies between 0 and 1, also for a
+    region that is absent throughout. On real cases it is too high; `calibrated_dice` corrects it.
+
+    Args:
+        probabilities: `(R, D, H, W)` in [0, 1].
+        regions: Found regions, `(R, D, H, W)` bool.
+
+    Example:
+        >>> probabilities = np.array([[1.0, 1.0, 0.0], [0.75, 0.25, 0.0]])
+        >>> expected_dice(probabilities, probabilities > 0.5)
+        [1.0, 0.75]
+    """
+    flat = probabilities.reshape(len(probabilities), -1).astype(np.float64)
+    chosen = regions.reshape(flat.shape)
+    total = flat.sum(axis=1) + chosen.sum(axis=1)
+    overlap = 2 * (flat * chosen).sum(axis=1)
+    return [float(over / both) if both else 1.0 for over, both in zip(overlap, total, strict=True)]
+
+
+def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], weights: Sequence[float]) -> float:
+    """Return the Dice to expect of a region on real cases, in (0, 1).
+
+    A logistic regression: `sigmoid(w_0 + w_1 logit(e) + w_2 log10(V + 0.1) + sum_m w_(3+m) present_m)`.
+
+    Args:
+        expected: `e`, the Dice that the probabilities imply.
+        volume_ml: `V`, the volume of the region in millilitres.
+        present: Whether each sequence was there, in channel order.
+        weights: `w`, three numbers and one for each sequence.
+
+    Example:
+        >>> round(calibrated_dice(0.9, 9.9, [True], [0.0, 1.0, 0.0, 0.0]), 6)
+        0.9
+    """
+    inside = min(max(expected, 1e-3), 1 - 1e-3)
+    features = [1.0, math.log(inside / (1 - inside)), math.log10(volume_ml + 0.1), *map(float, present)]
+    return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, features, strict=True))))
+
+
+def confidence_warnings(confidence: Mapping[str, float], volumes_ml: Mapping[str, float]) -> list[Finding]:
+    """Return a warning for each region that was found with a low confidence."""
+    return [
+        Finding(
+            name.upper(),
+            f"the expected Dice is {value:.2f}. Do not use this region without correction by an expert.",
+            "warning",
+        )
+        for name, value in confidence.items()
+        if volumes_ml[name] > 0 and value < LOW_CONFIDENCE
+    ]
