@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server.server import LocalHub
+from small_runs import save_shipped, shipping
 
 from lora_moe_hgd_cli import run
 
@@ -27,3 +28,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     with LocalHub(tmp_path_factory.mktemp("hub"), users=tokens, log=requests.append) as running:
         running.requests = requests
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of what is shipped; under each name lies the same small network of random weights."""
+    return save_shipped(tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="module")
+def small_shipped(small_weights: Path) -> Iterator[None]:
+    """The names of what is shipped mean a small network, where what the weights are worth does not matter."""
+    with shipping(small_weights):
+        yield

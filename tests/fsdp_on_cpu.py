@@ -1,15 +1,9 @@
-"""Train as `train.py` does, under FSDP2 on processes without a GPU; Accelerate itself offers it for GPUs only.
-
-Run by torchrun in `test_distributed`; `test_resume` imports it.
-"""
+"""FSDP2 on processes without a GPU; Accelerate itself offers it for GPUs only."""
 
 import os
-import sys
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-
-from lora_moe_hgd_cli import run
 
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
@@ -23,12 +17,7 @@ SETTINGS = {
 
 
 def shard_on_cpu() -> None:
-    """Make Accelerate shard over the processes that torchrun started."""
+    """Make Accelerate shard over the processes of a launcher."""
     os.environ.update(SETTINGS)
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-
-if __name__ == "__main__":
-    shard_on_cpu()
-    run("train", sys.argv[1:])

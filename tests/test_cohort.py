@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from forks import Fork
+from small_runs import segment_shipping
 
 from lora_moe_hgd import fingerprints
 from lora_moe_hgd.cases.case_files import CaseFiles
@@ -30,6 +31,8 @@ from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd.phantoms.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.phantoms.style import NARROW
 from lora_moe_hgd_cli import run
+
+pytestmark = pytest.mark.usefixtures("small_shipped")
 
 ROOT = Path(__file__).parents[1]
 NUM_CASES = 3
@@ -370,32 +373,33 @@ def state_of(out: Path) -> set[tuple[Path, int]]:
     return {(path, path.lstat().st_ino) for path in out.glob("*")} if out.is_dir() else set()
 
 
-def killed_at_random(cohort: Path, out: Path, *, kills: int, seed: int) -> None:
+def killed_at_random(cohort: Path, out: Path, weights: Path, *, kills: int, seed: int) -> None:
     """Start again and again, each time killed some time after something has changed; then let it end."""
-    words = [sys.executable, str(ROOT / "infer.py"), "--in-path", str(cohort), "--out-path", str(out)]
+    words = ["--in-path", str(cohort), "--out-path", str(out)]
     draw = random.Random(seed)
     for _ in range(kills):
         before = state_of(out)
-        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and state_of(out) == before:
-                time.sleep(0.005)
-            time.sleep(draw.uniform(0, 1.0))
-            os.kill(process.pid, signal.SIGKILL)
+        fork = Fork(segment_shipping, weights, words)
+        while fork.is_running() and state_of(out) == before:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 1.0))
+        fork.kill()
         for folder in out.glob("[!.]*/"):
             assert {"seg.nii.gz", "overlay.png", "report.json"} == {path.name for path in folder.iterdir()}
-    assert subprocess.run(words, capture_output=True, check=False).returncode == 1
+    code, shown = Fork(segment_shipping, weights, words).wait()
+    assert code == 1, shown
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
-    cohort: Path, results: Path, tmp_path: Path, kills: int
+    cohort: Path, results: Path, small_weights: Path, tmp_path: Path, kills: int
 ) -> None:
     out = tmp_path / "out"
     # Some results are of other options, and are replaced.
     shutil.copytree(results / "case_000", out / "case_000")
     report = json.loads((out / "case_000/report.json").read_text())
     (out / "case_000/report.json").write_text(json.dumps(report | {"made_from": "another run"}))
-    killed_at_random(cohort, out, kills=kills, seed=kills)
+    killed_at_random(cohort, out, small_weights, kills=kills, seed=kills)
     whole, found = segmentations(results), segmentations(out)
     assert list(found) == list(whole)
     for case, labels in found.items():

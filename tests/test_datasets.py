@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forks import CONTEXT
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -73,6 +74,8 @@ def test_a_prepared_case_is_not_read_from_its_files_again(dummy_root: Path, tmp_
     root = tmp_path / "data"
     shutil.copytree(dummy_root, root)
     first = cases(root, tmp_path)
+    # Workers are forked from a process that has imported torch; what they are given is pickled all the same.
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: CONTEXT)
     first.prepare_all(num_workers=2, progress=False)
     expected = [first[index] for index in range(len(first))]
     monkeypatch.delattr(datasets, "read_case")

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork, accelerate_launch, fork_ranks
 from safetensors.torch import load_file
+from small_runs import ROOT, prepare_slowly, train_small
 
 from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd_cli import run
 
-ROOT = Path(__file__).parents[1]
 # Eight crops, four a step; float32, so that only the order of sums differs.
 OPTIONS = ["--epochs", "3", "--subsets", "[flair]", "--num-workers", "0", "--precision", "no"]
 
 
-def launch(folder: Path, launcher: list[str], *options: str, script: Path = ROOT / "train.py") -> tuple[int, str]:
-    words = [*launcher, str(script), "--config", str(ROOT / "configs/smoke.yaml"), *OPTIONS, *options]
-    words += ["--output-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
-    )
-    return done.returncode, done.stdout
+def words_of(folder: Path, *options: str) -> list[str]:
+    words = ["--config", str(ROOT / "configs/smoke.yaml"), *OPTIONS, *options]
+    return [*words, "--output-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]
 
 
-def accelerate(config: str) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*launcher, "--config_file", str(ROOT / f"configs/accelerate/{config}.yaml"), "--main_process_port", "0"]
+def finish(forks: list[Fork]) -> None:
+    for code, shown in [fork.wait() for fork in forks]:
+        assert code == 0, shown
+
+
+def launched(folder: Path, *options: str) -> list[dict[str, str]]:
+    """Start `accelerate launch` with a program of one line; return the environment of each process that it starts."""
+    script = folder / "environment.py"
+    # In a single write, so that the lines of two processes do not mix.
+    script.write_text("import json, os\nos.write(1, ('STARTED ' + json.dumps(dict(os.environ)) + chr(10)).encode())\n")
+    code, shown = Fork(accelerate_launch, [*options, str(script)]).wait()
+    assert code == 0, shown
+    return [json.loads(line.removeprefix("STARTED ")) for line in shown.splitlines() if line.startswith("STARTED ")]
+
+
+def set_by_a_launcher(environment: dict[str, str]) -> dict[str, str]:
+    known = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in environment.items() if name in known or name.startswith("ACCELERATE_")}
 
 
 @pytest.fixture(scope="module")
 def whole_batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed") / "whole"
-    code, shown = launch(folder, [sys.executable], "--batch-size", "4")
-    assert code == 0, shown
+    finish([Fork(train_small, words_of(folder, "--batch-size", "4"))])
     return folder
 
 
@@ -61,74 +71,59 @@ def assert_same_training(actual: Path, expected: Path) -> None:
 
 def test_accumulated_batches_are_one_batch(whole_batch: Path) -> None:
     folder = whole_batch.with_name("accumulated")
-    code, shown = launch(folder, [sys.executable], "--batch-size", "1", "--accumulate", "4")
-    assert code == 0, shown
+    finish([Fork(train_small, words_of(folder, "--batch-size", "1", "--accumulate", "4"))])
     assert_same_training(folder, whole_batch)
 
 
-def test_two_processes_are_one_with_the_doubled_batch(whole_batch: Path) -> None:
+def test_two_processes_are_one_with_the_doubled_batch(whole_batch: Path, tmp_path: Path) -> None:
+    """As `accelerate launch` starts them with the configuration for the CPU."""
+    config = ["--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"), "--main_process_port", "0"]
+    environments = [set_by_a_launcher(environment) for environment in launched(tmp_path, *config)]
+    assert sorted(environment["RANK"] for environment in environments) == ["0", "1"]
     folder = whole_batch.with_name("two")
-    code, shown = launch(folder, accelerate("cpu_two_processes"), "--batch-size", "2")
-    assert code == 0, shown
+    finish(fork_ranks(train_small, words_of(folder, "--batch-size", "2"), environments=environments))
     assert_same_training(folder, whole_batch)
 
 
 def test_weights_in_parts_on_two_processes_train_as_whole_ones(whole_batch: Path) -> None:
     folder = whole_batch.with_name("fsdp")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("fsdp_on_cpu.py")
-    code, shown = launch(folder, launcher, "--batch-size", "2", script=script)
-    assert code == 0, shown
+    finish(fork_ranks(train_small, words_of(folder, "--batch-size", "2"), 0.0, True, environments=[{}, {}]))
     assert_same_training(folder, whole_batch)
 
 
-def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    code, shown = launch(tmp_path / "run", launcher)
-    assert code != 0
-    assert "asked for several processes but started one" in shown
+@pytest.mark.slow
+def test_the_launcher_of_the_repository_trains_in_two_processes(tmp_path: Path) -> None:
+    """All of `accelerate launch train.py`, whose parts the tests above hold."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launcher += ["--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"), str(ROOT / "train.py")]
+    subprocess.run([*launcher, *words_of(tmp_path / "run", "--epochs", "1")], check=True, timeout=600)
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
+
+
+def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path, monkeypatch, capsys) -> None:
+    (environment,) = launched(tmp_path, "--cpu", "--num_processes", "2")
+    for name, value in set_by_a_launcher(environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        run("train", words_of(tmp_path / "run"))
+    assert stopped.value.code == 2
+    assert "asked for several processes but started one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-# Prepares for longer than the processes of this group wait for each other, and stops before the first step.
-SLOW_PREPARING = """
-import sys, time
-from datetime import timedelta
-import torch
-from lora_moe_hgd.training.data.datasets import PhantomDataset
-from lora_moe_hgd.training.loop import TrainingLoop
-from lora_moe_hgd_cli import run
-
-make = PhantomDataset._preprocess
-
-def slow(self, index):
-    if index == 0:
-        time.sleep(4)
-    return make(self, index)
-
-PhantomDataset._preprocess = slow
-TrainingLoop.run_epochs = lambda self: print(f"process {self.accelerator.process_index} is ready")
-torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=6))
-run("train", sys.argv[1:])
-"""
-
-
 def test_processes_wait_for_preparing_longer_than_for_each_other(tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_PREPARING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    code, shown = launch(tmp_path / "run", launcher, script=script)
-    assert code == 0, shown
-    for process in (0, 1):
-        assert f"process {process} is ready" in shown
+    forks = fork_ranks(prepare_slowly, words_of(tmp_path / "run"), environments=[{}, {}])
+    for rank, (code, shown) in enumerate([fork.wait() for fork in forks]):
+        assert code == 0, shown
+        assert f"process {rank} is ready" in shown
 
 
 def test_what_is_wrong_is_said_by_one_process_alone(tmp_path: Path) -> None:
-    options = ["--phantoms", "0", "--val-phantoms", "null", "--data", "nowhere"]
-    code, shown = launch(tmp_path / "run", accelerate("cpu_two_processes"), *options)
-    assert code != 0
-    # What follows is the launcher's own traceback.
-    assert shown.split("torch/distributed/elastic")[0].count("error: nowhere") == 1
+    words = words_of(tmp_path / "run", "--phantoms", "0", "--val-phantoms", "null", "--data", "nowhere")
+    ends = [fork.wait() for fork in fork_ranks(train_small, words, environments=[{}, {}])]
+    assert [code for code, _ in ends] == [2, 2]
+    shown = "".join(shown for _, shown in ends)
+    assert shown.count("error: nowhere") == 1
     assert shown.count("error: ") == 1
     assert "RuntimeError" not in shown
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
+from small_runs import shipping
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -30,18 +30,32 @@ def run_page(page: str, folder: Path, **variables: str) -> None:
             execute_cheaply(command, folder, **variables)
     program = folder / "program.py"
     program.write_text("\n".join(blocks(page, "python")))
-    execute(f"{sys.executable} {program}", folder, options=[], **variables)
+    execute(f"python {program}", folder, **variables)
 
 
 def test_every_page_is_run() -> None:
-    shown = {path.name for path in (ROOT / "docs").glob("*.md") if "```" in path.read_text()}
-    assert shown == {"use.md", "finetune.md", "publish.md"}
+    shown = {path.name for path in (ROOT / "docs").glob("*.md") if re.search("```(bash|python)", path.read_text())}
+    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md"}
 
 
-def test_the_page_on_use_runs(used: Path) -> None:
-    run_page("use.md", used)
+def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
+    # The README is run with the weights that are shipped.
+    with shipping(small_weights):
+        run_page("use.md", used)
     assert (used / "outputs/use/seg.nii.gz").is_file()
     assert (used / "segmentation.nii.gz").is_file()
+
+
+def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
+    with shipping(small_weights):
+        run_page("evaluate.md", used)
+    assert (used / "outputs/comparison/comparison.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_training_runs(used: Path) -> None:
+    run_page("train.md", used)
+    assert (used / "checkpoints/curves.png").is_file()
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ from lora_moe_hgd.splits import Split, write_run_split
 from lora_moe_hgd.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd_cli import run
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 ROOT = Path(__file__).parents[1]
 TABLES = {"scores.csv", "findings.csv", "table.md", "table.json"}
 FILES = TABLES | {"heat_map.png", "by_count.png", "reliability.png", "cases"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,39 +12,36 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from commands import ROOT, execute
 from small import random_volumes, small_network
+from small_runs import shipping
 from torch.testing import assert_close
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from lora_moe_hgd import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
-
-
-def example(name: str, *options: str) -> str:
-    words = [sys.executable, str(ROOT / "examples" / name), *options]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+EXAMPLES = ROOT / "examples"
 
 
 def test_an_adapter_is_fitted_with_the_plain_apis(dummy_root: Path, tmp_path: Path) -> None:
-    shown = example("finetune_adapter.py", "--data", str(dummy_root), "--out", str(tmp_path / "a"), "--crop", "32")
+    shown = execute(f"python {EXAMPLES}/finetune_adapter.py --data {dummy_root} --out a --crop 32", tmp_path)
     assert "trainable params" in shown
     assert (tmp_path / "a/adapter_model.safetensors").stat().st_size < 5e6
 
 
 def test_trainer_trains_a_model_that_loads(dummy_root: Path, tmp_path: Path) -> None:
-    example("train_with_trainer.py", "--data", str(dummy_root), "--out", str(tmp_path / "t"), "--crop", "32")
+    execute(f"python {EXAMPLES}/train_with_trainer.py --data {dummy_root} --out t --crop 32", tmp_path)
     network, _ = load_checkpoint(tmp_path / "t")
     base, _ = load_checkpoint("tiny")
     assert not torch.equal(network.decoder.heads[2].weight, base.decoder.heads[2].weight)
     assert isinstance(AutoModel.from_pretrained(tmp_path / "t"), type(network))
 
 
-def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path) -> None:
+def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path, small_weights: Path) -> None:
     small = ["--cases", "1", "--unseen", "1", "--steps", "1", "--crop", "32", "--spacing-mm", "4"]
-    shown = example("two_scanners.py", "--out", str(tmp_path), "--subsets", "flair", *small)
+    options = ["--out", str(tmp_path), "--subsets", "flair", *small]
+    with shipping(small_weights):
+        shown = execute(f"python {EXAMPLES}/two_scanners.py", tmp_path, options=options)
     table = (tmp_path / "table.md").read_text()
     assert table in shown
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import lora_moe_hgd
 from lora_moe_hgd import load_checkpoint, pretrained_path
 from lora_moe_hgd.loading import base_name, checkpoint_folder
-from lora_moe_hgd_cli import COMMANDS
+from lora_moe_hgd_cli import COMMANDS, main
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
@@ -105,10 +105,12 @@ def test_help_waits_for_no_heavy_package() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_subcommand_explains_itself(command: str) -> None:
-    script = Path(sys.executable).with_name("lora-moe-hgd")
-    shown = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=True, timeout=120)
-    assert shown.stdout.startswith(f"usage: lora-moe-hgd {command}")
+def test_every_subcommand_explains_itself(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", command, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out.startswith(f"usage: lora-moe-hgd {command}")
 
 
 def test_an_unknown_subcommand_lists_the_known_ones() -> None:

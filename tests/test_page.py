@@ -20,6 +20,8 @@ from lora_moe_hgd.inference.page import _columns, write_case_page, write_cohort_
 from lora_moe_hgd.pictures import COLOURS
 from lora_moe_hgd_cli import run
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHAPE = (40, 48, 36)
 REPORT: dict[str, Any] = {

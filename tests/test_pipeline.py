@@ -12,6 +12,8 @@ from transformers import pipeline
 from lora_moe_hgd import BrainTumorSegmentationPipeline, pretrained_path, segment
 from lora_moe_hgd.cases.layouts import find_case
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 TASK = "brain-tumor-segmentation"
 
 

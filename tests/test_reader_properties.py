@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.eulerangles import euler2mat
@@ -32,6 +33,9 @@ def saved_npy() -> bytes:
     return stream.getvalue()
 
 
+# A machine with other work takes long over an example now and then.
+FEW = settings(max_examples=120, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(FEW, max_examples=3000)
 GOOD = {"1.nii": saved(nib.Nifti1Image), "2.nii": saved(nib.Nifti2Image), "3.npy": saved_npy()}
 # Most of what matters stands at the beginning.
 PLACES = st.one_of(st.integers(0, 560), st.integers(0, 10_000))
@@ -81,13 +85,20 @@ def read_in_bounds(name: str, content: bytes) -> None:
         assert peak < 3 * 1032 * len(content) + 8 * 1024**2
 
 
-@settings(max_examples=600, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@FEW
 @given(damaged())
 def test_a_damaged_file_is_read_or_refused(file: tuple[str, bytes]) -> None:
     read_in_bounds(*file)
 
 
-@settings(max_examples=100, deadline=5000)
+@pytest.mark.slow
+@MANY
+@given(damaged())
+def test_many_damaged_files_are_read_or_refused(file: tuple[str, bytes]) -> None:
+    read_in_bounds(*file)
+
+
+@settings(FEW, max_examples=30)
 @given(st.sampled_from(["a.nii", "a.nii.gz", "a.npy"]), st.binary(max_size=2000))
 def test_random_bytes_are_refused(name: str, content: bytes) -> None:
     read_in_bounds(name, content)
@@ -161,10 +172,7 @@ def by_nibabel(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
 
-@settings(max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
-@given(valid_files())
-def test_a_file_that_nibabel_reads_is_read_as_nibabel_reads_it(file: tuple[str, bytes]) -> None:
-    name, content = file
+def read_as_nibabel_does(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -183,3 +191,16 @@ def test_a_file_that_nibabel_reads_is_read_as_nibabel_reads_it(file: tuple[str, 
     np.testing.assert_array_equal(np.asarray(image.dataobj), values.reshape(image.shape))
     np.testing.assert_array_equal(image.affine, affine)
     assert PATIENT not in image.to_bytes()
+
+
+@settings(FEW, max_examples=60)
+@given(valid_files())
+def test_a_file_that_nibabel_reads_is_read_as_nibabel_reads_it(file: tuple[str, bytes]) -> None:
+    read_as_nibabel_does(*file)
+
+
+@pytest.mark.slow
+@MANY
+@given(valid_files())
+def test_many_files_that_nibabel_reads_are_read_as_nibabel_reads_them(file: tuple[str, bytes]) -> None:
+    read_as_nibabel_does(*file)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import random_volumes, small_network
+from small import random_volumes, small_config, small_network
 from torch.testing import assert_close
 
+from lora_moe_hgd import LoraMoeHgdConfig
 from lora_moe_hgd.training.reconstruction import HIDDEN_PATCHES, MaskedReconstruction, draw_hidden, masked_error
 from lora_moe_hgd_cli import run
 
@@ -95,8 +96,10 @@ def test_half_of_the_sequences_and_a_quarter_of_the_patches_are_seen(acquired: l
     assert len({tuple(seen.tolist()) for seen, _ in drawn}) == math.comb(sum(acquired), (sum(acquired) + 1) // 2)
 
 
-def test_the_encoder_learns_and_then_starts_a_segmentation(tmp_path: Path) -> None:
+def test_the_encoder_learns_and_then_starts_a_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraMoeHgdConfig, "tiny", small_config)
     common = ["--config", str(ROOT / "configs/smoke.yaml"), "--epochs", "1", "--cache-dir", str(tmp_path / "cache")]
+    common += ["--crops-per-case", "1"]
     for name, rate in (("start", "1.0e-12"), ("trained", "1.0e-3")):
         options = ["--objective", "reconstruct", "--lr", rate, "--ema-decay", "0.0"]
         run("train", [*common, *options, "--output-dir", str(tmp_path / name)])
@@ -106,6 +109,7 @@ def test_the_encoder_learns_and_then_starts_a_segmentation(tmp_path: Path) -> No
     assert any(name.startswith("encoder.stem.blocks.0") for name in moved)
     assert not any(name.startswith("decoder") for name in moved)
     base = ["--base", str(tmp_path / "trained/best"), "--size", "null", "--lr", "1.0e-12", "--ema-decay", "0.0"]
+    base += ["--subsets", "[flair]"]
     run("train", [*common, *base, "--output-dir", str(tmp_path / "segmenter")])
     segmenter = load_file(tmp_path / "segmenter/best/model.safetensors")
     for name, value in trained.items():

@@ -18,6 +18,8 @@ from lora_moe_hgd.inference.segment import find_regions
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 FILES = {"t1c": "T1c.nii.gz", "t2": "T2.nii.gz", "flair": "FLAIR.nii.gz"}
 Found = tuple[np.ndarray, list[str]]
 

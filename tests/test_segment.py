@@ -18,6 +18,8 @@ from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 
+pytestmark = pytest.mark.usefixtures("small_shipped")
+
 
 @pytest.fixture(scope="module")
 def segmented(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
