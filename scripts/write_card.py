@@ -1,8 +1,7 @@
 """Write the cards of the shipped checkpoints, and the table of results in the README, from their scores.
 
 `python scripts/write_card.py --scores outputs/shipped --training model_cards/training.md --rivals CSV`: the folder
-has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real`, `tiny-phantom`, `glioma-real` and
-`glioma-phantom`. The Markdown file has a section for each paragraph of the cards on training. The CSV file has the
+has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real` and `glioma-real`. The Markdown file has a section for each paragraph of the cards on training. The CSV file has the
 published Dice of other networks by case.
 """
 
@@ -29,7 +28,6 @@ FIT = (
 )
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
 REAL = "BraTS-Africa, at their native 1 mm. These cases influenced no choice"
-PHANTOM = "Synthetic cases of the narrow style at 2 mm, with seeds that no training used"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
@@ -44,7 +42,6 @@ def section(title: str, text: str, folder: Path) -> dict[str, str]:
 def write_card(name: str, template: str, data: ModelCardData, scores: Path, **facts: Any) -> None:
     sections = [
         section("Real cases", REAL, scores / f"{name}-real"),
-        section("Synthetic cases", PHANTOM, scores / f"{name}-phantom"),
     ]
     path = ROOT / "model_cards" / f"{name}.md"
     template_path = str(ROOT / "model_cards" / template)

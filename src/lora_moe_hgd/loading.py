@@ -155,4 +155,5 @@ def load_checkpoint(
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     # Name of the base in adapters that PEFT makes over this network.
     adapted.name_or_path = str(folder)
-    return adapted.eval(), processor
+    # PEFT froze the base. Merged, it can be trained like any other network.
+    return adapted.eval().requires_grad_(True), processor
