@@ -116,8 +116,8 @@ def usable_device(name: str | None) -> str:
         torch.empty(1, device=name)
     # Torch raises AssertionError where it was built without the device, and other kinds elsewhere.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"The device '{name}' cannot be used: {reason} Choose cpu, or cuda:0 on a GPU.") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"The device '{name}' cannot be used: {reason}. Choose cpu, or cuda:0 on a GPU.") from error
     return name
 
 
