@@ -1,8 +1,8 @@
 """Write the cards of the shipped checkpoints, and the table of results in the README, from their scores.
 
 `python scripts/write_card.py --scores outputs/shipped --training model_cards/training.md --rivals CSV`: the folder
-has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real` and `glioma-real`. The Markdown file has a section for each paragraph of the cards on training. The CSV file has the
-published Dice of other networks by case.
+has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real` and `glioma-real`. The Markdown file has a
+section for each paragraph of the cards on training. The CSV file has the published Dice of other networks by case.
 """
 
 import argparse
