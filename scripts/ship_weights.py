@@ -67,6 +67,8 @@ def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
     config = PeftConfig.from_pretrained(str(checkpoint))
     config.base_model_name_or_path = base.name
     config.save_pretrained(str(scratch))
+    if (checkpoint / "preprocessor_config.json").is_file():
+        shutil.copyfile(checkpoint / "preprocessor_config.json", scratch / "preprocessor_config.json")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def section(title: str, text: str, folder: Path) -> dict[str, str]:
     with open(folder / "scores.csv", newline="") as file:
         cases = sorted({row["case_id"] for row in csv.DictReader(file)})
     # docs/confidence.md is about the confidence.
-    table = (folder / "table.md").read_text().partition("How far to trust it")[0]
+    table = (folder / "table.md").read_text().partition("Calibration by number of sequences")[0]
     shown = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} cases"
     return {"title": title, "text": f"{text}: {shown}.", "table": table.strip()}
 

@@ -21,7 +21,7 @@ _PACKAGE = _PACKAGE_FOLDER.name
 
 
 class FilesOfCase(Protocol):
-    """The part of `data.case_files.CaseFiles` that decides what is read from a case."""
+    """The part of `cases.case_files.CaseFiles` that decides what is read from a case."""
 
     @property
     def images(self) -> Mapping[str, Path]: ...

@@ -23,6 +23,9 @@ from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
+# Name of the folder of the shipped checkpoints.
+_SHIPPED = pretrained_path("tiny").parent.name
+
 
 def checkpoint_folder(name: str | Path) -> Path:
     """Return the local folder of a checkpoint; a Hub repository is fetched into the Hub's cache.
@@ -75,6 +78,10 @@ def adapter_base(folder: Path) -> str:
         raise ValueError(
             f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the base, got {base}."
         )
+    path = Path(base)
+    if path.is_absolute() and not path.exists() and path.parent.name == _SHIPPED and path.name in shipped_names():
+        # The adapter was trained on another computer, where the package is installed elsewhere.
+        return path.name
     return str(base)
 
 
@@ -152,6 +159,9 @@ def load_checkpoint(
         network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(adapter_base(folder), device=device)
+    if (folder / "preprocessor_config.json").is_file():
+        # The adapter may have been trained at another voxel size than its base.
+        processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     # Name of the base in adapters that PEFT makes over this network.
     adapted.name_or_path = str(folder)

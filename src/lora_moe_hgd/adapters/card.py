@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..pretrained import shipped_names
 from .presets import COMPOSABLE_PRESET
 
 TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
@@ -69,7 +70,8 @@ def adapter_card(
         scores: How good it is, a paragraph.
         license: Its licence; a card on this machine needs none.
     """
-    on_this_machine = Path(base).exists()
+    # A run may name its base by a folder or a shipped name.
+    on_this_machine = Path(base).is_absolute() or base in shipped_names()
     called = Path(base).name if on_this_machine else base
     data = ModelCardData(
         license=license,
@@ -84,7 +86,7 @@ def adapter_card(
     text = CARD.format(
         name=name,
         what=f"An adapter over {shown}. {TRAINED.get(preset, 'Trained were modules of its own choice.')} ",
-        use=FROM_THIS_MACHINE if on_this_machine else FROM_THE_HUB.format(name=name, base=base),
+        use=FROM_THE_HUB.format(name=name, base=base) if "/" in name else FROM_THIS_MACHINE,
         training_data=training_data.strip(),
         scores=scores,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors import safe_open
 
-from ..arguments import add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_device, add_in_path, add_out_path, add_quiet
 from ..evaluation import evaluate
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     add_out_path(comparing, help="folder for the evaluations and the comparison")
     comparing.add_argument("--cases", help="only these, by name, separated by commas")
     comparing.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    add_allowances(comparing)
     add_device(comparing)
     add_quiet(comparing)
     comparing.add_argument("base", metavar="BASE", help="checkpoint that the others are compared with")
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"The network is in {args.out_path}.")
     else:
         options = [word for name in ("cases", "subsets", "device") if (word := _option(name, vars(args)[name]))]
+        options += [f"--allow-{name}" for name in ("skull", "partial") if vars(args)[f"allow_{name}"]]
         comparison, failed = compare_adapters(
             [args.base, *args.adapters],
             data=args.in_path,

@@ -15,7 +15,8 @@ from ..splits import FILE_NAME, Split, read_run_split
 def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
     """Ids of the cases that trained a checkpoint or a base that it was trained from, sorted.
 
-    `RUN/split.csv` lists them for the checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. Nothing is
+    `RUN/split.csv` lists them for the checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`; a shipped
+    checkpoint has its own `split.csv`. Nothing is
     known of other checkpoints. Bases are followed as long as they are folders on this machine. A case is recognised by
     its id or by the content of its images.
 
@@ -51,6 +52,8 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
             continue
         seen.add(folder)
         bases = [adapter_base(folder)] if is_adapter(folder) else []
+        if (folder / FILE_NAME).is_file():
+            yield read_run_split(folder)
         run = folder.parent.parent if folder.name == "adapter" else folder.parent
         if (run / "run.json").is_file() and (run / FILE_NAME).is_file():
             yield read_run_split(run)

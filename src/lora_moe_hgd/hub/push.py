@@ -16,6 +16,7 @@ from peft import LoraConfig
 from ..adapters.presets import preset_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
+from ..pretrained import shipped_names
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 
@@ -52,6 +53,8 @@ def stage(
         config["base_model_name_or_path"] = adapter[0]
         (into / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copyfile(folder / "adapter_model.safetensors", into / "adapter_model.safetensors")
+        if (folder / "preprocessor_config.json").is_file():
+            shutil.copyfile(folder / "preprocessor_config.json", into / "preprocessor_config.json")
     else:
         if base is not None:
             raise ValueError(f"--base is for adapters, and {folder} holds a whole network.")
@@ -70,7 +73,7 @@ def stage(
 
 def _base_on_the_hub(folder: Path, base: str | None) -> str:
     recorded = adapter_base(folder)
-    on_this_machine = Path(recorded).is_absolute()
+    on_this_machine = Path(recorded).is_absolute() or recorded in shipped_names()
     if on_this_machine and base is None:
         raise ValueError(
             f"The adapter's base is {recorded} on this machine, where nobody else finds it: push it, too, and name "

@@ -116,7 +116,8 @@ def _rows(
             report = json.loads((out / case.case_id / "report.json").read_text())
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in REGIONS}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
-            row |= {"warnings": report["warnings"], "confidence": min(report["confidence"].values())}
+            found = [value for value in report["confidence"].values() if value is not None]
+            row |= {"warnings": report["warnings"], "confidence": min(found, default=1.0)}
         rows.append(row)
     return rows + [
         {"case": name_of_place(root, finding.where), "status": "failed", "message": str(finding)} for finding in bad

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse a case instead of warning")
+    parser.add_argument("--strict", action="store_true", help="refuse a case whose images give a warning")
     add_allowances(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"

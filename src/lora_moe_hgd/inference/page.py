@@ -115,8 +115,10 @@ def _facts(report: Mapping[str, Any]) -> str:
     volumes = report["volumes_ml"].items()
     rows = {
         "volumes": ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes),
-        "confidence": ", ".join(f"{name.upper()} {value:.2f}" for name, value in report["confidence"].items())
-        + " (the Dice that the probabilities promise: too much where images are unlike those of the training)",
+        "expected Dice": ", ".join(
+            f"{name.upper()} {value:.2f}" for name, value in report["confidence"].items() if value is not None
+        )
+        or "no tumour was found",
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
         "brought to another grid": ", ".join(report["interpolated"]) or "none",

@@ -42,7 +42,7 @@ class ResultOptions:
         sequences: Use only these sequences; all that are there when `None`.
         label_scheme: Scheme of the label map; the checkpoint's when `None`, that of the file names when `input`.
         reference: The sequence whose grid the result has; the first when `None`.
-        strict: Refuse what would otherwise be warned of.
+        strict: Refuse a case whose images give a warning.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         mirror: Take the mean over the case and its mirror image.
@@ -197,7 +197,7 @@ class CaseSegmenter:
         }
         (present,) = inputs["modality_mask"].tolist()
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
-        doubts = confidence_warnings(confidence, volumes_ml)
+        doubts = confidence_warnings(confidence)
         for finding in doubts:
             if warn is not None:
                 warn(finding)

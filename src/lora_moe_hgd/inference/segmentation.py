@@ -39,7 +39,8 @@ class Segmentation:
         regions: `(3, D, H, W)` bool.
         probabilities: `(3, D, H, W)` float32 in [0, 1].
         volumes_ml: Volume of each region in millilitres, by `wt`, `tc` and `et`.
-        confidence: Expected Dice of each region, in [0, 1]; docs/confidence.md shows how reliable it is.
+        confidence: Expected Dice of each region, in (0, 1); `None` if it was not found. docs/confidence.md shows how
+            reliable it is.
         warnings: What is odd about the case, a sentence each.
         images: The sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
@@ -51,7 +52,7 @@ class Segmentation:
     regions: np.ndarray
     probabilities: np.ndarray
     volumes_ml: dict[str, float]
-    confidence: dict[str, float]
+    confidence: dict[str, float | None]
     warnings: list[str]
     images: dict[str, nib.Nifti1Image]
     report: dict[str, Any]
@@ -75,12 +76,19 @@ class Segmentation:
             html: Also write `report.html`, a page with all slices.
 
         Raises:
-            ValueError: If it is the folder of the case, whose ground truth could be overwritten.
+            ValueError: If it is the folder of a case, whose ground truth would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
         if self.origin is not None and folder.resolve() == self.origin.resolve():
             raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
+        if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
+            others = sorted({path.name for path in folder.iterdir()} - set(RESULT_FILES))
+            if others:
+                raise ValueError(
+                    f"{folder} holds seg.nii.gz beside {others[0]}. It may be the folder of a case with its label "
+                    "map. Choose another folder."
+                )
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}
         folder.mkdir(parents=True, exist_ok=True)
         for name in RESULT_FILES:

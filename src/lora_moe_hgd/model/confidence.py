@@ -16,8 +16,8 @@ LOW_CONFIDENCE = 0.6
 def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]:
     """Return the Dice of each region that its probabilities imply: `2 sum(p [found]) / (sum(p) + sum([found]))`.
 
-    It is the Dice of the found region with the soft one. It is 1 where no probability lies between 0 and 1, also for a
-    region that is absent throughout. On real cases it is too high; `calibrated_dice` corrects it.
+    It is the Dice of the found region with the soft one, and 1 where no probability is between 0 and 1. On real cases
+    it is too high; `calibrated_dice` corrects it.
 
     Args:
         probabilities: `(R, D, H, W)` in [0, 1].
@@ -55,7 +55,7 @@ def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], 
     return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, features, strict=True))))
 
 
-def confidence_warnings(confidence: Mapping[str, float], volumes_ml: Mapping[str, float]) -> list[Finding]:
+def confidence_warnings(confidence: Mapping[str, float | None]) -> list[Finding]:
     """Return a warning for each region that was found with a low confidence."""
     return [
         Finding(
@@ -64,5 +64,5 @@ def confidence_warnings(confidence: Mapping[str, float], volumes_ml: Mapping[str
             "warning",
         )
         for name, value in confidence.items()
-        if volumes_ml[name] > 0 and value < LOW_CONFIDENCE
+        if value is not None and value < LOW_CONFIDENCE
     ]

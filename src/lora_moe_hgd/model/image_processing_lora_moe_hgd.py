@@ -268,8 +268,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
-    ) -> dict[str, float]:
-        """Return the Dice to expect of each region, by `wt`, `tc` and `et`.
+    ) -> dict[str, float | None]:
+        """Return the Dice to expect of each region, by `wt`, `tc` and `et`; `None` for a region that was not found.
 
         Args:
             probabilities: `(3, D, H, W)` in [0, 1].
@@ -277,14 +277,16 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             voxel_ml: Volume of a voxel in millilitres.
             present: Whether each sequence was there, in channel order.
         """
-        expected = expected_dice(probabilities, regions)
-        if self.confidence_weights is not None:
-            volumes_ml = [float(region.sum()) * voxel_ml for region in regions]
-            expected = [
-                calibrated_dice(value, volume_ml, present, weights)
-                for value, volume_ml, weights in zip(expected, volumes_ml, self.confidence_weights, strict=True)
-            ]
-        return dict(zip(REGIONS, expected, strict=True))
+        found: dict[str, float | None] = {}
+        for index, (name, value) in enumerate(zip(REGIONS, expected_dice(probabilities, regions), strict=True)):
+            volume_ml = float(regions[index].sum()) * voxel_ml
+            if volume_ml == 0:
+                found[name] = None
+            elif self.confidence_weights is None:
+                found[name] = value
+            else:
+                found[name] = calibrated_dice(value, volume_ml, present, self.confidence_weights[index])
+        return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
         """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.

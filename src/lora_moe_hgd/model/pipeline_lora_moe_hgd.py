@@ -25,7 +25,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     - `segmentation`: label map, uint8, on the case's own grid;
     - `probabilities`: of WT, TC and ET, `(3, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
-    - `confidence`: expected Dice of each region;
+    - `confidence`: expected Dice of each region, `None` if it was not found;
     - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
     - `warnings`: what is odd about the case, a sentence each.
 
@@ -97,7 +97,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             "volumes_ml": volumes_ml,
             "confidence": confidence,
             "affine": geometry.affine,
-            "warnings": [*geometry.warnings, *map(str, confidence_warnings(confidence, volumes_ml))],
+            "warnings": [*geometry.warnings, *map(str, confidence_warnings(confidence))],
         }
 
 

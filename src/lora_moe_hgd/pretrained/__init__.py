@@ -16,7 +16,7 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}"))
 
 
-def pretrained_path(name: str = DEFAULT_CHECKPOINT) -> Path:
+def pretrained_path(name: str) -> Path:
     """Return the folder of a shipped network, in `from_pretrained` form, or of a shipped adapter.
 
     Raises:

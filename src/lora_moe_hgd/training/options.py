@@ -77,8 +77,8 @@ class DataConfig:
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
     # Which cases these accept does not matter, because the cases themselves are compared.
-    allow_skull: bool = field(default=False, metadata=NOTHING)
-    allow_partial: bool = field(default=False, metadata=NOTHING)
+    allow_skull: bool | None = field(default=None, metadata=NOTHING)
+    allow_partial: bool | None = field(default=None, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)
@@ -131,6 +131,11 @@ class DataConfig:
             "label_scheme",
             applies=self.has_cases,
             reason="without cases (`data.root` or `data.dataset`): phantoms have labels of their own",
+        )
+        self._refuse_idle(
+            *("allow_skull", "allow_partial"),
+            applies=self.has_cases,
+            reason="without cases (`data.root` or `data.dataset`)",
         )
         self._refuse_idle("label_maps", applies=self.phantoms > 0, reason="without `data.phantoms`")
         self._refuse_idle(
@@ -194,7 +199,7 @@ class SampleConfig:
         crop_size: Edges of a crop in voxels, multiples of 16.
         crops_per_case: Crops of each case in an epoch.
         batch_size: Crops in a batch of one process.
-        spacing_mm: Voxel size to train at. By default that of the base, and 2 mm without a base.
+        spacing_mm: Voxel size to train at. By default that of the base, and 1.5 mm without a base.
     """
 
     crop_size: tuple[int, int, int] = (64, 64, 64)

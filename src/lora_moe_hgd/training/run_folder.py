@@ -1,7 +1,7 @@
 """The folder of a run: its checkpoints, its records, and the states that it is resumed from.
 
 run.json        options, what else the run was made from, and whether it has ended
-split.csv       which cases trained and which validated, see `data.splits`
+split.csv       which cases trained and which validated, see `splits`
 resume/         states, see `states`
 best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
 metrics.jsonl   what was measured, see `metrics_log`
@@ -174,6 +174,7 @@ class RunFolder:
             processor.save_pretrained(scratch)
             if isinstance(network, PeftModel):
                 network.save_pretrained(str(scratch / "adapter"))
+                processor.to_json_file(scratch / "adapter" / "preprocessor_config.json")
                 base = str(network.peft_config["default"].base_model_name_or_path)
                 write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
 

@@ -77,8 +77,8 @@ def build_data(
             label_scheme=str(data.label_scheme),
             processor=processor,
             cache_dir=Path(data.cache_dir).expanduser(),
-            allow_skull=data.allow_skull,
-            allow_partial=data.allow_partial,
+            allow_skull=bool(data.allow_skull),
+            allow_partial=bool(data.allow_partial),
         )
         cases.prepare_all(num_workers=data.num_workers, progress=show)
         split = _drawn_split(cases.case_ids, config)
@@ -138,8 +138,8 @@ def _cases_below(
         cases,
         processor=processor,
         cache_dir=Path(data.cache_dir).expanduser(),
-        allow_skull=data.allow_skull,
-        allow_partial=data.allow_partial,
+        allow_skull=bool(data.allow_skull),
+        allow_partial=bool(data.allow_partial),
     )
     bad = dataset.prepare_all(num_workers=data.num_workers, progress=show)
     findings += bad.values()

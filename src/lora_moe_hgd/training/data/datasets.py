@@ -44,7 +44,12 @@ from ...phantoms.style import WIDE, PhantomStyle
 
 # Settings of a processor that do not change what it makes of images and of label maps in a named scheme.
 OF_NO_EFFECT = (
-    *("auto_map", "image_processor_type", "processor_class", "label_scheme", "least_part", "confidence_weights"),
+    "auto_map",
+    "image_processor_type",
+    "processor_class",
+    "label_scheme",
+    "least_part",
+    "confidence_weights",
 )
 
 
@@ -205,6 +210,15 @@ class CachedCases(Dataset):
         raise NotImplementedError
 
 
+def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
+    """Return the cache folder for what is allowed: a case that was accepted must not pass where it is refused.
+
+    What a case is made from does not change, so neither does the fingerprint of the cases of a run.
+    """
+    allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
+    return folder.with_name(folder.name + allowed)
+
+
 class PhantomDataset(CachedCases):
     """Phantoms by number.
 
@@ -238,12 +252,6 @@ class PhantomDataset(CachedCases):
 
     def __len__(self) -> int:
         return self.size
-
-    def content(self) -> str:
-        """Fingerprint of the content of all cases and of the settings they are prepared with."""
-        # The first folder of the cache is that of version and code.
-        kept = [self._kept_at(index).relative_to(self.cache_dir).parts[1:] for index in range(len(self))]
-        return fingerprint(kept)
 
     def _check_shared_inputs(self) -> None:
         read_templates(self.processor.target_spacing_mm[0], self.label_maps)
@@ -290,7 +298,7 @@ class CaseDataset(CachedCases):
         super().__init__(processor, cache_dir)
         self.cases = list(cases)
         self.allow_skull, self.allow_partial = allow_skull, allow_partial
-        self.folder /= "cases"
+        self.folder = folder_of_allowed(self.folder, skull=allow_skull, partial=allow_partial) / "cases"
         # Fingerprints by number: each file is read once for them, not once an epoch.
         self._fingerprints: dict[int, str] = {}
 
@@ -339,7 +347,7 @@ class CaseDataset(CachedCases):
 
     def _made_from(self, index: int) -> str:
         content = case_fingerprint(self.cases[index], labels=True)
-        return fingerprint(self._settings(), content, self.allow_skull, self.allow_partial)
+        return fingerprint(self._settings(), content)
 
     def _kept_at(self, index: int) -> Path:
         if index not in self._fingerprints:

@@ -16,7 +16,7 @@ from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import Finding
 from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ...model.sources import volume_of
-from .datasets import CachedCases
+from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
@@ -49,7 +49,7 @@ class StreamedCases(CachedCases):
         super().__init__(processor, cache_dir)
         self.name, self.split, self.label_scheme = name, split, label_scheme
         self.allow_skull, self.allow_partial = allow_skull, allow_partial
-        self.folder /= "cases"
+        self.folder = folder_of_allowed(self.folder, skull=allow_skull, partial=allow_partial) / "cases"
         self.kept: list[Path] = []
         self._contents: list[str] = []
 
@@ -111,7 +111,7 @@ class StreamedCases(CachedCases):
 
     def _path_of(self, versions: Mapping[str, str]) -> Path:
         """Path of the preprocessed case whose files have these fingerprints, by sequence."""
-        made_from = fingerprint(self._settings(), self.label_scheme, versions, self.allow_skull, self.allow_partial)
+        made_from = fingerprint(self._settings(), self.label_scheme, versions)
         return self.folder / f"{made_from}.safetensors"
 
     def _decoded(self, index: int, files: Mapping[str, dict[str, Any]]) -> tuple[BatchFeature, Sequence[Finding]]:
