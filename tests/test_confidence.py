@@ -1,0 +1,54 @@
+"""The confidence: the Dice to expect of each region, calibrated by weights that travel with the checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd.model.confidence import LOW_CONFIDENCE, confidence_warnings
+
+WEIGHTS = [[0.1, 0.9, 0.2, 0.0, 0.3, 0.0, -0.1]] * 3
+PRESENT = [False, True, False, True]
+
+
+@pytest.fixture
+def probabilities() -> np.ndarray:
+    """WT and TC somewhere, ET nowhere."""
+    values = np.random.default_rng(0).random((3, 8, 8, 8)).astype(np.float32)
+    values[2] *= 0.4
+    return np.minimum.accumulate(values)
+
+
+def test_the_confidence_is_the_logistic_regression_of_its_weights(probabilities: np.ndarray) -> None:
+    processor = LoraMoeHgdImageProcessor(confidence_weights=WEIGHTS)
+    regions = probabilities > 0.5
+    found = processor.confidence(probabilities, regions, voxel_ml=0.1, present=PRESENT)
+    for name, soft, region in zip(("wt", "tc"), probabilities, regions, strict=False):
+        implied = 2 * soft[region].sum(dtype=float) / (soft.sum(dtype=float) + region.sum())
+        features = [1, logit(implied), np.log10(region.sum() * 0.1 + 0.1), *PRESENT]
+        assert found[name] == pytest.approx(expit(np.dot(WEIGHTS[0], features)))
+
+
+def test_a_region_that_was_not_found_has_no_confidence_and_no_warning(probabilities: np.ndarray) -> None:
+    found = load_checkpoint("tiny")[1].confidence(probabilities, probabilities > 0.5, voxel_ml=1.0, present=PRESENT)
+    assert found["et"] is None
+    assert not [finding for finding in confidence_warnings(found) if finding.where == "ET"]
+
+
+def test_a_region_with_a_low_confidence_gets_a_warning_that_names_it() -> None:
+    (finding,) = confidence_warnings({"wt": LOW_CONFIDENCE, "tc": LOW_CONFIDENCE - 0.01, "et": None})
+    assert finding.where == "TC"
+    assert "0.59" in finding.message
+
+
+def test_without_weights_the_confidence_is_what_the_probabilities_imply() -> None:
+    probabilities = np.array([[[[1.0, 0.0]]], [[[0.75, 0.25]]], [[[0.75, 0.25]]]], dtype=np.float32)
+    found = LoraMoeHgdImageProcessor().confidence(probabilities, probabilities > 0.5, voxel_ml=1.0, present=PRESENT)
+    assert list(found.values()) == [1.0, 0.75, 0.75]
+
+
+def test_weights_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"7 numbers for each of wt, tc, et, got \[6, 6, 6\]"):
+        LoraMoeHgdImageProcessor(confidence_weights=[[0.0] * 6] * 3)
