@@ -78,6 +78,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """
 
     model_type = "lora_moe_hgd"
+    # `Trainer` then hands logits and labels alone to `compute_metrics`.
+    keys_to_ignore_at_inference = ["hidden_states", "router_logits", "codebook", "losses"]
 
     modalities: list[str] | tuple[str, ...] = MODALITIES
     regions: list[str] | tuple[str, ...] = REGIONS
@@ -122,7 +124,15 @@ class LoraMoeHgdConfig(PreTrainedConfig):
             "deep_supervision_weights",
         ):
             setattr(self, name, tuple(getattr(self, name)))
+        num_labels = kwargs.pop("num_labels", len(self.regions))
+        if num_labels != len(self.regions):
+            raise ValueError(
+                f"`num_labels` must be the number of regions, {len(self.regions)} ({', '.join(self.regions)}), "
+                f"got {num_labels}."
+            )
         super().__post_init__(**kwargs)
+        self.id2label = dict(enumerate(self.regions))
+        self.label2id = {name: number for number, name in self.id2label.items()}
 
     def validate_lengths(self) -> None:
         for name, length in (

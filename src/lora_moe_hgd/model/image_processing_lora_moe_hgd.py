@@ -112,6 +112,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         spacing_mm: float | Sequence[float] | None = None,
         allow_skull: bool = False,
         allow_partial: bool = False,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Prepare one case or a list of cases.
 
@@ -127,6 +128,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm when `None`.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
+            return_tensors: `pt`, the only kind of tensors there is.
 
         Returns:
             `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
@@ -136,6 +138,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
         """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"`return_tensors` must be 'pt', got {return_tensors!r}: the network runs in PyTorch.")
         is_single = isinstance(images, Mapping | SettledCase)
         cases = [images] if isinstance(images, Mapping | SettledCase) else list(images)
         if segmentation_maps is None:

@@ -170,6 +170,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         output_hidden_states: bool = False,
         output_router_logits: bool = False,
         output_codebook: bool = False,
+        geometry: Any = None,
     ) -> LoraMoeHgdSegmenterOutput:
         """Segment a batch.
 
@@ -182,6 +183,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             output_hidden_states: Return the encoder states that feed the decoder.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
+            geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
             ValueError: If a shape does not fit or a case has no sequence at all.
