@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gzip
 import json
 import os
@@ -41,6 +42,20 @@ def attempt(part: str, title: str) -> Callable[[Attempt], Attempt]:
 def good_case(folder: Path) -> Path:
     """A head of 1.5 litres with a tumour, named as BraTS 2017 to 2021 is, whose headers hold a patient's name."""
     folder.mkdir(parents=True)
+    for name, content in good_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@functools.cache
+def good_files() -> dict[str, bytes]:
+    """The files of a good case, made once, as every attempt begins with them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        make_good_case(Path(scratch))
+        return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+
+
+def make_good_case(folder: Path) -> None:
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, edge) for edge in SHAPE), indexing="ij"))
     brain = (grid**2).sum(axis=0) < 0.75
     distance = ((grid - 0.2) ** 2).sum(axis=0) ** 0.5
@@ -51,7 +66,6 @@ def good_case(folder: Path) -> Path:
         array[labels == 4] += 60 if name == "t1ce" else -5
         save(folder / f"x_{name}.nii.gz", np.where(brain, array, 0).astype(np.float32))
     save(folder / "x_seg.nii.gz", labels)
-    return folder
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
@@ -71,6 +85,7 @@ def judge(folder: Path) -> list[Finding]:
         return [error.finding]
 
 
+@functools.cache
 def messages(title_and_attempt: tuple[str, Attempt]) -> list[tuple[str, str]]:
     """Level and text of each finding, with the folder's name left out."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -32,7 +32,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like that of what is shipped; under each name lies the same small network of random weights."""
+    """A folder like that of what is shipped: a small network of random weights, and a small adapter over it."""
     return save_shipped(tmp_path_factory.mktemp("shipped"))
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["lora_moe_hgd.training.engine", "lora_moe_hgd.inference.command", "accelerate.commands.launch"]
+    [
+        *("lora_moe_hgd.training.engine", "lora_moe_hgd.inference.command", "accelerate.commands.launch"),
+        # What these import only when they need it, which most do.
+        *("nilearn.datasets", "matplotlib.pyplot"),
+    ]
 )
 
 

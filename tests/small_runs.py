@@ -15,6 +15,8 @@ from fsdp_on_cpu import shard_on_cpu
 from small import small_network
 
 from lora_moe_hgd import pretrained
+from lora_moe_hgd.adapters.presets import add_adapter
+from lora_moe_hgd.loading import is_adapter
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training import engine, loop
 from lora_moe_hgd.training.config import read_config
@@ -25,6 +27,8 @@ from lora_moe_hgd.training.options import RunConfig
 from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
+# The volume and each sequence change the confidence, differently in each region.
+CONFIDENCE_WEIGHTS = [[bias, 1.0, 0.2, 0.1, 0.4, -0.1, 0.3] for bias in (0.5, -2.0, -2.0)]
 
 
 def build_small(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
@@ -35,10 +39,25 @@ def build_small(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
 
 
 def save_shipped(folder: Path) -> Path:
-    """Save a small network of random weights, with a processor for voxels of 4 mm, under each name that is shipped."""
+    """Save small ones of what is shipped, with random weights and a processor for voxels of 4 mm.
+
+    Networks stay networks and adapters stay adapters over `tiny`, because they are loaded in different ways.
+    """
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0), confidence_weights=CONFIDENCE_WEIGHTS)
     for name in pretrained.shipped_names():
-        small_network().save_pretrained(folder / name)
-        LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0)).save_pretrained(folder / name)
+        if is_adapter(pretrained.pretrained_path(name)):
+            adapted = add_adapter(small_network(), "lora", options={"r": 2}, base="tiny")
+            generator = torch.Generator().manual_seed(2)
+            # An adapter that nobody has trained changes no output.
+            with torch.no_grad():
+                for weights in adapted.parameters():
+                    if weights.requires_grad:
+                        weights += 0.05 * torch.randn(weights.shape, generator=generator)
+            # Otherwise PEFT asks the Hub for the vocabulary of the base.
+            adapted.save_pretrained(folder / name, save_embedding_layers=False)
+        else:
+            small_network().save_pretrained(folder / name)
+            processor.save_pretrained(folder / name)
     return folder
 
 

@@ -16,9 +16,12 @@ import pytest
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.model.confidence import expected_dice
+from lora_moe_hgd.model.confidence import LOW_CONFIDENCE
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import main, run
+
+pytestmark = pytest.mark.usefixtures("small_shipped")
 
 USED = ("t1", "flair")
 
@@ -68,7 +71,8 @@ def test_a_command_continues_from_what_python_saved(dummy_root: Path, tmp_path: 
     assert (tmp_path / "case_001/seg.nii.gz").stat().st_mtime_ns == written
     assert (tmp_path / "case_002/seg.nii.gz").is_file()
     shown = capsys.readouterr()
-    assert shown.out == shown.err == ""
+    assert shown.out == ""
+    assert all(line.startswith("warning: ") for line in shown.err.splitlines())
 
 
 def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root: Path) -> None:
@@ -83,17 +87,23 @@ def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root
     voxel_ml = abs(np.linalg.det(source.affine)) / 1000
     assert list(found.volumes_ml) == ["wt", "tc", "et"]
     assert list(found.volumes_ml.values()) == pytest.approx([region.sum() * voxel_ml for region in found.regions])
-    assert list(found.confidence.values()) == expected_dice(found.probabilities, found.regions)
+    present = [name in USED for name in MODALITIES]
+    expected = lmh.load_checkpoint()[1].confidence(
+        found.probabilities, found.regions, voxel_ml=voxel_ml, present=present
+    )
+    assert found.confidence == pytest.approx(expected, nan_ok=True)
     assert f"WT {found.volumes_ml['wt']:.1f} mL" in repr(found)
 
 
 def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root: Path) -> None:
-    (guess,) = found.warnings
-    assert "TC and ET are guesses" in guess
+    assert "TC and ET are guesses" in found.warnings[0]
+    doubtful = [name.upper() for name, value in found.confidence.items() if value < LOW_CONFIDENCE]
+    assert doubtful
+    assert [warning.split(": the expected Dice")[0] for warning in found.warnings[1:]] == doubtful
     image = nib.load(dummy_root / "case_000/T1c.nii.gz")
     array = np.asarray(image.dataobj).copy()
     array[20, 20, 20] = np.nan
-    (warning,) = lmh.segment({"t1c": nib.Nifti1Image(array, image.affine)}).warnings
+    warning, *_ = lmh.segment({"t1c": nib.Nifti1Image(array, image.affine)}).warnings
     assert warning == "t1c: 1 voxels are not finite (NaN or infinite). They count as zero."
 
 
@@ -160,7 +170,7 @@ def test_help_fits_two_screens_and_every_name_is_there() -> None:
 
 
 def test_a_checkpoint_loads_without_a_word() -> None:
-    code = "import lora_moe_hgd as lmh; lmh.load_checkpoint('brats-africa')"
+    code = "import lora_moe_hgd as lmh; lmh.load_checkpoint()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout == done.stderr == ""
 
@@ -172,7 +182,7 @@ def test_old_option_names_mean_what_new_ones_mean(
     run("segment", [*words, "--device", "cpu", "--quiet"])
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["warning"]
+    assert shown.err.splitlines() == [f"warning: {warning}" for warning in found.warnings]
     np.testing.assert_array_equal(nib.load(tmp_path / "seg.nii.gz").dataobj, found.label_map.dataobj)
 
 

@@ -26,10 +26,12 @@ from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.nifti import read_image, write_image
 from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference import results as inference
+from lora_moe_hgd.inference import segmentation
 from lora_moe_hgd.inference.cohort import segment_cohort
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd.phantoms.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.pretrained import DEFAULT_CHECKPOINT
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -229,7 +231,7 @@ def done(cohort: Path, results: Path, tmp_path: Path) -> Callable[[], bool]:
 
     def ask() -> bool:
         case = find_case(tmp_path / "cohort/case_000")
-        return CaseSegmenter("tiny", ResultOptions()).is_done(case, results / "case_000")
+        return CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions()).is_done(case, results / "case_000")
 
     return ask
 
@@ -259,7 +261,7 @@ def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
     write_image(
         path, np.random.default_rng(0).random((8, 8, 8, 4)), like=nib.Nifti1Image(np.zeros((8, 8, 8)), np.eye(4))
     )
-    segmenter = CaseSegmenter("tiny", ResultOptions())
+    segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
     orders = (("flair", "t1", "t1c", "t2"), ("t1", "t1c", "t2", "flair"))
     prints = {segmenter.fingerprint(find_case(path, channel_order=order)) for order in orders}
     assert len(prints) == 2
@@ -277,7 +279,7 @@ def test_whatever_a_case_raises_the_others_go_on(
 
     monkeypatch.setattr(CaseSegmenter, "write", copied)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
-    segmenter = CaseSegmenter("tiny", ResultOptions())
+    segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
     cases = [find_case(cohort / f"case_{number:03d}") for number in range(NUM_CASES)]
     assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort) == 1
     rows = table(tmp_path / "out")
@@ -293,7 +295,7 @@ def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(CaseSegmenter, "write", stopped)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
-    segmenter = CaseSegmenter("tiny", ResultOptions())
+    segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
     with pytest.raises(stop):
         segment_cohort(segmenter, [find_case(cohort / "case_000")], [], tmp_path / "out", root=cohort)
 
@@ -310,8 +312,8 @@ def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
     def fails(*words: object, **options: object) -> None:
         raise TypeError("no such colour")
 
-    monkeypatch.setattr(inference, "save_overlay", fails)
-    monkeypatch.setattr(inference, "write_case_page", fails)
+    monkeypatch.setattr(segmentation, "save_overlay", fails)
+    monkeypatch.setattr(segmentation, "write_case_page", fails)
     run("segment", words)
     said = "could not be made (TypeError: no such colour). The segmentation is complete without it."
     for row in table(out).values():

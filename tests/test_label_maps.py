@@ -129,6 +129,7 @@ def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
         label_map_files(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SYNTHSEG.is_dir(), reason="needs SynthSeg's label maps beside the repository")
 def test_brains_of_synthseg_have_the_volumes_of_adults() -> None:
     tissues, _, _ = read_label_map(SYNTHSEG / "training_seg_01.nii.gz")

@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, launch, workspace
+from small_runs import shipping
 
+from lora_moe_hgd import pretrained
 from lora_moe_hgd.pretrained import shipped_names
 
 README = (ROOT / "README.md").read_text()
@@ -35,12 +38,19 @@ def is_long(command: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the commands of the seed have run."""
+def used(tmp_path_factory: pytest.TempPathFactory, small_shipped: None) -> Path:
+    """A workspace in which the commands of the seed have run, as all that follows, with a small network."""
     folder = workspace(tmp_path_factory.mktemp("workspace"))
     for command in SEED_COMMANDS:
         execute_cheaply(command, folder)
     return folder
+
+
+@pytest.fixture
+def real_weights() -> Iterator[None]:
+    """The names of what is shipped mean what is shipped."""
+    with shipping(Path(pretrained.__file__).parent):
+        yield
 
 
 def test_the_commands_of_the_seed_run(used: Path) -> None:
@@ -106,7 +116,7 @@ def test_the_example_of_a_case_runs(used: Path) -> None:
     assert (used / "outputs/example_script/seg.nii.gz").is_file()
 
 
-def test_the_demonstration_compares_with_the_truth(used: Path) -> None:
+def test_the_demonstration_compares_with_the_truth(used: Path, real_weights: None) -> None:
     shown = execute("python examples/demo.py", used)
     assert "from t1c and flair, without t1 and t2" in shown
     scores = [float(line.split()[1]) for line in shown.splitlines() if line.startswith(("WT", "TC", "ET"))]

@@ -15,7 +15,7 @@ from small_runs import ROOT, train_small
 
 from lora_moe_hgd.training.metrics_log import read_metrics
 
-STEPS = 12
+STEPS = 6
 
 
 class Runner:
@@ -30,7 +30,7 @@ class Runner:
         """Start a run; the pause after each step leaves time to kill it."""
         words = ["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(output_dir)]
         words += ["--cache-dir", str(self.folder / "cache"), "--epochs", "3", "--subsets", "[flair]"]
-        words += ["--save-every", "1", "--num-workers", "2", "--tracker", "none", *options]
+        words += ["--crops-per-case", "1", "--save-every", "1", "--tracker", "none", *options]
         if processes == 1:
             return [Fork(train_small, words, pause)]
         return fork_ranks(train_small, words, pause, sharded, environments=[{}] * processes)
@@ -51,8 +51,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
 @pytest.fixture(scope="module")
 def uninterrupted(runner: Runner) -> Path:
-    # Without workers the cases are prepared in the same process, which has imported all it needs.
-    runner.finish(runner.folder / "whole", "--num-workers", "0")
+    runner.finish(runner.folder / "whole")
     return runner.folder / "whole"
 
 
@@ -95,10 +94,11 @@ def assert_same_run(actual: Path, expected: Path) -> None:
         assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_and_started_again_it_ends_the_same(runner: Runner, uninterrupted: Path) -> None:
     output_dir = runner.folder / "killed"
     for step in sorted(random.Random(0).sample(range(1, STEPS), 2)):
-        kill_after_step(runner.start(output_dir), output_dir, step)
+        kill_after_step(runner.start(output_dir, "--num-workers", "2"), output_dir, step)
     assert "Resuming after step" in runner.finish(output_dir)
     assert_same_run(output_dir, uninterrupted)
 
@@ -107,8 +107,8 @@ def test_options_that_do_not_change_the_result_may_change_between_kill_and_resum
     runner: Runner, uninterrupted: Path
 ) -> None:
     output_dir = runner.folder / "changed"
-    kill_after_step(runner.start(output_dir, "--tracker", "tensorboard"), output_dir, 5)
-    others = ["--num-workers", "0", "--save-every", "4", "--gradient-checkpointing", "true"]
+    kill_after_step(runner.start(output_dir, "--tracker", "tensorboard", "--num-workers", "1"), output_dir, 3)
+    others = ["--num-workers", "0", "--save-every", "2", "--gradient-checkpointing", "true"]
     others += ["--cache-dir", str(runner.folder / "another-cache")]
     assert "Resuming after step" in runner.finish(output_dir, *others)
     assert_same_run(output_dir, uninterrupted)
@@ -116,7 +116,7 @@ def test_options_that_do_not_change_the_result_may_change_between_kill_and_resum
 
 def test_a_damaged_state_is_named_and_the_one_before_is_used(runner: Runner, uninterrupted: Path) -> None:
     output_dir = runner.folder / "damaged"
-    kill_after_step(runner.start(output_dir), output_dir, 6)
+    kill_after_step(runner.start(output_dir), output_dir, 3)
     broken = last_state(output_dir) / "optimizer.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     assert f"{broken} is damaged or missing. The state before it is used." in runner.finish(output_dir)
@@ -140,7 +140,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runner: Runner, uninterrupted: Path)
 
 def test_a_full_disk_stops_with_a_word_and_the_state_before(runner: Runner, tmp_path: Path) -> None:
     output_dir = runner.folder / "full"
-    (fork,) = runner.start(output_dir)
+    # The disk is full before the epoch ends.
+    (fork,) = runner.start(output_dir, "--crops-per-case", "2")
     wait_for_step([fork], output_dir, 2)
     # A file may not grow beyond this: like a full disk, for the larger files only.
     most = (last_state(output_dir) / "weights.safetensors").stat().st_size // 2
@@ -158,7 +159,7 @@ def test_two_processes_killed_and_started_again_end_the_same(runner: Runner, sha
     whole, killed = runner.folder / f"two-whole-{sharded}", runner.folder / f"two-killed-{sharded}"
     options = ("--batch-size", "1")
     runner.finish(whole, *options, processes=2, sharded=sharded)
-    for step in (3, 7):
+    for step in (2, 4):
         kill_after_step(runner.start(killed, *options, processes=2, sharded=sharded), killed, step)
     runner.finish(killed, *options, processes=2, sharded=sharded)
     assert_same_run(killed, whole)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from lora_moe_hgd import Segmentation, load_checkpoint, pretrained_path, segment
+from lora_moe_hgd import Segmentation, load_checkpoint, segment
 from lora_moe_hgd.inference.segment import find_regions
+from lora_moe_hgd.model.confidence import confidence_warnings
+from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 
@@ -56,7 +58,17 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     run("segment", ["--in-path", str(case), "--out-path", str(out)])
     labels, found = of_command(out)
     assert labels.any()
-    assert len(found) == 4
+    # What is odd about the case comes first, then which regions are doubtful.
+    of_the_case, of_the_result = found[:4], found[4:]
+    odd = (
+        "t2: 1 voxels are not finite",
+        "t2: The background is -1000",
+        "flair: It lies on another grid",
+        "case: t2 and flair",
+    )
+    assert all(warning.startswith(start) for warning, start in zip(of_the_case, odd, strict=True))
+    assert of_the_result
+    assert all("the expected Dice is" in warning for warning in of_the_result)
     return labels, found
 
 
@@ -92,14 +104,19 @@ def test_the_processor_gives_what_the_folder_gives_and_warns(sources, kind: str,
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inputs = processor(sources[kind])
-    regions, _ = find_regions(network, processor, inputs)
-    same((LABEL_SCHEMES["brats2023"].encode(regions), list(inputs["geometry"][0].warnings)), by_folder)
-    assert [str(warning.message) for warning in caught if warning.category is UserWarning] == by_folder[1]
+    regions, probabilities = find_regions(network, processor, inputs)
+    (geometry,), (present,) = inputs["geometry"], inputs["modality_mask"].tolist()
+    assert [str(warning.message) for warning in caught if warning.category is UserWarning] == [*geometry.warnings]
+    confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
+    volumes_ml = {name: region.sum() * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)}
+    doubts = [str(finding) for finding in confidence_warnings(confidence, volumes_ml)]
+    same((LABEL_SCHEMES["brats2023"].encode(regions), [*geometry.warnings, *doubts]), by_folder)
 
 
 @pytest.mark.parametrize("kind", ["paths", "folder"])
 def test_the_pipeline_gives_what_the_folder_gives(sources, case: Path, kind: str, by_folder: Found) -> None:
-    segmenter = pipeline("brain-tumor-segmentation", model=str(pretrained_path()), device="cpu")
+    network, processor = load_checkpoint()
+    segmenter = pipeline("brain-tumor-segmentation", model=network, image_processor=processor, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = segmenter(str(case) if kind == "folder" else sources["paths"])
