@@ -40,8 +40,9 @@ from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
 from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.fingerprints import images_fingerprint
 from lora_moe_hgd.inference.segment import find_regions
-from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
+from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.sources import volume_of
 from lora_moe_hgd.splits import Split, write_run_split
