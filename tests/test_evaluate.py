@@ -249,7 +249,10 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert regions[0].sum() * inputs["geometry"][0].voxel_ml == pytest.approx(volume)
-    assert row["expected_dice"] == expected_dice(probabilities, regions)[0]
+    confidence = processor.confidence(
+        probabilities, regions, voxel_ml=inputs["geometry"][0].voxel_ml, present=subsets[1]
+    )
+    assert row["expected_dice"] == confidence["wt"]
 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:
