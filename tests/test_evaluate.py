@@ -40,8 +40,9 @@ from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
 from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.fingerprints import images_fingerprint
 from lora_moe_hgd.inference.segment import find_regions
-from lora_moe_hgd.inference.uncertainty import expected_dice, voxel_entropy
+from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.case_rules import settle
+from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.sources import volume_of
 from lora_moe_hgd.splits import Split, write_run_split
@@ -248,7 +249,10 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
     (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert regions[0].sum() * inputs["geometry"][0].voxel_ml == pytest.approx(volume)
-    assert row["expected_dice"] == expected_dice(probabilities, regions)[0]
+    confidence = processor.confidence(
+        probabilities, regions, voxel_ml=inputs["geometry"][0].voxel_ml, present=subsets[1]
+    )
+    assert row["expected_dice"] == confidence["wt"]
 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:
