@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from safetensors import SafetensorError
+from small import small_network
 from small_runs import ROOT, small_run
 
+from lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.splits import Split, read_run_split
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.metrics_log import read_metrics
@@ -212,3 +216,16 @@ def test_an_epoch_begins_anew_when_its_batches_have_changed(tmp_path: Path, cach
     assert "An epoch now has other batches, so epoch 1 begins anew." in capsys.readouterr().out
     steps = [row["step"] for row in read_metrics(folder) if "loss/total" in row]
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_ends_the_run_with_a_word(tmp_path: Path) -> None:
+    network, processor = small_network(), LoraMoeHgdImageProcessor()
+    words = ["--config", str(ROOT / "configs/brats2018.yaml"), "--output-dir", str(tmp_path)]
+    run = RunFolder(read_config(words))
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with (
+        mock.patch.object(type(network), "save_pretrained", side_effect=full),
+        pytest.raises(OSError, match=r"No space left on device.*Free some space"),
+    ):
+        run.save_checkpoint("best", network, processor, score="mean Dice 0.5")
+    assert not (tmp_path / "best").exists()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from ..adapters.card import write_run_card
 from ..adapters.presets import merged
@@ -168,7 +169,26 @@ class RunFolder:
         *,
         score: str,
     ) -> None:
-        """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`."""
+        """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`.
+
+        Raises:
+            OSError: If it cannot be written, for example on a full disk. The checkpoint before is kept.
+        """
+        try:
+            self._write_checkpoint(name, network, processor, score)
+        except SafetensorError as error:
+            raise OSError(
+                f"The checkpoint could not be written to {self.path / name}: {error}. Free some space and start the "
+                "same command again; it resumes from the last state."
+            ) from error
+
+    def _write_checkpoint(
+        self,
+        name: str,
+        network: PeftModel | LoraMoeHgdForSegmentation,
+        processor: LoraMoeHgdImageProcessor,
+        score: str,
+    ) -> None:
         with replacing_folder(self.path / name) as scratch:
             merged(network).save_pretrained(scratch)
             processor.save_pretrained(scratch)
