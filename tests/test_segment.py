@@ -157,7 +157,7 @@ def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
         run("segment", [*options, "--out-path", str(tmp_path / name), *scheme])
     printed = capsys.readouterr().out
-    assert "Labels are those of brats2023 (0 background, 2 oedema, 1 core, 3 enhancing)." in printed
+    assert "Labels are those of brats2023 (0 background, 1 core, 2 oedema, 3 enhancing)." in printed
     assert "Labels are those of msd (0 background, 1 oedema, 2 core, 3 enhancing)." in printed
     plain, own = (np.asarray(nib.load(tmp_path / name / "seg.nii.gz").dataobj) for name in ("default", "input"))
     np.testing.assert_array_equal(own, np.array([0, 2, 1, 3], dtype=np.uint8)[plain])

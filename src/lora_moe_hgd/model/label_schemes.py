@@ -65,7 +65,8 @@ class LabelScheme:
         return np.stack([core | (labels == self.edema), core, enhancing])
 
     def __str__(self) -> str:
-        parts = f"0 background, {self.edema} oedema, {self.core} core, {self.enhancing} enhancing"
+        numbers = {0: "background", self.core: "core", self.edema: "oedema", self.enhancing: "enhancing"}
+        parts = ", ".join(f"{number} {name}" for number, name in sorted(numbers.items()))
         more = "".join(f", {label} core" for label in self.more_core)
         return f"{self.name} ({parts}{more}{''.join(f', {label} no tumour' for label in self.no_tumour)})"
 

@@ -93,7 +93,7 @@ class TrainingLoop:
         # The loss and its parts, summed over the batches of a step.
         self.losses = torch.zeros((), device=accelerator.device)
         self.done = Progress(batches=len(self.loader), scored_on=scored_on)
-        self.stopping = False
+        self.stopping = self.validating = False
         self._restore()
 
     @property
@@ -121,10 +121,13 @@ class TrainingLoop:
         with _signals_to(self._ask_to_stop):
             while self.done.epoch < self.config.epochs:
                 self._train_epoch()
-                self.done.epoch, self.done.batch = self.done.epoch + 1, 0
-                due = self.done.epoch % self.config.validation.every == 0
-                if due or self.done.epoch == self.config.epochs:
+                epoch = self.done.epoch + 1
+                if epoch % self.config.validation.every == 0 or epoch == self.config.epochs:
+                    # At the end of the epoch: who resumes from here validates first.
+                    self._save_state()
+                    self.done.epoch, self.done.batch = epoch, 0
                     self._validate_and_save()
+                self.done.epoch, self.done.batch = epoch, 0
                 self._save_state()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
@@ -149,8 +152,11 @@ class TrainingLoop:
             self.metrics.append(values, step=self.done.step)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Stop after the current step; a second signal stops at once."""
-        if self.stopping:
+        """Stop after the current step, or at once during validation, which the next start repeats.
+
+        A second signal stops at once, too.
+        """
+        if self.stopping or self.validating:
             raise KeyboardInterrupt
         self.stopping = True
         self.accelerator.set_trigger()
@@ -265,7 +271,16 @@ class TrainingLoop:
     @torch.no_grad()
     def _validate_and_save(self) -> None:
         load_trained(self.averaged, gathered_tensors(self.average.weights))
-        score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
+        self.validating = True
+        try:
+            score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
+        except KeyboardInterrupt:
+            self.accelerator.print(
+                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run with this "
+                f"validation. Its checkpoints so far are in {self.run.path}."
+            )
+            raise SystemExit(130) from None
+        self.validating = False
         if self.accelerator.is_main_process:
             names = ["last", "best"] if score > self.done.best_score else ["last"]
             segmenter, words = self.objective.segmenter(self.averaged), self.objective.describe(score)

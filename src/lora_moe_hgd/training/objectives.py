@@ -139,10 +139,12 @@ class SegmentationObjective:
         own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []
         shows = self.accelerator.is_main_process
-        for index in tqdm(own, desc="validation", unit="case", leave=False, disable=not shows):
+        bar = tqdm(own, desc="validation", unit="case", leave=False, disable=not shows)
+        for index in bar:
             case = self.validation[index]
             volume, truth = case["pixel_values"].to(self.accelerator.device), case["labels"].bool()
             for name in (name for name, able in self.scored.items() if case["case_id"] in able):
+                bar.set_postfix_str(name)
                 subset = parse_subset(name)
                 with self.accelerator.autocast():
                     predicted = predict(network, volume, subset)
