@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +17,7 @@ from lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.splits import Split, read_run_split
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.metrics_log import read_metrics
+from lora_moe_hgd.training.objectives import SegmentationObjective
 from lora_moe_hgd.training.run_folder import RunFolder
 from lora_moe_hgd.training.states import Progress, RunState, write_state
 
@@ -229,3 +231,23 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_ends_the_run_with_a_word(tmp
     ):
         run.save_checkpoint("best", network, processor, score="mean Dice 0.5")
     assert not (tmp_path / "best").exists()
+
+
+def test_a_run_that_is_stopped_during_validation_resumes_with_that_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = small_run(tmp_path / "whole", tmp_path / "cache", "--epochs", "1")
+    validate = SegmentationObjective.validate
+
+    def stopped(*args: object, **options: object) -> float:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("A signal during validation stops at once.")
+
+    with mock.patch.object(SegmentationObjective, "validate", stopped), pytest.raises(SystemExit, match="130"):
+        small_run(tmp_path / "run", tmp_path / "cache", "--epochs", "1")
+    assert "Stopped during the validation after epoch 1" in capsys.readouterr().out
+    with mock.patch.object(SegmentationObjective, "validate", autospec=True, side_effect=validate) as again:
+        best = small_run(tmp_path / "run", tmp_path / "cache", "--epochs", "1")
+    again.assert_called_once()
+    same = [(folder / "model.safetensors").read_bytes() for folder in (whole, best)]
+    assert same[0] == same[1]

@@ -276,8 +276,8 @@ class TrainingLoop:
             score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
         except KeyboardInterrupt:
             self.accelerator.print(
-                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run with this "
-                f"validation. Its checkpoints so far are in {self.run.path}."
+                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run with "
+                f"this validation. Its checkpoints so far are in {self.run.path}."
             )
             raise SystemExit(130) from None
         self.validating = False
