@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from lora_moe_hgd import BrainTumorSegmentationPipeline, pretrained_path, segment
+from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, segment
 from lora_moe_hgd.cases.layouts import find_case
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -17,9 +17,14 @@ pytestmark = pytest.mark.usefixtures("small_shipped")
 TASK = "brain-tumor-segmentation"
 
 
+def default_pipeline(**options: bool) -> BrainTumorSegmentationPipeline:
+    network, processor = load_checkpoint()
+    return pipeline(TASK, model=network, image_processor=processor, device="cpu", **options)
+
+
 @pytest.fixture(scope="module")
 def segmenter() -> BrainTumorSegmentationPipeline:
-    return pipeline(TASK, model=str(pretrained_path()), device="cpu")
+    return default_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def test_the_mirror_image_has_a_say_if_asked_for_when_it_is_made_or_called(segme
     expected = segment(images, mirror=True).probabilities
     assert not np.array_equal(segmenter(files)["probabilities"], expected)
     assert np.array_equal(segmenter(files, mirror=True)["probabilities"], expected)
-    mirroring = pipeline(TASK, model=str(pretrained_path()), device="cpu", mirror=True)
+    mirroring = default_pipeline(mirror=True)
     assert np.array_equal(mirroring(files)["probabilities"], expected)
 
 

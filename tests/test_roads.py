@@ -108,8 +108,7 @@ def test_the_processor_gives_what_the_folder_gives_and_warns(sources, kind: str,
     (geometry,), (present,) = inputs["geometry"], inputs["modality_mask"].tolist()
     assert [str(warning.message) for warning in caught if warning.category is UserWarning] == [*geometry.warnings]
     confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
-    volumes_ml = {name: region.sum() * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)}
-    doubts = [str(finding) for finding in confidence_warnings(confidence, volumes_ml)]
+    doubts = [str(finding) for finding in confidence_warnings(confidence)]
     same((LABEL_SCHEMES["brats2023"].encode(regions), [*geometry.warnings, *doubts]), by_folder)
 
 
