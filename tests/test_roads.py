@@ -16,7 +16,6 @@ from transformers import pipeline
 from lora_moe_hgd import Segmentation, load_checkpoint, segment
 from lora_moe_hgd.inference.segment import find_regions
 from lora_moe_hgd.model.confidence import confidence_warnings
-from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd_cli import run
 
