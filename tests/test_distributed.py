@@ -93,7 +93,7 @@ def test_weights_in_parts_on_two_processes_train_as_whole_ones(whole_batch: Path
 
 @pytest.mark.slow
 def test_the_launcher_of_the_repository_trains_in_two_processes(tmp_path: Path) -> None:
-    """All of `accelerate launch train.py`, whose parts the tests above hold."""
+    """Run `accelerate launch train.py` as a whole; the tests above cover its parts."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launcher += ["--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"), str(ROOT / "train.py")]
     subprocess.run([*launcher, *words_of(tmp_path / "run", "--epochs", "1")], check=True, timeout=600)

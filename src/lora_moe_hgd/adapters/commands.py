@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
             [args.base, *args.adapters],
             data=args.in_path,
             out=args.out_path,
-            options=options + ["--quiet"] * args.quiet,
+            options=options,
             quiet=args.quiet,
         )
         if not args.quiet:
@@ -110,6 +110,7 @@ def compare_adapters(
     for name in names:
         checkpoint_folder(name)
     folders = [out / f"{number}-{_short(name)}" for number, name in enumerate(names)]
+    options = [*options, *(["--quiet"] if quiet else [])]
     failed = 0
     for name, folder in zip(names, folders, strict=True):
         if not quiet:

@@ -13,7 +13,7 @@ from ..splits import FILE_NAME, Split, read_run_split
 
 
 def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
-    """Ids of the cases that trained a checkpoint or a base that it was trained from, sorted.
+    """Return the sorted ids of the cases that trained a checkpoint or one of its bases.
 
     `RUN/split.csv` lists them for the checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`; a shipped
     checkpoint has its own `split.csv`. Nothing is

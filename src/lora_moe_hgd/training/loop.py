@@ -122,12 +122,13 @@ class TrainingLoop:
             while self.done.epoch < self.config.epochs:
                 self._train_epoch()
                 epoch = self.done.epoch + 1
-                if epoch % self.config.validation.every == 0 or epoch == self.config.epochs:
-                    # At the end of the epoch: who resumes from here validates first.
+                due = epoch % self.config.validation.every == 0 or epoch == self.config.epochs
+                if due:
+                    # A run that resumes from the end of an epoch validates first.
                     self._save_state()
-                    self.done.epoch, self.done.batch = epoch, 0
-                    self._validate_and_save()
                 self.done.epoch, self.done.batch = epoch, 0
+                if due:
+                    self._validate_and_save()
                 self._save_state()
         self.accelerator.end_training()
         if self.accelerator.is_main_process:

@@ -1,7 +1,7 @@
-"""The options of a run as a tree of dataclasses: their defaults, their rules, and what a change of each means.
+"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of changing each.
 
 `None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
-beside the others is an error. What is left out is set to its default wherever it has an effect.
+is an error. An option that is not given gets its default if it has an effect.
 """
 
 from __future__ import annotations
