@@ -12,6 +12,18 @@ from small_runs import save_shipped, shipping
 from lora_moe_hgd_cli import run
 
 
+# Files whose tests wait for processes of their own. Started first and on one worker, they wait while others compute,
+# and import torch for their processes once.
+FORKING = ("test_resume.py", "test_distributed.py", "test_cohort.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each file run on one worker, where its tests share what they have made; files that take long come first."""
+    items.sort(key=lambda item: item.path.name not in FORKING)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("forking" if item.path.name in FORKING else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def dummy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three labelled phantoms on a coarse grid, `case_000` to `case_002`."""

@@ -67,7 +67,9 @@ def test_a_saved_peer_gives_the_same_logits(peer: Any, tmp_path: Path) -> None:
         assert torch.equal(peer(volume).logits, reloaded(volume).logits)
 
 
-@pytest.mark.parametrize("name", ["SegResNet-16", "UNETR", "DynUNet", "SwinUNETR-24"])
+@pytest.mark.parametrize(
+    "name", ["SegResNet-16", pytest.param("UNETR", marks=pytest.mark.slow), "DynUNet", "SwinUNETR-24"]
+)
 def test_weights_of_each_peer_are_saved_as_they_are_trained_channels_last(
     peers: Any, name: str, tmp_path: Path
 ) -> None:

@@ -29,8 +29,8 @@ class Runner:
     ) -> list[Fork]:
         """Start a run; the pause after each step leaves time to kill it."""
         words = ["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(output_dir)]
-        words += ["--cache-dir", str(self.folder / "cache"), "--epochs", "3", "--subsets", "[flair]"]
-        words += ["--crops-per-case", "1", "--save-every", "1", "--tracker", "none", *options]
+        words += ["--cache-dir", str(self.folder / "cache"), "--epochs", "2", "--subsets", "[flair]"]
+        words += ["--phantoms", "6", "--crops-per-case", "1", "--save-every", "1", "--tracker", "none", *options]
         if processes == 1:
             return [Fork(train_small, words, pause)]
         return fork_ranks(train_small, words, pause, sharded, environments=[{}] * processes)
@@ -107,8 +107,8 @@ def test_options_that_do_not_change_the_result_may_change_between_kill_and_resum
     runner: Runner, uninterrupted: Path
 ) -> None:
     output_dir = runner.folder / "changed"
-    kill_after_step(runner.start(output_dir, "--tracker", "tensorboard", "--num-workers", "1"), output_dir, 3)
-    others = ["--num-workers", "0", "--save-every", "2", "--gradient-checkpointing", "true"]
+    kill_after_step(runner.start(output_dir, "--tracker", "tensorboard"), output_dir, 3)
+    others = ["--save-every", "2", "--gradient-checkpointing", "true"]
     others += ["--cache-dir", str(runner.folder / "another-cache")]
     assert "Resuming after step" in runner.finish(output_dir, *others)
     assert_same_run(output_dir, uninterrupted)
