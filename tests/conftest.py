@@ -11,7 +11,6 @@ from small_runs import save_shipped, shipping
 
 from lora_moe_hgd_cli import run
 
-
 # Files whose tests wait for processes of their own. Started first and on one worker, they wait while others compute,
 # and import torch for their processes once.
 FORKING = ("test_resume.py", "test_distributed.py", "test_cohort.py")
