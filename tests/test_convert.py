@@ -96,7 +96,7 @@ def test_regions_survive_every_scheme(scheme: str, tmp_path: Path) -> None:
     found = read_case(after.in_scheme(scheme), labels=True).checked()
     np.testing.assert_array_equal(found.regions, read_case(before, labels=True).checked().regions)
     written = set(np.unique(voxels_of(after.labelled())).tolist())
-    assert written == {0, LABEL_SCHEMES[scheme].edema, LABEL_SCHEMES[scheme].core, LABEL_SCHEMES[scheme].enhancing}
+    assert written == {0, *LABEL_SCHEMES[scheme].written.values()}
 
 
 def test_what_the_target_cannot_tell_is_refused_and_nothing_is_written(

@@ -84,7 +84,7 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
-    lost = sorted(values & set(reading.scheme.no_tumour))
+    lost = sorted(values & set(reading.scheme.others))
     if lost:
         raise BadInputError(
             reading.case.labelled(),

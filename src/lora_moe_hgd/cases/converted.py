@@ -251,8 +251,7 @@ def write_index(record: Record) -> None:
             scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return
     names = {str(at): name for at, name in enumerate(target.order)}
-    scheme = target.scheme
-    parts = {"background": 0, "oedema": scheme.edema, "core": scheme.core, "enhancing": scheme.enhancing}
+    parts = {"background": 0, **target.scheme.written}
     content: dict[str, Any] = {"numTraining": sum("seg" in files for files in cases.values())}
     if target.key == NUMBERED:
         content |= {"channel_names": names, "labels": parts, "file_ending": END}

@@ -18,6 +18,8 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 
+# Keys of the labels in the report, where they are spelled unlike the words.
+KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
 
 
@@ -60,12 +62,8 @@ def make_report(
         "interpolated": interpolated,
         "warnings": warnings,
         "not_written": [],
-        "label_scheme": {
-            "name": scheme.name,
-            "edema": scheme.edema,
-            "core": scheme.core,
-            "enhancing": scheme.enhancing,
-        },
+        "label_scheme": {"name": scheme.name}
+        | {KEYS.get(word, word): label for word, label in scheme.written.items()},
         "shape": list(image.shape),
         "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
         "checkpoint": checkpoint,
