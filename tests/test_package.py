@@ -21,6 +21,7 @@ PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
 ORDER = [
     "model",
+    "task_files",
     "files",
     "fingerprints",
     "processes",

@@ -10,20 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
+from ..model.task import BRAIN_TUMOUR, Task
 from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 # Images in formats that are not read.
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
-# Remedy for file names that do not determine the sequence.
-NAME_THEM = " ".join(f"--{name} FILE" for name in MODALITIES)
-
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
 )
+
+
+def name_them(task: Task = BRAIN_TUMOUR) -> str:
+    """Options that name the files of a case one by one: the remedy for names that do not tell the sequence."""
+    return " ".join(f"--{name} FILE" for name in task.modalities)
 
 
 def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
@@ -95,13 +97,17 @@ class CaseFiles:
         """The same case with these sequences alone."""
         return replace(self, images={name: path for name, path in self.images.items() if name in names})
 
-    def in_scheme(self, label_scheme: str | None) -> CaseFiles:
+    def in_scheme(self, label_scheme: str | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
         """The same case with a ground truth in this scheme; `None` leaves the schemes that its names tell.
 
         Raises:
             ValueError: If the scheme does not exist.
         """
-        return self if label_scheme is None else replace(self, label_schemes=(find_label_scheme(label_scheme).name,))
+        return (
+            self
+            if label_scheme is None
+            else replace(self, label_schemes=(find_label_scheme(label_scheme, task.schemes).name,))
+        )
 
     def file_names(self) -> dict[str, str]:
         """File name of each sequence, without its folder; of a 4-D file with the index of the volume."""
@@ -149,8 +155,8 @@ def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
     return lines + ([f"and {len(counts) - most} other ways to name files"] if len(counts) > most else [])
 
 
-def given_case(images: Mapping[str, Path]) -> CaseFiles:
+def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """The case of files that are named one by one, whatever they are called."""
-    paths = {name: images[name] for name in MODALITIES if name in images}
+    paths = {name: images[name] for name in task.modalities if name in images}
     first = next(iter(paths.values()))
     return CaseFiles(safe_name(stem_of(first) or first.name), first.parent, "given", (), paths, None)

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from ..arguments import add_allowances, add_in_path, add_quiet
 from ..files import reason_of
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
+from ..model.task import BRAIN_TUMOUR, Task
+from ..task_files import read_task
 from .case_files import CaseFiles, namings
 from .channels import parse_channel_order
 from .layouts import survey
@@ -49,11 +50,13 @@ class CheckedCohort:
         root: Where it lies.
         cases: Those whose files could be told.
         others: What is wrong with the rest.
+        task: What is segmented.
     """
 
     root: Path
     cases: tuple[CheckedCase, ...]
     others: tuple[Finding, ...]
+    task: Task = BRAIN_TUMOUR
 
     @property
     def findings(self) -> list[Finding]:
@@ -70,7 +73,7 @@ class CheckedCohort:
             "cases": len(self.cases),
             "errors": levels["error"],
             "warnings": levels["warning"],
-            "sequences": {name: present[name] for name in MODALITIES},
+            "sequences": {name: present[name] for name in self.task.modalities},
             "layouts": dict(Counter(checked.case.layout for checked in self.cases)),
             "label_schemes": dict(schemes),
         }
@@ -113,12 +116,17 @@ class CheckedCohort:
 
 
 def check_case(
-    case: CaseFiles, *, labels: bool, allow_skull: bool = False, allow_partial: bool = False
+    case: CaseFiles,
+    *,
+    labels: bool,
+    allow_skull: bool = False,
+    allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CheckedCase:
     """Read a case as training does, and keep the findings."""
     try:
         reading = read_case(
-            case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial
+            case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial, task=task
         )
     # Whatever a case raises must not end the check of the others.
     except Exception as error:
@@ -137,6 +145,7 @@ def check_cohort(
     allow_partial: bool = False,
     num_workers: int = 0,
     progress: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CheckedCohort:
     """Read every case below `root`.
 
@@ -149,22 +158,23 @@ def check_cohort(
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Processes that read, beside this one.
         progress: Whether to show a bar.
+        task: What is segmented.
 
     Raises:
         BadInputError: If `root` holds no case.
     """
-    cases, others = survey(root, channel_order=channel_order)
-    cases = [case.in_scheme(label_scheme) for case in cases]
-    one = partial(check_case, labels=labels, allow_skull=allow_skull, allow_partial=allow_partial)
+    cases, others = survey(root, channel_order=channel_order, task=task)
+    cases = [case.in_scheme(label_scheme, task) for case in cases]
+    one = partial(check_case, labels=labels, allow_skull=allow_skull, allow_partial=allow_partial, task=task)
 
     def shown(checked: Iterable[CheckedCase]) -> tuple[CheckedCase, ...]:
         return tuple(tqdm(checked, desc="checking", unit="case", total=len(cases), disable=not progress))
 
     if num_workers < 2:
-        return CheckedCohort(root, shown(map(one, cases)), tuple(others))
+        return CheckedCohort(root, shown(map(one, cases)), tuple(others), task)
     # Spawned, as a fork of a process that computes with threads may hang.
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others))
+        return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others), task)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -180,6 +190,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--label-scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; that of the file names if left out"
     )
+    parser.add_argument(
+        "--task", type=Path, metavar="FILE", help="YAML file of a task of your own; brain tumour if left out"
+    )
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     add_allowances(parser)
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
@@ -187,15 +200,19 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.no_labels and args.label_scheme:
         raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
+    task = read_task(args.task) if args.task else BRAIN_TUMOUR
+    if args.task and args.label_scheme:
+        raise ValueError("--label-scheme has no effect with --task, which defines its labels. Leave it out.")
     cohort = check_cohort(
         args.in_path or args.root,
         labels=not args.no_labels,
         label_scheme=args.label_scheme,
-        channel_order=args.channel_order and parse_channel_order(args.channel_order),
+        channel_order=args.channel_order and parse_channel_order(args.channel_order, task),
         allow_skull=args.allow_skull,
         allow_partial=args.allow_partial,
         num_workers=args.num_workers,
         progress=not (args.json or args.quiet),
+        task=task,
     )
     if args.json:
         print(json.dumps(cohort.to_dict(), indent=2))

@@ -15,8 +15,9 @@ from pathlib import Path
 from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
-from .case_files import NAME_THEM, OTHER_FORMATS, shared_start, stem_of
-from .sequence_names import role_of
+from ..model.task import BRAIN_TUMOUR, Task
+from .case_files import OTHER_FORMATS, name_them, shared_start, stem_of
+from .sequence_names import role_in, role_of
 
 BY_WORDS = "names read by their words"
 # Patient and session of a BIDS name.
@@ -202,11 +203,21 @@ class NamedFiles:
     def is_clear(self) -> bool:
         """Whether there is a sequence, nothing is unknown and no role has two files."""
         known = not self.unknown and all(len(files) == 1 for files in self.roles.values())
-        return known and bool(set(self.roles) & set(MODALITIES))
+        return known and self.has_sequence
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether there is a sequence."""
+        return bool(set(self.roles) - {"seg"})
 
 
-def read_names(files: Sequence[Path]) -> NamedFiles:
-    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names."""
+def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
+    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names.
+
+    Families are those of brain tumours. The files of other tasks are read by the words that the task gives.
+    """
+    if not task.is_brain_tumour:
+        return _by_words_of(files, task)
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
@@ -272,22 +283,35 @@ def _sorted_by_role(roles: Mapping[Path, str | None]) -> NamedFiles:
     )
 
 
-def in_other_formats(files: Iterable[Path]) -> dict[str, list[Path]]:
+def _by_words_of(files: Sequence[Path], task: Task) -> NamedFiles:
+    """Roles of the volumes of a folder by the words of a task; what is known to be anything else is left out."""
+    roles = {file: role_in(task, str(stem_of(file))) for file in files}
+    names = [role for role in (*task.modalities, "seg") if role in roles.values()]
+    return NamedFiles(
+        None,
+        {name: [file for file, role in roles.items() if role == name] for name in names},
+        tuple(file for file, role in roles.items() if role == "other"),
+        tuple(file for file, role in roles.items() if role is None),
+    )
+
+
+def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
     """Files of each sequence that are in a format that is not read."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        role = role_of(stem_of(file, OTHER_FORMATS) or "")
-        if role in MODALITIES:
+        role = role_in(task, stem_of(file, OTHER_FORMATS) or "")
+        if role in task.modalities:
             found.setdefault(str(role), []).append(file)
     return found
 
 
-def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
+def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
     """Roles of the volumes of a case's folder.
 
     Args:
         folder: Folder of the case.
         content: Everything that it holds.
+        task: What is segmented.
 
     Raises:
         BadInputError: If they are of several cases, a name says nothing, two files are one sequence, or none is.
@@ -300,9 +324,12 @@ def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
             f"This folder holds files of several patients or sessions: {listed(cases)}. "
             "Give each a folder of its own.",
         )
-    named = read_names(files)
+    named = read_names(files, task)
     unread = [
-        file.name for role, found in in_other_formats(content).items() if role not in named.roles for file in found
+        file.name
+        for role, found in in_other_formats(content, task).items()
+        if role not in named.roles
+        for file in found
     ]
     if unread:
         raise BadInputError(
@@ -310,14 +337,14 @@ def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
             f"These sequences are in a format that is not read: {listed(unread)}. Convert them to NIfTI (.nii.gz), or "
             "move them away to go on without them.",
         )
-    if not set(named.roles) & set(MODALITIES):
-        raise BadInputError(folder, nothing_found(folder))
+    if not named.has_sequence:
+        raise BadInputError(folder, nothing_found(folder, task))
     if named.unknown:
         known = ", ".join(f"{role} {files[0].name}" for role, files in named.roles.items())
         raise BadInputError(
             folder,
             f"These names do not say which sequence it is: {listed(file.name for file in named.unknown)}. (Known are: "
-            f"{known}.) Name the sequences with {NAME_THEM}, or rename or remove these files.",
+            f"{known}.) Name the sequences with {name_them(task)}, or rename or remove these files.",
         )
     for role, same in named.roles.items():
         if len(same) > 1:
@@ -325,7 +352,7 @@ def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
             raise BadInputError(
                 folder,
                 f"Several files may be {what}: {listed(file.name for file in same)}. Keep one, or name the sequences "
-                f"with {NAME_THEM}. Give each patient and each session a folder of its own.",
+                f"with {name_them(task)}. Give each patient and each session a folder of its own.",
             )
     return named
 
@@ -346,8 +373,8 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def nothing_found(folder: Path) -> str:
+def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
     """Message for a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     holds = f"It holds: {listed(names)}." if names else "It is empty."
-    return f"No MRI sequence found. {holds} Name the sequences with {NAME_THEM}."
+    return f"No MRI sequence found. {holds} Name the sequences with {name_them(task)}."

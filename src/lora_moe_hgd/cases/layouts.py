@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import listed
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
-from .case_files import NAME_THEM, CaseFiles, safe_name, stem_of
+from ..model.task import BRAIN_TUMOUR, Task
+from .case_files import CaseFiles, name_them, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
-from .sequence_names import role_of
+from .sequence_names import role_in
 
 # Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`, and `<subject>/<session>/anat` of BIDS.
 DEEPEST_CASE = 3
@@ -21,7 +21,7 @@ DEEPEST_CASE = 3
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
 
-def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> CaseFiles:
+def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
     The case is called as its folder; a symbolic link keeps its own name.
@@ -29,21 +29,22 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> Case
     Args:
         path: Where to look.
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
+        task: What is segmented: the words of its file names.
 
     Raises:
         BadInputError: If no sequence is found, a name does not say what the file is, two files are one sequence, or
             the order has no effect.
     """
-    case = _case_at(path, channel_order)
+    case = _case_at(path, channel_order, task)
     if not _has_numbers(path):
         _refuse_idle_order(path, channel_order)
     return case
 
 
-def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
+def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     """The case at `path`; the order is for those whose sequences have numbers."""
     if not path.is_dir():
-        return channel_case(path, channel_order)
+        return channel_case(path, channel_order, task)
     content = _listed(path)
     numbered = channel_cases(path)
     if numbered:
@@ -57,10 +58,10 @@ def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
             raise BadInputError(
                 path,
                 f"This folder holds files with numbers for the sequences and others: {listed(others)}. Move these "
-                f"away, or name the sequences with {NAME_THEM}.",
+                f"away, or name the sequences with {name_them(task)}.",
             )
-        return channel_case(next(iter(numbered.values())), channel_order)
-    named = name_files(path, content)
+        return channel_case(next(iter(numbered.values())), channel_order, task)
+    named = name_files(path, content, task)
     layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
     elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
@@ -68,26 +69,30 @@ def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
         folder=path,
         layout=layout.name if layout else BY_WORDS,
         label_schemes=layout.label_schemes if layout else (),
-        images={modality: roles[modality] for modality in MODALITIES if modality in roles},
+        images={modality: roles[modality] for modality in task.modalities if modality in roles},
         segmentation=roles.get("seg") or next((file.resolve() for file in elsewhere if file.is_file()), None),
         left_out=named.left_out,
     )
 
 
-def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> list[CaseFiles]:
+def find_cases(
+    root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
+) -> list[CaseFiles]:
     """Every case below `root` in order of place, or `root` itself if it is a case.
 
     Raises:
         BadInputError: If `root` holds no case, or the files of a case are not clear.
     """
-    cases, findings = survey(root, channel_order=channel_order)
+    cases, findings = survey(root, channel_order=channel_order, task=task)
     if findings:
         first = findings[0]
         raise BadInputError(first.where, first.message)
     return cases
 
 
-def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[list[CaseFiles], list[Finding]]:
+def survey(
+    root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
+) -> tuple[list[CaseFiles], list[Finding]]:
     """Every case below `root`, and what is wrong with the folders whose files are not clear.
 
     A case is called by its path from `root` on, joined by `_` and without a last folder `anat`: `sub-01/ses-01/anat`
@@ -104,26 +109,26 @@ def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[l
     together = channel_cases(apart or root)
     # A single file of the kind in `root` itself is a case's, which `find_case` separates from others.
     if len(together) > (0 if apart else 1):
-        return _unique(root, *_found(root, list(together.values()), channel_order, named_by_file=True))
-    folders = list(_folders(root, DEEPEST_CASE, set()))
+        return _unique(root, *_found(root, list(together.values()), channel_order, task, named_by_file=True))
+    folders = list(_folders(root, DEEPEST_CASE, set(), task))
     places = [folder.path for folder in folders if folder.is_case]
     odd = [folder.path for folder in folders if not folder.is_case and _seems_a_case(folder, places, root)]
-    cases, findings = _found(root, sorted([*places, *odd]), channel_order, named_by_file=False)
+    cases, findings = _found(root, sorted([*places, *odd]), channel_order, task, named_by_file=False)
     if not cases and not findings:
-        raise BadInputError(root, nothing_found(root))
+        raise BadInputError(root, nothing_found(root, task))
     if not any(_has_numbers(place) for place in places):
         _refuse_idle_order(root, channel_order)
-    return _unique(root, *_together(root, cases, findings))
+    return _unique(root, *_together(root, cases, findings, task))
 
 
 def _found(
-    root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, *, named_by_file: bool
+    root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, task: Task, *, named_by_file: bool
 ) -> tuple[list[CaseFiles], list[Finding]]:
     """The case of each place, called by its path, and what is wrong with the others."""
     cases, findings = [], []
     for place in places:
         try:
-            case = _case_at(place, channel_order)
+            case = _case_at(place, channel_order, task)
         except BadInputError as error:
             findings.append(error.finding)
         else:
@@ -188,7 +193,7 @@ def _unique(
 
 
 def _together(
-    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
+    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding], task: Task
 ) -> tuple[list[CaseFiles], list[Finding]]:
     """The cases without those that are one sequence each of a case with a folder for each sequence.
 
@@ -201,13 +206,13 @@ def _together(
             for folder in (case.folder, *case.folder.parents):
                 if folder == root:
                     break
-                if role_of(folder.name) == name:
+                if role_in(task, folder.name) == name:
                     parts.setdefault(folder.parent, []).append(case)
                     break
     apart = {parent: found for parent, found in parts.items() if len({next(iter(case.images)) for case in found}) > 1}
     message = (
         "Each sequence has a folder of its own here. Put the files of a case into one folder, "
-        f"or name them with {NAME_THEM}."
+        f"or name them with {name_them(task)}."
     )
     taken = [case.folder for found in apart.values() for case in found]
     errors = [Finding(parent, message, "error") for parent in apart]
@@ -223,7 +228,7 @@ class _Folder:
     is_clear: bool
 
 
-def _folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[_Folder]:
+def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterator[_Folder]:
     """Folders with volumes, at most `deepest` below and none inside a case; each once, whatever links lead to it."""
     if folder.resolve() in seen:
         return
@@ -235,15 +240,15 @@ def _folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[_Folder]:
         yield _Folder(folder, is_case=True, is_clear=False)
         return
     volumes = [file for file in files if stem_of(file) is not None]
-    named = read_names(volumes)
-    is_case = bool(channel_cases(folder) or set(named.roles) & set(MODALITIES) or in_other_formats(files))
+    named = read_names(volumes, task)
+    is_case = bool(channel_cases(folder) or named.has_sequence or in_other_formats(files, task))
     if volumes or is_case:
         yield _Folder(folder, is_case, is_clear=not named.unknown)
     if not is_case and deepest:
         skipped = NO_CASES_OF_BIDS if (folder / "dataset_description.json").is_file() else ()
         for below in files:
             if below.is_dir() and not below.name.startswith(".") and below.name not in skipped:
-                yield from _folders(below, deepest - 1, seen)
+                yield from _folders(below, deepest - 1, seen, task)
 
 
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 
 from ..model.case_rules import LABEL_MAP, SettledCase, settle
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding, Level, raise_errors
 from ..model.grids import Volume
 from ..model.label_schemes import LabelScheme
 from ..model.sources import volume_of, volume_of_image
+from ..model.task import BRAIN_TUMOUR, Task
 from .case_files import CaseFiles
 from .nifti import ReadVolume, image_like, read_image, read_stack
 
@@ -58,7 +58,7 @@ class CaseReading:
 
     @property
     def regions(self) -> np.ndarray:
-        """WT, TC and ET `(3, D, H, W)` bool of the label map."""
+        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
         return self.settled.regions
 
     def checked(self, *, strict: bool = False) -> CaseReading:
@@ -79,6 +79,7 @@ def read_case(
     not_finite: Level = "warning",
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
     """Read the files of a case and apply the rules; what cannot be used is left out and found in `findings`.
 
@@ -89,6 +90,7 @@ def read_case(
         not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
+        task: What is segmented.
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
@@ -104,9 +106,10 @@ def read_case(
         not_finite=not_finite,
         allow_skull=allow_skull,
         allow_partial=allow_partial,
+        task=task,
     )
     if not read and not findings:
-        message = f"The case has no sequence. It needs at least one of {', '.join(MODALITIES)}."
+        message = f"The case has no sequence. It needs at least one of {', '.join(task.modalities)}."
         findings.append(Finding(case.folder, message, "error"))
     places = {**case.images, LABEL_MAP: case.segmentation}
     findings += [replace(finding, where=places.get(str(finding.where)) or case.folder) for finding in settled.findings]
@@ -120,6 +123,7 @@ def read_sources(
     reference: str | None = None,
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
     """Apply the rules to a case of which some sequences are in memory; findings name sequences and files.
 
@@ -129,8 +133,9 @@ def read_sources(
         reference: Sequence whose grid the others are brought to; the first that can be read when `None`.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
+        task: What is segmented.
     """
-    sources = {name: sources[name] for name in MODALITIES if name in sources}
+    sources = {name: sources[name] for name in task.modalities if name in sources}
     paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}
     case = CaseFiles("case", Path(), "memory", (), paths, None)
     findings: list[Finding] = []
@@ -146,7 +151,7 @@ def read_sources(
                 images[name] = _image_of(source, volumes[name])
         except BadInputError as error:
             findings.append(error.finding)
-    settled = settle(volumes, reference=reference, allow_skull=allow_skull, allow_partial=allow_partial)
+    settled = settle(volumes, reference=reference, allow_skull=allow_skull, allow_partial=allow_partial, task=task)
     findings += [replace(finding, where=paths.get(str(finding.where), finding.where)) for finding in settled.findings]
     return CaseReading(case, settled, _images(settled, images), findings)
 

@@ -11,6 +11,9 @@ import unicodedata
 from functools import lru_cache
 from typing import Literal
 
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.task import Task
+
 Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
 
 # Kind -> words. A word may stand alone or be joined to others, as in `axt1post`. Words of no kind are ignored.
@@ -113,6 +116,30 @@ def role_of(description: str) -> Role | None:
     if sequences:
         return None
     return "seg" if "tumour" in kinds else "other" if "lesion" in kinds else None
+
+
+def role_in(task: Task, description: str) -> str | None:
+    """Sequence of a task that a name tells, `seg` for its label map, `other` for what is known to be neither.
+
+    Words of the task count first. A name with words of several is of none.
+
+    Returns:
+        `None` if the name tells nothing, or contradicts itself.
+    """
+    known = role_of(description)
+    if task.is_brain_tumour:
+        return known
+    if description.lower().startswith("sub-"):
+        description = BIDS_ENTITIES.sub("_", description)
+    words = set(re.findall(r"[a-z0-9]+", description.lower()))
+    named = {**task.sequences, "seg": task.label_map}
+    found = [role for role, own in named.items() if words & set(own)]
+    if found:
+        return found[0] if len(found) == 1 else None
+    if known in named and not named[known]:
+        return known
+    # The T1c of a task without one, and the label map of another.
+    return "other" if known in (*MODALITIES, "seg", "other") else None
 
 
 def _kinds(description: str) -> list[str]:

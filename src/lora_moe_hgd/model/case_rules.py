@@ -24,6 +24,7 @@ from .brain import (
 from .findings import BadInputError, Finding, Level, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
+from .task import BRAIN_TUMOUR, Task
 
 LABEL_MAP = "label map"
 # The masks of two sequences of one case of BraTS-Africa overlap by 0.99 and more.
@@ -34,8 +35,6 @@ ENHANCEMENT = 0.5
 MOST_LABELS = 8
 # A brain cut off by the field of view shows this share of its largest plane on the border.
 CUT_OFF = 0.3
-
-WITHOUT_T1C = "TC and ET are guesses, because contrast uptake shows on T1c alone. Do not rely on them."
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class SettledCase:
 
     @property
     def regions(self) -> np.ndarray:
-        """WT, TC and ET `(3, D, H, W)` bool of the label map."""
+        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
         assert self.labels is not None
         assert self.scheme is not None
         return self.scheme.decode(self.labels)
@@ -99,6 +98,7 @@ def settle(
     not_finite: Level = "warning",
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> SettledCase:
     """Apply the rules to the volumes of one case.
 
@@ -110,6 +110,7 @@ def settle(
         not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
         allow_skull: Accept heads with their skull, as a warning.
         allow_partial: Accept volumes that show only a part of a brain, as a warning.
+        task: What is segmented: the meaning of the label map.
     """
     notes = _Notes()
     usable = {}
@@ -135,17 +136,18 @@ def settle(
     )
     case = SettledCase(arrays, like.affine, reference)
     if label_map is not None:
-        labels, scheme, moved = _settle_labels(notes, label_map, label_schemes, reference, like)
+        labels, scheme, moved = _settle_labels(notes, label_map, label_schemes, reference, like, task)
         interpolated += [LABEL_MAP] if moved else []
         case = replace(case, labels=labels, scheme=scheme)
         if labels is not None:
-            _judge_labels(notes, case)
+            _judge_labels(notes, case, task)
     return replace(case, interpolated=tuple(interpolated), findings=tuple(notes.findings))
 
 
-def result_warnings(names: Iterable[str]) -> tuple[Finding, ...]:
+def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend on the available sequences alone, not on the images."""
-    return () if "t1c" in set(names) else (Finding("case", WITHOUT_T1C),)
+    present = set(names)
+    return tuple(Finding("case", warning) for name, warning in task.without.items() if name not in present)
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
@@ -292,14 +294,14 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
 
 
 def _settle_labels(
-    notes: _Notes, label_map: Volume, schemes: Sequence[str], reference: str, like: Volume
+    notes: _Notes, label_map: Volume, schemes: Sequence[str], reference: str, like: Volume, task: Task
 ) -> tuple[np.ndarray | None, LabelScheme | None, bool]:
     """The label map on the reference's grid, its scheme, and whether it was moved between voxels."""
     for oddity in label_map.oddities:
         notes.add(LABEL_MAP, oddity)
     try:
         check_affine(LABEL_MAP, label_map.affine, label_map.array.shape)
-        scheme = detect_label_scheme(label_values(label_map.array), schemes)
+        scheme = detect_label_scheme(label_values(label_map.array), schemes, task.schemes)
     except BadInputError as error:
         notes.findings.append(error.finding)
         return None, None, False
@@ -315,16 +317,20 @@ def _settle_labels(
     return np.rint(placed[0].array).astype(np.uint8), scheme, placed[1]
 
 
-def _judge_labels(notes: _Notes, case: SettledCase) -> None:
+def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     """Find labels beside the brain, and an ET that does not enhance."""
-    whole, _, enhancing = case.regions
+    regions = dict(zip(task.regions, case.regions, strict=True))
+    whole = np.logical_or.reduce(list(regions.values()))
     if not whole.any():
-        notes.add(LABEL_MAP, "It marks no tumour.")
+        notes.add(LABEL_MAP, f"It marks no {task.target}.")
         return
     brain = brain_of(case.arrays.values())
     outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
     if outside > 0.05:
-        notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Check that it belongs to this case.")
+        notes.add(
+            LABEL_MAP, f"{outside:.0%} of the {task.target} lie outside the brain. Check that it belongs to this case."
+        )
+    enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
         rest = brain & ~whole
         gain = _height(case.arrays["t1c"], enhancing, rest) - _height(case.arrays["t1"], enhancing, rest)

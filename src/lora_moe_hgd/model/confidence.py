@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .findings import Finding
+from .task import shown
 
 # Below this, a region should not be used without correction.
 LOW_CONFIDENCE = 0.6
@@ -59,7 +60,7 @@ def confidence_warnings(confidence: Mapping[str, float | None]) -> list[Finding]
     """Return a warning for each region that was found with a low confidence."""
     return [
         Finding(
-            name.upper(),
+            shown(name),
             f"the expected Dice is {value:.2f}. Do not use this region without correction by an expert.",
             "warning",
         )

@@ -15,11 +15,13 @@ from transformers.processing_utils import ImagesKwargs
 from .brain import brain_of
 from .case_rules import SettledCase, result_warnings, settle
 from .confidence import calibrated_dice, expected_dice
-from .configuration_lora_moe_hgd import MODALITIES, REGIONS, TOKEN_STRIDE
+from .configuration_lora_moe_hgd import TOKEN_STRIDE
 from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
+from .label_schemes import LabelScheme
 from .label_schemes import label_scheme as find_label_scheme
 from .sources import volume_of
+from .task import BRAIN_TUMOUR, Task
 
 try:
     from scipy import ndimage
@@ -36,19 +38,22 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
     label_scheme: str
     least_part: float
     confidence_weights: list[list[float]] | None
+    task: dict[str, Any] | None
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
     """Canonical orientation, one voxel size, brain crop, robust z-score; and the way back.
 
     Args:
-        modalities: Sequences in channel order.
+        modalities: Sequences in channel order; those of the task when `None`.
         target_spacing_mm: Voxel size the network works at, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
+        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`; of a task of its own its
+            only one.
         least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
-        confidence_weights: Weights of `confidence.calibrated_dice` for WT, TC and ET, fitted on real cases; without
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases; without
             them the confidence is the Dice that the probabilities imply, which is too high.
+        task: What is segmented, as `Task.to_dict` gives it; a brain tumour when `None`.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -68,12 +73,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        modalities: Sequence[str] = MODALITIES,
+        modalities: Sequence[str] | None = None,
         target_spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         intensity_clip: float = 10.0,
-        label_scheme: str = "brats2023",
+        label_scheme: str | None = None,
         least_part: float = 0.0,
         confidence_weights: Sequence[Sequence[float]] | None = None,
+        task: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,20 +91,41 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
         if least_part > 0 and ndimage is None:
             raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
-        self.modalities = list(modalities)
+        self.task = None if task is None else Task.from_dict(task).to_dict()
+        names = self.segmentation_task.modalities
+        if task is not None and tuple(modalities or names) != names:
+            raise ValueError(
+                f"`modalities` must be those of the task, {', '.join(names)}, got {', '.join(modalities)}."
+            )
+        self.modalities = list(modalities or names)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
-        self.label_scheme = find_label_scheme(label_scheme).name
+        usual = "brats2023" if task is None else self.segmentation_task.name
+        self.label_scheme = self.scheme(label_scheme or usual).name
         self.least_part = float(least_part)
         if confidence_weights is not None:
             lengths = [len(weights) for weights in confidence_weights]
-            if lengths != [3 + len(self.modalities)] * len(REGIONS):
+            regions = self.segmentation_task.regions
+            if lengths != [3 + len(self.modalities)] * len(regions):
                 raise ValueError(
                     f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
-                    f"{', '.join(REGIONS)}, got {lengths}."
+                    f"{', '.join(regions)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
+
+    @property
+    def segmentation_task(self) -> Task:
+        """What is segmented."""
+        return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
+
+    def scheme(self, name: str | None = None) -> LabelScheme:
+        """Label scheme of this name among those of the task; the processor's own when `None`.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return find_label_scheme(name or self.label_scheme, self.segmentation_task.schemes)
 
     def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, segmentation_maps, **kwargs)
@@ -133,7 +160,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         Returns:
             `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
             end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
-            warnings; and, with label maps, `labels (B, 3, D, H, W)` uint8, the nested regions.
+            warnings; and, with label maps, `labels (B, R, D, H, W)` uint8, the regions.
 
         Raises:
             ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
@@ -151,7 +178,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 raise ValueError(
                     f"Give each of the {len(cases)} cases a label map, or none of them. {given} were given."
                 )
-        scheme = find_label_scheme(label_scheme or self.label_scheme)
+        scheme = self.scheme(label_scheme)
         settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
             if isinstance(case, SettledCase):
@@ -214,6 +241,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             label_schemes=(scheme,),
             allow_skull=allow_skull,
             allow_partial=allow_partial,
+            task=self.segmentation_task,
         )
         for finding in settled.findings:
             if finding.level == "error":
@@ -231,14 +259,14 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """Bring logits back to each case's own grid, as label maps.
 
         Args:
-            outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
+            outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: What `preprocess` returned for these cases.
             label_scheme: Scheme of the label maps; the processor's own when `None`.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
         """
-        scheme = find_label_scheme(label_scheme or self.label_scheme)
+        scheme = self.scheme(label_scheme)
         return [scheme.encode(regions) for regions, _ in self.post_process_regions(outputs, geometry)]
 
     def post_process_regions(
@@ -246,23 +274,23 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Bring logits back to each case's own grid, as regions and their probabilities.
 
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
-        `regions_of`. Outside the brain there is no tumour.
+        Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
+        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain nothing is found.
 
         Args:
-            outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
+            outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: What `preprocess` returned for these cases.
 
         Returns:
-            Of each case WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32, both in the
-            case's own shape and orientation.
+            Of each case the regions `(R, D, H, W)` bool, of a tumour WT, TC and ET, and their probabilities, float32,
+            both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        results = []
+        results, task = [], self.segmentation_task
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
-            probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy() * case_geometry.brain
+            probabilities = task.nested(at_case.sigmoid()).cpu().numpy() * case_geometry.brain
             regions, probabilities = (
                 np.stack([case_geometry.to_own_grid(volume) for volume in volumes])
                 for volumes in (self.regions_of(probabilities), probabilities)
@@ -273,16 +301,17 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the Dice to expect of each region, by `wt`, `tc` and `et`; `None` for a region that was not found.
+        """Return the Dice to expect of each region, by its name; `None` for a region that was not found.
 
         Args:
-            probabilities: `(3, D, H, W)` in [0, 1].
-            regions: Found regions, `(3, D, H, W)` bool.
+            probabilities: `(R, D, H, W)` in [0, 1].
+            regions: Found regions, `(R, D, H, W)` bool.
             voxel_ml: Volume of a voxel in millilitres.
             present: Whether each sequence was there, in channel order.
         """
         found: dict[str, float | None] = {}
-        for index, (name, value) in enumerate(zip(REGIONS, expected_dice(probabilities, regions), strict=True)):
+        names = self.segmentation_task.regions
+        for index, (name, value) in enumerate(zip(names, expected_dice(probabilities, regions), strict=True)):
             volume_ml = float(regions[index].sum()) * voxel_ml
             if volume_ml == 0:
                 found[name] = None
@@ -293,16 +322,16 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.
+        """Regions `(R, D, H, W)` bool of nested probabilities, without the parts that are too small.
 
         What is left out of a region is left out of those inside it before their parts are looked at.
         """
         regions = probabilities > 0.5
         if self.least_part > 0:
-            around = np.ones_like(regions[0])
-            for region in regions:
-                region &= around
-                around = region[:] = largest_parts(region, self.least_part)
+            for region, around in zip(regions, self.segmentation_task.around, strict=True):
+                for number in around:
+                    region &= regions[number]
+                region[:] = largest_parts(region, self.least_part)
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
@@ -316,7 +345,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         spacing = canonical_spacing_mm(case.affine)
         new_shape = resampled_shape(box_shape, spacing, tuple(self.target_spacing_mm))
         brain = close_gaps(inside[tuple(slice(low, high) for low, high in box)], spacing)
-        messages = tuple(str(finding) for finding in (*case.findings, *result_warnings(case.arrays)))
+        warned = result_warnings(case.arrays, self.segmentation_task)
+        messages = tuple(str(finding) for finding in (*case.findings, *warned))
         geometry = CaseGeometry((shape[0], shape[1], shape[2]), case.affine, box, new_shape, brain, messages)
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
@@ -336,7 +366,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Region masks `(3, ...)` of the case's own grid on the brain's box in canonical order."""
+    """Region masks `(R, ...)` of the case's own grid on the brain's box in canonical order."""
     box = tuple(slice(low, high) for low, high in geometry.box)
     return np.stack([to_canonical(region, affine)[box] for region in regions])
 

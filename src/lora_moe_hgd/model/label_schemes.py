@@ -187,7 +187,7 @@ def detect_label_scheme(
         unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
         named = allowed or (list(schemes.values()) if len(schemes) == 1 else [])
         wanted = " or ".join(map(str, named)) or "any known scheme"
-        if schemes is not LABEL_SCHEMES and not fitting:
+        if "brats2018" not in schemes and not fitting:
             remedy = "Add it to a region of the task or to `other_labels`, or remove it from the label map."
         else:
             remedy = f"Schemes that fit: {', '.join(scheme.name for scheme in fitting) or 'none'} (`--label-scheme`)."

@@ -11,8 +11,7 @@ from transformers import Pipeline
 
 from .case_rules import SettledCase
 from .confidence import confidence_warnings
-from .configuration_lora_moe_hgd import REGIONS
-from .label_schemes import label_scheme as find_label_scheme
+from .task import Task
 
 
 class BrainTumorSegmentationPipeline(Pipeline):
@@ -23,7 +22,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     The result of a case is a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
-    - `probabilities`: of WT, TC and ET, `(3, D, H, W)` float32 on that grid;
+    - `probabilities`: of the regions, of a tumour WT, TC and ET, `(R, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
     - `confidence`: expected Dice of each region, `None` if it was not found;
     - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
@@ -74,7 +73,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
             raise ValueError("`spacing_mm` is for bare arrays. A folder states its own voxel size.")
-        return self.image_processor(_read_folder(case, **parameters))
+        return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
         logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
@@ -84,9 +83,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
         logits: Tensor = outputs["logits"]
         ((regions, probabilities),) = self.image_processor.post_process_regions(logits, outputs["geometry"])
         (geometry,) = outputs["geometry"]
-        scheme = find_label_scheme(label_scheme or self.image_processor.label_scheme)
+        scheme = self.image_processor.scheme(label_scheme)
         voxels = np.count_nonzero(regions, axis=(1, 2, 3))
-        volumes_ml = dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True))
+        volumes_ml = dict(zip(scheme.regions, (voxels * geometry.voxel_ml).tolist(), strict=True))
         (present,) = outputs["modality_mask"].tolist()
         confidence = self.image_processor.confidence(
             probabilities, regions, voxel_ml=geometry.voxel_ml, present=present
@@ -101,7 +100,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
         }
 
 
-def _read_folder(folder: str | Path, *, allow_skull: bool = False, allow_partial: bool = False) -> SettledCase:
+def _read_folder(
+    folder: str | Path, task: Task, *, allow_skull: bool = False, allow_partial: bool = False
+) -> SettledCase:
     """Read the case in a folder.
 
     Raises:
@@ -115,7 +116,9 @@ def _read_folder(folder: str | Path, *, allow_skull: bool = False, allow_partial
             "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "
             f"which is not installed, got {folder}."
         ) from error
-    reading = read_case(find_case(Path(folder)), allow_skull=allow_skull, allow_partial=allow_partial).checked()
+    reading = read_case(
+        find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial
+    ).checked()
     for finding in reading.findings:
         warnings.warn(str(finding), stacklevel=2)
     return reading.settled

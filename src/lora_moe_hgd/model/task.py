@@ -85,6 +85,11 @@ class Task:
         return tuple(self._scheme.regions)
 
     @property
+    def is_brain_tumour(self) -> bool:
+        """Whether this is the task of the shipped networks, of which names of files and tables are known."""
+        return self.name == BRAIN_TUMOUR.name
+
+    @property
     def _scheme(self) -> LabelScheme:
         return next(iter(self.schemes.values()))
 
