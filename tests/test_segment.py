@@ -17,6 +17,7 @@ from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -191,7 +192,7 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
         choose_sequences(case, parse_sequences("t2,t1"))
     with pytest.raises(ValueError, match=r"Unknown sequence t1ce\. The names are t1, t1c, t2, flair"):
-        ResultOptions(sequences=parse_sequences("t1ce"))
+        ResultOptions(sequences=parse_sequences("t1ce")).check(BRAIN_TUMOUR)
 
 
 @pytest.mark.parametrize(

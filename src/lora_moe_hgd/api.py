@@ -10,7 +10,7 @@ from .cases.case_files import given_case
 from .cases.layouts import find_case
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.segmentation import Segmentation
-from .model.configuration_lora_moe_hgd import MODALITIES
+from .model.task import Task
 from .pretrained import DEFAULT_CHECKPOINT
 
 
@@ -41,7 +41,7 @@ def segment(
         allow_partial: Accept volumes that show a part of a brain, which are refused otherwise.
 
     Returns:
-        `label_map` (nibabel image), `regions` and `probabilities` `(3, D, H, W)` in the order WT, TC, ET,
+        `label_map` (nibabel image), `regions` and `probabilities` `(R, D, H, W)` in the order WT, TC, ET,
         `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence; `save(folder)` writes them.
 
     Raises:
@@ -54,7 +54,8 @@ def segment(
         allow_skull=allow_skull,
         allow_partial=allow_partial,
     )
-    return CaseSegmenter(checkpoint, options, device=device).segment(_found(case))
+    segmenter = CaseSegmenter(checkpoint, options, device=device)
+    return segmenter.segment(_found(case, segmenter.task))
 
 
 def example_case() -> Path:
@@ -65,20 +66,20 @@ def example_case() -> Path:
     return Path(__file__).parent / "example" / "BraTS-SSA-00041-000"
 
 
-def _found(case: str | Path | Mapping[str, Any]) -> Case:
+def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
     """The files of the case, or its sequences by name if some of them are in memory.
 
     Raises:
         ValueError: If no sequence is found, or one is unknown.
     """
     if not isinstance(case, Mapping):
-        return find_case(Path(case))
-    known = ", ".join(MODALITIES)
-    if unknown := sorted(set(map(str, case)) - set(MODALITIES)):
+        return find_case(Path(case), task=task)
+    known = ", ".join(task.modalities)
+    if unknown := sorted(set(map(str, case)) - set(task.modalities)):
         raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
     present = {name: source for name, source in case.items() if source is not None}
     if not present:
         raise ValueError(f"No sequence was given. Give at least one of {known}.")
     if all(isinstance(source, str | Path) for source in present.values()):
-        return given_case({name: Path(source) for name, source in present.items()})
+        return given_case({name: Path(source) for name, source in present.items()}, task)
     return present

@@ -7,6 +7,7 @@ commit behind it if need be; each may hold a whole network or a PEFT adapter ove
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.utils.logging import set_tqdm_hook
 from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from .model.task import BRAIN_TUMOUR, Task
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
 # Name of the folder of the shipped checkpoints.
@@ -60,6 +62,20 @@ def weights_digest(folder: Path) -> str:
     if is_adapter(folder):
         content.append(weights_digest(checkpoint_folder(adapter_base(folder))))
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def checkpoint_task(folder: Path) -> Task:
+    """Read what a checkpoint segments, without its weights.
+
+    Raises:
+        BadInputError: If the task breaks a rule.
+    """
+    settings = folder / "preprocessor_config.json"
+    if settings.is_file():
+        task = json.loads(settings.read_text()).get("task")
+        return BRAIN_TUMOUR if task is None else Task.from_dict(task)
+    # An adapter keeps the preprocessing of its base. What else lacks this file cannot be loaded, which loading says.
+    return checkpoint_task(checkpoint_folder(adapter_base(folder))) if is_adapter(folder) else BRAIN_TUMOUR
 
 
 def is_adapter(folder: Path) -> bool:

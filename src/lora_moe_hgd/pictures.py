@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -14,37 +14,62 @@ from matplotlib.lines import Line2D
 
 from .files import replacing
 from .model.geometry import canonical_spacing_mm, to_canonical
+from .model.task import BRAIN_TUMOUR, Task, shown
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
-COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}
-# Each region lies over the one around it, which shows on both sides where the two share a border.
-LINE_WIDTHS = {"WT": 3.2, "TC": 2.2, "ET": 1.1}
+PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
+# Each region lies over those around it, which show on both sides where they share a border: widths by their number.
+LINE_WIDTHS = (3.2, 2.2, 1.1)
 # The sequence on which a tumour is easiest to see comes first.
 BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
+
+
+def colours_of(task: Task) -> dict[str, str]:
+    """Colour of each region, by its name as people read it."""
+    return dict(zip(map(shown, task.regions), PALETTE, strict=False))
+
+
+def best_background(names: Iterable[str]) -> str:
+    """The sequence to draw on; of sequences that are not known the first."""
+    present = list(names)
+    return next((name for name in BEST_BACKGROUND if name in present), present[0])
+
+
+COLOURS = colours_of(BRAIN_TUMOUR)
 
 # Each plane shows two canonical axes (across, up), cut at the third.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
-def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.ndarray], *, title: str) -> None:
+def save_overlay(
+    path: Path,
+    background: nib.Nifti1Image,
+    rows: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    task: Task = BRAIN_TUMOUR,
+) -> None:
     """Draw each set of regions over the same planes of `background`, one row a set, and write a PNG.
 
     The patient's left is on the right of axial and coronal planes, as radiologists look at them; the front is on the
-    left of the sagittal one. Planes are those where the first set's whole tumour is largest, or the brain is if
-    there is no tumour.
+    left of the sagittal one. Planes are those where the regions of the first set together are largest, or the brain
+    is if there are none.
 
     Args:
         path: Written beside and renamed.
         background: Sequence to draw on.
-        rows: Name of each row and its regions WT, TC and ET, `(3, D, H, W)` on the background's grid.
+        rows: Name of each row and its regions, WT, TC and ET of a tumour, `(R, D, H, W)` on the background's grid.
         title: Above everything.
+        task: What the regions are.
     """
     affine = background.affine
     image = to_canonical(np.asarray(background.dataobj, dtype=np.float32), affine)
     regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in rows.items()}
     brain = image != 0
     box = _bounds(brain)
-    first = next(iter(regions.values()))[0]
+    first = next(iter(regions.values())).any(axis=0)
+    colours = colours_of(task)
+    widths_of = [LINE_WIDTHS[min(len(around), len(LINE_WIDTHS) - 1)] for around in task.around]
     cut = _largest_planes(first if first.any() else brain)
     low, high = np.percentile(image[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
     # Outside the brain a z-scored image is zero, which is a mid grey.
@@ -60,21 +85,24 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
             picture = _plane(image, box, through, cut)
             aspect = spacing[up] / spacing[across]
             axis.imshow(picture, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
-            for mask, (region, colour) in zip(masks, COLOURS.items(), strict=True):
+            for mask, colour, linewidth in zip(masks, colours.values(), widths_of, strict=True):
                 inside = _plane(mask, box, through, cut)
                 if inside.any():
-                    _outline(axis, inside, color=colour, linewidth=LINE_WIDTHS[region])
+                    _outline(axis, inside, color=colour, linewidth=linewidth)
             axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
             axis.set_axis_off()
             axis.set_anchor("N")
             axis.set_title(f"{plane}, {name}", color="white", fontsize=9, pad=3)
         if not masks.any():
-            axes[1].text(0.5, 0.03, "no tumour found", color="white", ha="center", transform=axes[1].transAxes)
+            axes[1].text(0.5, 0.03, f"no {task.target} found", color="white", ha="center", transform=axes[1].transAxes)
         axes[0].text(0.02, 0.5, "R", color="white", fontsize=9, transform=axes[0].transAxes)
         axes[0].text(0.98, 0.5, "L", color="white", fontsize=9, ha="right", transform=axes[0].transAxes)
-    lines = [Line2D([], [], color=colour, lw=LINE_WIDTHS[name], label=name) for name, colour in COLOURS.items()]
+    lines = [
+        Line2D([], [], color=colour, lw=linewidth, label=name)
+        for (name, colour), linewidth in zip(colours.items(), widths_of, strict=True)
+    ]
     figure.suptitle(title, color="white", fontsize=11, y=0.99, va="top")
-    figure.legend(handles=lines, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=9)
+    figure.legend(handles=lines, loc="lower center", ncols=len(lines), frameon=False, labelcolor="white", fontsize=9)
     top = 1 - 0.5 / figure.get_figheight()
     figure.subplots_adjust(
         left=0.005, right=0.995, bottom=0.3 / figure.get_figheight(), top=top, wspace=0.02, hspace=0.08

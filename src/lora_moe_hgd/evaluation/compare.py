@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import REGIONS
+from ..model.task import shown
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -36,13 +36,11 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
         raise ValueError("The evaluations have no case and subset in common in which Dice is defined.")
-    groups = [("mean", region, pairs[pairs["region"] == region]) for region in REGIONS]
+    groups = [("mean", region, pairs[pairs["region"] == region]) for region in pairs["region"].unique()]
     groups.append(("mean", "mean", pairs))
     groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]
     table = []
     for subset, region, group in groups:
-        if group.empty:
-            continue
         cases = group.groupby("case_id")[["dice_first", "dice_second"]].mean()
         difference = (cases["dice_second"] - cases["dice_first"]).to_numpy()
         low, high = np.nan, np.nan
@@ -114,7 +112,7 @@ def _to_markdown(table: pd.DataFrame) -> str:
     ]
     for row in table.itertuples():
         interval = "" if np.isnan(row.low) else f" ({row.low:+.3f} to {row.high:+.3f})"
-        cells = [row.subset, row.region.upper() if row.region in REGIONS else row.region, str(row.cases)]
+        cells = [row.subset, shown(row.region), str(row.cases)]
         cells += [f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}{interval}"]
         lines.append(f"| {' | '.join([*cells, f'{row.p:.3f}', f'{row.effect:+.2f}'])} |")
     return "\n".join(lines)

@@ -26,19 +26,19 @@ from ..cases.layouts import name_of_place, survey
 from ..cases.reading import read_case
 from ..files import listed, printable, reason_of, replacing
 from ..fingerprints import case_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
+from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import LABEL_SCHEMES
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import Task
 from ..processes import device_of_process, started_processes
 from ..splits import FILE_NAME, read_run_split
-from ..subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
+from ..subsets import Mask, every_subset, parse_subset, sequences_of, subset_name
 from .compare import write_comparison
 from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
 from .report import write_report
-from .scoring import CaseScores, Rules, score_case, scorer_fingerprint, sequences_of
+from .scoring import CaseScores, Rules, score_case, scorer_fingerprint
 from .trained_on import trained_among
 
 PARTS = ("validation", "train")
@@ -63,7 +63,7 @@ def evaluate(
     cases: Sequence[CaseFiles],
     *,
     out: Path,
-    subsets: Iterable[Mask] = EVERY_SUBSET,
+    subsets: Iterable[Mask] | None = None,
     rules: Rules | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -78,11 +78,12 @@ def evaluate(
         processor: Its processor.
         cases: Labelled cases; their names differ.
         out: Folder that gets `cases`.
-        subsets: Subsets of the sequences.
+        subsets: Subsets of the sequences; all when `None`.
         rules: How to segment and score.
         progress: Show a progress bar.
     """
-    subsets, rules = list(dict.fromkeys(subsets)), rules or Rules()
+    names = processor.modalities
+    subsets, rules = list(dict.fromkeys(subsets or every_subset(names))), rules or Rules()
     state = started_processes()
     scorer = scorer_fingerprint(network, processor, rules)
     (out / "cases").mkdir(parents=True, exist_ok=True)
@@ -94,8 +95,8 @@ def evaluate(
         try:
             made_from[case.case_id] = _made_from(scorer, case)
             known = _known(path, made_from[case.case_id])
-            possible = [subset for subset in subsets if set(sequences_of(subset)) <= set(case.images)]
-            new = [subset for subset in possible if subset_name(subset) not in known.reliability]
+            possible = [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
+            new = [subset for subset in possible if subset_name(subset, names) not in known.reliability]
             if new:
                 known.add(score_case(network, processor, case, new, rules))
                 with replacing(path) as scratch:
@@ -113,7 +114,8 @@ def evaluate(
     state.wait_for_everyone()
     scored = [case for case in cases if case.case_id not in failed]
     scores = {case.case_id: _known(_path_of(case, out), made_from[case.case_id]) for case in scored}
-    return Evaluation({name: found.only(subsets) for name, found in scores.items()}, failed)
+    asked = [subset_name(subset, names) for subset in subsets]
+    return Evaluation({name: found.only(asked) for name, found in scores.items()}, failed)
 
 
 def _path_of(case: CaseFiles, out: Path) -> Path:
@@ -158,15 +160,17 @@ def score(argv: Sequence[str]) -> int:
         if not args.quiet:
             print(comparison)
         return 0
-    subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else list(EVERY_SUBSET)
-    cases, bad = _choose_cases(args)
-    if not any(set(sequences_of(subset)) <= set(case.images) for case in cases for subset in subsets):
+    folder = checkpoint_folder(args.checkpoint)
+    task = checkpoint_task(folder)
+    names = task.modalities
+    subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
+    cases, bad = _choose_cases(args, task)
+    if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
         raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
     state = started_processes()
-    folder = checkpoint_folder(args.checkpoint)
     trained_on = trained_among(cases, folder)
     if state.is_main_process:
-        _warn(cases, subsets, bad, trained_on)
+        _warn(cases, subsets, bad, trained_on, task)
     device = usable_device(device_of_process(state, args.device))
     network, processor = load_checkpoint(folder, device=device)
     rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
@@ -177,6 +181,7 @@ def score(argv: Sequence[str]) -> int:
     if state.is_main_process:
         if any(scores.rows for scores in found.scores.values()):
             about = {
+                "task": task.name,
                 "checkpoint": checkpoint_digest(folder),
                 "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
@@ -186,7 +191,7 @@ def score(argv: Sequence[str]) -> int:
                 "failed": len(failed),
                 "trained_on": len(trained_on),
             }
-            report = _report(found.scores, failed, args.in_path, args.out_path, about)
+            report = _report(found.scores, failed, args.in_path, args.out_path, about, task)
             if not args.quiet:
                 print(printable(report))
         else:
@@ -220,7 +225,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_out_path(parser, help="folder for the tables")
     parser.add_argument(
         "--label-scheme",
-        choices=list(LABEL_SCHEMES),
         help="label scheme of the segmentations (default: the scheme that the file names imply)",
     )
     parser.add_argument(
@@ -233,7 +237,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--part", choices=PARTS, help=f"with --cases-of: which cases of the run (default: {PARTS[0]})")
     add_allowances(parser)
-    parser.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
+    parser.add_argument(
+        "--subsets", help="score only these subsets, such as all,t1c+flair (default: all, 15 of four sequences)"
+    )
     parser.add_argument(
         "--mirror", action="store_true", help="average over each case and its mirror image, in twice the time"
     )
@@ -255,13 +261,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Finding]]:
+def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
     """Labelled cases to score, and the problems of those that cannot be scored, as far as file names show them.
 
     Raises:
         ValueError: If a case that was asked for is missing, or no case can be scored.
     """
-    found, bad = survey(args.in_path, channel_order=args.channel_order and parse_channel_order(args.channel_order))
+    order = args.channel_order and parse_channel_order(args.channel_order, task)
+    found, bad = survey(args.in_path, channel_order=order, task=task)
     wanted, source = None, ""
     if args.cases:
         wanted, source = args.cases.split(","), "--cases"
@@ -280,20 +287,23 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
         found, bad = [case for case in found if case.case_id in wanted], []
     labelled, unlabelled = with_labels(found)
     bad += unlabelled
-    cases = [case.in_scheme(args.label_scheme) for case in labelled]
+    cases = [case.in_scheme(args.label_scheme, task) for case in labelled]
     if not cases:
         raise ValueError(f"No case in {args.in_path} can be scored." + _listed("Problems", bad))
     return cases, bad
 
 
-def _warn(cases: Sequence[CaseFiles], subsets: Sequence[Mask], bad: Sequence[Finding], trained_on: list[str]) -> None:
+def _warn(
+    cases: Sequence[CaseFiles], subsets: Sequence[Mask], bad: Sequence[Finding], trained_on: list[str], task: Task
+) -> None:
     """Print all that is known before the first case is read."""
     for finding in bad:
         print(printable(f"failed: {finding}"), file=sys.stderr)
     for subset in subsets:
-        able = sum(set(sequences_of(subset)) <= set(case.images) for case in cases)
+        names = sequences_of(subset, task.modalities)
+        able = sum(set(names) <= set(case.images) for case in cases)
         if able < len(cases):
-            print(f"warning: {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
+            print(f"warning: {able} of {len(cases)} cases have {'+'.join(names)}", file=sys.stderr)
     if trained_on:
         print(
             printable(
@@ -309,7 +319,12 @@ def _listed(head: str, findings: Sequence[Finding]) -> str:
 
 
 def _report(
-    scores: dict[str, CaseScores], failed: Sequence[Finding], root: Path, out: Path, about: dict[str, Any]
+    scores: dict[str, CaseScores],
+    failed: Sequence[Finding],
+    root: Path,
+    out: Path,
+    about: dict[str, Any],
+    task: Task,
 ) -> str:
     rows = [row for found in scores.values() for row in found.rows]
     reliability = {
@@ -325,4 +340,4 @@ def _report(
         }
         for finding in failed
     ]
-    return write_report(pd.DataFrame(rows), reliability, findings, out, about=about)
+    return write_report(pd.DataFrame(rows), reliability, findings, out, about=about, task=task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,10 @@ from ..fingerprints import code_fingerprint, fingerprint
 from ..inference.segment import find_regions
 from ..model.brain import brain_of
 from ..model.case_rules import SettledCase
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..subsets import Mask, subset_name
+from ..subsets import Mask, sequences_of, subset_name
 from .calibration import reliability_counts
 from .lesions import LESION_RULES, lesion_scores
 from .metrics import CONVENTIONS, region_scores
@@ -69,9 +68,8 @@ class CaseScores:
         self.reliability |= other.reliability
         self.findings = other.findings
 
-    def only(self, subsets: Iterable[Mask]) -> CaseScores:
-        """The scores of these subsets alone, in their order."""
-        names = [subset_name(subset) for subset in subsets]
+    def only(self, names: Sequence[str]) -> CaseScores:
+        """The scores of the subsets of these names alone, in their order."""
         rows = [row for name in names for row in self.rows if row["subset"] == name]
         reliability = {name: self.reliability[name] for name in names if name in self.reliability}
         return CaseScores(rows, reliability, self.findings)
@@ -89,8 +87,14 @@ def score_case(
     Raises:
         BadInputError: If the case has an error that `lora-moe-hgd check` reports.
     """
+    task = processor.segmentation_task
     reading = read_case(
-        case, labels=True, not_finite="error", allow_skull=rules.allow_skull, allow_partial=rules.allow_partial
+        case,
+        labels=True,
+        not_finite="error",
+        allow_skull=rules.allow_skull,
+        allow_partial=rules.allow_partial,
+        task=task,
     ).checked()
     settled, truth = reading.settled, reading.regions
     spacing_mm = voxel_spacing_mm(settled.affine)
@@ -104,9 +108,9 @@ def score_case(
     for inputs, brain, subset in prepared(processor, settled, subsets):
         regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
         (geometry,) = inputs["geometry"]
-        name = subset_name(subset)
+        name = subset_name(subset, processor.modalities)
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=subset)
-        for index, region in enumerate(REGIONS):
+        for index, region in enumerate(task.regions):
             masks = regions[index], truth[index]
             values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
             values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
@@ -129,22 +133,17 @@ def prepared(
     groups: dict[bytes, list[Mask]] = {}
     brains: dict[bytes, np.ndarray] = {}
     for subset in subsets:
-        names = sequences_of(subset)
+        names = sequences_of(subset, processor.modalities)
         if set(names) <= set(settled.arrays):
             brain = brain_of(settled.arrays[name] for name in names)
             key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
             groups.setdefault(key, []).append(subset)
             brains[key] = brain
     for key, members in groups.items():
-        wanted = {name for subset in members for name in sequences_of(subset)}
+        wanted = {name for subset in members for name in sequences_of(subset, processor.modalities)}
         inputs = processor(settled.only(wanted))
         for subset in members:
             yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
-
-
-def sequences_of(subset: Mask) -> list[str]:
-    """Names of the sequences of a subset, in channel order."""
-    return [name for name, used in zip(MODALITIES, subset, strict=True) if used]
 
 
 def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:

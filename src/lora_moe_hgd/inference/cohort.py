@@ -15,15 +15,14 @@ from tqdm import tqdm
 from ..cases.case_files import CaseFiles
 from ..cases.layouts import name_of_place
 from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
-from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.findings import Finding
+from ..model.task import Task
 from ..processes import started_processes
 from .page import write_cohort_index
 from .results import CaseSegmenter
 from .segmentation import RESULT_FILES
 
 SUMMARY, INDEX = "summary.csv", "index.html"
-COLUMNS = ("case", "status", "sequences", *(f"{region}_ml" for region in REGIONS), "warnings", "message")
 
 
 def segment_cohort(
@@ -78,12 +77,12 @@ def segment_cohort(
     if state.is_main_process:
         for finding in bad:
             print(printable(f"failed: {finding}"), file=sys.stderr)
-        rows = _rows(cases, bad, failed, out, root)
-        _write_summary(rows, out)
+        rows = _rows(cases, bad, failed, out, root, segmenter.task)
+        _write_summary(rows, out, segmenter.task)
         # An index of an earlier run would show results that are gone.
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
-            write_cohort_index(out / INDEX, rows)
+            write_cohort_index(out / INDEX, rows, segmenter.task)
     # A process that ends with an error makes the launcher end the others.
     state.wait_for_everyone()
     return len(failed) + len(bad)
@@ -106,15 +105,15 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 def _rows(
-    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path
+    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """A row for each case, with `COLUMNS` and, where it is done, the least confidence over the regions."""
+    """A row for each case, with the columns of the summary and, where it is done, the least confidence."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
         if case.case_id not in failed:
             report = json.loads((out / case.case_id / "report.json").read_text())
-            row |= {f"{region}_ml": report["volumes_ml"][region] for region in REGIONS}
+            row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             found = [value for value in report["confidence"].values() if value is not None]
             row |= {"warnings": report["warnings"], "confidence": min(found, default=1.0)}
@@ -124,11 +123,12 @@ def _rows(
     ]
 
 
-def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path, task: Task) -> None:
+    columns = ("case", "status", "sequences", *(f"{region}_ml" for region in task.regions), "warnings", "message")
     with (
         replacing(out / SUMMARY) as scratch,
         open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, "warnings": "; ".join(row.get("warnings", []))} for row in rows)

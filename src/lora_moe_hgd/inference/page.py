@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ..files import printable, replacing
-from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.geometry import canonical_spacing_mm, to_canonical
-from ..pictures import BEST_BACKGROUND, COLOURS
+from ..model.task import BRAIN_TUMOUR, Task, shown
+from ..pictures import best_background, colours_of
 from .report import NOTICE
 
 # Of a picture that the eye does not tell from the original; a whole case at 1 mm stays at a few MB.
@@ -32,7 +32,11 @@ MARGIN = 4
 
 
 def write_case_page(
-    path: Path, images: Mapping[str, nib.Nifti1Image], regions: np.ndarray, report: Mapping[str, Any]
+    path: Path,
+    images: Mapping[str, nib.Nifti1Image],
+    regions: np.ndarray,
+    report: Mapping[str, Any],
+    task: Task = BRAIN_TUMOUR,
 ) -> None:
     """Write a page with slices to move through, and what the report says; it fetches nothing.
 
@@ -42,12 +46,14 @@ def write_case_page(
     Args:
         path: Written beside and renamed.
         images: Sequences by name, all on one grid.
-        regions: WT, TC and ET, nested, `(3, D, H, W)` bool on the same grid.
+        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET of a tumour.
         report: What `report.make_report` gave.
+        task: What the regions are.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
-    labels = to_canonical(regions.sum(axis=0).astype(np.uint8), affine)
+    # A bit for each region: not all regions are nested.
+    labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
     box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
     labels = labels[box]
     columns = _columns(labels.shape)
@@ -59,14 +65,14 @@ def write_case_page(
         "columns": columns,
         "start": [_fullest(labels if labels.any() else np.ones_like(labels), axis) for axis in range(3)],
         "sequences": list(images),
-        "first": next(name for name in BEST_BACKGROUND if name in images),
-        "regions": [{"name": name, "rgb": _rgb(colour)} for name, colour in COLOURS.items()],
+        "first": best_background(images),
+        "regions": [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()],
         "volumes": encoded | {"labels": _mosaic(labels, columns, lossless=True)},
     }
     filled = Template((files(__package__) / "page.html").read_text()).substitute(
         title=html.escape(f"{report['case_id']}: from {' + '.join(images)}"),
         notice=html.escape(report["notice"]),
-        facts=_facts(report),
+        facts=_facts(report, task),
         # No text may end the script element that holds it.
         case=json.dumps(case).replace("<", "\\u003c"),
     )
@@ -74,7 +80,7 @@ def write_case_page(
         scratch.write_text(printable(filled), encoding="utf-8")
 
 
-def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
     """Write the page that leads to the pages of a cohort's cases.
 
     What failed comes first, then cases with most warnings, then the least confident.
@@ -83,15 +89,18 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         path: Written beside and renamed; the pages are in the folders of the cases beside it.
         rows: Of each case `case`, `status` and, where that is not done, `message`; otherwise `sequences`, the volumes,
             `warnings` and the least `confidence`.
+        task: What was segmented.
     """
-    cells = [["case", "sequences", *(f"{region.upper()}, mL" for region in REGIONS), "least confidence", "remarks"]]
+    cells = [
+        ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "least confidence", "remarks"]
+    ]
     for row in sorted(rows, key=_oddness):
         name = html.escape(row["case"])
         if row["status"] != "done":
-            cells.append([name, *[""] * (len(REGIONS) + 2), f"failed: {html.escape(row['message'])}"])
+            cells.append([name, *[""] * (len(task.regions) + 2), f"failed: {html.escape(row['message'])}"])
             continue
         link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
-        volumes = [f"{row[f'{region}_ml']:.1f}" for region in REGIONS]
+        volumes = [f"{row[f'{region}_ml']:.1f}" for region in task.regions]
         remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
         cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])
     head, *body = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
@@ -110,15 +119,15 @@ def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
     return (-len(row["warnings"]), row["confidence"]) if row["status"] == "done" else (-math.inf, 0.0)
 
 
-def _facts(report: Mapping[str, Any]) -> str:
+def _facts(report: Mapping[str, Any], task: Task) -> str:
     """The report as a table."""
     volumes = report["volumes_ml"].items()
     rows = {
-        "volumes": ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes),
+        "volumes": ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in volumes),
         "expected Dice": ", ".join(
-            f"{name.upper()} {value:.2f}" for name, value in report["confidence"].items() if value is not None
+            f"{shown(name)} {value:.2f}" for name, value in report["confidence"].items() if value is not None
         )
-        or "no tumour was found",
+        or f"no {task.target} was found",
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
         "brought to another grid": ", ".join(report["interpolated"]) or "none",

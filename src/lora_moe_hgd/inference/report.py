@@ -14,9 +14,9 @@ from typing import Any
 import nibabel as nib
 
 from ..files import reason_of, replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
+from ..model.task import BRAIN_TUMOUR, Task
 
 # Keys of the labels in the report, where they are spelled unlike the words.
 KEYS = {"oedema": "edema"}
@@ -40,6 +40,7 @@ def make_report(
     interpolated: list[str],
     warnings: list[str],
     seconds: float,
+    task: Task = BRAIN_TUMOUR,
 ) -> dict[str, Any]:
     """Collect the report.
 
@@ -51,11 +52,11 @@ def make_report(
     """
     return {
         "case_id": case_id,
-        "tumour_found": volumes_ml["wt"] > 0,
+        f"{task.target}_found": max(volumes_ml.values()) > 0,
         "volumes_ml": {name: round(volume, 3) for name, volume in volumes_ml.items()},
         "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
-        "sequences_not_used": [name for name in MODALITIES if name not in sequences],
+        "sequences_not_used": [name for name in task.modalities if name not in sequences],
         "files": files,
         "left_out": left_out,
         "reference": reference,

@@ -15,14 +15,14 @@ from ..cases.case_files import CaseFiles
 from ..cases.nifti import image_like
 from ..cases.reading import read_case, read_sources
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
+from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
 from ..model.confidence import confidence_warnings
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import Task
 from .report import make_report
 from .segment import find_regions
 from .segmentation import RESULT_FILES, Segmentation
@@ -49,9 +49,6 @@ class ResultOptions:
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
-
-    Raises:
-        ValueError: If a sequence or the label scheme is unknown.
     """
 
     sequences: tuple[str, ...] | None = None
@@ -65,14 +62,20 @@ class ResultOptions:
     uncertainty: bool = False
     html: bool = False
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.sequences or ()) - set(MODALITIES))
+    def check(self, task: Task) -> None:
+        """Check the names against the task of a checkpoint.
+
+        Raises:
+            ValueError: If a sequence or the label scheme is unknown.
+        """
+        known = ", ".join(task.modalities)
+        unknown = sorted({*(self.sequences or ()), *([self.reference] if self.reference else [])} - {*task.modalities})
         if unknown:
-            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {', '.join(MODALITIES)}.")
+            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
         if self.sequences == ():
-            raise ValueError(f"No sequence is to be used. Name at least one of {', '.join(MODALITIES)}.")
+            raise ValueError(f"No sequence is to be used. Name at least one of {known}.")
         if self.label_scheme not in (None, INPUT_SCHEME):
-            label_scheme(str(self.label_scheme))
+            label_scheme(str(self.label_scheme), task.schemes)
 
     def files(self) -> tuple[str, ...]:
         """Names of the files that are written."""
@@ -121,12 +124,14 @@ class CaseSegmenter:
         device: Where to compute, such as `cpu` or `cuda:1`; the fastest there is when `None`.
 
     Raises:
-        ValueError: If there is no such checkpoint, or the device cannot be used.
+        ValueError: If there is no such checkpoint, an option does not fit its task, or the device cannot be used.
     """
 
     def __init__(self, checkpoint: str | Path, options: ResultOptions, *, device: str | None = None) -> None:
         folder = checkpoint_folder(checkpoint)
         self.checkpoint, self.options = str(checkpoint), options
+        self.task = checkpoint_task(folder)
+        options.check(self.task)
         self.folder, self.weights = folder, checkpoint_digest(folder)
         self.device = usable_device(device)
 
@@ -176,6 +181,7 @@ class CaseSegmenter:
         # Before reading: if a file changes meanwhile, these results do not pass for those of the new file.
         made_from = self.fingerprint(case) if isinstance(case, CaseFiles) else None
         rules = {name: getattr(options, name) for name in ("reference", "allow_skull", "allow_partial")}
+        rules["task"] = self.task
         if isinstance(case, CaseFiles):
             reading = read_case(choose_sequences(case, options.sequences), **rules)
         else:
@@ -183,17 +189,18 @@ class CaseSegmenter:
             used = {name: source for name, source in case.items() if name in (options.sequences or case)}
             reading = read_sources(used, **rules)
         reading.checked(strict=options.strict)
-        for finding in (*reading.findings, *result_warnings(reading.images)):
+        for finding in (*reading.findings, *result_warnings(reading.images, self.task)):
             if warn is not None:
                 warn(finding)
         scheme_name = _output_scheme(options.label_scheme, reading.case)
         network, processor = self.loaded
-        scheme = label_scheme(scheme_name or processor.label_scheme)
+        scheme = processor.scheme(scheme_name)
         inputs = processor(reading.settled)
         regions, probabilities = find_regions(network, processor, inputs, mirror=options.mirror, progress=progress)
         (geometry,) = inputs["geometry"]
         volumes_ml = {
-            name: float(region.sum()) * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)
+            name: float(region.sum()) * geometry.voxel_ml
+            for name, region in zip(self.task.regions, regions, strict=True)
         }
         (present,) = inputs["modality_mask"].tolist()
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
@@ -219,6 +226,7 @@ class CaseSegmenter:
             interpolated=reading.interpolated,
             warnings=warnings,
             seconds=time.perf_counter() - started,
+            task=self.task,
         )
         return Segmentation(
             label_map=image_like(scheme.encode(regions), like=like),
@@ -231,6 +239,7 @@ class CaseSegmenter:
             images=reading.images,
             report=report,
             origin=case.folder if isinstance(case, CaseFiles) else None,
+            task=self.task,
         )
 
     def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> Segmentation:

@@ -29,7 +29,8 @@ def find_regions(
         progress: Show a progress bar.
 
     Returns:
-        WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32 of the same shape.
+        The regions, WT, TC and ET of a tumour, `(R, D, H, W)` bool, and their probabilities, float32 of the same
+        shape.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),
