@@ -67,7 +67,7 @@ def save_overlay(
     regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in rows.items()}
     brain = image != 0
     box = _bounds(brain)
-    first = next(iter(regions.values())).any(axis=0)
+    first = np.logical_or.reduce(next(iter(regions.values())))
     colours = colours_of(task)
     widths_of = [LINE_WIDTHS[min(len(around), len(LINE_WIDTHS) - 1)] for around in task.around]
     cut = _largest_planes(first if first.any() else brain)

@@ -12,7 +12,7 @@ from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..loading import checkpoint_folder, checkpoint_task
 from ..model.findings import BadInputError, Finding
-from ..model.task import Task, shown
+from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from .cohort import SUMMARY, segment_cohort
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
@@ -107,7 +107,11 @@ def _task_of(argv: Sequence[str]) -> Task:
     """What the checkpoint on the command line segments: the names of its sequences are options, too."""
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
-    return checkpoint_task(checkpoint_folder(parser.parse_known_args(argv)[0].checkpoint))
+    try:
+        return checkpoint_task(checkpoint_folder(parser.parse_known_args(argv)[0].checkpoint))
+    except (ValueError, OSError):
+        # Loading it raises the same, once the files of the case have been printed.
+        return BRAIN_TUMOUR
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:

@@ -93,7 +93,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
         self.task = None if task is None else Task.from_dict(task).to_dict()
         names = self.segmentation_task.modalities
-        if task is not None and tuple(modalities or names) != names:
+        if task is not None and modalities is not None and tuple(modalities) != names:
             raise ValueError(
                 f"`modalities` must be those of the task, {', '.join(names)}, got {', '.join(modalities)}."
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.task import BRAIN_TUMOUR, Task
 
 FILE_NAME = "metrics.jsonl"
 
@@ -55,9 +55,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 class RunningDice:
     """Dice of training crops per number of present sequences and region, over the last few batches."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
+        self.task = task
         # Voxels of the overlap, and of prediction plus ground truth.
-        self.overlap = torch.zeros(2, len(MODALITIES), len(REGIONS), device=device)
+        self.overlap = torch.zeros(2, len(task.modalities), len(task.regions), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
         """Add logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
@@ -71,15 +72,15 @@ class RunningDice:
     def of_regions(self) -> dict[str, float]:
         """Dice of each region over all numbers of sequences."""
         both, total = self.overlap.sum(dim=1)
-        return dict(zip(REGIONS, (2 * both / total.clamp(min=1)).tolist(), strict=True))
+        return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
         """Dice by `region/number of sequences`, where prediction or ground truth has a voxel."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
-            for index, region in enumerate(REGIONS)
-            for count in range(len(MODALITIES))
+            for index, region in enumerate(self.task.regions)
+            for count in range(len(self.task.modalities))
             if total[count, index] >= 1
         }
 

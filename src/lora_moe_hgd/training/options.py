@@ -13,8 +13,11 @@ from typing import Any
 
 from ..cases.channels import parse_channel_order
 from ..model.label_schemes import LABEL_SCHEMES
+from ..model.task import BRAIN_TUMOUR, Task
+from ..pretrained import shipped_names
 from ..processes import is_fast_in_bf16
 from ..subsets import parse_subset
+from ..task_files import read_task
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 
@@ -117,14 +120,6 @@ class DataConfig:
             self.root is None or self.dataset is None,
             f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Give one of them.",
         )
-        if self.dataset is not None or self.label_scheme is not None:
-            _require(
-                self.label_scheme in LABEL_SCHEMES,
-                f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}, but is "
-                f"{self.label_scheme or 'missing'}.",
-            )
-        if self.channel_order is not None:
-            self.channel_order = parse_channel_order(",".join(self.channel_order))
         self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
         self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
         self._refuse_idle(
@@ -145,6 +140,28 @@ class DataConfig:
         )
         self._refuse_idle(
             "val_phantoms", applies=not self.has_cases, reason="beside cases: cases validate, not phantoms"
+        )
+
+    def fit_to(self, task: Task) -> None:
+        """Check the options whose values are names of the task.
+
+        Raises:
+            ValueError: If one is unknown, or has no effect.
+        """
+        if self.channel_order is not None:
+            self.channel_order = parse_channel_order(",".join(self.channel_order), task)
+        if task.is_brain_tumour:
+            _require(
+                (self.dataset is None and self.label_scheme is None) or self.label_scheme in LABEL_SCHEMES,
+                f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}, but is "
+                f"{self.label_scheme or 'missing'}.",
+            )
+            return
+        self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
+        _require(
+            self.phantoms == 0,
+            f"`data.phantoms` must be 0 with the task {task.name}: phantoms show brain tumours. Give `data.root` or "
+            "`data.dataset`.",
         )
 
     def _check_split(self) -> None:
@@ -268,8 +285,9 @@ class ValidationConfig:
 
     Attributes:
         every: Epochs between validations; the last epoch is always validated.
-        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all four. Each is scored on the validation
-            cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has.
+        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
+            validation cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has, or
+            for a task of its own all sequences and each alone.
     """
 
     every: int = 1
@@ -280,7 +298,16 @@ class ValidationConfig:
         if self.subsets is None:
             return
         _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset.")
-        masks = [parse_subset(name) for name in self.subsets]
+
+    def fit_to(self, task: Task) -> None:
+        """Check that each subset is one of the task's sequences.
+
+        Raises:
+            ValueError: If a sequence is unknown, or a subset comes twice.
+        """
+        if self.subsets is None:
+            return
+        masks = [parse_subset(name, task.modalities) for name in self.subsets]
         _require(
             len(set(masks)) == len(masks), f"`validation.subsets` names a subset twice: {', '.join(self.subsets)}."
         )
@@ -293,6 +320,7 @@ class RunConfig:
     Attributes:
         objective: `segment`, or `reconstruct`, which trains the encoder alone and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
+        task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
         size: `tiny` or `base`: size of a network that is trained from scratch.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
@@ -306,6 +334,8 @@ class RunConfig:
 
     objective: str = field(default="segment", metadata=NETWORK)
     base: str | None = field(default="tiny", metadata=NETWORK)
+    # Where the file lies does not matter, because its content is compared.
+    task: str | None = field(default=None, metadata=NOTHING)
     size: str | None = field(default=None, metadata=NETWORK)
     adapter: str = field(default="lora+decoder", metadata=NETWORK)
     lora: dict[str, Any] | None = field(default=None, metadata=NETWORK)
@@ -362,6 +392,19 @@ class RunConfig:
         _require(self.save_every >= 1, f"`save_every` must be at least 1, but is {self.save_every}.")
         if self.adapter != "none" and self.lora is None:
             self.lora = {"r": 8}
+        if self.task is not None:
+            self.fit_to(read_task(self.task))
+        elif self.base is None or self.base in shipped_names():
+            self.fit_to(BRAIN_TUMOUR)
+
+    def fit_to(self, task: Task) -> None:
+        """Check the options whose values are names of the task. The run does so, too: it knows the task of its base.
+
+        Raises:
+            ValueError: If one is unknown, or has no effect.
+        """
+        self.data.fit_to(task)
+        self.validation.fit_to(task)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

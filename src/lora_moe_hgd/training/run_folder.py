@@ -24,6 +24,7 @@ from ..adapters.presets import merged
 from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import BRAIN_TUMOUR, Task
 from ..splits import FILE_NAME as SPLIT_FILE
 from ..splits import Split, read_run_split, write_run_split
 from .options import NETWORK, NOTHING, RunConfig
@@ -45,7 +46,7 @@ class RunFolder:
         self.config = config
         self.path = Path(config.output_dir)
 
-    def open(self, split: Split, *, made_from: Mapping[str, Any]) -> None:
+    def open(self, split: Split, *, made_from: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> None:
         """Prepare the folder: continue the run in it, or move that run aside and begin a new one.
 
         A run that was broken off is continued if nothing has changed that changes its result. With `--continue` it is
@@ -54,6 +55,7 @@ class RunFolder:
         Args:
             split: Training and validation cases.
             made_from: What the result depends on beside options and cases, by name: versions, files, processes.
+            task: What is segmented.
 
         Raises:
             ValueError: If the folder holds something other than a run, which is left alone; or if `--continue` finds
@@ -71,7 +73,7 @@ class RunFolder:
         else:
             self._continue_or_move_aside(split, made_from)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.made_from = dict(made_from)
+        self.made_from, self.task = dict(made_from), task
         self._write_run(finished=False)
         write_run_split(self.path, split, fold=self.config.data.fold)
 
@@ -128,7 +130,7 @@ class RunFolder:
                 f"The finished run in {self.path} has no state to continue from. Begin a new run in another "
                 f"`--output-dir` with `--base {self.path / 'last'}`."
             )
-        if fixed := sorted({*self.config.marked(NETWORK), "base weights"} & set(changes)):
+        if fixed := sorted({*self.config.marked(NETWORK), "base weights", "task content"} & set(changes)):
             raise ValueError(
                 f"`--continue` cannot change {', '.join(fixed)}, because the weights so far would not fit "
                 f"({'; '.join(changes[name] for name in fixed)}). Begin a new run in another `--output-dir`."
@@ -199,7 +201,8 @@ class RunFolder:
                 write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
 
     def _write_run(self, *, finished: bool) -> None:
-        content = {"config": self.config.to_dict(), "made_from": self.made_from, "finished": finished}
+        task = None if self.task.is_brain_tumour else self.task.to_dict()
+        content = {"config": self.config.to_dict(), "made_from": self.made_from, "task": task, "finished": finished}
         with replacing(self.path / RUN_FILE) as scratch:
             scratch.write_text(json.dumps(content, indent=2))
 

@@ -74,7 +74,7 @@ def build_data(
         cases = StreamedCases(
             str(data.dataset),
             split=str(data.split),
-            label_scheme=str(data.label_scheme),
+            label_scheme=data.label_scheme or processor.segmentation_task.name,
             processor=processor,
             cache_dir=Path(data.cache_dir).expanduser(),
             allow_skull=bool(data.allow_skull),
@@ -124,9 +124,9 @@ def _cases_below(
     Raises:
         ValueError: If a case cannot be used and `data.skip_bad` is not set, or the split does not fit the cases.
     """
-    data = config.data
-    found, findings = survey(root, channel_order=data.channel_order)
-    cases = [case.in_scheme(data.label_scheme) for case in found]
+    data, task = config.data, processor.segmentation_task
+    found, findings = survey(root, channel_order=data.channel_order, task=task)
+    cases = [case.in_scheme(data.label_scheme, task) for case in found]
     wanted: Split | None = None
     if data.split_file is not None and (data.skip_bad or not findings):
         wanted = read_split(Path(data.split_file), data.fold)

@@ -33,7 +33,7 @@ from ...fingerprints import (
     images_fingerprint,
 )
 from ...model.case_rules import SettledCase
-from ...model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import BadInputError, Finding
 from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ...model.label_schemes import LABEL_SCHEMES
@@ -317,6 +317,7 @@ class CaseDataset(CachedCases):
             not_finite="error",
             allow_skull=self.allow_skull,
             allow_partial=self.allow_partial,
+            task=self.processor.segmentation_task,
         ).checked()
         if index in self._fingerprints and self._fingerprints[index] != self._made_from(index):
             raise BadInputError(
@@ -324,7 +325,8 @@ class CaseDataset(CachedCases):
             )
         inputs = self.processor(reading.settled)
         if "labels" not in inputs:
-            inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
+            regions = self.processor.segmentation_task.regions
+            inputs["labels"] = torch.zeros(1, len(regions), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
         # These name sequences, not files: a case that was moved keeps its preprocessed form.
         return inputs, reading.settled.findings
 

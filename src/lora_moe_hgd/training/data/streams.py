@@ -12,7 +12,6 @@ from transformers import BatchFeature
 
 from ...fingerprints import combined_fingerprint, file_fingerprint, fingerprint
 from ...model.case_rules import LABEL_MAP, settle
-from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import Finding
 from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ...model.sources import volume_of
@@ -22,8 +21,8 @@ from .datasets import CachedCases, folder_of_allowed
 class StreamedCases(CachedCases):
     """Labelled cases of a `datasets` dataset, a Hub id or a folder, streamed once and then read from the cache.
 
-    The columns have the names of the sequences, `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each is a
-    `datasets.Nifti` with null for a sequence that was not acquired.
+    The columns have the names of the sequences, of a tumour `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each
+    is a `datasets.Nifti` with null for a sequence that was not acquired.
 
     Args:
         name: First argument of `datasets.load_dataset`.
@@ -74,7 +73,7 @@ class StreamedCases(CachedCases):
             versions = {_sequence(name): _version(file) for name, file in files.items()}
             self.kept.append(self._path_of(versions))
             self._contents.append(
-                combined_fingerprint({name: versions[name] for name in MODALITIES if name in versions})
+                combined_fingerprint({name: versions[name] for name in self.processor.modalities if name in versions})
             )
             if not self.kept[-1].is_file():
                 self._keep(*self._decoded(index, files), self.kept[-1])
@@ -99,10 +98,11 @@ class StreamedCases(CachedCases):
 
         stream = load_dataset(self.name, split=self.split, streaming=True)
         features = stream.features or {}
-        columns = [name for name in (*MODALITIES, "t1ce", "seg") if name in features]
+        names = self.processor.modalities
+        columns = [name for name in (*names, *(["t1ce"] if "t1c" in names else []), "seg") if name in features]
         if "seg" not in columns or len(columns) < 2 or not all(isinstance(features[name], Nifti) for name in columns):
             raise ValueError(
-                f"A dataset must have some of the columns {', '.join(MODALITIES)}, and seg, all of type Nifti; "
+                f"A dataset must have some of the columns {', '.join(names)}, and seg, all of type Nifti; "
                 f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
             )
         # Not by `cast_column`: a stream from the Hub is one that threads decode, whatever its columns are cast to.
@@ -124,12 +124,13 @@ class StreamedCases(CachedCases):
         segmentation = images.pop("seg")
         try:
             settled = settle(
-                {name: volume_of(images[name], where=name) for name in MODALITIES if name in images},
+                {name: volume_of(images[name], where=name) for name in self.processor.modalities if name in images},
                 label_map=volume_of(segmentation, where=LABEL_MAP),
                 label_schemes=(self.label_scheme,),
                 not_finite="error",
                 allow_skull=self.allow_skull,
                 allow_partial=self.allow_partial,
+                task=self.processor.segmentation_task,
             ).raise_errors()
             return self.processor(settled), settled.findings
         except ValueError as error:
