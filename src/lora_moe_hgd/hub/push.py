@@ -14,8 +14,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import LoraConfig
 
 from ..adapters.presets import preset_of
-from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
+from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
+from ..model.task import BRAIN_TUMOUR
 from ..pretrained import shipped_names
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
@@ -66,7 +67,15 @@ def stage(
         for name in EVALUATION_FILES:
             shutil.copyfile(evaluation / name, into / "evaluation" / name)
     write_sums(into)
-    card = make_card(repo, license=license, training_data=training_data, evaluation=evaluation, adapter=adapter)
+    card = make_card(
+        repo,
+        license=license,
+        training_data=training_data,
+        evaluation=evaluation,
+        adapter=adapter,
+        # Training puts the settings beside an adapter. One without them needs its base, which may not be here.
+        task=checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR,
+    )
     card.save(into / CARD)
     return card
 

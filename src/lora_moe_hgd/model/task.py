@@ -150,7 +150,7 @@ def shown(region: str) -> str:
         >>> shown("wt"), shown("lesion")
         ('WT', 'lesion')
     """
-    return region.upper() if len(region) <= 3 else region
+    return region.upper() if len(region) <= 2 else region
 
 
 def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:

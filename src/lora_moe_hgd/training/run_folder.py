@@ -198,7 +198,7 @@ class RunFolder:
                 network.save_pretrained(str(scratch / "adapter"))
                 processor.to_json_file(scratch / "adapter" / "preprocessor_config.json")
                 base = str(network.peft_config["default"].base_model_name_or_path)
-                write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
+                write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score, task=self.task)
 
     def _write_run(self, *, finished: bool) -> None:
         task = None if self.task.is_brain_tumour else self.task.to_dict()
