@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from commands import call, workspace
 from small import small_network
@@ -114,21 +115,32 @@ def test_lesions_are_learned_from_the_shipped_network(tmp_path: Path) -> None:
     folder = workspace(tmp_path)
     (folder / "data").mkdir()
     (folder / "data/ms").symlink_to(MS)
-    checked = call(["lora-moe-hgd", "check", "data/ms", "--task", "configs/tasks/ms_lesions.yaml"], folder)
-    assert "sequences: t1 3, t2 3, flair 3" in checked
-    assert "label schemes: ms-lesions 3" in checked
-    train_words = ["python", "train.py", "--config", "configs/ms_lesions.yaml", "--folds", "3", "--fold", "0"]
-    few = ["--epochs", "12", "--num-workers", "0", "--tracker", "none", "--precision", "no", "--subsets", "[all]"]
-    printed = call([*train_words, *few], folder)
-    assert "ms-lesions starts from tiny." in printed
-    assert "  sequences: kept t1, t2, flair; new none; left out t1c" in printed
-    assert "  regions: kept none; new lesion; left out wt, tc, et" in printed
+    page = (ROOT / "docs/tasks.md").read_text()
+    (commands,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    cheap = {
+        "train.py": "--epochs 12 --num-workers 0 --tracker none --precision no --subsets [all]",
+        "segment": "--sequences flair",
+        "evaluate": "--subsets all,flair",
+    }
+    printed = {}
+    for command in commands.splitlines():
+        words = shlex.split(command)
+        called = words[1]
+        printed[called] = call([*words, *cheap.get(called, "").split()], folder)
+    assert "sequences: t1 3, t2 3, flair 3" in printed["check"]
+    assert "label schemes: ms-lesions 3" in printed["check"]
+    (start,) = re.findall(r"```\n(ms-lesions starts.*?)```", page, re.DOTALL)
+    assert start in printed["train.py"]
     rows = [json.loads(line) for line in (folder / "runs/ms_lesions/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss/total"] for row in rows if "loss/total" in row]
     assert np.mean(losses[-8:]) < 0.75 * np.mean(losses[:8])
-    best, case = ["--checkpoint", "runs/ms_lesions/best"], ["--in-path", "data/ms/MS-19"]
-    printed = call(["lora-moe-hgd", "segment", *best, *case, "--sequences", "flair", "--out-path", "out"], folder)
-    assert "Labels are those of ms-lesions (0 background, 1 lesion)." in printed
-    report = json.loads((folder / "out/report.json").read_text())
+    assert "Labels are those of ms-lesions (0 background, 1 lesion)." in printed["segment"]
+    report = json.loads((folder / "outputs/ms/report.json").read_text())
     assert (report["sequences_used"], list(report["volumes_ml"])) == (["flair"], ["lesion"])
-    assert torch.isfinite(torch.tensor(report["volumes_ml"]["lesion"]))
+    assert "| sequences | cases | lesion | mean |" in printed["evaluate"]
+
+
+def test_the_page_shows_the_task_of_the_example_as_it_is() -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
+    assert shown == (ROOT / "configs/tasks/ms_lesions.yaml").read_text()
+    assert read_task(ROOT / "configs/tasks/ms_lesions.yaml").regions == ("lesion",)
