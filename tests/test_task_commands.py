@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from peft import PeftModel
 from small import small_network
+from small_runs import ROOT
 from test_task_cases import TEXT, make_case
 
 import lora_moe_hgd as lmh
@@ -21,6 +23,8 @@ from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from lora_moe_hgd.model.task import BRAIN_TUMOUR, RESERVED, make_task
+from lora_moe_hgd.training.config import read_config
+from lora_moe_hgd.training.engine import build_network
 from lora_moe_hgd_cli import run
 
 TASK = make_task(yaml.safe_load(TEXT), where="test")
@@ -115,6 +119,17 @@ def test_an_evaluation_has_the_subsets_and_regions_of_the_task(
         assert words_of_card in card
     assert "tumour" not in card
     assert '{"flair": "flair.nii.gz", "dwi": "dwi.nii.gz"}' in card
+
+
+def test_lora_is_fitted_over_a_network_of_the_task(checkpoint: Path, cohort: Path) -> None:
+    words = ["--config", str(ROOT / "configs/lora_finetune.yaml"), "--data", str(cohort), "--base", str(checkpoint)]
+    config = read_config([*words, "--subsets", "[dwi]"])
+    network, processor = build_network(config)
+    assert isinstance(network, PeftModel)
+    assert processor.segmentation_task == TASK
+    config.fit_to(processor.segmentation_task)
+    with pytest.raises(ValueError, match=r"Unknown sequence.* t1c in 't1c'"):
+        read_config([*words, "--subsets", "[t1c]"]).fit_to(TASK)
 
 
 def test_no_sequence_can_have_the_name_of_another_option() -> None:
