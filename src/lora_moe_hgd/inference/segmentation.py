@@ -12,7 +12,7 @@ import numpy as np
 from ..cases.nifti import save_image, write_image
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task, shown
-from ..pictures import best_background, save_overlay
+from ..pictures import save_overlay
 from .page import write_case_page
 from .report import not_at_the_cost_of_the_result, write_report
 from .uncertainty import voxel_entropy
@@ -105,13 +105,14 @@ class Segmentation:
             write_image(
                 folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities, self.task), like=self.label_map
             )
-        background = best_background(self.images)
         with not_at_the_cost_of_the_result("overlay.png", report):
             save_overlay(
                 folder / "overlay.png",
-                self.images[background],
-                {"segmentation": self.regions},
-                title=f"{report['case_id']}: from {' + '.join(self.images)}, shown on {background}",
+                self.images,
+                {"found": self.regions},
+                title=f"{report['case_id']}, segmented from {' + '.join(self.images)}",
+                volumes_ml=self.volumes_ml,
+                warnings=self.warnings,
                 task=self.task,
             )
         if html:

@@ -21,8 +21,8 @@ from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.sliding_window import sliding_window_logits
 from ..model.task import BRAIN_TUMOUR, Task
-from ..pictures import best_background, save_overlay
-from ..subsets import Mask, parse_subset, sequences_of
+from ..pictures import save_overlay
+from ..subsets import Mask, parse_subset
 from .data.crops import CropDataset, SubsetCrops
 from .data.datasets import Case, CaseSource
 from .metrics_log import RunningDice
@@ -184,14 +184,17 @@ class SegmentationObjective:
 
     def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor, *, epoch: int) -> None:
         """Write `pictures/epoch_001.png`: the ground truth of a validation case above its segmentation."""
-        name = best_background(sequences_of(present, self.task.modalities))
-        volume = case["pixel_values"][self.task.modalities.index(name)].numpy()
-        spacing = self.processor.target_spacing_mm
+        affine = np.diag([*self.processor.target_spacing_mm, 1.0])
+        images = {
+            name: nib.Nifti1Image(volume.numpy(), affine)
+            for name, volume, there in zip(self.task.modalities, case["pixel_values"], present, strict=True)
+            if there
+        }
         save_overlay(
             self.run.picture_path(epoch),
-            nib.Nifti1Image(volume, np.diag([*spacing, 1.0])),
-            {"ground truth": case["labels"].bool().numpy(), "segmentation": predicted.numpy()},
-            title=f"{case['case_id']}, epoch {epoch}: from {subset}, shown on {name}",
+            images,
+            {"ground truth": case["labels"].bool().numpy(), "found": predicted.numpy()},
+            title=f"{case['case_id']}, epoch {epoch}, segmented from {subset}",
             task=self.task,
         )
 
