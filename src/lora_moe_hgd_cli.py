@@ -24,6 +24,13 @@ COMMANDS = {
     "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.phantoms.phantom", "write made-up cases with ground truth"),
+    "info": ("lora_moe_hgd.info", "tell what is installed: versions, checkpoints, labels, device"),
+}
+# What most people want.
+EXAMPLES = {
+    "lora-moe-hgd segment --in-path CASE --out-path OUT": "segment a folder with some of T1, T1c, T2, FLAIR",
+    "lora-moe-hgd check --in-path DATA": "see what is wrong with your cases before anything else",
+    "lora-moe-hgd evaluate --in-path DATA --out-path OUT": "score a checkpoint on labelled cases, over all subsets",
 }
 
 
@@ -69,5 +76,6 @@ def main() -> None:
 
 def _usage() -> str:
     lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    examples = [line for command, purpose in EXAMPLES.items() for line in (f"  {command}", f"      {purpose}")]
     more = "lora-moe-hgd COMMAND --help explains a command. lora-moe-hgd --version prints the version."
-    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *lines, "", more])
+    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *examples, "", "commands:", *lines, "", more])

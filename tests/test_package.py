@@ -31,6 +31,7 @@ ORDER = [
     "pictures",
     "arguments",
     "loading",
+    "info",
     "cases",
     "phantoms",
     "inference",
