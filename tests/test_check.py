@@ -12,7 +12,7 @@ import pytest
 from bad_input import AFFINE, PATIENT, SHAPE, array_of, good_case, no_tumour, save, twice
 
 from lora_moe_hgd.cases.check import check_cohort
-from lora_moe_hgd.evaluation import evaluate
+from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.scoring import score_case
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
@@ -197,7 +197,7 @@ def test_heads_and_parts_are_errors_of_check_and_convert_unless_allowed(odd_coho
 def test_heads_and_parts_are_not_scored_unless_allowed(odd_cohort, tmp_path: Path, monkeypatch, capsys) -> None:
     root, option, said = odd_cohort
     # Reading and judging alone, which is what the option is about.
-    monkeypatch.setattr(evaluate, "score_case", lambda *args: score_case(*args[:3], [], args[4]))
+    monkeypatch.setattr(scoring, "score_case", lambda *args: score_case(*args[:3], [], args[4]))
     words = ["evaluate", "--data", root, "--out", str(tmp_path / "out"), "--subsets", "t1"]
     assert code_of(*words) == 1
     assert f"failed: a: {root}/a/x_t1.nii.gz: " in (text := capsys.readouterr().err)

@@ -23,10 +23,9 @@ from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.cases.layouts import find_case, find_cases
 from lora_moe_hgd.cases.nifti import read_image
-from lora_moe_hgd.evaluation import evaluate as module
 from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
-from lora_moe_hgd.evaluation.compare import paired_differences
+from lora_moe_hgd.evaluation.compare import paired_differences, write_comparison
 from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.evaluation.report import (
     dice_table,
@@ -34,6 +33,7 @@ from lora_moe_hgd.evaluation.report import (
     summarise,
     to_markdown,
     trust,
+    volume_agreement,
     worth_of_sequences,
 )
 from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
@@ -152,7 +152,9 @@ def test_the_worth_of_sequences_is_that_in_the_same_cases_for_every_subset() -> 
     assert found["wt"] == pytest.approx(dict.fromkeys(("t1", "t1c", "t2", "flair"), 0.25))
     assert list(found) == ["wt", "tc"]
     reliability = {(case, name): np.ones((3, 3, 10)) for case in "ab" for name in names}
-    assert "| sequence | WT | TC |" in to_markdown(rows.assign(expected_dice=0.5), reliability)
+    assert "| sequence | WT | TC |" in to_markdown(
+        rows.assign(expected_dice=0.5, volume_error_ml=0.0, true_volume_ml=1.0), reliability
+    )
 
 
 def test_paired_differences_know_better_from_worse() -> None:
@@ -168,6 +170,39 @@ def test_paired_differences_know_better_from_worse() -> None:
     same = paired_differences(first, first)
     assert (same["p"] == 1.0).all()
     assert (same["difference"] == 0).all()
+
+
+def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    for number, cases in (("five", 5), ("six", 6)):
+        first = rows_of(
+            *((f"case{i}", name, *rng.uniform(0.2, 0.6, 3)) for i in range(cases) for name in ("t1", "t2"))
+        )
+        for place, rows in enumerate((first, first.assign(dice=first["dice"] + rng.uniform(0.1, 0.2, len(first))))):
+            (tmp_path / f"{number}{place}").mkdir()
+            rows.to_csv(tmp_path / f"{number}{place}/scores.csv", index=False)
+    few, enough = (
+        write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
+        for number in ("five", "six")
+    )
+    assert "There is no p value for fewer than 6 cases (5 here)" in few
+    assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
+    table = pd.read_csv(tmp_path / "six/comparison.csv")
+    assert f"for the {len(table)} tests" in enough
+    # All differ in one direction: each p is the smallest there is, and Holm multiplies the smallest by their number.
+    assert table["p"].tolist() == pytest.approx([2 / 2**6] * len(table))
+    assert table["p_holm"].tolist() == pytest.approx([min(1, len(table) * 2 / 2**6)] * len(table))
+
+
+def test_volumes_are_compared_by_their_median_error_and_by_what_they_explain() -> None:
+    rows = rows_of(*((str(i), "t1", 0.5, 0.5, 0.5) for i in range(4)))
+    rows["true_volume_ml"] = np.repeat([10.0, 20.0, 30.0, 40.0], 3)
+    rows["volume_error_ml"] = np.tile([0.0, 15.0, 0.0], 4) + np.repeat([1.0, -1.0, 2.0, -4.0], 3)
+    (found,) = volume_agreement(rows).to_dict("records")
+    assert (found["error_wt"], found["error_tc"]) == (1.5, 15.0)
+    assert found["r2_wt"] == pytest.approx(1 - (1 + 1 + 4 + 16) / 500)
+    # A constant error counts, unlike in a correlation.
+    assert found["r2_tc"] == pytest.approx(1 - (16**2 + 14**2 + 17**2 + 11**2) / 500)
 
 
 def test_only_common_cases_and_subsets_are_compared() -> None:
@@ -258,8 +293,8 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--data", str(dummy_root), "--out", str(tmp_path / "scores"), "--cases", "case_000,case_002"]
-    run("evaluate", [*arguments, "--subsets", "all,t1c+flair"])
-    assert {path.name for path in (tmp_path / "scores").iterdir()} == FILES
+    run("evaluate", [*arguments, "--subsets", "all,t1c+flair", "--format", "latex"])
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == FILES | {"subset_table.tex"}
     rows = pd.read_csv(tmp_path / "scores/scores.csv")
     assert len(rows) == 2 * 2 * 3
     assert rows["subset"].unique().tolist() == ["t1c+flair", "t1+t1c+t2+flair"]
@@ -291,7 +326,7 @@ class Scorer:
             value = 1 / len(self.asked)
             scores.rows += [
                 {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region, "dice": value}
-                | {"expected_dice": value}
+                | {"expected_dice": value, "volume_error_ml": value, "true_volume_ml": 1.0}
                 for region in ("wt", "tc", "et")
             ]
             scores.reliability[name] = np.ones((3, 3, 10)).tolist()
@@ -306,7 +341,7 @@ class Scorer:
 @pytest.fixture
 def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
     stand_in = Scorer()
-    monkeypatch.setattr(module, "score_case", stand_in)
+    monkeypatch.setattr(scoring, "score_case", stand_in)
     return stand_in
 
 
@@ -539,7 +574,7 @@ def test_a_case_without_ground_truth_is_told_before_any_is_scored(dummy_root, tm
 def test_a_folder_without_a_labelled_case_is_refused(dummy_root, tmp_path, capsys, monkeypatch) -> None:
     shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
     (tmp_path / "cases/case_000/seg.nii.gz").unlink()
-    monkeypatch.delattr(module, "load_checkpoint")
+    monkeypatch.delattr("lora_moe_hgd.evaluation.evaluate.load_checkpoint")
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores")])
     assert stopped.value.code == 2

@@ -27,6 +27,13 @@ def add_checkpoint(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_task(parser: argparse._ActionsContainer) -> None:
+    """Add `--task`."""
+    parser.add_argument(
+        "--task", type=Path, metavar="FILE", help="YAML file of a task of your own; brain tumour if left out"
+    )
+
+
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Add `--device`."""
     parser.add_argument("--device", help="where to compute, such as cpu or cuda:0; a GPU if left out and there is one")

@@ -17,6 +17,7 @@ from scipy import ndimage
 from .files import replacing
 from .model.geometry import canonical_spacing_mm, to_canonical
 from .model.task import BRAIN_TUMOUR, Task, shown
+from .subsets import sequence_shown
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
@@ -81,9 +82,10 @@ def save_overlay(
     spacing = canonical_spacing_mm(affine)
     regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in sets.items()}
     first = next(iter(regions.values()))
+    found = np.logical_or.reduce(first)
     views = _views(images, task)
     volumes = {name: to_canonical(np.asarray(images[name].dataobj, dtype=np.float32), affine) for name in dict(views)}
-    brain = np.any([volume != 0 for volume in volumes.values()], axis=0)
+    brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
     box, cut = _bounds(brain), _planes_through(first, brain, task)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
     heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]
@@ -96,7 +98,7 @@ def save_overlay(
     grid = figure.subplots(len(regions) * len(views), 3, squeeze=False, width_ratios=widths)
     rows = iter(grid)
     for sequence, numbers in views:
-        window = _window(volumes[sequence], brain, first.any(axis=0))
+        window = _window(volumes[sequence], brain, found)
         for name, masks in regions.items():
             axes = next(rows)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
@@ -117,7 +119,7 @@ def save_overlay(
                 axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
                 axis.set_axis_off()
                 axis.set_anchor("N")
-                named = (plane, sequence.upper(), name) if len(regions) > 1 else (plane, sequence.upper())
+                named = (plane, sequence_shown(sequence), *([name] if len(regions) > 1 else []))
                 axis.set_title(", ".join(named), color="white", fontsize=9, pad=3)
                 _letters(axis, ENDS[across], ENDS[up])
             if not masks.any():

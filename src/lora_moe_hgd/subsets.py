@@ -53,3 +53,13 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
             f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)
+
+
+def sequence_shown(name: str) -> str:
+    """Name of a sequence as people read it.
+
+    Example:
+        >>> sequence_shown("t1c"), sequence_shown("flair")
+        ('T1c', 'FLAIR')
+    """
+    return "T1c" if name == "t1c" else name.upper()

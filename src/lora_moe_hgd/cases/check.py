@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..arguments import add_allowances, add_in_path, add_quiet
+from ..arguments import add_allowances, add_in_path, add_quiet, add_task
 from ..files import reason_of
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
@@ -190,9 +190,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--label-scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; that of the file names if left out"
     )
-    parser.add_argument(
-        "--task", type=Path, metavar="FILE", help="YAML file of a task of your own; brain tumour if left out"
-    )
+    add_task(parser)
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     add_allowances(parser)
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")

@@ -112,6 +112,27 @@ def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[st
     return values
 
 
+def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
+    """By number of sequences: how well the found volumes agree with the true ones, over cases and subsets.
+
+    Returns:
+        Columns `sequences`, and for each region `error_` and its name, the median absolute error in millilitres, and
+        `r2_` and its name, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is
+        negative where the mean of the true volumes would be a better guess, and undefined where they do not differ.
+    """
+    table = []
+    for count, group in rows.groupby("sequences"):
+        values: dict[str, float] = {"sequences": float(count)}
+        for region in task.regions:
+            own = group[group["region"] == region]
+            errors, true = own["volume_error_ml"].to_numpy(), own["true_volume_ml"].to_numpy()
+            spread = float(((true - true.mean()) ** 2).sum()) if len(true) else 0.0
+            values[f"error_{region}"] = float(np.median(np.abs(errors))) if len(errors) else math.nan
+            values[f"r2_{region}"] = 1 - float((errors**2).sum()) / spread if spread else math.nan
+        table.append(values)
+    return pd.DataFrame(table)
+
+
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
 
@@ -148,7 +169,7 @@ def to_markdown(
     rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = (), task: Task = BRAIN_TUMOUR
 ) -> str:
     """All tables of an evaluation, after the notes."""
-    summary, worth, found = summarise(rows), worth_of_sequences(rows, task), trust(rows, reliability, task)
+    summary, worth = summarise(rows), worth_of_sequences(rows, task)
     regions = list(map(shown, task.regions))
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
     others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
@@ -163,6 +184,14 @@ def to_markdown(
             [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
         ),
     ]
+    parts += [
+        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
+        "the variance of the true volumes that the found ones explain.",
+        _table(
+            ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
+            [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
+        ),
+    ]
     if worth:
         parts += [
             f"Contribution of each sequence to the Dice of all {NUMBERS[len(task.modalities) - 1]} (Shapley values).",
@@ -171,12 +200,14 @@ def to_markdown(
                 [[name, *_numbers(values[name] for values in worth.values())] for name in task.modalities],
             ),
         ]
+    if not reliability:
+        return "\n\n".join(parts)
     parts += [
         "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the Dice that "
         "the network expects, the real one, and the rank correlation of the two.",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
-            [[f"{count:.0f}", *_numbers(values)] for count, *values in found.to_numpy()],
+            [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
         ),
     ]
     return "\n\n".join(parts)
@@ -300,7 +331,8 @@ def write_report(
         "about": about,
         "summary": json.loads(summary.to_json(orient="records")),
         "shapley": worth_of_sequences(rows, task),
-        "trust": json.loads(trust(rows, reliability, task).to_json(orient="records")),
+        "volumes": json.loads(volume_agreement(rows, task).to_json(orient="records")),
+        "trust": json.loads(trust(rows, reliability, task).to_json(orient="records")) if reliability else [],
     }
     tables = {"scores.csv": rows, FINDINGS: pd.DataFrame(findings, columns=FINDING_COLUMNS)}
     for name, table in tables.items():
@@ -313,8 +345,9 @@ def write_report(
     pictures = {
         "heat_map.png": plot_heat_map(summary, task),
         "by_count.png": plot_by_count(rows, task),
-        "reliability.png": plot_reliability(pooled_reliability(rows, reliability), task),
     }
+    if reliability:
+        pictures["reliability.png"] = plot_reliability(pooled_reliability(rows, reliability), task)
     for name, figure in pictures.items():
         with replacing(out / name) as scratch:
             FigureCanvasAgg(figure).print_png(scratch)

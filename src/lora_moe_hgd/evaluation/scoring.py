@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from peft.utils import ModulesToSaveWrapper
 from ..cases.case_files import CaseFiles
 from ..cases.reading import read_case
 from ..files import printable
-from ..fingerprints import code_fingerprint, fingerprint
+from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..inference.segment import find_regions
 from ..model.brain import brain_of
 from ..model.case_rules import SettledCase
+from ..model.findings import Finding
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import Task
 from ..subsets import Mask, sequences_of, subset_name
 from .calibration import reliability_counts
 from .lesions import LESION_RULES, lesion_scores
@@ -54,7 +58,8 @@ class CaseScores:
 
     Attributes:
         rows: One for each subset and region: names, metrics, and the Dice that the network expected.
-        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`.
+        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`. `None` where
+            there are no probabilities.
         findings: What is odd about the case, as dicts of `level`, `where` and `message`.
     """
 
@@ -97,28 +102,73 @@ def score_case(
         task=task,
     ).checked()
     settled, truth = reading.settled, reading.regions
-    spacing_mm = voxel_spacing_mm(settled.affine)
-    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
-    scores = CaseScores(
-        findings=[
-            {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
-            for found in reading.findings
-        ]
-    )
+    scores = CaseScores(findings=recorded(reading.findings))
     for inputs, brain, subset in prepared(processor, settled, subsets):
         regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
         (geometry,) = inputs["geometry"]
-        name = subset_name(subset, processor.modalities)
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=subset)
-        for index, region in enumerate(task.regions):
-            masks = regions[index], truth[index]
-            values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
-            values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
-            about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
-            volume_ml = float(truth[index].sum()) * geometry.voxel_ml
-            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": confidence[region]})
+        scores.rows += score_regions(
+            case.case_id, subset, regions, truth, settled.affine, rules=rules, task=task, confidence=confidence
+        )
+        name = subset_name(subset, processor.modalities)
         scores.reliability[name] = reliability_counts(probabilities, truth, brain).tolist()
     return scores
+
+
+def score_regions(
+    case_id: str,
+    subset: Mask,
+    regions: np.ndarray,
+    truth: np.ndarray,
+    affine: np.ndarray,
+    *,
+    rules: Rules,
+    task: Task,
+    confidence: Mapping[str, float | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row of scores for each region.
+
+    Args:
+        case_id: Name of the case.
+        subset: Sequences from which the regions were found.
+        regions: Found regions, `(R, D, H, W)` bool.
+        truth: True regions, likewise.
+        affine: `(4, 4)`, of both.
+        rules: How to score.
+        task: What was segmented.
+        confidence: Dice that the network expects of each region, if it is known.
+    """
+    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
+    spacing_mm = voxel_spacing_mm(affine)
+    rows = []
+    for region, *masks in zip(task.regions, regions, truth, strict=True):
+        values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
+        values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
+        about = {
+            "case_id": case_id,
+            "subset": subset_name(subset, task.modalities),
+            "sequences": sum(subset),
+            "region": region,
+        }
+        volume_ml = float(masks[1].sum()) * math.prod(spacing_mm) / 1000
+        expected = confidence and confidence[region]
+        rows.append(
+            {
+                **about,
+                **values,
+                "true_volume_ml": volume_ml,
+                "expected_dice": math.nan if expected is None else expected,
+            }
+        )
+    return rows
+
+
+def recorded(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Findings as JSON can hold them."""
+    return [
+        {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
+        for found in findings
+    ]
 
 
 def prepared(
@@ -144,6 +194,47 @@ def prepared(
         inputs = processor(settled.only(wanted))
         for subset in members:
             yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
+
+
+@dataclass(frozen=True)
+class NetworkScorer:
+    """Scores what a network finds.
+
+    Attributes:
+        network: Network to score.
+        processor: Its processor.
+        rules: How to segment and score.
+    """
+
+    network: LoraMoeHgdForSegmentation
+    processor: LoraMoeHgdImageProcessor
+    rules: Rules
+
+    @property
+    def task(self) -> Task:
+        """What it segments."""
+        return self.processor.segmentation_task
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return scorer_fingerprint(self.network, self.processor, self.rules)
+
+    def made_from(self, case: CaseFiles) -> str:
+        """Fingerprint of everything that the scores of a case are made from.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        return fingerprint(self._fingerprint, case_fingerprint(case, labels=True))
+
+    def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
+        """The subsets of which the case has all sequences."""
+        names = self.task.modalities
+        return [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
+
+    def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
+        """Segment and score a case under these subsets; see `score_case`."""
+        return score_case(self.network, self.processor, case, subsets, self.rules)
 
 
 def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:
