@@ -135,7 +135,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cache: Path, caps
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SystemExit):
         train_from_scratch(tmp_path, cache)
-    assert f"{tmp_path} holds files, but no run" in capsys.readouterr().err
+    assert f"{tmp_path} contains files, but no run" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-# Progress at which the weight of a region begins to rise, and at which it is full. The whole tumour has full weight
-# from the start.
+# Progress at which the loss weight of a region begins to rise, and at which it reaches 1. The weight of the whole
+# tumour is always 1.
 TUMOUR_CORE_RAMP = (0.0, 0.15)
 ENHANCING_RAMP = (0.05, 0.25)
 FIRST_WEIGHT = 0.1
 
-# Up to this progress at most one sequence is dropped, or at most two.
+# Up to the first value of progress, at most one sequence is dropped. Up to the second, at most two.
 ONE_DROPPED_UNTIL = 0.05
 TWO_DROPPED_UNTIL = 0.15
 
@@ -53,8 +53,8 @@ def most_dropped(progress: float) -> int:
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    A share of `COMPLETE_SHARE` keeps all of them. The others take a non-empty subset that drops at most `most_dropped`
-    sequences; all such subsets are equally likely.
+    A share of `COMPLETE_SHARE` of the samples keeps all of them. Each other sample keeps a non-empty subset that drops
+    at most `most_dropped` sequences. All such subsets are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()

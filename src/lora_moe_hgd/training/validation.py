@@ -1,4 +1,4 @@
-"""Validation cases for each subset of the sequences: those that have all of its sequences."""
+"""Find the validation cases for each subset: the cases that have all sequences of the subset."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .options import DEFAULT_SUBSETS
 
 
 def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) -> dict[str, list[str]]:
-    """Find the validation cases that score each subset.
+    """Find the validation cases on which each subset can be scored.
 
     Args:
         subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `DEFAULT_SUBSETS`, of which at
             least one must be scored.
-        acquired: Which sequences each validation case has, by its id.
+        acquired: Acquired sequences of each validation case, by case id.
 
     Returns:
-        Ids of the cases that have all sequences of a subset, by the name of the subset; none for a default subset that
-        no case has.
+        Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a
+        default subset that no case has.
 
     Raises:
-        ValueError: If no case has all sequences of a subset that was asked for, or of any default subset.
+        ValueError: If no case has all sequences of a requested subset, or if no case has those of any default subset.
 
     Example:
         >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})
@@ -43,7 +43,7 @@ def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) 
 
 
 def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
-    """Say for each subset how many of the cases score it, and which do not."""
+    """Report for each subset on how many cases it is scored, and on which it cannot be scored."""
     lines = []
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]
