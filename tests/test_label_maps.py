@@ -83,7 +83,7 @@ def test_all_maps_are_looked_at_before_the_first_phantom_is_made(folder: Path, t
     phantoms = PhantomDataset(
         1, seed=1_000_000, processor=processor, cache_dir=tmp_path / "cache", label_maps=tmp_path / "maps"
     )
-    with pytest.raises(BadInputError, match=r"two\.nii\.gz: FreeSurfer's codes"):
+    with pytest.raises(BadInputError, match=r"two\.nii\.gz: The label map has 0 mL"):
         phantoms.prepare_all(num_workers=0, progress=False)
     assert not phantoms.folder.exists()
 

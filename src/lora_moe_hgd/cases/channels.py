@@ -1,9 +1,9 @@
-"""Cases whose sequences are told apart by number: numbered files, and volumes of one file with four axes.
+"""Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two families keep a cohort so, in folders such as `imagesTr` and `labelsTr`: the Medical Segmentation Decathlon, with
-the sequences along a fourth axis, and nnU-Net, with files `<case>_0000`, `<case>_0001` and so on. No order of the
-sequences is standard: it comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from
-its publication.
+Two families use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation Decathlon has the
+sequences along a fourth axis, and nnU-Net has files `<case>_0000`, `<case>_0001` and so on. There is no standard order
+of the sequences. It comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from its
+publication.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ORDER_OPTION = "--channel-order t1,t1c,t2,flair (in the order of the file)"
 
 
 def parse_channel_order(text: str) -> tuple[str, ...]:
-    """Sequence names of `text`, which separates them by commas.
+    """Split a list of sequence names, separated by commas.
 
     Raises:
-        ValueError: If a name is unknown or comes twice.
+        ValueError: If a name is unknown or appears twice.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
@@ -38,15 +38,15 @@ def parse_channel_order(text: str) -> tuple[str, ...]:
     names = tuple(name.strip().lower() for name in text.split(","))
     if not set(names) <= set(MODALITIES) or len(set(names)) != len(names):
         raise ValueError(
-            f"A channel order is a list of {', '.join(MODALITIES)}, each at most once. This is not: {text}."
+            f"A channel order lists {', '.join(MODALITIES)}, each at most once and separated by commas. Got: {text}."
         )
     return names
 
 
 def channel_of(path: Path) -> tuple[str, int | None] | None:
-    """Name of the case and number of the sequence of a numbered file, `None` as number for a file with four axes.
+    """Case name and sequence number of a numbered file. A file with four axes has the number `None`.
 
-    `None` for other files, among them `t1_2019.nii.gz`, whose name tells its sequence.
+    Other files give `None`, also files such as `t1_2019.nii.gz`, whose name already contains the sequence.
     """
     stem = stem_of(path)
     if stem is None:
@@ -58,7 +58,7 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """Argument of `channel_case` for each case in `folder`, by its name; empty where files are of other families."""
+    """For each case with numbered sequences in `folder`: its name, and the path to pass to `channel_case`."""
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -72,7 +72,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
     """The case at `path`: a file with four axes, or the common start of numbered files.
 
     Raises:
-        BadInputError: If there is no such case, or no order is known.
+        BadInputError: If there is no such case, or the order of its sequences is unknown.
     """
     if path.is_file():
         return _stacked(path, channel_order)
@@ -83,7 +83,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
             if number in numbered:
                 raise BadInputError(
                     path.parent,
-                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Keep one.",
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one.",
                 )
             numbered[number] = file
     if not numbered:
@@ -92,9 +92,9 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
     if order is None:
         raise BadInputError(
             path,
-            "The names do not say which sequence has which number: "
-            f"{', '.join(file.name for file in numbered.values())}. Say it with {ORDER_OPTION}, or in dataset.json "
-            "under channel_names.",
+            "The file names do not determine which sequence has which number: "
+            f"{', '.join(file.name for file in numbered.values())}. Give the order with {ORDER_OPTION}, or in "
+            "dataset.json under channel_names.",
         )
     if max(numbered) >= len(order):
         raise BadInputError(
@@ -111,18 +111,18 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
 def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"This is no image. A case is a folder, or a file {', '.join(EXTENSIONS)}.")
+        raise BadInputError(path, f"This file is not an image. Give a folder, or a file {', '.join(EXTENSIONS)}.")
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
-        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep one.")
+        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep only one.")
     decathlon = bool(DECATHLON_NAMES.fullmatch(stem))
     order = channel_order or _order_of_dataset(path.parent) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            f"A single file is one sequence, or several along a fourth axis. Name one with {NAME_THEM}. "
-            f"Name several with {ORDER_OPTION}.",
+            f"It is unknown which sequences this file contains. For a 3-D file, use one of {NAME_THEM}. "
+            f"For a 4-D file, give the sequences along its fourth axis with {ORDER_OPTION}.",
         )
     return CaseFiles(
         case_id=safe_name(stem),
@@ -136,7 +136,7 @@ def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
 
 
 def _labels_of(path: Path, case: str) -> Path | None:
-    """`labelsTr/<case>` for a case in `imagesTr`."""
+    """Path of the label map: `labelsTr/<case>` for a case in `imagesTr`; `None` if there is no such file."""
     folder = path.parent.parent / path.parent.resolve().name.replace("images", "labels")
     if folder.name == path.parent.name:
         return None
@@ -144,10 +144,10 @@ def _labels_of(path: Path, case: str) -> Path | None:
 
 
 def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
-    """Order that `dataset.json` in `folder` or beside it names; `None` if there is none.
+    """Order of the sequences in `dataset.json` of `folder` or of its parent; `None` without such a file.
 
     Raises:
-        BadInputError: If it cannot be read, or names something else than the sequences.
+        BadInputError: If the file cannot be read, or contains other names than the sequences.
     """
     path = next(
         (place / "dataset.json" for place in (folder, folder.parent) if (place / "dataset.json").is_file()), None
@@ -162,13 +162,13 @@ def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Mend it, or give {ORDER_OPTION}.",
+            f"({type(error).__name__}). Correct it, or give {ORDER_OPTION}.",
         ) from error
     order = [role_of(word) for word in words]
     if not set(order) <= set(MODALITIES) or len(set(order)) != len(order):
         raise BadInputError(
             path,
-            f"This file has a channel that is not known, or one twice: {', '.join(words)}. Channels must be "
+            f"This file has an unknown channel, or the same channel twice: {', '.join(words)}. The channels must be "
             f"{', '.join(MODALITIES)}, each at most once.",
         )
     return tuple(name for name in order if name is not None)
