@@ -375,7 +375,7 @@ def test_a_scale_goes_straight_from_the_base_to_the_adapter(shelf: Shelf) -> Non
     [
         (["--scale", "1.5"], "`scale` must be between 0, the base, and 1, the adapter, got 1.5"),
         (["--checkpoint", "{base}"], "must hold an adapter, but there is no adapter_config.json"),
-        (["--out", "{base}"], "exists already; choose another"),
+        (["--out", "{base}"], "exists already. Choose another"),
     ],
 )
 def test_a_merge_that_cannot_be_made_leaves_nothing(
@@ -425,7 +425,7 @@ def test_adapters_are_compared_with_their_base_case_by_case(
     table = pd.read_csv(tmp_path / "comparison.csv")
     first = pd.read_csv(folders[0] / "scores.csv")
     for folder in folders[1:]:
-        assert f"{folder} against {folders[0]}: Dice, paired by case." in shown
+        assert f"Dice of {folder} (second) minus {folders[0]} (first), paired by case." in shown
         row = table[(table["compared"] == str(folder)) & (table["subset"] == "mean") & (table["region"] == "mean")]
         second = pd.read_csv(folder / "scores.csv")
         assert row["cases"].item() == 2

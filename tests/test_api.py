@@ -127,7 +127,7 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
         ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used"),
-        ({"checkpoint": "huge"}, "nor shipped"),
+        ({"checkpoint": "huge"}, "There is no checkpoint 'huge'"),
         ({"case": {}}, "No sequence was given"),
         ({"case": {"t2w": "a.nii.gz"}}, "Unknown sequence t2w"),
         ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: Every voxel is zero"),

@@ -200,7 +200,10 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
         (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: There is no such file or folder."),
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
-        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"], "No checkpoint folder"),
+        (
+            ["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"],
+            "There is no checkpoint folder",
+        ),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--sequences", "t3"], "Unknown sequence t3"),
         (
             ["--in-path", "{case}", "--out-path", "{tmp}/out", "--device", "abacus"],

@@ -17,7 +17,7 @@ from .model.geometry import canonical_spacing_mm, to_canonical
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}
-# Each region lies over the one around it, which shows on both sides where the two share a border.
+# Inner regions are drawn last, with thinner lines. On a shared border, the outer region's wider line stays visible.
 LINE_WIDTHS = {"WT": 3.2, "TC": 2.2, "ET": 1.1}
 # The sequence on which a tumour is easiest to see comes first.
 BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
@@ -27,17 +27,17 @@ PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 
 def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.ndarray], *, title: str) -> None:
-    """Draw each set of regions over the same planes of `background`, one row a set, and write a PNG.
+    """Draw each set of regions over the same planes of `background`, one row per set, and write a PNG.
 
-    The patient's left is on the right of axial and coronal planes, as radiologists look at them; the front is on the
-    left of the sagittal one. Planes are those where the first set's whole tumour is largest, or the brain is if
+    The patient's left is on the right of axial and coronal planes, in the radiological convention. The front is on the
+    left of the sagittal plane. The planes cut the whole tumour of the first set where it is largest, or the brain if
     there is no tumour.
 
     Args:
-        path: Written beside and renamed.
+        path: PNG file, written atomically.
         background: Sequence to draw on.
         rows: Name of each row and its regions WT, TC and ET, `(3, D, H, W)` on the background's grid.
-        title: Above everything.
+        title: Title of the picture.
     """
     affine = background.affine
     image = to_canonical(np.asarray(background.dataobj, dtype=np.float32), affine)
@@ -47,7 +47,7 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
     first = next(iter(regions.values()))[0]
     cut = _largest_planes(first if first.any() else brain)
     low, high = np.percentile(image[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
-    # Outside the brain a z-scored image is zero, which is a mid grey.
+    # In a z-scored image, the background is zero, which would be grey. Make it black.
     image = np.where(brain, image, low)
     spacing = canonical_spacing_mm(affine)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
@@ -84,14 +84,14 @@ def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.
 
 
 def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
-    """Draw the border of a mask on a plane, also where it meets the plane's edge or the plane is one voxel wide."""
-    # Contours need two rows and two columns, and end at the edge: a frame of zeros provides for both.
+    """Draw the border of a mask on a plane, also at the plane's edge and on a plane that is one voxel wide."""
+    # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
     rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box of `mask`, two voxels wider; the whole array if it is empty."""
+    """Box around `mask`, two voxels wider on each side; the whole array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, edge) for edge in mask.shape)
     found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -99,13 +99,13 @@ def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _largest_planes(mask: np.ndarray) -> tuple[int, ...]:
-    """Along each axis, the plane that holds most of `mask`."""
+    """Index of the plane with most voxels of `mask`, along each axis."""
     return tuple(int(mask.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
 
 
 def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Rows go up and columns across."""
+    """Cut a plane out of `volume`. Its rows run along the axis `up` and its columns along the axis `across`."""
     index: list[slice | int] = list(box)
     index[through] = cut[through]
-    # The two axes that are left keep their order, and `across` comes before `up` in every plane.
+    # The two remaining axes keep their order, and `across` comes before `up` in every plane.
     return volume[tuple(index)].T

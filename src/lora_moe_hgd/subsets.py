@@ -8,7 +8,7 @@ from .model.configuration_lora_moe_hgd import MODALITIES
 
 Mask = tuple[bool, ...]
 
-# One sequence first, all four last.
+# Sorted from one sequence to all four.
 EVERY_SUBSET: tuple[Mask, ...] = tuple(
     sorted((mask for mask in itertools.product([True, False], repeat=len(MODALITIES)) if any(mask)), key=sum)
 )
@@ -40,6 +40,6 @@ def parse_subset(name: str) -> Mask:
     unknown = sorted(set(names) - set(MODALITIES))
     if unknown:
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(MODALITIES)}."
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'. The names are {', '.join(MODALITIES)}."
         )
     return tuple(modality in names for modality in MODALITIES)

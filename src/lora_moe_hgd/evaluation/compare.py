@@ -14,28 +14,30 @@ from ..model.configuration_lora_moe_hgd import REGIONS
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Dice of `second` minus that of `first`, over the cases and subsets that both have.
+    """Dice of `second` minus Dice of `first`, over the cases and subsets in both evaluations.
 
-    Differences are between cases: a case's Dice is its mean over the regions and subsets of the row. Where Dice is
-    undefined in one evaluation, it is left out of both.
+    The differences are paired by case: the Dice of a case is its mean over the regions and subsets of the row. A value
+    that is undefined in one evaluation is left out of both.
 
     Args:
         first: Rows of the first `scores.csv`.
-        second: Rows of the second.
+        second: Rows of the second `scores.csv`.
 
     Returns:
-        One row for each region, over all common subsets, then one for each subset, over all regions. There is no row
-        without a case. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
+        One row for each region, over all common subsets, then one for each subset, over all regions. Rows without
+        cases are left out. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
         bootstrap interval), `p` (Wilcoxon signed-rank, two-sided, not corrected for the number of rows) and `effect`
         (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1 if every case is better).
 
     Raises:
-        ValueError: If no case and subset with a defined Dice is in both.
+        ValueError: If no case and subset has a defined Dice in both evaluations.
     """
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
-        raise ValueError("The evaluations have no case and subset in common in which Dice is defined.")
+        raise ValueError(
+            "No case and subset has a Dice score in both evaluations. Evaluate both checkpoints on the same cases."
+        )
     groups = [("mean", region, pairs[pairs["region"] == region]) for region in REGIONS]
     groups.append(("mean", "mean", pairs))
     groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]
@@ -67,7 +69,9 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
 
 
 def rank_biserial(difference: np.ndarray) -> float:
-    """Share of the ranks of absolute differences in favour of the second, minus that in favour of the first.
+    """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
+
+    It is the share of the ranks of positive differences minus the share of the ranks of negative differences.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -81,23 +85,26 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare each evaluation with the first; write `comparison.csv` and `comparison.md`, and return the text.
+    """Compare each evaluation with the first one; write `comparison.csv` and `comparison.md`, and return the text.
 
     Raises:
-        ValueError: If there are fewer than two folders, one holds no evaluation, or they have no case in common.
+        ValueError: If there are fewer than two folders, if a folder contains no evaluation, or if the evaluations have
+            no case in common.
     """
     if len(folders) < 2:
         raise ValueError(f"--compare needs at least two folders of evaluations, but there is only {folders[0]}.")
     scores = []
     for folder in folders:
         if not (folder / "scores.csv").is_file():
-            raise ValueError(f"{folder} holds no scores.csv: it is not the --out-path folder of an evaluation.")
+            raise ValueError(
+                f"{folder} contains no scores.csv. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
+            )
         scores.append(pd.read_csv(folder / "scores.csv"))
     parts, tables = [], []
     for folder, other in zip(folders[1:], scores[1:], strict=True):
         table = paired_differences(scores[0], other)
         tables.append(table.assign(compared=str(folder)))
-        parts.append(f"{folder} against {folders[0]}: Dice, paired by case.\n\n{_to_markdown(table)}")
+        parts.append(f"Dice of {folder} (second) minus {folders[0]} (first), paired by case.\n\n{_to_markdown(table)}")
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "comparison.csv") as scratch:
         pd.concat(tables).to_csv(scratch, index=False)

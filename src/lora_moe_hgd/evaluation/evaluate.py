@@ -1,7 +1,7 @@
 """`lora-moe-hgd evaluate`: scores of a checkpoint over cases and subsets of the sequences.
 
-`cases/<name>.json` keeps the scores of a case, so that an evaluation that was stopped continues, and one with more
-cases or subsets computes only those. The tables are made from these files, see `report`.
+`cases/<name>.json` stores the scores of a case. A stopped evaluation therefore continues, and an evaluation with more
+cases or subsets computes only the new ones. The tables are made from these files, see `report`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Evaluation:
     """Scores of many cases.
 
     Attributes:
-        scores: By name of the case, in the order of the cases.
-        failed: Why a case could not be scored, by its name.
+        scores: Scores of each case by case id, in the order of the cases.
+        failed: Reason why a case could not be scored, by case id.
     """
 
     scores: dict[str, CaseScores]
@@ -69,17 +69,17 @@ def evaluate(
 ) -> Evaluation:
     """Score each case under the subsets of which it has all sequences.
 
-    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. A case
-    that raises any exception is reported, and the others go on. Under `accelerate launch` the processes share the
-    cases, and each returns the scores of all.
+    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. If a case
+    raises an exception, it is reported and the other cases are still scored. Under `accelerate launch` the processes
+    share the cases, and each process returns the scores of all cases.
 
     Args:
         network: Network to score.
-        processor: Its processor.
-        cases: Labelled cases; their names differ.
-        out: Folder that gets `cases`.
+        processor: Image processor of the network.
+        cases: Labelled cases with distinct ids.
+        out: Output folder. The scores are stored in its folder `cases`.
         subsets: Subsets of the sequences.
-        rules: How to segment and score.
+        rules: Rules for segmentation and scoring.
         progress: Show a progress bar.
     """
     subsets, rules = list(dict.fromkeys(subsets)), rules or Rules()
@@ -124,19 +124,19 @@ def _made_from(scorer: str, case: CaseFiles) -> str:
     try:
         return fingerprint(scorer, case_fingerprint(case, labels=True))
     except OSError:
-        # The reader's error says what is wrong with the file and what to do.
+        # Raise the reader's error instead, because it says what is wrong with the file and what to do.
         read_case(case, labels=True).checked()
         raise
 
 
 def _known(path: Path, made_from: str) -> CaseScores:
-    """Scores of a case; none if they were made from anything else."""
+    """Load the stored scores of a case. They are empty if nothing was stored or if any input has changed."""
     try:
         content = json.loads(path.read_text())
         if content["made_from"] == made_from:
             return CaseScores(content["rows"], content["reliability"], content["findings"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        # There is no file, or one of another version.
+        # There is no file, or another version wrote it.
         pass
     return CaseScores()
 
@@ -145,13 +145,13 @@ TABLES = ("table.md", "table.json", "scores.csv")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score a checkpoint, or compare earlier scores; exit code 1 if some case could not be scored."""
+    """Score a checkpoint, or compare earlier scores; exit with code 1 if a case could not be scored."""
     if score(argv):
         raise SystemExit(1)
 
 
 def score(argv: Sequence[str]) -> int:
-    """Do what `main` does; return the number of cases that could not be scored."""
+    """Do the work of `main`, but return the number of cases that could not be scored instead of exiting."""
     args = _parse(argv)
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
@@ -190,13 +190,13 @@ def score(argv: Sequence[str]) -> int:
             if not args.quiet:
                 print(printable(report))
         else:
-            # Tables of an earlier evaluation would look like those of this one.
+            # Remove the tables of an earlier evaluation, which would look like those of this one.
             for name in TABLES:
                 (args.out_path / name).unlink(missing_ok=True)
         if failed:
-            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases are scored. These failed:", file=sys.stderr)
+            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases were scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
-    # A process that ends with an error makes the launcher end the others.
+    # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed)
 
@@ -205,7 +205,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
-        ValueError: If an option has no effect beside the others.
+        ValueError: If an option has no effect in combination with the others.
     """
     parser = argparse.ArgumentParser(
         description="Score a checkpoint on labelled cases over subsets of the sequences, or compare earlier "
@@ -215,7 +215,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     add_in_path(what, help="folder of labelled cases")
     what.add_argument(
-        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first of them"
+        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first one"
     )
     add_out_path(parser, help="folder for the tables")
     parser.add_argument(
@@ -235,10 +235,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_allowances(parser)
     parser.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
     parser.add_argument(
-        "--mirror", action="store_true", help="average over each case and its mirror image, in twice the time"
+        "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
     )
     parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), default="brats", help="score of empty regions (default: brats)"
+        "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
     )
     parser.add_argument(
         "--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is (default: gli2023)"
@@ -249,17 +249,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet"})):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise ValueError(f"--compare reads earlier scores, on which {options} has no effect. Leave it out.")
+        raise ValueError(f"--compare only reads earlier scores. Leave out {options}, which would have no effect.")
     if args.part and not args.cases_of:
         raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
     return args
 
 
 def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Finding]]:
-    """Labelled cases to score, and the problems of those that cannot be scored, as far as file names show them.
+    """Choose the labelled cases to score, and return an error for each case that its file names rule out.
 
     Raises:
-        ValueError: If a case that was asked for is missing, or no case can be scored.
+        ValueError: If a requested case is missing, or no case can be scored.
     """
     found, bad = survey(args.in_path, channel_order=args.channel_order and parse_channel_order(args.channel_order))
     wanted, source = None, ""
@@ -274,9 +274,9 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
         missing = sorted(set(wanted) - {case.case_id for case in found})
         if missing:
             raise ValueError(
-                f"{args.in_path} does not hold {', '.join(missing)}, which {source} names." + _listed("Problems", bad)
+                f"{source} names {', '.join(missing)}, but {args.in_path} has no such case." + _listed("Problems", bad)
             )
-        # Problems of other cases are of no interest.
+        # Ignore the problems of other cases.
         found, bad = [case for case in found if case.case_id in wanted], []
     labelled, unlabelled = with_labels(found)
     bad += unlabelled
@@ -287,18 +287,18 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
 
 
 def _warn(cases: Sequence[CaseFiles], subsets: Sequence[Mask], bad: Sequence[Finding], trained_on: list[str]) -> None:
-    """Print all that is known before the first case is read."""
+    """Print all warnings that are known before the first case is read."""
     for finding in bad:
         print(printable(f"failed: {finding}"), file=sys.stderr)
     for subset in subsets:
         able = sum(set(sequences_of(subset)) <= set(case.images) for case in cases)
         if able < len(cases):
-            print(f"warning: {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
+            print(f"warning: only {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
     if trained_on:
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
-                f"{listed(trained_on)}. Their scores say little about new cases."
+                f"{listed(trained_on)}. Their scores are no evidence for new cases."
             ),
             file=sys.stderr,
         )

@@ -36,8 +36,8 @@ class Rules:
 
     Attributes:
         mirror: Take the mean over the case and its mirror image.
-        convention: Name in `metrics.CONVENTIONS`: the score of an empty region.
-        lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
+        convention: Key of `metrics.CONVENTIONS`: how empty regions score.
+        lesions: Key of `lesions.LESION_RULES`: what counts as a lesion.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
     """
@@ -54,9 +54,9 @@ class CaseScores:
     """Scores of a case.
 
     Attributes:
-        rows: One for each subset and region: names, metrics, and the Dice that the network expected.
-        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`.
-        findings: What is odd about the case, as dicts of `level`, `where` and `message`.
+        rows: One row for each subset and region: ids, metrics and expected Dice.
+        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists.
+        findings: Warnings about the case, as dicts of `level`, `where` and `message`.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -64,13 +64,13 @@ class CaseScores:
     findings: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, other: CaseScores) -> None:
-        """Take in the scores of other subsets of the same case."""
+        """Add the scores of other subsets of the same case."""
         self.rows += other.rows
         self.reliability |= other.reliability
         self.findings = other.findings
 
     def only(self, subsets: Iterable[Mask]) -> CaseScores:
-        """The scores of these subsets alone, in their order."""
+        """Return only the scores of these subsets, in the order of `subsets`."""
         names = [subset_name(subset) for subset in subsets]
         rows = [row for name in names for row in self.rows if row["subset"] == name]
         reliability = {name: self.reliability[name] for name in names if name in self.reliability}
@@ -87,7 +87,7 @@ def score_case(
     """Segment and score a case under each subset of which it has all sequences.
 
     Raises:
-        BadInputError: If the case has an error that `lora-moe-hgd check` reports.
+        BadInputError: If the case has an error of the kind that `lora-moe-hgd check` reports.
     """
     reading = read_case(
         case, labels=True, not_finite="error", allow_skull=rules.allow_skull, allow_partial=rules.allow_partial
@@ -120,10 +120,10 @@ def score_case(
 def prepared(
     processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
-    """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
+    """Yield network input, brain and subset. Sequences outside the subset have no influence on the input.
 
-    Cropping and normalisation of a sequence depend on the other sequences only through the brain, which is where any
-    of them differs from zero. Subsets with the same brain are therefore preprocessed together.
+    Cropping and normalisation of a sequence depend on other sequences only through the brain, which is the set of
+    voxels where any sequence is not zero. Subsets with the same brain are therefore preprocessed together.
     """
     settled = replace(settled, labels=None)
     groups: dict[bytes, list[Mask]] = {}
@@ -148,19 +148,19 @@ def sequences_of(subset: Mask) -> list[str]:
 
 
 def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:
-    """Fingerprint of everything but the case that scores are made from: weights, settings, rules and code."""
+    """Fingerprint of everything that determines scores, except the case: weights, settings, rules and code."""
     weights = {
         name: (str(value.dtype), hashlib.sha256(_bytes_of(value)).hexdigest())
         for name, value in network.state_dict().items()
     }
-    # The state dict does not say which of several adapters are active, and how strong they are.
+    # The state dict contains neither the names of the active adapters nor their strengths.
     adapters = [
         (module.active_adapters, module.disable_adapters)
         for module in network.modules()
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
     ]
     strengths = [module.scaling for module in network.modules() if isinstance(module, LoraLayer)]
-    # Nor does it hold settings such as the number of experts per token.
+    # The state dict also lacks settings such as the number of experts per token.
     settings = network.config.to_json_string(), processor.to_json_string()
     return fingerprint(weights, adapters, strengths, settings, vars(rules), code_fingerprint(__name__))
 
