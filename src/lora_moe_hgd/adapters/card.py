@@ -1,4 +1,4 @@
-"""The card of an adapter, in its run's folder and on the Hub; its frame is that of a network's card, too."""
+"""The card of an adapter, in its run's folder and on the Hub. The card of a network uses the same template."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "LoRA on attention and experts was trained, and nothing else. It can be combined with others.",
-    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder in full.",
+    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. It can be combined with other such adapters.",
+    "lora+decoder": "LoRA on attention and experts was trained; stem, routers and decoder were trained in full.",
 }
 
 FROM_THE_HUB = """```python
 from transformers import AutoImageProcessor, AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base, with the adapter over it
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base with the adapter
 processor = AutoImageProcessor.from_pretrained("{base}", trust_remote_code=True)
 ```
 
@@ -30,7 +30,7 @@ or `lora-moe-hgd segment --checkpoint {name} --in-path CASE --out-path OUT`."""
 FROM_THIS_MACHINE = """```python
 from lora_moe_hgd import load_checkpoint
 
-model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
+model, processor = load_checkpoint("this folder, or its Hub id")  # the adapter is merged into its base
 ```"""
 
 CARD = """# {name}
@@ -40,7 +40,7 @@ T1c, T2 and FLAIR. {what}**Research use, not a medical device.**
 
 {use}
 
-Images must be skull-stripped and co-registered, as in BraTS; absent sequences are left out.
+Images must be skull-stripped and co-registered, as in BraTS. Leave out missing sequences.
 
 ## Training data
 
@@ -52,23 +52,23 @@ Images must be skull-stripped and co-registered, as in BraTS; absent sequences a
 
 ## Limits
 
-Scores hold for data like those named above; check yours. Without T1c the enhancing part is a guess, and without T2
-and FLAIR so is oedema.
+The scores are valid only for data like those named above. Evaluate on your own data. Without T1c, the enhancing tumour
+is a guess. Without T2 and FLAIR, oedema is a guess.
 """
 
 
 def adapter_card(
     name: str, *, base: str, preset: str, training_data: str, scores: str, license: str | None = None
 ) -> ModelCard:
-    """The card of an adapter.
+    """Make the card of an adapter.
 
     Args:
-        name: Its Hub id, or what it is called on this machine.
-        base: Hub id or folder of the network that it adapts; the card keeps a folder's name without its path.
-        preset: What was trained, see `presets`.
-        training_data: What it was trained on, a paragraph.
-        scores: How good it is, a paragraph.
-        license: Its licence; a card on this machine needs none.
+        name: Hub id of the adapter, or its name on this machine.
+        base: Hub id or folder of the adapted network. The card shows a folder's name without its path.
+        preset: Trained modules, see `presets`.
+        training_data: Paragraph on the training data.
+        scores: Paragraph on the scores.
+        license: Licence of the adapter; a card on this machine needs none.
     """
     # A run may name its base by a folder or a shipped name.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()
@@ -85,7 +85,7 @@ def adapter_card(
     shown = called if on_this_machine else f"[{base}](https://huggingface.co/{base})"
     text = CARD.format(
         name=name,
-        what=f"An adapter over {shown}. {TRAINED.get(preset, 'Trained were modules of its own choice.')} ",
+        what=f"This is an adapter of {shown}. {TRAINED.get(preset, 'It trains its own selection of modules.')} ",
         use=FROM_THE_HUB.format(name=name, base=base) if "/" in name else FROM_THIS_MACHINE,
         training_data=training_data.strip(),
         scores=scores,
@@ -94,7 +94,7 @@ def adapter_card(
 
 
 def write_run_card(folder: Path, *, base: str, preset: str, score: str) -> None:
-    """Replace PEFT's empty card in the adapter's `folder` by one that tells the validation score of its run."""
+    """Replace PEFT's empty card in the adapter's `folder` by a card with the validation score of its run."""
     card = adapter_card(
         "Adapter for lora-moe-hgd",
         base=base,
@@ -107,6 +107,6 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str) -> None:
 
 
 def validation_score(folder: Path) -> str:
-    """The validation score that the card in the adapter's `folder` tells; empty if there is none."""
+    """Read the validation score from the card in the adapter's `folder`; empty if there is none."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""
