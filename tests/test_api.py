@@ -131,7 +131,7 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"case": {}}, "No sequence was given"),
         ({"case": {"t2w": "a.nii.gz"}}, "Unknown sequence t2w"),
         ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: Every voxel is zero"),
-        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2; it has t1"),
+        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2. It has t1"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, rule: str) -> None:

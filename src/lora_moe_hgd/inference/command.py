@@ -1,4 +1,4 @@
-"""`lora-moe-hgd segment`, which is `infer.py`: a case, or a cohort of them, to segmentations."""
+"""`lora-moe-hgd segment` and `infer.py`: segment a case or a cohort."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .segmentation import Segmentation
 
 
 def main(argv: Sequence[str]) -> None:
-    """Segment a case, or every case of a cohort; exit code 1 if some case of a cohort failed."""
+    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
-    add_in_path(parser, help="the case: its folder, or its file with four axes; or a folder of cases")
+    add_in_path(parser, help="folder of a case, 4-D file of a case, or folder of many cases")
     for name in MODALITIES:
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or one case file by file: {name}")
-    add_out_path(parser, help="folder for the results; of a cohort it gets one for each case")
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"file of {name}, instead of --in-path")
+    add_out_path(parser, help="folder for the results; a cohort gets one folder per case in it")
     add_checkpoint(parser)
     parser.add_argument(
         "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
@@ -35,25 +35,26 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--label-scheme",
         choices=[*LABEL_SCHEMES, INPUT_SCHEME],
-        help="label numbers of seg.nii.gz: the checkpoint's, brats2023, if left out; input: as the case's own labels",
+        help="label numbers of seg.nii.gz; `input` means those of the case's own label map (default: the checkpoint's "
+        "scheme, brats2023)",
     )
     parser.add_argument(
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
     )
     parser.add_argument(
-        "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
+        "--reference", choices=MODALITIES, help="sequence whose grid the result has (default: the first one)"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse a case whose images give a warning")
+    parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
     parser.add_argument(
-        "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
+        "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
     )
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
         "--html",
         action="store_true",
-        help="also write report.html, slices to move through; for a cohort index.html, too",
+        help="also write report.html, a page to scroll through all slices; for a cohort also index.html",
     )
     add_device(parser)
     add_quiet(parser)
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     for case, folder in targets:
         if folder.resolve() == case.folder.resolve():
             raise ValueError(
-                f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
+                f"--out-path must not be the folder of the case: {case.folder}. Its label map could be overwritten."
             )
     if one is not None:
         # Report bad input before the network is loaded.
@@ -94,34 +95,34 @@ def main(argv: Sequence[str]) -> None:
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
-        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")
+        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 
 
 def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """Find one case, by its folder or file by file, or the cases of a cohort and the problems of its other folders.
+    """Find one case (from its folder or from single files), or the cases of a cohort and errors in other folders.
 
     Raises:
-        ValueError: If neither or both are given.
+        ValueError: If both `--in-path` and single files are given, or none of them.
         BadInputError: If there is no case.
     """
     given = {name: getattr(args, name) for name in MODALITIES if getattr(args, name) is not None}
     if bool(given) == (args.in_path is not None):
         options = ", ".join(f"--{name}" for name in MODALITIES)
         raise ValueError(
-            f"Give a case by --in-path, or file by file by some of {options}{', not by both' if given else ''}."
+            f"Give a case either with --in-path or with single files ({options}){', not with both' if given else ''}."
         )
     if given:
         if args.channel_order:
-            raise ValueError("--channel-order has no effect on files that are named one by one. Leave it out.")
+            raise ValueError("--channel-order has no effect if the sequences are named one by one. Leave it out.")
         return given_case(given), [], []
     order = args.channel_order and parse_channel_order(args.channel_order)
     if args.in_path.is_dir():
         try:
             cases, bad = survey(args.in_path, channel_order=order)
         except BadInputError:
-            # There is no case below: what the folder itself lacks tells more.
+            # There is no case below this folder. The error of the folder itself is more specific.
             return find_case(args.in_path, channel_order=order), [], []
         if not cases and len(bad) == 1:
             raise BadInputError(bad[0].where, bad[0].message)
@@ -135,6 +136,6 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
         print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
         print("No tumour was found.")
-    print(f"Labels are those of {found.label_scheme}.")
+    print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in options.files() if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""The segmentation of a case, and the files that hold it."""
+"""The segmentation of a case, and its result files."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ RESULT_FILES = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """Tumour regions of a case, on the case's own grid: that of its first sequence.
+    """Tumour regions of a case, on the grid of its reference sequence, which is the first one by default.
 
-    Regions come in the order WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's own array.
+    The order of regions is WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's own array.
 
     Attributes:
         label_map: `(D, H, W)` uint8 with the affine of the case.
-        label_scheme: What the numbers of the label map mean.
+        label_scheme: Meaning of the numbers in the label map.
         regions: `(3, D, H, W)` bool.
         probabilities: `(3, D, H, W)` float32 in [0, 1].
         volumes_ml: Volume of each region in millilitres, by `wt`, `tc` and `et`.
-        confidence: Expected Dice of each region, in (0, 1); `None` if it was not found. docs/confidence.md shows how
-            reliable it is.
-        warnings: What is odd about the case, a sentence each.
-        images: The sequences that were used, float32, zero outside the brain, all on one grid.
+        confidence: Expected Dice of each region, in (0, 1); `None` for a region that was not found. docs/confidence.md
+            shows how reliable it is.
+        warnings: Warnings about the case and the result, one or more sentences each.
+        images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         origin: Folder of the case; `None` for a case in memory.
     """
@@ -65,28 +65,30 @@ class Segmentation:
     def save(
         self, folder: str | Path, *, probabilities: bool = False, uncertainty: bool = False, html: bool = False
     ) -> None:
-        """Write `seg.nii.gz`, `overlay.png` and `report.json`, as `lora-moe-hgd segment` does.
+        """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
 
         Args:
-            folder: Made if it does not exist.
+            folder: Output folder. It is created if it does not exist.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, 3)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices.
 
         Raises:
-            ValueError: If it is the folder of a case, whose ground truth would be deleted.
+            ValueError: If `folder` is the folder of a case, because its ground truth would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
         if self.origin is not None and folder.resolve() == self.origin.resolve():
-            raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
+            raise ValueError(
+                f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
+            )
         if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
             others = sorted({path.name for path in folder.iterdir()} - set(RESULT_FILES))
             if others:
                 raise ValueError(
-                    f"{folder} holds seg.nii.gz beside {others[0]}. It may be the folder of a case with its label "
+                    f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "
                     "map. Choose another folder."
                 )
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}

@@ -1,4 +1,4 @@
-"""Uncertainty of a segmentation: by voxel, and by case."""
+"""Uncertainty of a segmentation per voxel."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def voxel_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in bits of what a voxel is: outside, oedema, core without enhancement, or enhancing; `(D, H, W)`.
+    """Entropy in bits of the class of each voxel, `(D, H, W)`. Classes: outside, oedema, non-enhancing core, ET.
 
     Args:
-        probabilities: Of the nested regions WT, TC and ET, `(3, D, H, W)`, each at most the one before.
+        probabilities: Probabilities of WT, TC and ET, `(3, D, H, W)`. Each is at most the probability before it.
 
     Example:
         >>> voxel_entropy(np.array([[0.5, 1.0], [0.0, 0.5], [0.0, 0.25]]))
