@@ -56,7 +56,7 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     first, second, third, *numbers = text.splitlines()
     assert first == "error    damaged/x_flair.nii.gz: The compressed file ends too early. Copy or download it again."
     assert second.startswith("error    mixed: Several files may be t2: x_t2.nii.gz, y_t2.nii.gz.")
-    assert third == "warning  odd/x_seg.nii.gz: It marks no tumour."
+    assert third == "warning  odd/x_seg.nii.gz: The label map contains no tumour."
     assert numbers == [
         "4 cases, 2 errors, 1 warnings",
         "sequences: t1 4, t1c 4, t2 3, flair 4",
@@ -161,7 +161,10 @@ def head(folder: Path) -> None:
         save(path, np.where(inside, np.where(array == 0, scalp, array), 0).astype(np.float32))
 
 
-KINDS = [(part_of_a_brain, "--allow-partial", "not a whole brain"), (head, "--allow-skull", "a head with its skull")]
+KINDS = [
+    (part_of_a_brain, "--allow-partial", "too little for a brain"),
+    (head, "--allow-skull", "a head with its skull"),
+]
 
 
 @pytest.fixture(params=KINDS, ids=["part", "head"])

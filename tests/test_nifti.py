@@ -120,7 +120,7 @@ def test_an_invalid_qform_beside_an_sform_is_left_out_of_results(tmp_path: Path)
     header.set_sform(AFFINE, code=1)
     header["quatern_b"] = 2
     volume = read_image(with_header(tmp_path / "a.nii", header, np.ones((2, 3, 4), np.uint8)))
-    assert ["quaternion is no rotation" in finding.message for finding in volume.findings] == [True]
+    assert ["quaternion is not a rotation" in finding.message for finding in volume.findings] == [True]
     write_image(tmp_path / "out.nii.gz", np.ones((2, 3, 4), np.uint8), like=volume.image)
     out = nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(out.affine, AFFINE)

@@ -1,4 +1,4 @@
-"""Image processor: the sequences of a case, some of them absent, to network input, and logits back to its own grid."""
+"""Image processor: convert the available sequences of a case to network input, and logits back to the case's grid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except ImportError:
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
-    """Settings of the processor that a checkpoint carries."""
+    """Settings of the processor that are saved in a checkpoint."""
 
     modalities: list[str]
     target_spacing_mm: list[float]
@@ -39,20 +39,21 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
-    """Canonical orientation, one voxel size, brain crop, robust z-score; and the way back.
+    """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
         modalities: Sequences in channel order.
-        target_spacing_mm: Voxel size the network works at, along the canonical axes.
-        intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
-        least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
-        confidence_weights: Weights of `confidence.calibrated_dice` for WT, TC and ET, fitted on real cases; without
-            them the confidence is the Dice that the probabilities imply, which is too high.
+        target_spacing_mm: Voxel size of the network's input, along the canonical axes.
+        intensity_clip: Robust z-scores are clipped to plus and minus this value.
+        label_scheme: Default scheme of label maps, see `label_schemes`.
+        least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
+            keeps all parts.
+        confidence_weights: Weights of `confidence.calibrated_dice` for WT, TC and ET, fitted on real cases. Without
+            them, the confidence is the Dice that the probabilities imply, which is too high.
 
     Raises:
         ValueError: If a setting is outside its range.
-        ImportError: If small parts are to be left out and scipy is not installed.
+        ImportError: If `least_part` is positive, but scipy is not installed.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
@@ -84,7 +85,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
         if least_part > 0 and ndimage is None:
-            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
+            raise ImportError(
+                "Removing small parts of regions (`least_part`) needs scipy. Install it with: pip install scipy"
+            )
         self.modalities = list(modalities)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
@@ -94,7 +97,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             lengths = [len(weights) for weights in confidence_weights]
             if lengths != [3 + len(self.modalities)] * len(REGIONS):
                 raise ValueError(
-                    f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
+                    f"`confidence_weights` must have {3 + len(self.modalities)} numbers for each of "
                     f"{', '.join(REGIONS)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
@@ -114,32 +117,35 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         allow_partial: bool = False,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Prepare one case or a list of cases.
+        """Preprocess one case or a list of cases.
 
-        Every case follows the rules of `case_rules.settle`: all sequences and the label map are brought to the grid of
-        the first sequence, and what is odd is warned of.
+        Every case follows the rules of `case_rules.settle`: all sequences and the label map are resampled to the grid
+        of the first sequence that states its affine, and problems are reported as warnings.
 
         Args:
-            images: For each case a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
-                `MetaTensor`, an array or a tensor `(D, H, W)`; absent sequences are left out or `None`. Or what
-                `settle` returned.
-            segmentation_maps: Label map of each case, in the same forms; of a settled case its own is taken.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
-            spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm when `None`.
+            images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
+                `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Results of
+                `settle` are also accepted.
+            segmentation_maps: Label map of each case, in the same forms. A result of `settle` has its own label map.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
+            spacing_mm: Voxel size of arrays without an affine. They must be in RAS order. `None` means 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
-            return_tensors: `pt`, the only kind of tensors there is.
+            return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
-            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
-            end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
-            warnings; and, with label maps, `labels (B, 3, D, H, W)` uint8, the nested regions.
+            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the end
+            of each axis to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one `CaseGeometry` per case for
+            the post-processing, which also contains the warnings; and, with label maps, `labels (B, 3, D, H, W)`
+            uint8, the nested regions.
 
         Raises:
-            ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
+            ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f"`return_tensors` must be 'pt', got {return_tensors!r}: the network runs in PyTorch.")
+            raise ValueError(
+                f"`return_tensors` must be 'pt', got {return_tensors!r}, because the network needs PyTorch."
+            )
         is_single = isinstance(images, Mapping | SettledCase)
         cases = [images] if isinstance(images, Mapping | SettledCase) else list(images)
         if segmentation_maps is None:
@@ -149,7 +155,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if len(maps) != len(cases) or any(label_map is None for label_map in maps):
                 given = sum(label_map is not None for label_map in maps)
                 raise ValueError(
-                    f"Give each of the {len(cases)} cases a label map, or none of them. {given} were given."
+                    f"Give a label map for each of the {len(cases)} cases, or for none of them. Got only {given}."
                 )
         scheme = find_label_scheme(label_scheme or self.label_scheme)
         settled = []
@@ -161,7 +167,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):
-            raise ValueError(f"Give each case a label map, or none of them. {sum(labelled)} of {len(cases)} have one.")
+            raise ValueError(
+                f"Give a label map for each case, or for none of them. {sum(labelled)} of {len(cases)} have one."
+            )
         volumes, labels, geometries = [], [], []
         for case in settled:
             volume, geometry = self._prepare(case)
@@ -228,12 +236,12 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         *,
         label_scheme: str | None = None,
     ) -> list[np.ndarray]:
-        """Bring logits back to each case's own grid, as label maps.
+        """Convert logits to label maps on each case's own grid.
 
         Args:
             outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
+            geometry: `geometry` from `preprocess` for these cases.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
@@ -244,18 +252,18 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_regions(
         self, outputs: Any, geometry: Sequence[CaseGeometry]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Bring logits back to each case's own grid, as regions and their probabilities.
+        """Convert logits to regions and probabilities on each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
-        `regions_of`. Outside the brain there is no tumour.
+        Logits are interpolated and passed through a sigmoid. The probabilities are then nested (TC is at most WT, and
+        ET is at most TC), set to zero outside the brain, and thresholded at 0.5, see `regions_of`.
 
         Args:
             outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
+            geometry: `geometry` from `preprocess` for these cases.
 
         Returns:
-            Of each case WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32, both in the
-            case's own shape and orientation.
+            For each case, the nested regions WT, TC and ET, `(3, D, H, W)` bool, and their probabilities, float32,
+            both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         results = []
@@ -273,13 +281,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the Dice to expect of each region, by `wt`, `tc` and `et`; `None` for a region that was not found.
+        """Return the expected Dice of each region, by `wt`, `tc` and `et`; `None` for a region that was not found.
 
         Args:
             probabilities: `(3, D, H, W)` in [0, 1].
             regions: Found regions, `(3, D, H, W)` bool.
             voxel_ml: Volume of a voxel in millilitres.
-            present: Whether each sequence was there, in channel order.
+            present: Whether each sequence is available, in channel order.
         """
         found: dict[str, float | None] = {}
         for index, (name, value) in enumerate(zip(REGIONS, expected_dice(probabilities, regions), strict=True)):
@@ -293,9 +301,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.
+        """Threshold nested probabilities to nested regions, `(3, D, H, W)` bool, and remove parts that are too small.
 
-        What is left out of a region is left out of those inside it before their parts are looked at.
+        Voxels that are removed from a region are also removed from the regions inside it.
         """
         regions = probabilities > 0.5
         if self.least_part > 0:
@@ -306,7 +314,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Normalised volume `(M, D, H, W)` on the brain's box, and the geometry."""
+        """Return the normalised volume `(M, D, H, W)` of the brain's bounding box, and the geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -327,16 +335,19 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
 
 def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Without the parts, joined by faces, edges or corners, that are smaller than a share of the largest part."""
+    """Remove parts of a mask that are smaller than `least_part` of the largest part.
+
+    Voxels that share a face, an edge or a corner belong to the same part.
+    """
     labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labelled.ravel())
-    # The first is what lies outside.
+    # The first label is the background.
     sizes[0] = 0
     return mask & (sizes >= least_part * sizes.max())[labelled]
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Region masks `(3, ...)` of the case's own grid on the brain's box in canonical order."""
+    """Reorder region masks `(3, ...)` to canonical order and crop them to the brain's bounding box."""
     box = tuple(slice(low, high) for low, high in geometry.box)
     return np.stack([to_canonical(region, affine)[box] for region in regions])
 
@@ -350,10 +361,10 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`; zero elsewhere.
+    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Other voxels stay zero.
 
     Raises:
-        ValueError: If more than half of these voxels are equal: there is no spread to divide by.
+        ValueError: If more than half of these voxels are equal, because the MAD is then zero.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)
@@ -369,7 +380,7 @@ def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
 
 
 def _pad_and_stack(volumes: Sequence[Tensor]) -> Tensor:
-    """Stack `(C, D, H, W)` volumes, zero-padded at the far end to a common multiple of 16."""
+    """Stack `(C, D, H, W)` volumes, zero-padded at the end of each axis to a common multiple of 16."""
     edges = [-(-max(volume.shape[axis] for volume in volumes) // TOKEN_STRIDE) * TOKEN_STRIDE for axis in (1, 2, 3)]
     stacked = volumes[0].new_zeros(len(volumes), volumes[0].shape[0], *edges)
     for number, volume in enumerate(volumes):

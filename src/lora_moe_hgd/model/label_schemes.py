@@ -1,7 +1,7 @@
-"""Label schemes: which integer of a label map means which nested region.
+"""Label schemes: the meaning of the integers in a label map.
 
-A scheme gives one label to each of the three disjoint parts of a tumour: the part of WT outside TC (oedema), the part
-of TC outside ET (necrosis and non-enhancing tumour), and ET.
+A scheme gives a label to each of the three disjoint parts of a tumour: the part of WT outside TC (oedema), the part of
+TC outside ET (necrosis and non-enhancing tumour), and ET.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class LabelScheme:
     """One way to number the parts of a tumour; background is 0.
 
     Attributes:
-        name: How it is called on the command line and in files.
+        name: Name on the command line and in files.
         edema: Label of WT outside TC.
         core: Label of TC outside ET.
         enhancing: Label of ET.
-        more_core: Other labels of TC outside ET; read, never written.
-        no_tumour: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
+        more_core: Other labels of TC outside ET. They are read, but never written.
+        no_tumour: Labels outside all regions, such as a resection cavity. They are read, but never written.
     """
 
     name: str
@@ -34,11 +34,11 @@ class LabelScheme:
 
     @property
     def labels(self) -> set[int]:
-        """Every label of the scheme, with background."""
+        """All labels of the scheme, including background."""
         return {0, self.edema, self.core, self.enhancing, *self.more_core, *self.no_tumour}
 
     def encode(self, regions: np.ndarray) -> np.ndarray:
-        """Label map `(D, H, W)` uint8 of the nested masks WT, TC and ET `(3, D, H, W)`."""
+        """Convert the nested masks WT, TC and ET, `(3, D, H, W)`, to a label map `(D, H, W)` uint8."""
         whole, core, enhancing = np.asarray(regions, dtype=bool)
         labels = np.zeros(whole.shape, dtype=np.uint8)
         labels[whole] = self.edema
@@ -47,10 +47,12 @@ class LabelScheme:
         return labels
 
     def decode(self, labels: np.ndarray) -> np.ndarray:
-        """Nested masks WT, TC and ET `(3, D, H, W)` bool of a label map; floats may be off integers by 1e-3.
+        """Convert a label map to the nested masks WT, TC and ET, `(3, D, H, W)` bool.
+
+        Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
-            LabelMapError: If a value is no integer or not of this scheme; the message lists what was found.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -92,40 +94,40 @@ def label_scheme(name: str) -> LabelScheme:
     """Return the scheme called `name`.
 
     Raises:
-        ValueError: If there is none; the message lists the names.
+        ValueError: If there is no such scheme. The message lists the names.
     """
     if name not in LABEL_SCHEMES:
-        raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(LABEL_SCHEMES)}.")
+        raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(LABEL_SCHEMES)}.")
     return LABEL_SCHEMES[name]
 
 
 def label_values(labels: np.ndarray) -> set[int]:
-    """The values of a label map.
+    """Return all values of a label map.
 
     Raises:
-        LabelMapError: If one is further than 1e-3 from an integer; the message lists some.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists some of them.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):
         whole = np.abs(found - np.rint(found)) <= 1e-3
     if not whole.all():
         values = ", ".join(f"{value:.4g}" for value in found[~whole][:5])
-        raise LabelMapError(f"Labels must be integers. It holds {values}.")
+        raise LabelMapError(f"Labels must be integers, but the label map contains {values}.")
     return {int(value) for value in np.rint(found)}
 
 
 def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> LabelScheme:
-    """The scheme of a label map that holds `values`.
+    """Detect the scheme of a label map from its values.
 
-    Several schemes that put every value into the same regions are as good as one. Without candidates, 4 without 3
-    means BraTS 2017 to 2021.
+    If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
+    the label 4 without the label 3 means BraTS 2017 to 2021.
 
     Args:
-        values: Labels that occur.
-        candidates: Schemes that the data set may use; any, if that is not known.
+        values: Labels in the label map.
+        candidates: Schemes that the data set may use. An empty list means any scheme.
 
     Raises:
-        LabelMapError: If none of the schemes has all the values, or several do that disagree.
+        LabelMapError: If no scheme has all the values, or if several schemes have them but with different meanings.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
@@ -139,7 +141,10 @@ def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> Lab
         schemes = " or ".join(map(str, allowed)) or "any known scheme"
         fit = ", ".join(scheme.name for scheme in fitting) or "none"
         unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
-        raise LabelMapError(f"The label {unknown} is not in {schemes}. Schemes that fit: {fit} (`--label-scheme`).")
+        raise LabelMapError(
+            f"The label {unknown} is not in {schemes}. Schemes with all labels: {fit}. Choose one with "
+            "`--label-scheme`, or correct the label map."
+        )
     if not allowed and 4 in values and 3 not in values:
         return LABEL_SCHEMES["brats2018"]
     regions = {
