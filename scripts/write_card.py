@@ -72,7 +72,7 @@ def readme_table(scores: Path, rivals: Path) -> str:
 
 
 def paragraphs(path: Path) -> dict[str, str]:
-    """The text below each heading of a Markdown file."""
+    """Read the text below each heading of a Markdown file."""
     parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
     return {name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 

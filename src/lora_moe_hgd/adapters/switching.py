@@ -227,7 +227,7 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
 
 def _activate(model: Adapted, name: str) -> None:
     with _same_gradients(model):
-        # Use PEFT's function. That of transformers fails if only another adapter trained a module in full.
+        # Use PEFT's function. The function of transformers fails if only another adapter trained a module in full.
         set_adapter(model, name)
         for layer in _adapted_layers(model):
             layer.enable_adapters(True)

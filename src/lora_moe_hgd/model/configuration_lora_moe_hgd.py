@@ -54,7 +54,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
         position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For other sizes
             they are interpolated.
-        hidden_state_depths: Numbers of the three blocks whose outputs feed the decoder. The last is the last block.
+        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
+            must be the last block.
         fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).
         codeword_size: Length of a codeword and channels of the assembled map (`q`).
         num_codewords: Number of codewords computed from the image (`n`).

@@ -1,4 +1,4 @@
-"""Healthy brains: maps of tissues under a random affine, a smooth elastic warp and a mirror.
+"""Healthy brains: tissue maps, transformed by a random affine, a smooth elastic deformation and mirroring.
 
 The built-in maps (grey matter, white matter, brain mask; ICBM 152 2009a symmetric, McConnell Brain Imaging Centre)
 come with nilearn and need no download. Axes are in RAS order: left to right, back to front, bottom to top.

@@ -78,7 +78,7 @@ def _quantile(percentiles: Percentiles, severity: float, generator: torch.Genera
     All sequences of a case share `severity`: a lesion that is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
-    # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
+    # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.
     draw = 0.6 * severity + 0.8 * normal((), generator).item()
     return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
 

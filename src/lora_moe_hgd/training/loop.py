@@ -55,7 +55,7 @@ class TrainingLoop:
         config: Options of the run.
         accelerator: Devices, precision and processes.
         network: Network to train.
-        processor: Saved beside the network.
+        processor: Image processor that is saved with the network.
         source: Training cases.
         objective: Samples, loss and validation score.
         run: Folder of the run, opened.

@@ -1,4 +1,4 @@
-"""Measurements of a run: the file `metrics.jsonl`, written beside any tracker of Accelerate.
+"""Measurements of a run in the file `metrics.jsonl`, which is written in addition to any tracker of Accelerate.
 
 Each line is a JSON object with `step` and values by name. When a run is resumed, lines of later steps are removed
 first, so that no step appears twice. Values named `time/...` or `memory/...` depend on the machine.

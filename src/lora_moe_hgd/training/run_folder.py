@@ -120,7 +120,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If not; the message says why and what to do.
+            ValueError: If the run cannot be continued. The message says why and what to do.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:
@@ -148,7 +148,7 @@ class RunFolder:
                 )
 
     def save_state(self, state: RunState) -> None:
-        """Write a state beside the older ones; see `states.write_state`."""
+        """Write a state into the folder of states; see `states.write_state`."""
         write_state(self.path / STATES, state)
 
     def read_state(self) -> tuple[RunState | None, list[str]]:
