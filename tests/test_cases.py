@@ -197,7 +197,7 @@ def test_the_reference_can_be_chosen(tmp_path, source) -> None:
     reading = read_case(case, reference="flair")
     assert reading.interpolated == ["t1", "t1c", "t2"]
     assert {image.shape for image in reading.images.values()} == {nib.load(case.images["flair"]).shape}
-    with pytest.raises(BadInputError, match="The case has no sequence t2, the reference"):
+    with pytest.raises(BadInputError, match="The reference sequence t2 is missing"):
         read_case(case.only(["t1"]), reference="t2").checked()
 
 

@@ -176,7 +176,7 @@ def test_only_common_cases_and_subsets_are_compared() -> None:
     found = paired_differences(first, second)
     assert set(found["cases"]) == {1}
     assert found["difference"].tolist() == pytest.approx([0.2] * len(found))
-    with pytest.raises(ValueError, match="No case and subset has a Dice score in both"):
+    with pytest.raises(ValueError, match="No case has a Dice score for the same subset"):
         paired_differences(first, second[second["case_id"] == "c"])
 
 

@@ -92,7 +92,7 @@ def read_case(
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
-        message = f"The case has no sequence {reference}, the reference. It has {', '.join(case.images)}."
+        message = f"The reference sequence {reference} is missing. The case has {', '.join(case.images)}."
         return CaseReading(case, SettledCase({}, np.eye(4), ""), findings=[Finding(case.folder, message, "error")])
     read = _read_images(case, findings)
     label_map = _read_labels(case, findings) if labels else None

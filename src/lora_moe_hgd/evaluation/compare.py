@@ -36,7 +36,8 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
         raise ValueError(
-            "No case and subset has a Dice score in both evaluations. Evaluate both checkpoints on the same cases."
+            "No case has a Dice score for the same subset in both evaluations. Evaluate both checkpoints on the same "
+            "cases and subsets."
         )
     groups = [("mean", region, pairs[pairs["region"] == region]) for region in REGIONS]
     groups.append(("mean", "mean", pairs))

@@ -241,7 +241,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
     )
     parser.add_argument(
-        "--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is (default: gli2023)"
+        "--lesion-rules",
+        choices=list(LESION_RULES),
+        default="gli2023",
+        help="rules that define lesions (default: gli2023)",
     )
     add_device(parser)
     add_quiet(parser)

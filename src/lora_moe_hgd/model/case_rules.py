@@ -177,7 +177,7 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
     values = np.unique(array[::2, ::2, ::2])
     if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and len(np.unique(array)) <= MOST_LABELS:
         found = ", ".join(f"{value:g}" for value in np.unique(array))
-        notes.add(name, f"This is a label map with the values {found}, not an image. Give the image.", "error")
+        notes.add(name, f"This is a label map with the values {found}, not an image. Give the image instead.", "error")
         return None
     fills = constant_fills(array)
     if fills:
