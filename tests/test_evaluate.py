@@ -211,7 +211,7 @@ def test_only_common_cases_and_subsets_are_compared() -> None:
     found = paired_differences(first, second)
     assert set(found["cases"]) == {1}
     assert found["difference"].tolist() == pytest.approx([0.2] * len(found))
-    with pytest.raises(ValueError, match="no case and subset in common"):
+    with pytest.raises(ValueError, match="No case has a Dice score for the same subset"):
         paired_differences(first, second[second["case_id"] == "c"])
 
 
@@ -303,7 +303,7 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
     assert (tmp_path / "scores/table.md").read_text().strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("evaluate", [*arguments[:-1], "case_9"])
-    assert f"{dummy_root} does not hold case_9, which --cases names." in capsys.readouterr().err
+    assert f"--cases names case_9, but {dummy_root} has no such case." in capsys.readouterr().err
 
 
 FLAIR, T1 = (False, False, False, True), (True, False, False, False)
@@ -435,7 +435,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     said = capsys.readouterr()
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
-    assert "2 of 3 cases are scored. These failed:\n  case_001: " in said.err
+    assert "2 of 3 cases were scored. These failed:\n  case_001: " in said.err
     note = "1 of 3 cases could not be scored and are left out (findings.csv says why)."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()
@@ -458,7 +458,7 @@ def test_no_table_is_made_where_no_case_can_be_scored(dummy_root, tmp_path, scor
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(dummy_root), "--out", str(tmp_path / "out"), "--subsets", "flair"])
     assert stopped.value.code == 1
-    assert "0 of 3 cases are scored." in capsys.readouterr().err
+    assert "0 of 3 cases were scored." in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.*"))
 
 
@@ -542,7 +542,7 @@ def test_evaluations_are_compared(tmp_path: Path, capsys) -> None:
     assert len(pd.read_csv(tmp_path / "c/comparison.csv")) == 5
     with pytest.raises(SystemExit):
         run("evaluate", ["--compare", str(tmp_path / "a"), str(tmp_path / "nothing"), "--out", str(tmp_path / "c")])
-    assert "nothing holds no scores.csv" in capsys.readouterr().err
+    assert "nothing contains no scores.csv" in capsys.readouterr().err
 
 
 def test_checkpoints_are_compared_on_the_cases_that_could_be_scored(dummy_root, tmp_path, scorer, capsys) -> None:
@@ -620,7 +620,7 @@ def test_cases_of_a_run_that_are_not_below_the_data_are_named(trained, dummy_roo
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", words_of(trained, tmp_path / "cases", "--cases-of", str(trained)))
     assert stopped.value.code == 2
-    said = f"{tmp_path / 'cases'} does not hold case_001, which {trained}/split.csv (validation) names."
+    said = f"{trained}/split.csv (validation) names case_001, but {tmp_path / 'cases'} has no such case."
     assert said in capsys.readouterr().err
     assert scorer.news() == []
 
@@ -684,8 +684,8 @@ def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(
     ("words", "said"),
     [
         (["--data", "d", "--part", "train"], "--part chooses among the cases of a run. Name the run with --cases-of"),
-        (["--compare", "a", "b", "--subsets", "all", "--mirror"], "on which --mirror, --subsets has no effect"),
-        (["--compare", "a", "b", "--cases-of", "r"], "on which --cases-of has no effect"),
+        (["--compare", "a", "b", "--subsets", "all", "--mirror"], "Leave out --mirror, --subsets, which"),
+        (["--compare", "a", "b", "--cases-of", "r"], "Leave out --cases-of, which"),
         (["--compare", "a"], "--compare needs at least two folders of evaluations, but there is only a."),
     ],
 )

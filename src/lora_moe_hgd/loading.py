@@ -1,7 +1,7 @@
-"""Loading of checkpoints by name.
+"""Load checkpoints by name.
 
-A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, with `@` and a branch, tag or
-commit behind it if need be; each may hold a whole network or a PEFT adapter over one.
+A name is the name of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, optionally followed by
+`@` and a branch, tag or commit. A checkpoint is either a complete network or a PEFT adapter of a network.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SHIPPED = pretrained_path("tiny").parent.name
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Return the local folder of a checkpoint; a Hub repository is fetched into the Hub's cache.
+    """Return the local folder of a checkpoint. A Hub repository is downloaded to the Hub's cache.
 
     Raises:
-        ValueError: If `name` is a pickle file, or neither a folder nor a name nor a Hub id.
+        ValueError: If `name` is a pickle file, or is not a folder, a shipped name or a Hub id.
     """
     folder = _folder_on_disk(name)
     if folder is not None:
@@ -43,20 +43,22 @@ def checkpoint_folder(name: str | Path) -> Path:
         validate_repo_id(repo)
     except HFValidationError:
         repo = ""
-    # The Hub's few names without an owner are none of this network's, but slips of the pen are.
+    # No repository of this network has a name without an owner, so such a name is a typing error.
     if "/" not in repo:
         shipped = ", ".join(shipped_names())
-        raise ValueError(f"'{name}' is neither a folder, nor shipped ({shipped}), nor a Hub id, OWNER/NAME.")
+        raise ValueError(
+            f"There is no checkpoint '{name}'. Give a folder, a shipped name ({shipped}) or a Hub id, OWNER/NAME."
+        )
     return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Fingerprint of a checkpoint and of the package's version: results are made from both."""
+    """Fingerprint of a checkpoint and of the package's version, because results depend on both."""
     return fingerprint(weights_digest(folder))
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of the weights and settings in a checkpoint's folder, and of those of an adapter's base."""
+    """SHA-256 of the weights and settings in a checkpoint's folder. For an adapter, its base is included."""
     paths = (*folder.glob("*.json"), *folder.glob("*.safetensors"))
     content = [f"{path.name} {file_fingerprint(path)}" for path in sorted(paths)]
     if is_adapter(folder):
@@ -79,20 +81,20 @@ def checkpoint_task(folder: Path) -> Task:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and no whole network."""
+    """Whether the folder contains a PEFT adapter, not a complete network."""
     return (folder / "adapter_config.json").is_file()
 
 
 def adapter_base(folder: Path) -> str:
-    """Name of the base that the adapter in `folder` goes over.
+    """Name of the base of the adapter in `folder`.
 
     Raises:
-        ValueError: If the folder does not tell.
+        ValueError: If the adapter's configuration does not name a base.
     """
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
         raise ValueError(
-            f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the base, got {base}."
+            f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the adapter's base, got {base}."
         )
     path = Path(base)
     if path.is_absolute() and not path.exists() and path.parent.name == _SHIPPED and path.name in shipped_names():
@@ -102,28 +104,28 @@ def adapter_base(folder: Path) -> str:
 
 
 def base_name(name: str | Path) -> str:
-    """Name by which an adapter refers to this checkpoint: a Hub id as it is, a folder by its full path."""
+    """Name of this checkpoint in an adapter's configuration: a Hub id unchanged, a folder as full path."""
     folder = _folder_on_disk(name)
     return str(name) if folder is None else str(folder.resolve())
 
 
 def _folder_on_disk(name: str | Path) -> Path | None:
-    """The folder that `name` means on this machine; `None` if it can only be a Hub id."""
+    """Return the folder on this machine for `name`; `None` if `name` can only be a Hub id."""
     path = Path(name)
-    # First, so that a shipped adapter finds its base whatever lies in the working directory.
+    # Shipped names come first, so that a folder in the working directory cannot hide the base of a shipped adapter.
     if str(name) in shipped_names():
         return pretrained_path(str(name))
     if path.is_dir():
         return path
     if path.is_file():
         raise ValueError(
-            f"{path} is a file; a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, .bin) "
-            "are not read, because loading one can run any code it holds."
+            f"{path} is a file, but a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, "
+            ".bin) are not supported, because loading them can run malicious code."
         )
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
-        raise ValueError(f"No checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path} is there.")
+        raise ValueError(f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}.")
     return None
 
 
@@ -137,7 +139,7 @@ def usable_device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
-    # Torch raises AssertionError where it was built without the device, and other kinds elsewhere.
+    # Torch raises various errors, such as AssertionError if it was built without support for the device.
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"The device '{name}' cannot be used: {reason}. Choose cpu, or cuda:0 on a GPU.") from error
@@ -146,7 +148,7 @@ def usable_device(name: str | None) -> str:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers: weights load in less than a second. Downloads keep theirs."""
+    """Hide the progress bars of transformers, because weights load in less than a second. Downloads still show one."""
     before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     try:
         yield
@@ -157,11 +159,11 @@ def _without_bars() -> Iterator[None]:
 def load_checkpoint(
     name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu"
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network in evaluation mode and its processor; an adapter is merged into its base.
+    """Load a network in evaluation mode and its processor. An adapter is merged into its base.
 
     Args:
-        name: Shipped name, folder, or Hub id with `@` and a revision if need be; of a network or an adapter.
-        device: Where the network is put.
+        name: Network or adapter: shipped name, folder, or Hub id, optionally followed by `@` and a revision.
+        device: Device of the network.
 
     Raises:
         ValueError: If the checkpoint cannot be found or is a pickle file.
@@ -169,7 +171,10 @@ def load_checkpoint(
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
+            raise ValueError(
+                f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the "
+                "folder of a network or an adapter."
+            )
         with _without_bars():
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
         network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
@@ -179,7 +184,7 @@ def load_checkpoint(
         # The adapter may have been trained at another voxel size than its base.
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    # Name of the base in adapters that PEFT makes over this network.
+    # PEFT records this name as base in new adapters of this network.
     adapted.name_or_path = str(folder)
-    # PEFT froze the base. Merged, it can be trained like any other network.
+    # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

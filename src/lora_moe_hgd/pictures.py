@@ -216,7 +216,7 @@ def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) ->
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box of `mask`, two voxels wider; the whole array if it is empty."""
+    """Box around `mask`, two voxels wider on each side; the whole array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, edge) for edge in mask.shape)
     found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -224,8 +224,8 @@ def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Rows go up and columns across."""
+    """Cut a plane out of `volume`. Its rows run along the axis `up` and its columns along the axis `across`."""
     index: list[slice | int] = list(box)
     index[through] = cut[through]
-    # The two axes that are left keep their order, and `across` comes before `up` in every plane.
+    # The two remaining axes keep their order, and `across` comes before `up` in every plane.
     return volume[tuple(index)].T

@@ -1,4 +1,4 @@
-"""The card of an adapter, in its run's folder and on the Hub; its frame is that of a network's card, too."""
+"""The card of an adapter, in its run's folder and on the Hub. The card of a network uses the same template."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TUMOUR_TAG = "brain-tumor"
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "LoRA on attention and experts was trained, and nothing else. It can be combined with others.",
-    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder in full.",
+    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. It can be combined with other such adapters.",
+    "lora+decoder": "LoRA on attention and experts was trained; stem, routers and decoder were trained in full.",
 }
 
 FROM_THE_HUB = """```python
 from transformers import AutoImageProcessor, AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base, with the adapter over it
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base with the adapter
 processor = AutoImageProcessor.from_pretrained("{base}", trust_remote_code=True)
 ```
 
@@ -32,7 +32,7 @@ or `lora-moe-hgd segment --checkpoint {name} --in-path CASE --out-path OUT`."""
 FROM_THIS_MACHINE = """```python
 from lora_moe_hgd import load_checkpoint
 
-model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
+model, processor = load_checkpoint("this folder, or its Hub id")  # the adapter is merged into its base
 ```"""
 
 CARD = """# {name}
@@ -94,7 +94,7 @@ def adapter_card(
     license: str | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """The card of an adapter.
+    """Make the card of an adapter.
 
     Args:
         name: Its Hub id, or what it is called on this machine.
@@ -120,7 +120,7 @@ def adapter_card(
     shown = called if on_this_machine else f"[{base}](https://huggingface.co/{base})"
     text = CARD.format(
         name=name,
-        what=f"An adapter over {shown}. {TRAINED.get(preset, 'Trained were modules of its own choice.')} ",
+        what=f"This is an adapter of {shown}. {TRAINED.get(preset, 'It trains its own selection of modules.')} ",
         use=FROM_THE_HUB.format(name=name, base=base) if "/" in name else FROM_THIS_MACHINE,
         training_data=training_data.strip(),
         scores=scores,
@@ -144,6 +144,6 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
 
 
 def validation_score(folder: Path) -> str:
-    """The validation score that the card in the adapter's `folder` tells; empty if there is none."""
+    """Read the validation score from the card in the adapter's `folder`; empty if there is none."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

@@ -1,9 +1,9 @@
-"""Cases whose sequences are told apart by number: numbered files, and volumes of one file with four axes.
+"""Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two families keep a cohort so, in folders such as `imagesTr` and `labelsTr`: the Medical Segmentation Decathlon, with
-the sequences along a fourth axis, and nnU-Net, with files `<case>_0000`, `<case>_0001` and so on. No order of the
-sequences is standard: it comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from
-its publication.
+Two families use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation Decathlon has the
+sequences along a fourth axis, and nnU-Net has files `<case>_0000`, `<case>_0001` and so on. There is no standard order
+of the sequences. It comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from its
+publication.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     """Sequence names of `text`, which separates them by commas.
 
     Raises:
-        ValueError: If a name is unknown or comes twice.
+        ValueError: If a name is unknown or appears twice.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
@@ -49,9 +49,9 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
 
 
 def channel_of(path: Path) -> tuple[str, int | None] | None:
-    """Name of the case and number of the sequence of a numbered file, `None` as number for a file with four axes.
+    """Case name and sequence number of a numbered file. A file with four axes has the number `None`.
 
-    `None` for other files, among them `t1_2019.nii.gz`, whose name tells its sequence.
+    Other files give `None`, also files such as `t1_2019.nii.gz`, whose name already contains the sequence.
     """
     stem = stem_of(path)
     if stem is None:
@@ -63,7 +63,7 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """Argument of `channel_case` for each case in `folder`, by its name; empty where files are of other families."""
+    """For each case with numbered sequences in `folder`: its name, and the path to pass to `channel_case`."""
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -77,7 +77,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
     """The case at `path`: a file with four axes, or the common start of numbered files.
 
     Raises:
-        BadInputError: If there is no such case, or no order is known.
+        BadInputError: If there is no such case, or the order of its sequences is unknown.
     """
     if path.is_file():
         return _stacked(path, channel_order, task)
@@ -88,7 +88,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
             if number in numbered:
                 raise BadInputError(
                     path.parent,
-                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Keep one.",
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one.",
                 )
             numbered[number] = file
     if not numbered:
@@ -118,7 +118,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
 def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"This is no image. A case is a folder, or a file {', '.join(EXTENSIONS)}.")
+        raise BadInputError(path, f"This file is not an image. Give a folder, or a file {', '.join(EXTENSIONS)}.")
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
@@ -143,7 +143,7 @@ def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
 
 
 def _labels_of(path: Path, case: str) -> Path | None:
-    """`labelsTr/<case>` for a case in `imagesTr`."""
+    """Path of the label map: `labelsTr/<case>` for a case in `imagesTr`; `None` if there is no such file."""
     folder = path.parent.parent / path.parent.resolve().name.replace("images", "labels")
     if folder.name == path.parent.name:
         return None
@@ -154,7 +154,7 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     """Order that `dataset.json` in `folder` or beside it names; `None` if there is none.
 
     Raises:
-        BadInputError: If it cannot be read, or names something else than the sequences.
+        BadInputError: If the file cannot be read, or contains other names than the sequences.
     """
     path = next(
         (place / "dataset.json" for place in (folder, folder.parent) if (place / "dataset.json").is_file()), None

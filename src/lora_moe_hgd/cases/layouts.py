@@ -1,4 +1,4 @@
-"""Finding the cases below a folder, and the sequences of a case."""
+"""Find the cases below a folder, and the sequences of a case."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 from .sequence_names import role_in
 
-# Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`, and `<subject>/<session>/anat` of BIDS.
+# Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
-# Of a BIDS data set, what is made of its images, and what they were made of.
+# Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
 
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
-    The case is called as its folder; a symbolic link keeps its own name.
+    The case gets the name of its folder. For a symbolic link, that is the name of the link.
 
     Args:
-        path: Where to look.
+        path: Folder or file of the case.
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
         task: What is segmented: the words of its file names.
 
     Raises:
-        BadInputError: If no sequence is found, a name does not say what the file is, two files are one sequence, or
-            the order has no effect.
+        BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or
+            if the order has no effect.
     """
     case = _case_at(path, channel_order, task)
     if not _has_numbers(path):
@@ -51,7 +51,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
         if len(numbered) > 1:
             raise BadInputError(
                 path,
-                f"This folder holds several cases. Give one of them: {listed(map(str, numbered.values()))}.",
+                f"This folder contains several cases. Give one of them: {listed(map(str, numbered.values()))}.",
             )
         others = [file.name for file in content if stem_of(file) is not None and channel_of(file) is None]
         if others:
@@ -81,7 +81,7 @@ def find_cases(
     """Every case below `root` in order of place, or `root` itself if it is a case.
 
     Raises:
-        BadInputError: If `root` holds no case, or the files of a case are not clear.
+        BadInputError: If `root` contains no case, or the files of a case cannot be identified.
     """
     cases, findings = survey(root, channel_order=channel_order, task=task)
     if findings:
@@ -95,19 +95,19 @@ def survey(
 ) -> tuple[list[CaseFiles], list[Finding]]:
     """Every case below `root`, and what is wrong with the folders whose files are not clear.
 
-    A case is called by its path from `root` on, joined by `_` and without a last folder `anat`: `sub-01/ses-01/anat`
-    is `sub-01_ses-01`. Cases that share a folder are called by their files.
+    The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
+    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.
 
     Raises:
-        BadInputError: If `root` holds no case, or none on which the order has an effect.
+        BadInputError: If `root` contains no case, or if the order has no effect on any case.
     """
     if not root.is_dir():
         found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
         raise BadInputError(root, found)
-    # `imagesTs` beside `imagesTr` has cases without labels, which are not for training.
+    # If both exist, `imagesTr` is used: `imagesTs` contains cases without labels, which cannot be used for training.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
-    # A single file of the kind in `root` itself is a case's, which `find_case` separates from others.
+    # With a single numbered case in `root`, `root` itself is the case, and its other files are checked below.
     if len(together) > (0 if apart else 1):
         return _unique(root, *_found(root, list(together.values()), channel_order, task, named_by_file=True))
     folders = list(_folders(root, DEEPEST_CASE, set(), task))
@@ -124,7 +124,7 @@ def survey(
 def _found(
     root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, task: Task, *, named_by_file: bool
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The case of each place, called by its path, and what is wrong with the others."""
+    """Find the case at each path, and return the errors of paths at which no case can be identified."""
     cases, findings = [], []
     for place in places:
         try:
@@ -138,22 +138,22 @@ def _found(
 
 
 def _has_numbers(place: Path) -> bool:
-    """Whether the sequences of a case are told apart by number, not by name."""
+    """Whether the sequences of a case are identified by number, not by name."""
     return not place.is_dir() or bool(channel_cases(place))
 
 
 def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
-    """Raise if an order of numbered sequences is given for a folder in which none is numbered."""
+    """Raise if a channel order is given, because it has no effect here."""
     if channel_order is not None:
         raise BadInputError(
             path,
-            f"The channel order {','.join(channel_order)} has no effect: the sequences here are told apart by the "
-            "names of their files, not by numbers. Leave out `--channel-order`.",
+            f"The channel order {','.join(channel_order)} has no effect, because file names identify the sequences "
+            "here, not numbers. Leave out `--channel-order`.",
         )
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """What a folder or file that is no recognised case is called in tables: as a case at that place would be."""
+    """Name in tables for a folder or file that is not a recognised case: the name of a case at that path."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -161,12 +161,12 @@ def name_of_place(root: Path, place: Path | str) -> str:
 
 
 def _case_id(root: Path, folder: Path) -> str:
-    """Path of the folder from `root` on as one name; the folder's own name if it is `root`."""
+    """Path of the folder relative to `root` as one name; the folder's own name if it is `root`."""
     parts = folder.relative_to(root).parts
     if parts and parts[-1] == "anat":
         parts = parts[:-1]
     if not parts:
-        # Not resolved: a link keeps its own name.
+        # Do not resolve links, so that a link keeps its own name.
         whole = [part for part in Path(os.path.abspath(folder)).parts if part != os.sep]
         parts = tuple(whole[-2:-1] if whole[-1:] == ["anat"] and len(whole) > 1 else whole[-1:] or ["case"])
     return safe_name("_".join(parts))
@@ -175,14 +175,14 @@ def _case_id(root: Path, folder: Path) -> str:
 def _unique(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The cases that have a name of their own, and a finding for each name of several."""
+    """Return the cases with a unique name, and an error for each name that several cases share."""
     named: dict[str, list[CaseFiles]] = {}
     for case in cases:
         named.setdefault(case.case_id, []).append(case)
     double = [
         Finding(
             root,
-            f"{len(same)} cases would be called {case_id}: {listed(str(case.folder) for case in same)}. "
+            f"{len(same)} cases would have the name {case_id}: {listed(str(case.folder) for case in same)}. "
             "Rename their folders.",
             "error",
         )
@@ -195,9 +195,9 @@ def _unique(
 def _together(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding], task: Task
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The cases without those that are one sequence each of a case with a folder for each sequence.
+    """Remove cases that are only one sequence of a larger case, and return an error for each larger case.
 
-    As in the Erasmus Glioma Database, with `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
+    The Erasmus Glioma Database has one folder per sequence: `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
     """
     parts: dict[Path, list[CaseFiles]] = {}
     for case in cases:
@@ -221,7 +221,7 @@ def _together(
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that holds volumes."""
+    """A folder that contains volumes."""
 
     path: Path
     is_case: bool
@@ -236,7 +236,7 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
     try:
         files = _listed(folder)
     except BadInputError:
-        # `find_case` says so.
+        # `_case_at` will report the error of this folder.
         yield _Folder(folder, is_case=True, is_clear=False)
         return
     volumes = [file for file in files if stem_of(file) is not None]
@@ -252,9 +252,10 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
 
 
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
-    """Whether a folder without sequences is likely a case whose file names are not known.
+    """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    It is if no case is found at all, if it lies beside a case, or as deep as one and has a name that says nothing.
+    This is assumed if no case is found at all, or if the folder is next to a case. It is also assumed if the folder is
+    on the same level as a case and contains a file that cannot be identified.
     """
     if not places:
         return not folder.is_clear
@@ -263,15 +264,15 @@ def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
         return False
     beside = [place for place in places if place.parent == path.parent]
     if any(place.name == "anat" for place in beside):
-        # `dwi` and `func` of BIDS.
+        # Folders such as `dwi` and `func` of BIDS are next to `anat`, but are not cases.
         return False
     depths = {len(place.relative_to(root).parts) for place in places}
     return bool(beside) or (len(path.relative_to(root).parts) in depths and not folder.is_clear)
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Entries of a folder, in order of name."""
+    """Entries of a folder, sorted by name."""
     try:
         return sorted(folder.iterdir())
     except PermissionError as error:
-        raise BadInputError(folder, "This folder cannot be listed: permission is denied.") from error
+        raise BadInputError(folder, "You have no permission to list this folder. Change its permissions.") from error

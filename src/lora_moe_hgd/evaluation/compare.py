@@ -17,14 +17,14 @@ FEWEST_CASES = 6
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Dice of `second` minus that of `first`, over the cases and subsets that both have.
+    """Dice of `second` minus Dice of `first`, over the cases and subsets in both evaluations.
 
-    Differences are between cases: a case's Dice is its mean over the regions and subsets of the row. Where Dice is
-    undefined in one evaluation, it is left out of both.
+    The differences are paired by case: the Dice of a case is its mean over the regions and subsets of the row. A value
+    that is undefined in one evaluation is left out of both.
 
     Args:
         first: Rows of the first `scores.csv`.
-        second: Rows of the second.
+        second: Rows of the second `scores.csv`.
 
     Returns:
         One row for each region, over all common subsets, then one for each subset, over all regions. There is no row
@@ -34,7 +34,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         if every case is better).
 
     Raises:
-        ValueError: If no case and subset with a defined Dice is in both.
+        ValueError: If no case and subset has a defined Dice in both evaluations.
     """
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
@@ -90,7 +90,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def rank_biserial(difference: np.ndarray) -> float:
-    """Share of the ranks of absolute differences in favour of the second, minus that in favour of the first.
+    """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
+
+    It is the share of the ranks of positive differences minus the share of the ranks of negative differences.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -104,12 +106,13 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare each evaluation with the first; write `comparison.csv` and `comparison.md`, and return the text.
+    """Compare each evaluation with the first one; write `comparison.csv` and `comparison.md`, and return the text.
 
     The column `p_holm` of the table has the p values corrected for the number of all tests in it.
 
     Raises:
-        ValueError: If there are fewer than two folders, one holds no evaluation, or they have no case in common.
+        ValueError: If there are fewer than two folders, if a folder contains no evaluation, or if the evaluations have
+            no case in common.
     """
     if len(folders) < 2:
         raise ValueError(f"--compare needs at least two folders of evaluations, but there is only {folders[0]}.")

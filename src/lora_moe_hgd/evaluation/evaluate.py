@@ -1,7 +1,7 @@
 """`lora-moe-hgd evaluate`: scores of a checkpoint over cases and subsets of the sequences.
 
-`cases/<name>.json` keeps the scores of a case, so that an evaluation that was stopped continues, and one with more
-cases or subsets computes only those. The tables are made from these files, see `report`.
+`cases/<name>.json` stores the scores of a case. A stopped evaluation therefore continues, and an evaluation with more
+cases or subsets computes only the new ones. The tables are made from these files, see `report`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Evaluation:
     """Scores of many cases.
 
     Attributes:
-        scores: By name of the case, in the order of the cases.
-        failed: Why a case could not be scored, by its name.
+        scores: Scores of each case by case id, in the order of the cases.
+        failed: Reason why a case could not be scored, by case id.
     """
 
     scores: dict[str, CaseScores]
@@ -156,19 +156,19 @@ def _made_from(scorer: Scorer, case: CaseFiles) -> str:
     try:
         return scorer.made_from(case)
     except OSError:
-        # The reader's error says what is wrong with the file and what to do.
+        # Raise the reader's error instead, because it says what is wrong with the file and what to do.
         read_case(case, labels=True).checked()
         raise
 
 
 def _known(path: Path, made_from: str) -> CaseScores:
-    """Scores of a case; none if they were made from anything else."""
+    """Load the stored scores of a case. They are empty if nothing was stored or if any input has changed."""
     try:
         content = json.loads(path.read_text())
         if content["made_from"] == made_from:
             return CaseScores(content["rows"], content["reliability"], content["findings"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        # There is no file, or one of another version.
+        # There is no file, or another version wrote it.
         pass
     return CaseScores()
 
@@ -177,13 +177,13 @@ TABLES = ("table.md", "table.json", "scores.csv")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score a checkpoint, or compare earlier scores; exit code 1 if some case could not be scored."""
+    """Score a checkpoint, or compare earlier scores; exit with code 1 if a case could not be scored."""
     if score(argv):
         raise SystemExit(1)
 
 
 def score(argv: Sequence[str]) -> int:
-    """Do what `main` does; return the number of cases that could not be scored."""
+    """Do the work of `main`, but return the number of cases that could not be scored instead of exiting."""
     args = _parse(argv)
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
@@ -245,13 +245,13 @@ def score(argv: Sequence[str]) -> int:
             if not args.quiet:
                 print(printable(report))
         else:
-            # Tables of an earlier evaluation would look like those of this one.
+            # Remove the tables of an earlier evaluation, which would look like those of this one.
             for name in TABLES:
                 (args.out_path / name).unlink(missing_ok=True)
         if failed:
-            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases are scored. These failed:", file=sys.stderr)
+            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases were scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
-    # A process that ends with an error makes the launcher end the others.
+    # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed)
 
@@ -276,7 +276,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
-        ValueError: If an option has no effect beside the others.
+        ValueError: If an option has no effect in combination with the others.
     """
     parser = argparse.ArgumentParser(
         description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
@@ -287,7 +287,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     add_in_path(what, help="folder of labelled cases")
     what.add_argument(
-        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first of them"
+        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first one"
     )
     add_out_path(parser, help="folder for the tables")
     parser.add_argument(
@@ -317,13 +317,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--subsets", help="score only these subsets, such as all,t1c+flair (default: all, 15 of four sequences)"
     )
     parser.add_argument(
-        "--mirror", action="store_true", help="average over each case and its mirror image, in twice the time"
+        "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
     )
     parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), default="brats", help="score of empty regions (default: brats)"
+        "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
     )
     parser.add_argument(
-        "--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is (default: gli2023)"
+        "--lesion-rules",
+        choices=list(LESION_RULES),
+        default="gli2023",
+        help="rules that define lesions (default: gli2023)",
     )
     parser.add_argument(
         "--format",
@@ -366,7 +369,7 @@ def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles]
     """Labelled cases to score, and the problems of those that cannot be scored, as far as file names show them.
 
     Raises:
-        ValueError: If a case that was asked for is missing, or no case can be scored.
+        ValueError: If a requested case is missing, or no case can be scored.
     """
     order = args.channel_order and parse_channel_order(args.channel_order, task)
     found, bad = survey(args.in_path, channel_order=order, task=task)
@@ -382,9 +385,9 @@ def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles]
         missing = sorted(set(wanted) - {case.case_id for case in found})
         if missing:
             raise ValueError(
-                f"{args.in_path} does not hold {', '.join(missing)}, which {source} names." + _listed("Problems", bad)
+                f"{source} names {', '.join(missing)}, but {args.in_path} has no such case." + _listed("Problems", bad)
             )
-        # Problems of other cases are of no interest.
+        # Ignore the problems of other cases.
         found, bad = [case for case in found if case.case_id in wanted], []
     labelled, unlabelled = with_labels(found)
     bad += unlabelled
@@ -415,7 +418,7 @@ def _warn(
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
-                f"{listed(trained_on)}. Their scores say little about new cases."
+                f"{listed(trained_on)}. Their scores are no evidence for new cases."
             ),
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Tables and pictures of an evaluation: means with intervals, contributions of the sequences, calibration."""
+"""Tables and plots of an evaluation: means with intervals, contributions of the sequences, calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .calibration import NUM_BINS, expected_calibration_error
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-# By case and subset, `(R, 3, bins)`, see `calibration.reliability_counts`.
+# Counts `(R, 3, bins)` of `calibration.reliability_counts`, by case and subset.
 Reliability = Mapping[tuple[str, str], Any]
 
 FINDINGS = "findings.csv"
@@ -37,15 +37,15 @@ LABELS = ("case_id", "subset", "sequences", "region")
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over cases with bootstrap intervals, per subset, region and metric.
 
-    The region `mean` is the mean over the regions of a case, the subset `mean` over the subsets of a case. Undefined
-    values (NaN) are left out of each mean, and `cases` counts the cases that enter it.
+    The region `mean` is the mean over the regions of a case. The subset `mean` is the mean over the subsets of a case.
+    Undefined values (NaN) are left out of each mean, and `cases` counts the cases that remain.
 
     Args:
-        rows: One for each case, subset and region.
+        rows: One row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean of no case is undefined, and so
-        is the interval of fewer than two.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean needs at least one case and the
+        interval at least two; otherwise they are NaN.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -61,7 +61,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and its percentile bootstrap interval over cases."""
+    """Mean and its percentile bootstrap interval over cases: mean, low, high."""
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
@@ -73,8 +73,8 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
     """Contribution of each sequence to a score, averaged over all orders in which the sequences may be acquired.
 
-    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`, with `v` of no
-    sequence zero. The values add up to the score of all sequences.
+    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `v`, the score, is
+    zero without any sequence. The values add up to the score of all sequences.
 
     Args:
         worth: Score of every non-empty subset.
@@ -136,7 +136,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
 
-    Regions in which either Dice is undefined are left out of both.
+    Regions in which one of the two Dice values is undefined are left out of both.
 
     Returns:
         Columns `sequences`, for each region `ece_` and its name, `expected_dice`, `dice` (means over cases, subsets
@@ -203,8 +203,8 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the Dice that "
-        "the network expects, the real one, and the rank correlation of the two.",
+        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the expected "
+        "Dice, the true Dice, and the rank correlation of both Dice values.",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
@@ -218,7 +218,7 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _mean(row: pd.Series, usual: int) -> str:
-    """A mean, for Dice with its interval, and the number of its cases if that is not the usual one."""
+    """Format a mean: for Dice with its interval, and with the number of cases if it differs from `usual`."""
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
@@ -308,12 +308,12 @@ def write_report(
     about: Mapping[str, Any],
     task: Task = BRAIN_TUMOUR,
 ) -> str:
-    """Write the tables and pictures of an evaluation; return the text to print.
+    """Write the tables and plots of an evaluation; return the text to print.
 
-    Names of cases are in `scores.csv` and `findings.csv` alone: the other files are published with a checkpoint.
+    Only `scores.csv` and `findings.csv` contain case ids, because the other files are published with a checkpoint.
 
     Args:
-        rows: Scores, at least one.
+        rows: Scores, at least one row.
         reliability: Counts for the calibration.
         findings: What is odd or wrong about a case, with `FINDING_COLUMNS`.
         out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the pictures.
@@ -355,11 +355,11 @@ def write_report(
 
 
 def _notes(about: Mapping[str, Any]) -> list[str]:
-    """Sentences on cases that are missing, odd, or known to the checkpoint."""
+    """Notes on cases that failed, have warnings, or were used to train the checkpoint."""
     total = about["cases"]
     facts = {
         f"could not be scored and are left out ({FINDINGS} says why).": (about["failed"], total + about["failed"]),
         f"have warnings ({FINDINGS} lists them).": (about["with_warnings"], total),
-        "were used to train the checkpoint: their scores say little about new cases.": (about["trained_on"], total),
+        "were used to train the checkpoint: their scores are no evidence for new cases.": (about["trained_on"], total),
     }
     return [f"{count} of {number} cases {fact}" for fact, (count, number) in facts.items() if count]

@@ -39,8 +39,8 @@ class Rules:
 
     Attributes:
         mirror: Take the mean over the case and its mirror image.
-        convention: Name in `metrics.CONVENTIONS`: the score of an empty region.
-        lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
+        convention: Key of `metrics.CONVENTIONS`: how empty regions score.
+        lesions: Key of `lesions.LESION_RULES`: what counts as a lesion.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
     """
@@ -68,7 +68,7 @@ class CaseScores:
     findings: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, other: CaseScores) -> None:
-        """Take in the scores of other subsets of the same case."""
+        """Add the scores of other subsets of the same case."""
         self.rows += other.rows
         self.reliability |= other.reliability
         self.findings = other.findings
@@ -90,7 +90,7 @@ def score_case(
     """Segment and score a case under each subset of which it has all sequences.
 
     Raises:
-        BadInputError: If the case has an error that `lora-moe-hgd check` reports.
+        BadInputError: If the case has an error of the kind that `lora-moe-hgd check` reports.
     """
     task = processor.segmentation_task
     reading = read_case(
@@ -174,10 +174,10 @@ def recorded(findings: Iterable[Finding]) -> list[dict[str, str]]:
 def prepared(
     processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
-    """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
+    """Yield network input, brain and subset. Sequences outside the subset have no influence on the input.
 
-    Cropping and normalisation of a sequence depend on the other sequences only through the brain, which is where any
-    of them differs from zero. Subsets with the same brain are therefore preprocessed together.
+    Cropping and normalisation of a sequence depend on other sequences only through the brain, which is the set of
+    voxels where any sequence is not zero. Subsets with the same brain are therefore preprocessed together.
     """
     settled = replace(settled, labels=None)
     groups: dict[bytes, list[Mask]] = {}
@@ -238,19 +238,19 @@ class NetworkScorer:
 
 
 def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:
-    """Fingerprint of everything but the case that scores are made from: weights, settings, rules and code."""
+    """Fingerprint of everything that determines scores, except the case: weights, settings, rules and code."""
     weights = {
         name: (str(value.dtype), hashlib.sha256(_bytes_of(value)).hexdigest())
         for name, value in network.state_dict().items()
     }
-    # The state dict does not say which of several adapters are active, and how strong they are.
+    # The state dict contains neither the names of the active adapters nor their strengths.
     adapters = [
         (module.active_adapters, module.disable_adapters)
         for module in network.modules()
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
     ]
     strengths = [module.scaling for module in network.modules() if isinstance(module, LoraLayer)]
-    # Nor does it hold settings such as the number of experts per token.
+    # The state dict also lacks settings such as the number of experts per token.
     settings = network.config.to_json_string(), processor.to_json_string()
     return fingerprint(weights, adapters, strengths, settings, vars(rules), code_fingerprint(__name__))
 

@@ -1,6 +1,6 @@
-"""Model cards: what was trained on what, how to use it, and its scores by subset of the sequences.
+"""Model cards: training, usage, and scores by subset of the sequences.
 
-Metadata as in https://huggingface.co/docs/hub/model-cards, scores as `model-index`, one entry a subset.
+The metadata follow https://huggingface.co/docs/hub/model-cards. Scores are entries of `model-index`.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ def _use(repo: str, task: Task) -> str:
 
 
 def read_scores(evaluation: Path) -> dict[str, Any]:
-    """Read the scores that `lora-moe-hgd evaluate --out evaluation` wrote.
+    """Read the scores in an output folder of `lora-moe-hgd evaluate`.
 
     Raises:
-        ValueError: If the folder holds no evaluation.
+        ValueError: If the folder contains no evaluation.
     """
     path = evaluation / "table.json"
     if not path.is_file():
         raise ValueError(
-            f"{evaluation} holds no evaluation: there is no table.json, which `lora-moe-hgd evaluate` writes."
+            f"{evaluation} contains no table.json. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
         )
     scores: dict[str, Any] = json.loads(path.read_text())
     if "about" not in scores:
-        raise ValueError(f"{path} does not tell which weights it is of (`about`); run `lora-moe-hgd evaluate` again.")
+        raise ValueError(
+            f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
+        )
     return scores
 
 
@@ -87,7 +89,7 @@ def make_card(
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """The card of a network, or of an adapter when `adapter` gives its base and its preset."""
+    """Make the card of a network, or of an adapter if `adapter` gives its base and its preset."""
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter
@@ -125,11 +127,11 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
-    # Evaluations of earlier versions do not say: none was.
-    mirrored = ", the mean over each case and its mirror image" if about.get("mirror") else ""
+    # Evaluations of earlier versions have no `mirror`: they never used mirror images.
+    mirrored = " --mirror" if about.get("mirror") else ""
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
-        f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate`{mirrored} "
-        f"(conventions of `{empty}` for empty regions, lesions by the rules of `{lesions}`).\n\n"
+        f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
+        f"{about['cases']} cases of {about['data']}, each on its own grid.\n\n"
         f"![Dice by subset and region](evaluation/heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

@@ -1,4 +1,4 @@
-"""Segment many cases into a folder each, with a table of all. A run that was stopped continues where it stopped."""
+"""Segment many cases into one folder per case, with a summary table. A stopped run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def segment_cohort(
 ) -> int:
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
 
-    A case is skipped if its results are there already, made from the same weights, options, code and files. Results
-    get their name only when they are complete, and replace earlier ones only then. A case that raises any exception
-    is reported, and the others go on. Under `accelerate launch` the processes share the cases.
+    A case is skipped if its results exist and were made from the same weights, options, code and files. Results are
+    written atomically, so earlier results are replaced only by complete ones. If a case raises an exception, it is
+    reported and the other cases are still segmented. Under `accelerate launch` the processes share the cases.
 
     Args:
         segmenter: Segments a case.
-        cases: All cases; their names differ.
-        bad: Problems of folders that could not be recognised as a case. Each counts as a failed case.
+        cases: All cases, with distinct ids.
+        bad: Errors of folders that could not be recognised as a case. Each counts as a failed case.
         out: Folder for the results.
         progress: Show progress bars.
         root: Folder of the cohort.
@@ -53,14 +53,14 @@ def segment_cohort(
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, _names(cases))
-        # Only one process looks, so that the remaining cases are shared evenly however an earlier run was stopped.
-        # The bar appears if that takes long: files are read for their fingerprints.
+        # Only one process looks for earlier results, so that the remaining cases can be shared evenly. It reads all
+        # files for their fingerprints, so a progress bar appears if this takes long.
         numbers = tqdm(range(len(cases)), desc="earlier results", unit="case", delay=2, disable=not progress)
         left = [[number for number in numbers if not segmenter.is_done(cases[number], out / cases[number].case_id)]]
     (numbers_left,) = broadcast_object_list(left)
     own = [cases[number] for number in numbers_left[state.process_index :: state.num_processes]]
     if own:
-        # Before the loop, because a checkpoint that cannot be loaded is not the failure of a case.
+        # Load the network before the loop, because an invalid checkpoint must not count as the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
     for case in tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process)):
@@ -95,12 +95,12 @@ def _names(cases: Sequence[CaseFiles]) -> list[str]:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also holds files that are no results: replacing it would remove them."""
+    """Raise if a folder of earlier results also contains other files: replacing the folder would delete them."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(
-            f"{folder} also holds files that are no results ({', '.join(others[:3])}), which replacing the results "
-            "would remove. Move them, or choose another --out-path."
+            f"{folder} also contains files that are not results ({', '.join(others[:3])}). Replacing the results "
+            "would delete them. Move them, or choose another --out-path."
         )
 
 

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd segment`, which is `infer.py`: a case, or a cohort of them, to segmentations."""
+"""`lora-moe-hgd segment` and `infer.py`: segment a case or a cohort."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--reference", choices=task.modalities, help="whose grid the result has; that of the first if left out"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse a case whose images give a warning")
+    parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
     parser.add_argument(
-        "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
+        "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.nii.gz, a volume a region"
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--html",
         action="store_true",
-        help="also write report.html, slices to move through; for a cohort index.html, too",
+        help="also write report.html, a page to scroll through all slices; for a cohort also index.html",
     )
     add_device(parser)
     add_quiet(parser)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     for case, folder in targets:
         if folder.resolve() == case.folder.resolve():
             raise ValueError(
-                f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
+                f"--out-path must not be the folder of the case: {case.folder}. Its label map could be overwritten."
             )
     if one is not None:
         # Report bad input before the network is loaded.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
-        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")
+        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 
@@ -118,14 +118,14 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
     """Find one case, by its folder or file by file, or the cases of a cohort and the problems of its other folders.
 
     Raises:
-        ValueError: If neither or both are given.
+        ValueError: If both `--in-path` and single files are given, or none of them.
         BadInputError: If there is no case.
     """
     given = {name: getattr(args, name) for name in task.modalities if getattr(args, name) is not None}
     if bool(given) == (args.in_path is not None):
         options = ", ".join(f"--{name}" for name in task.modalities)
         raise ValueError(
-            f"Give a case by --in-path, or file by file by some of {options}{', not by both' if given else ''}."
+            f"Give a case either with --in-path or with single files ({options}){', not with both' if given else ''}."
         )
     if given:
         if args.channel_order:

@@ -1,4 +1,4 @@
-"""Report of an inference run as JSON; it holds no text from image headers."""
+"""Report of an inference run as JSON. It contains no text from image headers."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def make_report(
 ) -> dict[str, Any]:
     """Collect the report.
 
-    `files` has the file name of each sequence that was used, `left_out` those of volumes that are no sequence by name.
-    Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the
-    Dice to expect, see `model.confidence`; `reference` is the sequence on whose grid the result lies,
-    and `interpolated` names those that came on another; `made_from` is a fingerprint of weights, options, code and
-    files; `not_written` lists pictures and pages that could not be made.
+    `files` has the file name of each sequence that was used. `left_out` names volumes that are not sequences. Volumes
+    are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the expected Dice,
+    see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names the sequences
+    that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and files.
+    `not_written` lists pictures and pages that could not be made.
     """
     return {
         "case_id": case_id,
@@ -79,11 +79,11 @@ def make_report(
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Write a picture or page without risk for the segmentation: if the block fails, the report says why instead.
+    """Keep the segmentation if the picture or page in the block fails. The report then says why it failed.
 
     Args:
         name: File that the block writes.
-        report: Gets a warning, and the name in `not_written`.
+        report: On failure, a warning and the name under `not_written` are added to it.
     """
     try:
         yield
@@ -95,6 +95,6 @@ def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write beside `path` and rename."""
+    """Write the report atomically."""
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(report, indent=2) + "\n")

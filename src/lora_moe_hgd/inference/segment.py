@@ -1,4 +1,4 @@
-"""Network input of a case to its regions and probabilities, on the case's own grid."""
+"""Find regions and probabilities of a preprocessed case, on the case's own grid."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def find_regions(
     mirror: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment one case that the processor has prepared.
+    """Segment one case that the processor has preprocessed.
 
     Args:
         network: Segments the case.
-        processor: Brings the logits back to the grid of the case.
-        inputs: What the processor returned. Channels that `modality_mask` marks as absent are never read.
+        processor: Resamples the logits to the grid of the case.
+        inputs: Result of the processor. Channels that `modality_mask` marks as absent are never read.
         mirror: Average over the case and its mirror image.
         progress: Show a progress bar.
 

@@ -1,4 +1,4 @@
-"""The segmentation of a case, and the files that hold it."""
+"""The segmentation of a case, and its result files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Segmentation:
     def save(
         self, folder: str | Path, *, probabilities: bool = False, uncertainty: bool = False, html: bool = False
     ) -> None:
-        """Write `seg.nii.gz`, `overlay.png` and `report.json`, as `lora-moe-hgd segment` does.
+        """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
 
@@ -80,17 +80,19 @@ class Segmentation:
             html: Also write `report.html`, a page with all slices.
 
         Raises:
-            ValueError: If it is the folder of a case, whose ground truth would be deleted.
+            ValueError: If `folder` is the folder of a case, because its ground truth would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
         if self.origin is not None and folder.resolve() == self.origin.resolve():
-            raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
+            raise ValueError(
+                f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
+            )
         if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
             others = sorted({path.name for path in folder.iterdir()} - set(RESULT_FILES))
             if others:
                 raise ValueError(
-                    f"{folder} holds seg.nii.gz beside {others[0]}. It may be the folder of a case with its label "
+                    f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "
                     "map. Choose another folder."
                 )
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}

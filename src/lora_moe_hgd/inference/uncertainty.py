@@ -1,4 +1,4 @@
-"""Uncertainty of a segmentation: by voxel, and by case."""
+"""Uncertainty of a segmentation per voxel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image processor: the sequences of a case, some of them absent, to network input, and logits back to its own grid."""
+"""Image processor: convert the available sequences of a case to network input, and logits back to the case's grid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ except ImportError:
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
-    """Settings of the processor that a checkpoint carries."""
+    """Settings of the processor that are saved in a checkpoint."""
 
     modalities: list[str]
     target_spacing_mm: list[float]
@@ -42,7 +42,7 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
-    """Canonical orientation, one voxel size, brain crop, robust z-score; and the way back.
+    """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
         modalities: Sequences in channel order; those of the task when `None`.
@@ -57,7 +57,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     Raises:
         ValueError: If a setting is outside its range.
-        ImportError: If small parts are to be left out and scipy is not installed.
+        ImportError: If `least_part` is positive, but scipy is not installed.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
@@ -141,21 +141,21 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         allow_partial: bool = False,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Prepare one case or a list of cases.
+        """Preprocess one case or a list of cases.
 
-        Every case follows the rules of `case_rules.settle`: all sequences and the label map are brought to the grid of
-        the first sequence, and what is odd is warned of.
+        Every case follows the rules of `case_rules.settle`: all sequences and the label map are resampled to the grid
+        of the first sequence that states its affine, and problems are reported as warnings.
 
         Args:
-            images: For each case a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
-                `MetaTensor`, an array or a tensor `(D, H, W)`; absent sequences are left out or `None`. Or what
-                `settle` returned.
-            segmentation_maps: Label map of each case, in the same forms; of a settled case its own is taken.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
-            spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm when `None`.
+            images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
+                `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Results of
+                `settle` are also accepted.
+            segmentation_maps: Label map of each case, in the same forms. A result of `settle` has its own label map.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
+            spacing_mm: Voxel size of arrays without an affine. They must be in RAS order. `None` means 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
-            return_tensors: `pt`, the only kind of tensors there is.
+            return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
             `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
@@ -163,10 +163,12 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             warnings; and, with label maps, `labels (B, R, D, H, W)` uint8, the regions.
 
         Raises:
-            ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
+            ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f"`return_tensors` must be 'pt', got {return_tensors!r}: the network runs in PyTorch.")
+            raise ValueError(
+                f"`return_tensors` must be 'pt', got {return_tensors!r}, because the network needs PyTorch."
+            )
         is_single = isinstance(images, Mapping | SettledCase)
         cases = [images] if isinstance(images, Mapping | SettledCase) else list(images)
         if segmentation_maps is None:
@@ -176,7 +178,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if len(maps) != len(cases) or any(label_map is None for label_map in maps):
                 given = sum(label_map is not None for label_map in maps)
                 raise ValueError(
-                    f"Give each of the {len(cases)} cases a label map, or none of them. {given} were given."
+                    f"Give a label map for each of the {len(cases)} cases, or for none of them. Got only {given}."
                 )
         scheme = self.scheme(label_scheme)
         settled = []
@@ -188,7 +190,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):
-            raise ValueError(f"Give each case a label map, or none of them. {sum(labelled)} of {len(cases)} have one.")
+            raise ValueError(
+                f"Give a label map for each case, or for none of them. {sum(labelled)} of {len(cases)} have one."
+            )
         volumes, labels, geometries = [], [], []
         for case in settled:
             volume, geometry = self._prepare(case)
@@ -256,7 +260,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         *,
         label_scheme: str | None = None,
     ) -> list[np.ndarray]:
-        """Bring logits back to each case's own grid, as label maps.
+        """Convert logits to label maps on each case's own grid.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
@@ -272,7 +276,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_regions(
         self, outputs: Any, geometry: Sequence[CaseGeometry]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Bring logits back to each case's own grid, as regions and their probabilities.
+        """Convert logits to regions and probabilities on each case's own grid.
 
         Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
         WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain nothing is found.
@@ -307,7 +311,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             probabilities: `(R, D, H, W)` in [0, 1].
             regions: Found regions, `(R, D, H, W)` bool.
             voxel_ml: Volume of a voxel in millilitres.
-            present: Whether each sequence was there, in channel order.
+            present: Whether each sequence is available, in channel order.
         """
         found: dict[str, float | None] = {}
         names = self.segmentation_task.regions
@@ -324,7 +328,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
         """Regions `(R, D, H, W)` bool of nested probabilities, without the parts that are too small.
 
-        What is left out of a region is left out of those inside it before their parts are looked at.
+        Voxels that are removed from a region are also removed from the regions inside it.
         """
         regions = probabilities > 0.5
         if self.least_part > 0:
@@ -335,7 +339,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Normalised volume `(M, D, H, W)` on the brain's box, and the geometry."""
+        """Return the normalised volume `(M, D, H, W)` of the brain's bounding box, and the geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -357,10 +361,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
 
 def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Without the parts, joined by faces, edges or corners, that are smaller than a share of the largest part."""
+    """Remove parts of a mask that are smaller than `least_part` of the largest part.
+
+    Voxels that share a face, an edge or a corner belong to the same part.
+    """
     labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labelled.ravel())
-    # The first is what lies outside.
+    # The first label is the background.
     sizes[0] = 0
     return mask & (sizes >= least_part * sizes.max())[labelled]
 
@@ -380,10 +387,10 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`; zero elsewhere.
+    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Other voxels stay zero.
 
     Raises:
-        ValueError: If more than half of these voxels are equal: there is no spread to divide by.
+        ValueError: If more than half of these voxels are equal, because the MAD is then zero.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)
@@ -399,7 +406,7 @@ def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
 
 
 def _pad_and_stack(volumes: Sequence[Tensor]) -> Tensor:
-    """Stack `(C, D, H, W)` volumes, zero-padded at the far end to a common multiple of 16."""
+    """Stack `(C, D, H, W)` volumes, zero-padded at the end of each axis to a common multiple of 16."""
     edges = [-(-max(volume.shape[axis] for volume in volumes) // TOKEN_STRIDE) * TOKEN_STRIDE for axis in (1, 2, 3)]
     stacked = volumes[0].new_zeros(len(volumes), volumes[0].shape[0], *edges)
     for number, volume in enumerate(volumes):

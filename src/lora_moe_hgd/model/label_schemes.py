@@ -74,7 +74,7 @@ class LabelScheme:
         """Masks `(R, D, H, W)` bool of the regions of a label map; floats may be off integers by 1e-3.
 
         Raises:
-            LabelMapError: If a value is no integer or not of this scheme; the message lists what was found.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -137,7 +137,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
     """Return the scheme called `name` among all of a task.
 
     Raises:
-        ValueError: If there is none; the message lists the names.
+        ValueError: If there is no such scheme. The message lists the names.
     """
     if name not in schemes:
         raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(schemes)}.")
@@ -145,17 +145,17 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
 
 
 def label_values(labels: np.ndarray) -> set[int]:
-    """The values of a label map.
+    """Return all values of a label map.
 
     Raises:
-        LabelMapError: If one is further than 1e-3 from an integer; the message lists some.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists some of them.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):
         whole = np.abs(found - np.rint(found)) <= 1e-3
     if not whole.all():
         values = ", ".join(f"{value:.4g}" for value in found[~whole][:5])
-        raise LabelMapError(f"Labels must be integers. It holds {values}.")
+        raise LabelMapError(f"Labels must be integers, but the label map contains {values}.")
     return {int(value) for value in np.rint(found)}
 
 
@@ -164,8 +164,8 @@ def detect_label_scheme(
 ) -> LabelScheme:
     """The scheme of a label map that holds `values`.
 
-    Several schemes that put every value into the same regions are as good as one. Without candidates, 4 without 3
-    means BraTS 2017 to 2021.
+    If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
+    the label 4 without the label 3 means BraTS 2017 to 2021.
 
     Args:
         values: Labels that occur.
@@ -173,7 +173,7 @@ def detect_label_scheme(
         schemes: All schemes of the task, by name.
 
     Raises:
-        LabelMapError: If none of the schemes has all the values, or several do that disagree.
+        LabelMapError: If no scheme has all the values, or if several schemes have them but with different meanings.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name

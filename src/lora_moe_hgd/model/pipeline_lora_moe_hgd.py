@@ -1,4 +1,4 @@
-"""`pipeline("brain-tumor-segmentation")`: a case, or several, to label maps on their own grids."""
+"""`pipeline("brain-tumor-segmentation")`: segment one or several cases, each on its own grid."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from .task import Task
 class BrainTumorSegmentationPipeline(Pipeline):
     """Image processor, network and post-processing in one call.
 
-    A case is a dict from sequence name to a path, a nibabel image or an array; absent sequences are left out or
-    `None`. Where the package lora-moe-hgd is installed, which knows file names, a case is also the path of a folder.
-    The result of a case is a dict:
+    A case is a dict from sequence name to a path, a nibabel image or an array. Absent sequences are left out or
+    `None`. If the package lora-moe-hgd is installed, a case can also be the path of a folder. The result for a case is
+    a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
     - `probabilities`: of the regions, of a tumour WT, TC and ET, `(R, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
-    - `confidence`: expected Dice of each region, `None` if it was not found;
-    - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
-    - `warnings`: what is odd about the case, a sentence each.
+    - `confidence`: expected Dice of each region, `None` for a region that was not found;
+    - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
+    - `warnings`: list of warnings about the case and the result.
 
     Example:
         `pipeline("brain-tumor-segmentation", model=...)({"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"})`
@@ -41,18 +41,18 @@ class BrainTumorSegmentationPipeline(Pipeline):
         """Segment a case, or a list of cases one after another.
 
         Args:
-            cases: One case, a list of cases, or what else a pipeline iterates over.
-            **kwargs: `label_scheme`, that of the label map, the processor's own when left out; `spacing_mm`, voxel
-                size of bare arrays; `allow_skull` and `allow_partial`, to accept heads with their skull and parts of
-                brains; `mirror`, to take the mean over the case and its mirror image.
+            cases: One case, a list of cases, or another iterable that a pipeline accepts.
+            **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
+                of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
+                partial brains. `mirror`: average over the case and its mirror image.
 
         Raises:
-            ValueError: If a case cannot be used, or cases are to be stacked with `batch_size`.
+            ValueError: If a case cannot be used, or if `batch_size` is not 1.
         """
         if kwargs.get("batch_size", self._batch_size or 1) != 1:
             raise ValueError(
-                f"`batch_size` must be 1, as cases differ in size and sequences, got "
-                f"{kwargs.get('batch_size', self._batch_size)}; a list of cases is segmented one by one."
+                f"`batch_size` must be 1, because cases differ in size and sequences, got "
+                f"{kwargs.get('batch_size', self._batch_size)}. A list of cases is segmented one by one."
             )
         return super().__call__(cases, **kwargs)
 
@@ -106,15 +106,15 @@ def _read_folder(
     """Read the case in a folder.
 
     Raises:
-        ValueError: If the package that knows file names is not installed, or the case cannot be used.
+        ValueError: If the package lora-moe-hgd is not installed, or the case cannot be used.
     """
     try:
         from lora_moe_hgd.cases.layouts import find_case
         from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
-            "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "
-            f"which is not installed, got {folder}."
+            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install it, or give "
+            "a dict from sequence name to file or array."
         ) from error
     reading = read_case(
         find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial

@@ -1,4 +1,4 @@
-"""From the options of a run to a trained network: everything that a run is built of. The steps are in `loop`."""
+"""Build everything that a run needs from its options, and train. The training steps are in `loop`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FROM_SCRATCH_SPACING_MM = (1.5, 1.5, 1.5)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train as the command line says."""
+    """Train with the options of the command line."""
     train(read_config(argv))
 
 
@@ -50,13 +50,13 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
     """Train, and return the folder of the best checkpoint.
 
     Args:
-        config: The run.
-        build: Builds network and processor instead of `build_network`: for other networks that are called as the
-            segmenter is.
+        config: Options of the run.
+        build: Builds network and processor instead of `build_network`. The network must have the call signature of
+            the segmenter.
         style: Ranges that phantoms are drawn from.
 
     Raises:
-        ValueError: If the data, the base or the output folder cannot be used; found before the first step.
+        ValueError: If the data, the base or the output folder cannot be used. It is raised before the first step.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -94,32 +94,34 @@ def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData, task:
 
 
 def _scored_on(config: RunConfig, split: Split) -> str:
-    """Fingerprint of what validation scores depend on beside the weights."""
+    """Fingerprint of everything that validation scores depend on, except the weights."""
     values = config.values()
     content = [{name: values[name] for name in sorted(config.marked(SCORE))}, split.validation]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """Set up processes, devices and precision as the launcher and the configuration say.
+    """Set up processes, devices and precision from the launcher and the configuration.
 
     Raises:
-        ValueError: If the launcher was asked for several processes but started one, or for DeepSpeed, or if the
-            tracker is not installed.
+        ValueError: If the launcher was asked for several processes but started only one, if it uses DeepSpeed, or if
+            the tracker is not installed.
     """
     refuse_lone_process()
-    # DeepSpeed steps inside the backward pass and keeps the optimizer's state in a form of its own: steps whose
-    # gradient is not finite could not be skipped, and runs could not be resumed.
+    # DeepSpeed updates the weights inside the backward pass and stores the optimizer's state in its own format. So
+    # steps whose gradient is not finite could not be skipped, and runs could not be resumed.
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         raise ValueError(
-            "`accelerate launch` was asked for DeepSpeed, with which runs cannot be resumed. Use `--config_file "
-            "configs/accelerate/fsdp2.yaml`, which shards weights and optimizer too."
+            "`accelerate launch` is set to use DeepSpeed, but runs with DeepSpeed cannot be resumed. Use "
+            "`--config_file configs/accelerate/fsdp2.yaml`, which also shards weights and optimizer."
         )
     known = [str(tracker) for tracker in get_available_trackers()]
     if config.tracker not in ("none", *known):
-        raise ValueError(f"`tracker` must be none or an installed one ({', '.join(known)}), but is {config.tracker}.")
+        raise ValueError(
+            f"`tracker` must be none or an installed tracker ({', '.join(known)}), but is {config.tracker}."
+        )
     return Accelerator(
-        # Without `cpu=True` and without a GPU, processes that were started for GPUs do not find each other.
+        # On a machine without a GPU, processes that were launched for GPUs cannot communicate unless `cpu=True`.
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.optim.precision,
         gradient_accumulation_steps=config.optim.accumulate,

@@ -39,33 +39,33 @@ class Objective(Protocol):
     """One kind of training.
 
     Attributes:
-        sums: Running sums over the batches of this process, kept in a state.
+        sums: Running sums over the batches of this process. They are part of a saved state.
     """
 
     sums: Tensor
 
     def crops(self, source: CaseSource) -> CropDataset:
-        """Training samples from the training cases."""
+        """Build the data set of training samples from the training cases."""
         ...
 
     def forward(self, network: nn.Module, batch: dict[str, Tensor], *, progress: float) -> Any:
-        """Run the network, update `sums`, and return its output: `loss`, its parts `losses`, and `router_logits`."""
+        """Run the network, update `sums`, and return the output: `loss`, its parts `losses`, and `router_logits`."""
         ...
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        """Values to log, from the sums over all processes; the progress bar shows those named `train_dice/...`."""
+        """Values to log, from the sums over all processes. The progress bar shows values named `train_dice/...`."""
         ...
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Score the validation cases, print and log the parts of the score, and return it; higher is better."""
+        """Score the validation cases, print and log the parts of the score, and return the score; higher is better."""
         ...
 
     def segmenter(self, network: Any) -> PeftModel | LoraMoeHgdForSegmentation:
-        """Part of the network that a checkpoint holds."""
+        """Return the part of the network that is saved in a checkpoint."""
         ...
 
     def describe(self, score: float) -> str:
-        """Say what a score means."""
+        """Describe a score in words, such as `mean Dice 0.812`."""
         ...
 
 
@@ -73,11 +73,11 @@ class SegmentationObjective:
     """Segment the regions of the task from random subsets of the sequences, under the curriculum of `schedule`.
 
     Args:
-        config: The run.
+        config: Options of the run.
         accelerator: Devices, precision and processes.
         processor: Preprocessing of the cases.
         data: Cases of the run.
-        run: Gets a picture of each validation.
+        run: Folder of the run. It gets a picture of each validation.
 
     Raises:
         ValueError: If no validation case has all sequences of a subset that must be scored.
@@ -138,7 +138,7 @@ class SegmentationObjective:
         return {f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean Dice over the subsets, the cases that have them, and the regions; the processes share the cases."""
+        """Mean Dice over the subsets, the cases that have them, and the regions. The processes share the work."""
         own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []
         shows = self.accelerator.is_main_process
@@ -154,7 +154,7 @@ class SegmentationObjective:
                 if shows and not scores:
                     try:
                         self._draw(case, name, subset, predicted, epoch=epoch)
-                    # A picture, whatever it fails of, must not end a run.
+                    # An error in a picture must never end a run.
                     except Exception as error:
                         reason = reason_of(error)
                         tqdm.write(f"warning: epoch {epoch} has no picture: {reason}", file=sys.stderr)
@@ -205,7 +205,7 @@ def predict(network: nn.Module, pixel_values: Tensor, subset: Mask, task: Task =
     Nothing is resampled, so this is fast enough for use during training.
 
     Args:
-        network: Called as the segmenter is.
+        network: Network with the call signature of the segmenter.
         pixel_values: `(M, D, H, W)`.
         subset: Sequences to use.
         task: What the regions are.

@@ -21,7 +21,7 @@ from ..task_files import read_task
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 
-# Effect of a changed value on a run in progress. Without a mark, the option changes how the run trains.
+# What happens when an option of a run in progress changes. An option without a mark changes how the run trains.
 # The result stays the same, bit for bit.
 NOTHING = {"changes": "nothing"}
 # Later validation scores cannot be compared with earlier ones.
@@ -36,7 +36,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: bool, reason: str) -> None:
-    """Raise if one of these options is given although it has no effect."""
+    """Raise if one of these options is given although it has no effect, that is, unless `applies`."""
     for name in names:
         if getattr(part, name) is not None and not applies:
             option = name.replace("_", "-")
@@ -60,17 +60,17 @@ class DataConfig:
         allow_skull: Accept cases with heads that still have their skull.
         allow_partial: Accept cases that show only a part of a brain.
         phantoms: Number of phantoms to train on, alone or mixed with cases.
-        phantom_share: Share of the samples that come from phantoms when there are cases too; 0.5 by default.
-        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, beside the built-in
-            brain.
-        val_phantoms: Number of further phantoms that validate when there are no cases; 8 by default.
-        val_fraction: Share of the cases that validate, at least one case; 0.2 by default.
+        phantom_share: Share of the samples that come from phantoms when there are also cases; 0.5 by default.
+        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
+            built-in brain.
+        val_phantoms: Number of further phantoms for validation when there are no cases; 8 by default.
+        val_fraction: Share of the cases that is used for validation, at least one case; 0.2 by default.
         folds: Number of folds of a cross-validation over the cases, drawn by the seed.
-        fold: The fold whose cases validate: from 0 with `folds`, as the file counts with `split_file`.
-        split_file: CSV file or nnU-Net's `splits_final.json` that says which cases train and which validate.
+        fold: Fold that is used for validation. `folds` counts from 0; a `split_file` has its own numbers.
+        split_file: CSV file or nnU-Net's `splits_final.json` that assigns cases to training and validation.
         val_on_train: Validate on the training cases, to see whether a network can overfit.
         cache_dir: Folder of preprocessed cases and phantoms.
-        num_workers: Processes that load samples.
+        num_workers: Number of processes that load samples.
     """
 
     root: str | None = None
@@ -79,14 +79,14 @@ class DataConfig:
     label_scheme: str | None = field(default=None, metadata=SCORE)
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
-    # Which cases these accept does not matter, because the cases themselves are compared.
+    # These two may change, because the cases that they accept are compared directly.
     allow_skull: bool | None = field(default=None, metadata=NOTHING)
     allow_partial: bool | None = field(default=None, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)
     val_phantoms: int | None = field(default=None, metadata=SCORE)
-    # How cases were left out and split does not matter, because the split itself is compared.
+    # The options of the split may change, because the resulting split is compared directly.
     val_fraction: float | None = field(default=None, metadata=NOTHING)
     folds: int | None = field(default=None, metadata=NOTHING)
     fold: int | None = field(default=None, metadata=NOTHING)
@@ -125,7 +125,7 @@ class DataConfig:
         self._refuse_idle(
             "label_scheme",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): phantoms have labels of their own",
+            reason="without cases (`data.root` or `data.dataset`): phantoms have their own labels",
         )
         self._refuse_idle(
             *("allow_skull", "allow_partial"),
@@ -139,7 +139,7 @@ class DataConfig:
             reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
         )
         self._refuse_idle(
-            "val_phantoms", applies=not self.has_cases, reason="beside cases: cases validate, not phantoms"
+            "val_phantoms", applies=not self.has_cases, reason="with cases: validation then uses cases, not phantoms"
         )
 
     def fit_to(self, task: Task) -> None:
@@ -172,11 +172,13 @@ class DataConfig:
             "split_file",
             "val_on_train",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): other phantoms validate",
+            reason="without cases (`data.root` or `data.dataset`): validation then uses other phantoms",
         )
         chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
         if len(chosen) > 1:
-            self._refuse_idle(*chosen[1:], applies=False, reason=f"beside `data.{chosen[0]}`, which chooses the cases")
+            self._refuse_idle(
+                *chosen[1:], applies=False, reason=f"with `data.{chosen[0]}`, which already chooses the cases"
+            )
         _require(
             self.split_file is None or self.root is not None,
             "`data.split_file` needs `data.root`: the cases of a dataset have no names.",
@@ -216,7 +218,7 @@ class SampleConfig:
         crop_size: Edges of a crop in voxels, multiples of 16.
         crops_per_case: Crops of each case in an epoch.
         batch_size: Crops in a batch of one process.
-        spacing_mm: Voxel size to train at. By default that of the base, and 1.5 mm without a base.
+        spacing_mm: Voxel size of the training samples. The default is the base's voxel size, or 1.5 mm without a base.
     """
 
     crop_size: tuple[int, int, int] = (64, 64, 64)
@@ -244,14 +246,14 @@ class OptimConfig:
 
     Attributes:
         lr: Highest learning rate of AdamW.
-        weight_decay: Weight decay of matrices and kernels; biases, norms and embeddings have none.
+        weight_decay: Weight decay of matrices and kernels. Biases, norms and embeddings have no weight decay.
         warmup: Share of the run over which the learning rate rises.
-        max_grad_norm: Largest norm of the gradient; a larger one is scaled down.
+        max_grad_norm: Largest norm of the gradient. Gradients with a larger norm are scaled down.
         ema_decay: Decay of the moving average of the weights, which is validated and saved.
-        accumulate: Batches of a step.
-        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` where the hardware is fast in it, else `no`.
-        gradient_checkpointing: Compute the blocks of stem, encoder and decoder again in the backward pass, which saves
-            memory.
+        accumulate: Number of batches per optimizer step.
+        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` on hardware that is fast in it, else `no`.
+        gradient_checkpointing: Save memory: compute the blocks of stem, encoder and decoder again in the backward
+            pass.
     """
 
     lr: float = 1.0e-3
@@ -274,7 +276,7 @@ class OptimConfig:
             self.precision in ("auto", "no", "bf16", "fp16"),
             f"`optim.precision` must be auto, no, bf16 or fp16, but is {self.precision}.",
         )
-        # Here, so that a run records what it was trained in.
+        # Replace `auto` here, so that a run records the precision that it was trained with.
         if self.precision == "auto":
             self.precision = "bf16" if is_fast_in_bf16() else "no"
 
@@ -318,7 +320,7 @@ class RunConfig:
     """All options of a run.
 
     Attributes:
-        objective: `segment`, or `reconstruct`, which trains the encoder alone and needs no labels.
+        objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
         task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
         size: `tiny` or `base`: size of a network that is trained from scratch.
@@ -326,10 +328,10 @@ class RunConfig:
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
         epochs: Passes over the cases.
         seed: Seed of weights, split and samples.
-        output_dir: Folder of the run: `best`, `last`, logs, and the states that it is resumed from.
-        save_every: Optimizer steps between two states; one is also written after each epoch.
-        tracker: Where Accelerate sends what is measured, such as `tensorboard` or `wandb`; `none` for nowhere.
-        continue_run: Continue the run in `output_dir` although options have changed; set by `--continue` alone.
+        output_dir: Folder of the run: `best`, `last`, logs, and the saved states from which the run is resumed.
+        save_every: Optimizer steps between two saved states. A state is also saved after each epoch.
+        tracker: Experiment tracker of Accelerate, such as `tensorboard` or `wandb`, or `none`.
+        continue_run: Continue the run in `output_dir` although options have changed. Only `--continue` sets it.
     """
 
     objective: str = field(default="segment", metadata=NETWORK)
@@ -362,8 +364,8 @@ class RunConfig:
         )
         _require(
             (self.base is None) != (self.size is None),
-            "Give either `base`, a checkpoint, or `size`, to train from scratch, and set the other to null. Here "
-            f"`base` is {self.base} and `size` is {self.size}.",
+            "To start from a checkpoint, set `base`; to train from scratch, set `size`. Set the other one to null. "
+            f"Here `base` is {self.base} and `size` is {self.size}.",
         )
         _require(
             self.objective == "segment" or self.adapter == "none",

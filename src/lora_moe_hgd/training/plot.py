@@ -1,4 +1,4 @@
-"""Pictures of a run from its `metrics.jsonl`: curves, and the share of tokens of each expert."""
+"""Plots of a run from its `metrics.jsonl`: training curves, and the share of routing choices of each expert."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Rows = Sequence[dict[str, float]]
 
 def main(argv: Sequence[str]) -> None:
     """Draw `curves.png` and `router_load.png` into the folder of a run."""
-    parser = argparse.ArgumentParser(description="Draw the curves and the router's load of a run.")
+    parser = argparse.ArgumentParser(description="Draw the training curves and the load of each expert of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
     folder = parser.parse_args(argv).run
     if not (folder / FILE_NAME).is_file():
         raise ValueError(
-            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name one, such as checkpoints."
+            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name the folder of a run, such as "
+            "checkpoints."
         )
     rows = read_metrics(folder)
     if not rows:

@@ -1,11 +1,11 @@
-"""The folder of a run: its checkpoints, its records, and the states that it is resumed from.
+"""The folder of a run: its checkpoints, its records, and the saved states from which it is resumed.
 
-run.json        options, what else the run was made from, and whether it has ended
+run.json        options, fingerprints of the other inputs, and whether the run is finished
 split.csv       which cases trained and which validated, see `splits`
 resume/         states, see `states`
 best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
-metrics.jsonl   what was measured, see `metrics_log`
-pictures/       a validation case at each validation
+metrics.jsonl   losses and scores per step, see `metrics_log`
+pictures/       picture of a validation case after each validation
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RunFolder:
     """One output folder.
 
     Args:
-        config: The run's options; the folder is its `output_dir`.
+        config: Options of the run. The folder is `output_dir`.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -49,8 +49,8 @@ class RunFolder:
     def open(self, split: Split, *, made_from: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> None:
         """Prepare the folder: continue the run in it, or move that run aside and begin a new one.
 
-        A run that was broken off is continued if nothing has changed that changes its result. With `--continue` it is
-        continued even so, and so is a finished run.
+        An unfinished run is continued if no input has changed that would change its result. With `--continue`, a
+        changed or finished run is continued too.
 
         Args:
             split: Training and validation cases.
@@ -58,18 +58,18 @@ class RunFolder:
             task: What is segmented.
 
         Raises:
-            ValueError: If the folder holds something other than a run, which is left alone; or if `--continue` finds
-                no run, or one that cannot be continued with these options.
+            ValueError: If the folder holds other files than a run, which are not touched. Also if `--continue` finds
+                no run, or a run that cannot be continued with these options.
         """
         names = [*CHECKPOINTS, *(f"{name}.old" for name in CHECKPOINTS), RUN_FILE, SPLIT_FILE]
         remove_leftovers(self.path, names)
         if not (self.path / RUN_FILE).is_file():
             if self.path.exists() and any(self.path.iterdir()):
                 raise ValueError(
-                    f"{self.path} holds files, but no run. Choose another `--output-dir`, or empty the folder."
+                    f"{self.path} contains files, but no run. Choose another `--output-dir`, or empty the folder."
                 )
             if self.config.continue_run:
-                raise ValueError(f"{self.path} holds no run that `--continue` could continue. Leave it out.")
+                raise ValueError(f"{self.path} contains no run to continue. Start a new run without `--continue`.")
         else:
             self._continue_or_move_aside(split, made_from)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class RunFolder:
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
-        """Words for everything that has changed and changes the result, by its name."""
+        """Describe each changed input that changes the result, by its name."""
         ignored = self.config.marked(NOTHING)
         pairs = [
             *((name, _value(run["config"], name), value) for name, value in _as_json(self.config.values()).items()),
@@ -122,7 +122,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If not; the message says why and what to do.
+            ValueError: If the run cannot be continued. The message says why and what to do.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:
@@ -144,13 +144,13 @@ class RunFolder:
             trained = set(read_run_split(self.path).train)
             if gone := sorted(trained - set(split.train)):
                 raise ValueError(
-                    f"{', '.join(gone)} trained the run in {self.path} so far, but would not train it further. Keep "
-                    f"its split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in another "
-                    "`--output-dir`."
+                    f"The run in {self.path} was trained on {', '.join(gone)}, but the new split does not train on "
+                    f"them. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in "
+                    "another `--output-dir`."
                 )
 
     def save_state(self, state: RunState) -> None:
-        """Write a state beside the older ones; see `states.write_state`."""
+        """Write a state into the folder of states; see `states.write_state`."""
         write_state(self.path / STATES, state)
 
     def read_state(self) -> tuple[RunState | None, list[str]]:
@@ -174,7 +174,7 @@ class RunFolder:
         """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`.
 
         Raises:
-            OSError: If it cannot be written, for example on a full disk. The checkpoint before is kept.
+            OSError: If it cannot be written, for example on a full disk. The previous checkpoint is kept.
         """
         try:
             self._write_checkpoint(name, network, processor, score)
@@ -208,7 +208,7 @@ class RunFolder:
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they come back from a JSON file, which has lists for tuples."""
+    """Convert values to the form that a JSON file returns, with lists instead of tuples."""
     return json.loads(json.dumps(dict(values)))
 
 

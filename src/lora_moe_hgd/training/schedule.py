@@ -17,7 +17,7 @@ SECOND_RAMP = (0.0, 0.15)
 LATER = (0.05, 0.1)
 FIRST_WEIGHT = 0.1
 
-# Up to this progress at most one sequence is dropped, or at most two.
+# Up to the first value of progress, at most one sequence is dropped. Up to the second, at most two.
 ONE_DROPPED_UNTIL = 0.05
 TWO_DROPPED_UNTIL = 0.15
 
@@ -55,8 +55,8 @@ def most_dropped(progress: float, sequences: int = 4) -> int:
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    A share of `COMPLETE_SHARE` keeps all of them. The others take a non-empty subset that drops at most `most_dropped`
-    sequences; all such subsets are equally likely.
+    A share of `COMPLETE_SHARE` of the samples keeps all of them. Each other sample keeps a non-empty subset that drops
+    at most `most_dropped` sequences. All such subsets are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()

@@ -1,4 +1,4 @@
-"""Validation cases for each subset of the sequences: those that have all of its sequences."""
+"""Find the validation cases for each subset: the cases that have all sequences of the subset."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def scored_subsets(
         task: What is segmented.
 
     Returns:
-        Ids of the cases that have all sequences of a subset, by the name of the subset; none for a default subset that
-        no case has.
+        Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a
+        default subset that no case has.
 
     Raises:
-        ValueError: If no case has all sequences of a subset that was asked for, or of any default subset.
+        ValueError: If no case has all sequences of a requested subset, or if no case has those of any default subset.
 
     Example:
         >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})
@@ -52,7 +52,7 @@ def scored_subsets(
 
 
 def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
-    """Say for each subset how many of the cases score it, and which do not."""
+    """Report for each subset on how many cases it is scored, and on which it cannot be scored."""
     lines = []
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]

@@ -19,7 +19,7 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a `datasets` dataset, a Hub id or a folder, streamed once and then read from the cache.
+    """Labelled cases of a `datasets` dataset (Hub id or folder), streamed once and then read from the cache.
 
     The columns have the names of the sequences, of a tumour `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each
     is a `datasets.Nifti` with null for a sequence that was not acquired.
@@ -56,14 +56,15 @@ class StreamedCases(CachedCases):
         return len(self.kept)
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Read the stream to its end; cases that are on disk already are not decoded.
+        """Read the stream to its end. Cases that are already in the cache are not decoded.
 
         Args:
-            num_workers: Of no effect: a stream is read by one process.
-            progress: Whether to show progress and to print what is odd about each case.
+            num_workers: Has no effect, because one process reads a stream.
+            progress: Whether to show progress and to print warnings about cases.
 
         Returns:
-            Nothing: a case that cannot be used is an error, as its number in the stream does not help to find it.
+            An empty dictionary. A case that cannot be used raises, because its index in the stream does not help to
+            find it.
 
         Raises:
             ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
@@ -80,20 +81,20 @@ class StreamedCases(CachedCases):
             if progress:
                 self._print_findings(index)
         if not self.kept:
-            raise ValueError(f"The dataset {self.name} holds no case in its split {self.split}.")
+            raise ValueError(f"The split {self.split} of the dataset {self.name} contains no case.")
         return {}
 
     def contents(self) -> dict[str, str]:
-        """Fingerprint of the images of each case, by its name."""
+        """Fingerprint of the images of each case, by case id."""
         return dict(zip(self.case_ids, self._contents, strict=True))
 
     def _stream(self, *, begin: int = 0) -> Iterable[dict[str, Any]]:
-        """Files of each case by column, not decoded, from number `begin` on.
+        """Yield the files of each case by column, not decoded, from index `begin` on.
 
         Raises:
             ValueError: If the dataset lacks a column.
         """
-        # Here, because it takes a second that other sources need not wait for.
+        # The import takes about a second, so only streamed cases pay for it.
         from datasets import Nifti, load_dataset
 
         stream = load_dataset(self.name, split=self.split, streaming=True)
@@ -105,7 +106,7 @@ class StreamedCases(CachedCases):
                 f"A dataset must have some of the columns {', '.join(names)}, and seg, all of type Nifti; "
                 f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
             )
-        # Not by `cast_column`: a stream from the Hub is one that threads decode, whatever its columns are cast to.
+        # `cast_column` would not help: a stream from the Hub is decoded by threads even if its columns were cast.
         for example in stream.decode(False).skip(begin):
             yield {name: example[name] for name in columns if example[name] is not None}
 
@@ -137,7 +138,7 @@ class StreamedCases(CachedCases):
             raise ValueError(f"{where} cannot be used. {error}") from error
 
     def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
-        """Read this case from a new stream; what `prepare_all` kept of it has been removed since."""
+        """Read this case from a new stream, because its file has been removed from the cache since `prepare_all`."""
         files = next(iter(self._stream(begin=index)), None)
         versions = {_sequence(name): _version(file) for name, file in (files or {}).items()}
         if files is None or self._path_of(versions) != self.kept[index]:
@@ -154,12 +155,12 @@ class StreamedCases(CachedCases):
 
 
 def _sequence(column: str) -> str:
-    """Sequence, or `seg`, of a column of the dataset."""
+    """Name of the sequence in a column of the dataset, or `seg`."""
     return "t1c" if column == "t1ce" else column
 
 
 def _version(file: Mapping[str, Any]) -> str:
-    """Fingerprint of a file of a stream: of its content, or its address, which on the Hub names the commit."""
+    """Fingerprint of a file of a stream: hash of its content, or its address, which on the Hub names the commit."""
     if file["bytes"] is not None:
         return hashlib.sha256(file["bytes"]).hexdigest()
     local = Path(file["path"])
