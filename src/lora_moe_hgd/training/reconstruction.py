@@ -1,7 +1,7 @@
 """Masked pre-training: the encoder learns to predict hidden patches and hidden sequences.
 
-Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). They are zero for the stem and one learned token for
-the transformer. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
+Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). In their place, the stem gets zeros, the transformer a
+learned token. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
 follow M3AE (https://arxiv.org/abs/2303.05302). They are absent for the network, which predicts them from the others.
 No label is read. The checkpoint is a segmenter with a trained encoder and an untrained decoder. Pass it as `--base`.
 """
