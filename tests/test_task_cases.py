@@ -109,6 +109,18 @@ def test_parts_that_are_left_out_of_a_region_stay_in_one_beside_it(task: Task) -
     assert (old.any(axis=(1, 2)).sum(), new.any(axis=(1, 2)).sum()) == (4, 2)
 
 
+def test_parts_that_are_left_out_of_a_region_are_left_out_of_those_inside_it() -> None:
+    regions = {"whole": [1, 2, 3], "left": [1], "right": [2]}
+    sequences = {"flair": None}
+    nested = make_task({"name": "x", "target": "y", "sequences": sequences, "regions": regions}, where="test")
+    processor = LoraMoeHgdImageProcessor(task=nested.to_dict(), least_part=0.5)
+    probabilities = np.zeros((3, 10, 4, 4))
+    probabilities[0, :4], probabilities[0, 8] = 1, 1
+    probabilities[1, 8], probabilities[2, :2] = 1, 1
+    whole, left, right = processor.regions_of(probabilities)
+    assert (whole.any(axis=(1, 2)).sum(), left.any(), right.any(axis=(1, 2)).sum()) == (4, False, 2)
+
+
 def test_check_reads_a_cohort_by_its_task(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_case(tmp_path / "cohort/p1", {"t2f": 0, "dwi": 1})
     make_case(tmp_path / "cohort/p2", {"flair": 0})

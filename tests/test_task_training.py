@@ -41,6 +41,7 @@ def test_the_curriculum_follows_the_order_of_the_regions() -> None:
         weights = region_weights(progress, 5)
         assert list(weights) == sorted(weights, reverse=True)
         assert weights[:3] == region_weights(progress)
+    assert len(set(region_weights(0.14, 5))) == 5
     assert region_weights(1.0, 8) == (1.0,) * 8
 
 
