@@ -23,8 +23,8 @@ Each command prints this with `--help`. `lora-moe-hgd --version` prints the vers
 
 SCHEMES = """# Label schemes
 
-Which number of a label map means which part of a tumour. `--label-scheme` chooses the scheme that `segment` writes. For
-other commands it names the scheme of a ground truth whose file names do not tell it.
+Which number of a label map means which part of a tumour. `--label-scheme` chooses the scheme that `segment` writes.
+For other commands it names the scheme of a ground truth whose file names do not tell it.
 
 | scheme | labels |
 |---|---|
