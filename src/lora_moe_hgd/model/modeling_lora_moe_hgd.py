@@ -20,7 +20,7 @@ from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
 from .moe import ExpertRouter, router_losses
-from .sliding_window import sliding_window_logits
+from .sliding_window import OVERLAP, sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
 
@@ -190,8 +190,8 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, or a case has no sequence. A compiled or exported graph cannot check the
-                mask, and gives NaN for such a case.
+            ValueError: If a shape does not fit, or a case has no sequence. A compiled or exported graph cannot check
+                the mask, and gives NaN for such a case.
         """
         modality_mask = self._check_inputs(pixel_values, modality_mask)
         stem, encoded = self.encoder.encode(pixel_values, modality_mask)
@@ -254,7 +254,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         pixel_values: Tensor,
         modality_mask: Tensor,
         *,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         batch_size: int = 2,
         mirror: bool = False,
         progress: bool = False,
