@@ -24,6 +24,7 @@ check: .venv/installed  ## Lint, format, types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 style: .venv/installed  ## Mend what can be mended
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -65,7 +65,7 @@ class HolisticCodebook(nn.Module):
         logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
         weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
-        prior_Bqk = self.prior.weight.T.to(codewords_Bqn.dtype).expand(len(codewords_Bqn), -1, -1)
+        prior_Bqk = self.prior.weight.T.to(codewords_Bqn.dtype).expand(codewords_Bqn.shape[0], -1, -1)
         return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
 
 

@@ -20,7 +20,7 @@ from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
 from .moe import ExpertRouter, router_losses
-from .sliding_window import sliding_window_logits
+from .sliding_window import OVERLAP, sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
 
@@ -30,9 +30,10 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: `(B, N, hidden)`. N is the number of tokens of all present sequences. Cases with fewer
-            sequences are padded.
+            sequences are padded. A compiled graph has tokens for absent sequences, too.
         hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
+            compiled graph they are for all tokens.
     """
 
     last_hidden_state: Tensor | None = None
@@ -48,7 +49,8 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
         loss: Scalar, if labels were given.
         logits: `(B, R, D, H, W)` in the order of `config.regions`, float32.
         hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
+            compiled graph they are for all tokens.
         codebook: On request, `(B, codeword size, codewords)`.
         losses: Parts of the loss by name, without their coefficients, if labels were given.
     """
@@ -188,7 +190,8 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, or a case has no sequence.
+            ValueError: If a shape does not fit, or a case has no sequence. A compiled or exported graph cannot check
+                the mask, and gives NaN for such a case.
         """
         modality_mask = self._check_inputs(pixel_values, modality_mask)
         stem, encoded = self.encoder.encode(pixel_values, modality_mask)
@@ -227,8 +230,12 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             region_weights=region_weights.to(logits[-1]),
         )
         if encoded.router_logits:
+            layout = encoded.layout
             losses |= router_losses(
-                encoded.router_logits, encoded.layout.tokens_per_case, self.config.num_experts_per_tok
+                encoded.router_logits,
+                layout.tokens_per_case,
+                layout.to_experts(layout.present_BN),
+                self.config.num_experts_per_tok,
             )
         return losses
 
@@ -247,7 +254,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         pixel_values: Tensor,
         modality_mask: Tensor,
         *,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         batch_size: int = 2,
         mirror: bool = False,
         progress: bool = False,

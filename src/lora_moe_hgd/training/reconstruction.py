@@ -101,8 +101,13 @@ class MaskedReconstruction(nn.Module):
         counted = (hidden_voxels | ~modality_mask[..., None, None, None]) & acquired[..., None, None, None]
         losses = {"reconstruction": masked_error(predicted, pixel_values, counted & (pixel_values != 0))}
         if encoded.router_logits:
-            tokens = encoded.layout.tokens_per_case
-            losses |= router_losses(encoded.router_logits, tokens, self.config.num_experts_per_tok)
+            layout = encoded.layout
+            losses |= router_losses(
+                encoded.router_logits,
+                layout.tokens_per_case,
+                layout.to_experts(layout.present_BN),
+                self.config.num_experts_per_tok,
+            )
         loss = total_loss(losses, self.config.loss_coefficients)
         return ReconstructionOutput(loss=loss, losses=losses, predicted=predicted, router_logits=encoded.router_logits)
 
