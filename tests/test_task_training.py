@@ -121,9 +121,9 @@ CASES = ("--phantoms", "0", "--val-phantoms", "null", "--data", "cases")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([*CASES, "--subsets", "[t1c]"], "Unknown sequence.* t1c in 't1c'; the names are flair, dwi"),
+        ([*CASES, "--subsets", "[t1c]"], "Unknown sequence.* t1c in 't1c'. The names are flair, dwi"),
         ([*CASES, "--label-scheme", "msd"], "no effect with the task stroke, which has one scheme"),
-        ([*CASES, "--channel-order", "[t1, dwi]"], "A channel order is a list of flair, dwi"),
+        ([*CASES, "--channel-order", "[t1, dwi]"], "A channel order lists flair, dwi"),
         ([], "phantoms show brain tumours"),
         ([*CASES, "--task", "nowhere.yaml"], "no such task file"),
     ],

@@ -39,7 +39,10 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
-        raise ValueError("The evaluations have no case and subset in common in which Dice is defined.")
+        raise ValueError(
+            "No case has a Dice score for the same subset in both evaluations. Evaluate both checkpoints on the same "
+            "cases and subsets."
+        )
     groups = [("mean", region, pairs[pairs["region"] == region]) for region in pairs["region"].unique()]
     groups.append(("mean", "mean", pairs))
     groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]

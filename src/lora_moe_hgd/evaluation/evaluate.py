@@ -404,7 +404,7 @@ def _warn(
     bad: Sequence[Finding],
     trained_on: list[str],
 ) -> None:
-    """Print all that is known before the first case is read."""
+    """Print all warnings that are known before the first case is read."""
     for finding in bad:
         print(printable(f"failed: {finding}"), file=sys.stderr)
     possible = [set(scorer.possible(case, subsets)) for case in cases]

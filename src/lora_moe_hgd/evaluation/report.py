@@ -30,7 +30,7 @@ Reliability = Mapping[tuple[str, str], Any]
 FINDINGS = "findings.csv"
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-# Columns of a row that are no scores.
+# Columns that are not scores.
 LABELS = ("case_id", "subset", "sequences", "region")
 
 
@@ -134,7 +134,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 
 
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
+    """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
     Regions in which one of the two Dice values is undefined are left out of both.
 
@@ -226,7 +226,7 @@ def _mean(row: pd.Series, usual: int) -> str:
 
 
 def dice_table(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> str:
-    """One row for each subset, and a last row over all."""
+    """Markdown table of Dice with one row for each subset and a last row for the mean over all subsets."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"], drop=False)
     lines = []
     for subset in dice.index.unique("subset"):
@@ -242,7 +242,7 @@ def _table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Dice of each subset and region."""
+    """Heat map of the Dice of each subset and region."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])["mean"]
     subsets = list(dice.index.unique("subset"))
     regions = [*task.regions, "mean"]
@@ -261,7 +261,7 @@ def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Dice by number of sequences: mean over cases and subsets, and the interval of that over cases."""
+    """Bar chart of Dice by number of sequences: mean over cases and subsets, with intervals over cases."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = sorted(rows["sequences"].unique())
@@ -283,7 +283,7 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
-    """Share of true voxels against the probability, a panel a region, a curve a number of sequences."""
+    """Reliability diagram: share of true voxels by probability, one panel per region, one curve per sequence count."""
     figure = Figure(figsize=(2 + 3 * len(task.regions), 3.8), layout="constrained")
     panels = figure.subplots(1, len(task.regions), sharey=True, squeeze=False)[0]
     for index, (axes, region) in enumerate(zip(panels, task.regions, strict=True)):

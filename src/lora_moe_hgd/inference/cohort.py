@@ -79,11 +79,11 @@ def segment_cohort(
             print(printable(f"failed: {finding}"), file=sys.stderr)
         rows = _rows(cases, bad, failed, out, root, segmenter.task)
         _write_summary(rows, out, segmenter.task)
-        # An index of an earlier run would show results that are gone.
+        # Remove the index of an earlier run, which may show results that no longer exist.
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
             write_cohort_index(out / INDEX, rows, segmenter.task)
-    # A process that ends with an error makes the launcher end the others.
+    # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed) + len(bad)
 

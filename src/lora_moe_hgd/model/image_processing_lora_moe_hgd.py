@@ -46,13 +46,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     Args:
         modalities: Sequences in channel order; those of the task when `None`.
-        target_spacing_mm: Voxel size the network works at, along the canonical axes.
-        intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`; of a task of its own its
-            only one.
-        least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
-        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases; without
-            them the confidence is the Dice that the probabilities imply, which is too high.
+        target_spacing_mm: Voxel size of the network's input, along the canonical axes.
+        intensity_clip: Robust z-scores are clipped to plus and minus this value.
+        label_scheme: Default scheme of label maps, see `label_schemes`. A task of its own has one scheme.
+        least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
+            keeps all parts.
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
+            them, the confidence is the Dice that the probabilities imply, which is too high.
         task: What is segmented, as `Task.to_dict` gives it; a brain tumour when `None`.
 
     Raises:
@@ -108,7 +108,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             regions = self.segmentation_task.regions
             if lengths != [3 + len(self.modalities)] * len(regions):
                 raise ValueError(
-                    f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
+                    f"`confidence_weights` must have {3 + len(self.modalities)} numbers for each of "
                     f"{', '.join(regions)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
@@ -264,7 +264,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
+            geometry: `geometry` from `preprocess` for these cases.
             label_scheme: Scheme of the label maps; the processor's own when `None`.
 
         Returns:
@@ -279,11 +279,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """Convert logits to regions and probabilities on each case's own grid.
 
         Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
-        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain nothing is found.
+        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain, nothing is found.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
+            geometry: `geometry` from `preprocess` for these cases.
 
         Returns:
             Of each case the regions `(R, D, H, W)` bool, of a tumour WT, TC and ET, and their probabilities, float32,
@@ -305,7 +305,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the Dice to expect of each region, by its name; `None` for a region that was not found.
+        """Return the expected Dice of each region, by its name; `None` for a region that was not found.
 
         Args:
             probabilities: `(R, D, H, W)` in [0, 1].
@@ -326,7 +326,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Regions `(R, D, H, W)` bool of nested probabilities, without the parts that are too small.
+        """Threshold nested probabilities to regions, `(R, D, H, W)` bool, and remove parts that are too small.
 
         Voxels that are removed from a region are also removed from the regions inside it.
         """

@@ -1,4 +1,4 @@
-"""Label schemes: which integer of a label map means which region.
+"""Label schemes: the meaning of the integers in a label map.
 
 A region is a set of labels. Sets may be nested, as those of a tumour are (WT, TC, ET), disjoint, or overlap.
 """
@@ -17,11 +17,11 @@ class LabelScheme:
     """One way to number the parts of what is segmented; background is 0.
 
     Attributes:
-        name: How it is called on the command line and in files.
+        name: Name on the command line and in files.
         regions: Labels of each region, in channel order. Later regions are painted over earlier ones, so each needs a
             label that is in no later one.
         words: Name of the part of each region that lies in no later one; that of the region if left out.
-        others: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
+        others: Labels of what is in none of the regions, such as a resection cavity. They are read, but never written.
         target: Word for what the regions are parts of.
     """
 
@@ -33,7 +33,7 @@ class LabelScheme:
 
     @property
     def labels(self) -> set[int]:
-        """Every label of the scheme, with background."""
+        """All labels of the scheme, including background."""
         return {0, *self.others}.union(*self.regions.values())
 
     @cached_property
@@ -140,7 +140,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
         ValueError: If there is no such scheme. The message lists the names.
     """
     if name not in schemes:
-        raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(schemes)}.")
+        raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(schemes)}.")
     return schemes[name]
 
 
@@ -162,14 +162,14 @@ def label_values(labels: np.ndarray) -> set[int]:
 def detect_label_scheme(
     values: set[int], candidates: Sequence[str] = (), schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES
 ) -> LabelScheme:
-    """The scheme of a label map that holds `values`.
+    """Detect the scheme of a label map from its values.
 
     If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
     the label 4 without the label 3 means BraTS 2017 to 2021.
 
     Args:
-        values: Labels that occur.
-        candidates: Schemes that the data set may use; any, if that is not known.
+        values: Labels in the label map.
+        candidates: Schemes that the data set may use. An empty list means any scheme.
         schemes: All schemes of the task, by name.
 
     Raises:
@@ -190,7 +190,8 @@ def detect_label_scheme(
         if "brats2018" not in schemes and not fitting:
             remedy = "Add it to a region of the task or to `other_labels`, or remove it from the label map."
         else:
-            remedy = f"Schemes that fit: {', '.join(scheme.name for scheme in fitting) or 'none'} (`--label-scheme`)."
+            fit = ", ".join(scheme.name for scheme in fitting) or "none"
+            remedy = f"Schemes with all labels: {fit}. Choose one with `--label-scheme`, or correct the label map."
         raise LabelMapError(f"The label {unknown} is not in {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]

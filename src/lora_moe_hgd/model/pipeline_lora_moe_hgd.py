@@ -72,7 +72,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
         if isinstance(case, Mapping):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
-            raise ValueError("`spacing_mm` is for bare arrays. A folder states its own voxel size.")
+            raise ValueError(
+                "`spacing_mm` is only for arrays without an affine. The files in a folder state their own."
+            )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:

@@ -143,7 +143,7 @@ BRAIN_TUMOUR = Task(
     sequences=dict.fromkeys(MODALITIES, ()),
     # Label maps are written in that of BraTS 2023 unless a checkpoint says otherwise.
     schemes=LABEL_SCHEMES,
-    without={"t1c": "TC and ET are guesses, because contrast uptake shows on T1c alone. Do not rely on them."},
+    without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
 )
 
 KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "without")

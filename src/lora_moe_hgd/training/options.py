@@ -323,7 +323,7 @@ class RunConfig:
         objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
         task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
-        size: `tiny` or `base`: size of a network that is trained from scratch.
+        size: Size of a network that is trained from scratch: `tiny` or `base`.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
         epochs: Passes over the cases.

@@ -54,7 +54,7 @@ class RunFolder:
 
         Args:
             split: Training and validation cases.
-            made_from: What the result depends on beside options and cases, by name: versions, files, processes.
+            made_from: All other inputs of the result by name: versions, files, number of processes.
             task: What is segmented.
 
         Raises:
