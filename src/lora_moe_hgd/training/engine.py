@@ -74,7 +74,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
             objective = SegmentationObjective(config, accelerator, processor, data, run)
         if shows:
             run.open(data.split, made_from=_made_from(config, accelerator, data, task), task=task)
-    # FSDP2 takes contiguous weights only; convolutions are faster with the others.
+    # Convolutions are faster in channels-last format, but FSDP2 accepts contiguous weights only.
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     scored_on = _scored_on(config, data.split)

@@ -57,7 +57,7 @@ class RunningDice:
 
     def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
         self.task = task
-        # Voxels of the overlap, and of prediction plus ground truth.
+        # Number of voxels in the overlap, and sum of the voxels in prediction and ground truth.
         self.overlap = torch.zeros(2, len(task.modalities), len(task.regions), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:

@@ -288,8 +288,8 @@ class ValidationConfig:
     Attributes:
         every: Epochs between validations; the last epoch is always validated.
         subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
-            validation cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has, or
-            for a task of its own all sequences and each alone.
+            validation cases that have all of its sequences. The default is every subset of `DEFAULT_SUBSETS` that a
+            case has. For a task of your own, it is all sequences together and each sequence alone.
     """
 
     every: int = 1
@@ -322,9 +322,10 @@ class RunConfig:
     Attributes:
         objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
-        task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
-        size: `tiny` or `base`: size of a network that is trained from scratch.
-        adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
+        task: YAML file of a task of your own, see docs/tasks.md. The default is the task of the base, or brain tumour.
+        size: Size of a network that is trained from scratch: `tiny` or `base`.
+        adapter: `lora` trains LoRA alone; `lora+decoder` trains LoRA, and stem, routers and decoder in full; `none`
+            trains all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
         epochs: Passes over the cases.
         seed: Seed of weights, split and samples.
