@@ -98,7 +98,7 @@ class CaseFiles:
         return replace(self, images={name: path for name, path in self.images.items() if name in names})
 
     def in_scheme(self, label_scheme: str | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
-        """The same case with a ground truth in this scheme; `None` leaves the schemes that its names tell.
+        """Return the case with `label_scheme` as scheme of its ground truth; `None` keeps those of the file names.
 
         Raises:
             ValueError: If the scheme does not exist.
@@ -156,7 +156,7 @@ def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
 
 
 def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """The case of files that are named one by one, whatever they are called."""
+    """Build a case from a path for each sequence. The file names do not matter."""
     paths = {name: images[name] for name in task.modalities if name in images}
     first = next(iter(paths.values()))
     return CaseFiles(safe_name(stem_of(first) or first.name), first.parent, "given", (), paths, None)

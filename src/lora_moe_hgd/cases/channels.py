@@ -26,12 +26,12 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def order_option(task: Task) -> str:
-    """Remedy for sequences whose numbers are not known."""
+    """Option that gives the order of numbered sequences, for error messages."""
     return f"--channel-order {','.join(task.modalities)} (in the order of the file)"
 
 
 def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]:
-    """Sequence names of `text`, which separates them by commas.
+    """Split a list of sequence names, separated by commas.
 
     Raises:
         ValueError: If a name is unknown or appears twice.
@@ -43,7 +43,8 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     names = tuple(name.strip().lower() for name in text.split(","))
     if not set(names) <= set(task.modalities) or len(set(names)) != len(names):
         raise ValueError(
-            f"A channel order is a list of {', '.join(task.modalities)}, each at most once. This is not: {text}."
+            f"A channel order lists {', '.join(task.modalities)}, each at most once and separated by commas. "
+            f"Got: {text}."
         )
     return names
 
@@ -97,8 +98,8 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
     if order is None:
         raise BadInputError(
             path,
-            "The names do not say which sequence has which number: "
-            f"{', '.join(file.name for file in numbered.values())}. Say it with {order_option(task)}, or in "
+            "The file names do not determine which sequence has which number: "
+            f"{', '.join(file.name for file in numbered.values())}. Give the order with {order_option(task)}, or in "
             "dataset.json under channel_names.",
         )
     if max(numbered) >= len(order):
@@ -122,14 +123,14 @@ def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
-        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep one.")
+        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep only one.")
     decathlon = task.is_brain_tumour and bool(DECATHLON_NAMES.fullmatch(stem))
     order = channel_order or _order_of_dataset(path.parent, task) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            f"A single file is one sequence, or several along a fourth axis. Name one with {name_them(task)}. "
-            f"Name several with {order_option(task)}.",
+            f"It is unknown which sequences this file contains. For a 3-D file, use one of {name_them(task)}. "
+            f"For a 4-D file, give the sequences along its fourth axis with {order_option(task)}.",
         )
     return CaseFiles(
         case_id=safe_name(stem),
@@ -151,7 +152,7 @@ def _labels_of(path: Path, case: str) -> Path | None:
 
 
 def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
-    """Order that `dataset.json` in `folder` or beside it names; `None` if there is none.
+    """Order of the sequences in `dataset.json` of `folder` or of its parent; `None` without such a file.
 
     Raises:
         BadInputError: If the file cannot be read, or contains other names than the sequences.
@@ -169,13 +170,13 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Mend it, or give {order_option(task)}.",
+            f"({type(error).__name__}). Correct it, or give {order_option(task)}.",
         ) from error
     order = [role_in(task, word) for word in words]
     if not set(order) <= set(task.modalities) or len(set(order)) != len(order):
         raise BadInputError(
             path,
-            f"This file has a channel that is not known, or one twice: {', '.join(words)}. Channels must be "
+            f"This file has an unknown channel, or the same channel twice: {', '.join(words)}. The channels must be "
             f"{', '.join(task.modalities)}, each at most once.",
         )
     return tuple(name for name in order if name is not None)

@@ -213,12 +213,12 @@ class NamedFiles:
 
 
 def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
-    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names.
+    """Find the roles of the volumes in a folder: by the first family that fits all names, else by their words.
 
-    Families are those of brain tumours. The files of other tasks are read by the words that the task gives.
+    The families are those of brain tumours. The file names of other tasks are read by the words of the task.
     """
     if not task.is_brain_tumour:
-        return _by_words_of(files, task)
+        return _sorted_by_role({file: role_in(task, str(stem_of(file))) for file in files}, task.modalities)
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
@@ -274,20 +274,8 @@ def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> Name
     return _sorted_by_role({**by_word, **doubtful})
 
 
-def _sorted_by_role(roles: Mapping[Path, str | None]) -> NamedFiles:
-    names = [role for role in (*MODALITIES, "seg") if role in roles.values()]
-    return NamedFiles(
-        None,
-        {name: [file for file, role in roles.items() if role == name] for name in names},
-        tuple(file for file, role in roles.items() if role == "other"),
-        tuple(file for file, role in roles.items() if role is None),
-    )
-
-
-def _by_words_of(files: Sequence[Path], task: Task) -> NamedFiles:
-    """Roles of the volumes of a folder by the words of a task; what is known to be anything else is left out."""
-    roles = {file: role_in(task, str(stem_of(file))) for file in files}
-    names = [role for role in (*task.modalities, "seg") if role in roles.values()]
+def _sorted_by_role(roles: Mapping[Path, str | None], sequences: Sequence[str] = MODALITIES) -> NamedFiles:
+    names = [role for role in (*sequences, "seg") if role in roles.values()]
     return NamedFiles(
         None,
         {name: [file for file, role in roles.items() if role == name] for name in names},
@@ -297,7 +285,7 @@ def _by_words_of(files: Sequence[Path], task: Task) -> NamedFiles:
 
 
 def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
-    """Files of each sequence that are in a format that is not read."""
+    """Files in unsupported formats, by sequence."""
     found: dict[str, list[Path]] = {}
     for file in files:
         role = role_in(task, stem_of(file, OTHER_FORMATS) or "")
@@ -307,12 +295,12 @@ def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[s
 
 
 def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
-    """Roles of the volumes of a case's folder.
+    """Find the roles of the volumes in a case's folder.
 
     Args:
         folder: Folder of the case.
-        content: Everything that it holds.
-        task: What is segmented.
+        content: All entries of the folder.
+        task: Sequences and regions.
 
     Raises:
         BadInputError: If the files belong to several cases, if a file cannot be identified, if two files are the same
@@ -345,7 +333,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
         known = ", ".join(f"{role} {files[0].name}" for role, files in named.roles.items())
         raise BadInputError(
             folder,
-            f"These names do not say which sequence it is: {listed(file.name for file in named.unknown)}. (Known are: "
+            f"The sequence of these files is unclear: {listed(file.name for file in named.unknown)}. (Recognised: "
             f"{known}.) Name the sequences with {name_them(task)}, or rename or remove these files.",
         )
     for role, same in named.roles.items():
@@ -354,7 +342,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
             raise BadInputError(
                 folder,
                 f"Several files may be {what}: {listed(file.name for file in same)}. Keep one, or name the sequences "
-                f"with {name_them(task)}. Give each patient and each session a folder of its own.",
+                f"with {name_them(task)}. Put each patient and each session into a separate folder.",
             )
     return named
 
@@ -376,7 +364,7 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
 
 
 def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
-    """Message for a folder in which no sequence is found."""
+    """Error message for a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     holds = f"It holds: {listed(names)}." if names else "It is empty."
     return f"No MRI sequence found. {holds} Name the sequences with {name_them(task)}."

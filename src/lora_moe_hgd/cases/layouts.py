@@ -42,7 +42,7 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: T
 
 
 def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
-    """The case at `path`; the order is for those whose sequences have numbers."""
+    """Find the case at `path`. `channel_order` is used only for sequences that are identified by number."""
     if not path.is_dir():
         return channel_case(path, channel_order, task)
     content = _listed(path)
@@ -57,8 +57,8 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
         if others:
             raise BadInputError(
                 path,
-                f"This folder holds files with numbers for the sequences and others: {listed(others)}. Move these "
-                f"away, or name the sequences with {name_them(task)}.",
+                f"This folder contains numbered sequences, but also other files: {listed(others)}. Remove the other "
+                f"files, or name the sequences with {name_them(task)}.",
             )
         return channel_case(next(iter(numbered.values())), channel_order, task)
     named = name_files(path, content, task)
@@ -78,7 +78,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
 def find_cases(
     root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
 ) -> list[CaseFiles]:
-    """Every case below `root` in order of place, or `root` itself if it is a case.
+    """Every case below `root` in the order of paths, or `root` itself if it is a case.
 
     Raises:
         BadInputError: If `root` contains no case, or the files of a case cannot be identified.
@@ -93,7 +93,7 @@ def find_cases(
 def survey(
     root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Every case below `root`, and what is wrong with the folders whose files are not clear.
+    """Find every case below `root`, and an error for each folder whose files cannot be identified.
 
     The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
     `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.
@@ -211,7 +211,7 @@ def _together(
                     break
     apart = {parent: found for parent, found in parts.items() if len({next(iter(case.images)) for case in found}) > 1}
     message = (
-        "Each sequence has a folder of its own here. Put the files of a case into one folder, "
+        "Each sequence is in a separate folder here. Put the files of a case into one folder, "
         f"or name them with {name_them(task)}."
     )
     taken = [case.folder for found in apart.values() for case in found]
@@ -229,7 +229,7 @@ class _Folder:
 
 
 def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterator[_Folder]:
-    """Folders with volumes, at most `deepest` below and none inside a case; each once, whatever links lead to it."""
+    """Find folders with volumes, at most `deepest` levels down and not inside a case. Links are followed only once."""
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
