@@ -66,7 +66,7 @@ class SettledCase:
 
     @property
     def regions(self) -> np.ndarray:
-        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
+        """Regions of the label map, `(R, D, H, W)` bool: WT, TC and ET for brain tumours."""
         assert self.labels is not None
         assert self.scheme is not None
         return self.scheme.decode(self.labels)
@@ -104,13 +104,13 @@ def settle(
 
     Args:
         volumes: Present sequences in channel order, at least one.
-        label_map: Ground truth; it follows the same grid rule as the sequences.
-        label_schemes: Schemes that the label map may be in; any if empty.
-        reference: Sequence whose grid the others are brought to; the first usable one when `None`.
-        not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
-        allow_skull: Accept heads with their skull, as a warning.
-        allow_partial: Accept volumes that show only a part of a brain, as a warning.
-        task: What is segmented: the meaning of the label map.
+        label_map: Ground truth. It is resampled to the same grid as the sequences.
+        label_schemes: Possible schemes of the label map. An empty list means any scheme.
+        reference: Sequence to whose grid the others are resampled. `None` means the first usable one.
+        not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
+        allow_skull: Accept heads with their skull, with a warning.
+        allow_partial: Accept volumes that show only a part of a brain, with a warning.
+        task: Regions and label schemes of the label map.
     """
     notes = _Notes()
     usable = {}
@@ -145,7 +145,7 @@ def settle(
 
 
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
-    """Warnings that depend on the available sequences alone, not on the images."""
+    """Warnings that depend only on the available sequences, not on the images."""
     present = set(names)
     return tuple(Finding("case", warning) for name, warning in task.without.items() if name not in present)
 
@@ -334,17 +334,19 @@ def _settle_labels(
 
 
 def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
-    """Find labels beside the brain, and an ET that does not enhance."""
+    """Add findings about labels outside the brain, and about an ET that does not enhance."""
     regions = dict(zip(task.regions, case.regions, strict=True))
     whole = np.logical_or.reduce(list(regions.values()))
     if not whole.any():
-        notes.add(LABEL_MAP, f"It marks no {task.target}.")
+        notes.add(LABEL_MAP, f"The label map contains no {task.target}.")
         return
     brain = brain_of(case.arrays.values())
     outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
     if outside > 0.05:
         notes.add(
-            LABEL_MAP, f"{outside:.0%} of the {task.target} lie outside the brain. Check that it belongs to this case."
+            LABEL_MAP,
+            f"{outside:.0%} of the {task.target} are outside the brain. Check that the label map belongs to this "
+            "case.",
         )
     enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):

@@ -45,15 +45,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
-        modalities: Sequences in channel order; those of the task when `None`.
-        target_spacing_mm: Voxel size the network works at, along the canonical axes.
-        intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`; of a task of its own its
-            only one.
-        least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
-        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases; without
-            them the confidence is the Dice that the probabilities imply, which is too high.
-        task: What is segmented, as `Task.to_dict` gives it; a brain tumour when `None`.
+        modalities: Sequences in channel order. `None` means those of the task.
+        target_spacing_mm: Voxel size of the network's input, along the canonical axes.
+        intensity_clip: Robust z-scores are clipped to plus and minus this value.
+        label_scheme: Default scheme of label maps, see `label_schemes`. `None` means the first scheme of the task.
+        least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
+            keeps all parts.
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
+            them, the confidence is the Dice that the probabilities imply, which is too high.
+        task: Sequences and regions, as a dictionary from `Task.to_dict`. `None` means brain tumour.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -90,7 +90,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
         if least_part > 0 and ndimage is None:
-            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
+            raise ImportError(
+                "Removing small parts of regions (`least_part`) needs scipy. Install it with: pip install scipy"
+            )
         self.task = None if task is None else Task.from_dict(task).to_dict()
         names = self.segmentation_task.modalities
         if task is not None and modalities is not None and tuple(modalities) != names:
@@ -108,7 +110,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             regions = self.segmentation_task.regions
             if lengths != [3 + len(self.modalities)] * len(regions):
                 raise ValueError(
-                    f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
+                    f"`confidence_weights` must have {3 + len(self.modalities)} numbers for each of "
                     f"{', '.join(regions)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
@@ -158,9 +160,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
-            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
-            end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
-            warnings; and, with label maps, `labels (B, R, D, H, W)` uint8, the regions.
+            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the end
+            of each axis to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one `CaseGeometry` per case for
+            the post-processing, which also contains the warnings; and, with label maps, `labels (B, R, D, H, W)`
+            uint8, the regions.
 
         Raises:
             ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
@@ -264,8 +267,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
+            geometry: `geometry` from `preprocess` for these cases.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
@@ -278,16 +281,17 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Convert logits to regions and probabilities on each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
-        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain nothing is found.
+        Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to that of
+        each region that contains it (TC is at most WT, and ET is at most TC), set to zero outside the brain, and
+        thresholded at 0.5, see `regions_of`.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: What `preprocess` returned for these cases.
+            geometry: `geometry` from `preprocess` for these cases.
 
         Returns:
-            Of each case the regions `(R, D, H, W)` bool, of a tumour WT, TC and ET, and their probabilities, float32,
-            both in the case's own shape and orientation.
+            For each case, the regions `(R, D, H, W)` bool, for brain tumours WT, TC and ET, and their probabilities,
+            float32, both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         results, task = [], self.segmentation_task
@@ -305,7 +309,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the Dice to expect of each region, by its name; `None` for a region that was not found.
+        """Return the expected Dice of each region by its name; `None` for a region that was not found.
 
         Args:
             probabilities: `(R, D, H, W)` in [0, 1].
@@ -326,7 +330,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Regions `(R, D, H, W)` bool of nested probabilities, without the parts that are too small.
+        """Threshold nested probabilities to regions, `(R, D, H, W)` bool, and remove parts that are too small.
 
         Voxels that are removed from a region are also removed from the regions inside it.
         """
@@ -373,7 +377,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Region masks `(R, ...)` of the case's own grid on the brain's box in canonical order."""
+    """Reorder region masks `(R, ...)` to canonical order and crop them to the brain's bounding box."""
     box = tuple(slice(low, high) for low, high in geometry.box)
     return np.stack([to_canonical(region, affine)[box] for region in regions])
 

@@ -1,6 +1,6 @@
-"""Label schemes: which integer of a label map means which region.
+"""Label schemes: the meaning of the integers in a label map.
 
-A region is a set of labels. Sets may be nested, as those of a tumour are (WT, TC, ET), disjoint, or overlap.
+A region is a set of labels. Two regions may be nested (as WT, TC and ET of a tumour), be disjoint, or overlap.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class LabelScheme:
     """One way to number the parts of what is segmented; background is 0.
 
     Attributes:
-        name: How it is called on the command line and in files.
-        regions: Labels of each region, in channel order. Later regions are painted over earlier ones, so each needs a
-            label that is in no later one.
-        words: Name of the part of each region that lies in no later one; that of the region if left out.
-        others: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
-        target: Word for what the regions are parts of.
+        name: Name on the command line and in files.
+        regions: Labels of each region, in channel order. When a label map is written, later regions overwrite earlier
+            ones. Therefore each region needs a label that belongs to no later region.
+        words: Word for the part of each region outside all later regions. By default the name of the region.
+        others: Labels outside all regions, such as a resection cavity. They are read, but never written.
+        target: Word for the segmented object, such as `tumour`.
     """
 
     name: str
@@ -33,23 +33,23 @@ class LabelScheme:
 
     @property
     def labels(self) -> set[int]:
-        """Every label of the scheme, with background."""
+        """All labels of the scheme, including background."""
         return {0, *self.others}.union(*self.regions.values())
 
     @cached_property
     def written(self) -> dict[str, int]:
-        """Label of the part of each region that lies in no later one, by the word for the part."""
+        """Label for the part of each region outside all later regions, by the word for that part."""
         members = list(self.regions.values())
         own = []
         for place, labels in enumerate(members):
             later = set[int]().union(*members[place + 1 :])
-            # Of overlapping regions each is written by a label that is in no other one, if it has such a label.
+            # Prefer a label that belongs to the fewest regions, so that overlaps keep a label of their own.
             own.append(min(set(labels) - later, key=lambda label: (sum(self._regions_of(label)), labels.index(label))))
         return dict(zip(self.words or self.regions, own, strict=True))
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Regions of each label that painting in order does not give: those of overlaps that are not nested."""
+        """Labels that painting in order never writes, with their regions: those of overlaps that are not nested."""
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
         for label in sorted(self.labels - {0, *self.others}):
@@ -61,7 +61,7 @@ class LabelScheme:
         return tuple(label in members for members in self.regions.values())
 
     def encode(self, regions: np.ndarray) -> np.ndarray:
-        """Label map `(D, H, W)` uint8 of the masks `(R, D, H, W)` of the regions."""
+        """Convert the masks of the regions, `(R, D, H, W)`, to a label map `(D, H, W)` uint8."""
         masks = np.asarray(regions, dtype=bool)
         labels = np.zeros(masks.shape[1:], dtype=np.uint8)
         for mask, label in zip(masks, self.written.values(), strict=True):
@@ -71,7 +71,9 @@ class LabelScheme:
         return labels
 
     def decode(self, labels: np.ndarray) -> np.ndarray:
-        """Masks `(R, D, H, W)` bool of the regions of a label map; floats may be off integers by 1e-3.
+        """Convert a label map to the masks of the regions, `(R, D, H, W)` bool.
+
+        Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
             LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
@@ -140,7 +142,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
         ValueError: If there is no such scheme. The message lists the names.
     """
     if name not in schemes:
-        raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(schemes)}.")
+        raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(schemes)}.")
     return schemes[name]
 
 
@@ -162,14 +164,14 @@ def label_values(labels: np.ndarray) -> set[int]:
 def detect_label_scheme(
     values: set[int], candidates: Sequence[str] = (), schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES
 ) -> LabelScheme:
-    """The scheme of a label map that holds `values`.
+    """Detect the scheme of a label map from its values.
 
     If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
     the label 4 without the label 3 means BraTS 2017 to 2021.
 
     Args:
-        values: Labels that occur.
-        candidates: Schemes that the data set may use; any, if that is not known.
+        values: Labels in the label map.
+        candidates: Schemes that the data set may use. An empty list means any scheme.
         schemes: All schemes of the task, by name.
 
     Raises:
@@ -190,7 +192,8 @@ def detect_label_scheme(
         if "brats2018" not in schemes and not fitting:
             remedy = "Add it to a region of the task or to `other_labels`, or remove it from the label map."
         else:
-            remedy = f"Schemes that fit: {', '.join(scheme.name for scheme in fitting) or 'none'} (`--label-scheme`)."
+            fit = ", ".join(scheme.name for scheme in fitting) or "none"
+            remedy = f"Schemes with all labels: {fit}. Choose one with `--label-scheme`, or correct the label map."
         raise LabelMapError(f"The label {unknown} is not in {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]

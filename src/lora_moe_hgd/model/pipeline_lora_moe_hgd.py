@@ -22,7 +22,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
-    - `probabilities`: of the regions, of a tumour WT, TC and ET, `(R, D, H, W)` float32 on that grid;
+    - `probabilities`: probabilities of the regions (WT, TC and ET), `(R, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
     - `confidence`: expected Dice of each region, `None` for a region that was not found;
     - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
@@ -72,7 +72,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
         if isinstance(case, Mapping):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
-            raise ValueError("`spacing_mm` is for bare arrays. A folder states its own voxel size.")
+            raise ValueError(
+                "`spacing_mm` is only for arrays without an affine. The files in a folder state their own."
+            )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
     def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
