@@ -30,7 +30,7 @@ Reliability = Mapping[tuple[str, str], Any]
 FINDINGS = "findings.csv"
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-# Columns of a row that are no scores.
+# Columns that are not scores.
 LABELS = ("case_id", "subset", "sequences", "region")
 
 
@@ -100,8 +100,8 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[str, dict[str, float]]:
     """Shapley values of the mean Dice by region.
 
-    They are taken over the cases in which the region's Dice is defined in all subsets, so that every subset has the
-    same cases. A region without such a case is left out.
+    Only cases with a defined Dice of the region in all subsets are used, so that every subset has the same cases. A
+    region without such a case is left out.
     """
     values = {}
     for region in task.regions:
@@ -113,12 +113,12 @@ def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[st
 
 
 def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """By number of sequences: how well the found volumes agree with the true ones, over cases and subsets.
+    """Agreement of predicted and true volumes by number of sequences, over cases and subsets.
 
     Returns:
-        Columns `sequences`, and for each region `error_` and its name, the median absolute error in millilitres, and
-        `r2_` and its name, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is
-        negative where the mean of the true volumes would be a better guess, and undefined where they do not differ.
+        Columns `sequences`, and for each region `error_<region>`, the median absolute error in millilitres, and
+        `r2_<region>`, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is negative
+        if the mean of the true volumes predicts them better. It is NaN if all true volumes are equal.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -134,13 +134,13 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 
 
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
+    """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
     Regions in which one of the two Dice values is undefined are left out of both.
 
     Returns:
-        Columns `sequences`, for each region `ece_` and its name, `expected_dice`, `dice` (means over cases, subsets
-        and regions), and `spearman`, the rank correlation of the two over cases and subsets.
+        Columns `sequences`, `ece_<region>` for each region, `expected_dice` and `dice` (means over cases, subsets and
+        regions), and `spearman`, the rank correlation of `expected_dice` and `dice` over cases and subsets.
     """
     table = []
     pooled = pooled_reliability(rows, reliability)
@@ -226,7 +226,7 @@ def _mean(row: pd.Series, usual: int) -> str:
 
 
 def dice_table(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> str:
-    """One row for each subset, and a last row over all."""
+    """Markdown table of Dice with one row for each subset and a last row for the mean over all subsets."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"], drop=False)
     lines = []
     for subset in dice.index.unique("subset"):
@@ -242,7 +242,7 @@ def _table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Dice of each subset and region."""
+    """Heat map of the Dice of each subset and region."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])["mean"]
     subsets = list(dice.index.unique("subset"))
     regions = [*task.regions, "mean"]
@@ -261,7 +261,7 @@ def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Dice by number of sequences: mean over cases and subsets, and the interval of that over cases."""
+    """Bar chart of Dice by number of sequences: mean over cases and subsets, with intervals over cases."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = sorted(rows["sequences"].unique())
@@ -283,7 +283,7 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
-    """Share of true voxels against the probability, a panel a region, a curve a number of sequences."""
+    """Reliability diagram: share of true voxels by probability, one panel per region, one curve per sequence count."""
     figure = Figure(figsize=(2 + 3 * len(task.regions), 3.8), layout="constrained")
     panels = figure.subplots(1, len(task.regions), sharey=True, squeeze=False)[0]
     for index, (axes, region) in enumerate(zip(panels, task.regions, strict=True)):
@@ -315,11 +315,11 @@ def write_report(
     Args:
         rows: Scores, at least one row.
         reliability: Counts for the calibration.
-        findings: What is odd or wrong about a case, with `FINDING_COLUMNS`.
-        out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the pictures.
-        about: For `table.json`: checkpoint, data and options, and the numbers of `failed` cases and of cases that the
-            checkpoint was `trained_on`.
-        task: What was segmented.
+        findings: Errors and warnings about cases, with `FINDING_COLUMNS`.
+        out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the plots.
+        about: Facts for `table.json`: checkpoint, data, options, number of `failed` cases, and number of cases that
+            the checkpoint was `trained_on`.
+        task: Sequences and regions.
     """
     names = task.modalities
     order = {subset_name(subset, names): place for place, subset in enumerate(every_subset(names))}
