@@ -21,23 +21,24 @@ from .subsets import sequence_shown
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
-# By the number of regions drawn inside: those show the ones around them on both sides where they share a border.
+# Indexed by the number of regions drawn inside. On a shared border, the outer region's wider line stays visible.
 LINE_WIDTHS = (1.3, 2.4, 3.5)
 DOUBT = "#ff8c1a"
-# The sequence that shows oedema best comes first, and the one that shows the core best.
+# The sequence that shows oedema best comes first.
 BEST_FOR_OUTER = ("flair", "t2", "t1c", "t1")
+# The sequence that shows the tumour core best comes first.
 BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
 MOST_WARNINGS = 6
 WIDTH_IN = 9.6
 
 
 def colours_of(task: Task) -> dict[str, str]:
-    """Colour of each region, by its name as people read it."""
+    """Colour of each region, by its display name."""
     return dict(zip(map(shown, task.regions), PALETTE, strict=False))
 
 
 def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER) -> str:
-    """The sequence to draw on. If none is known, the first one."""
+    """Choose the sequence to draw on: the first of `order` that is present, or else the first of `names`."""
     present = list(names)
     return next((name for name in order if name in present), present[0])
 
@@ -60,23 +61,24 @@ def save_overlay(
     warnings: Sequence[str] = (),
     task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Draw each set of regions over three planes, and write a PNG.
+    """Draw each set of regions over three planes, one row per set and background, and write a PNG.
 
-    Regions that no other contains, such as WT, are outlined on FLAIR or the sequence closest to it. The regions inside
-    them, such as TC and ET, are outlined on T1c or the sequence closest to it. The planes go through the largest
-    connected part of the first set's core: where there is none, of its regions, or of the brain.
+    Outermost regions, such as WT, are outlined on FLAIR or the best present substitute. Regions inside others, such as
+    TC and ET, are outlined on T1c or the best present substitute. The planes pass through the largest connected part
+    of the core in the first set. Without a core they pass through the other regions, and without any region through
+    the brain.
 
-    The patient's right is on the left of axial and coronal planes, as radiologists look at them; the front is on the
-    left of the sagittal one.
+    The patient's left is on the right of axial and coronal planes, in the radiological convention. The front is on the
+    left of the sagittal plane.
 
     Args:
-        path: Written beside and renamed.
-        images: Sequences that may be drawn on, all on one grid, zero outside the brain.
-        sets: Name of each set and its regions, WT, TC and ET of a tumour, `(R, D, H, W)` on the grid of the images.
-        title: Above everything.
+        path: PNG file, written atomically.
+        images: Sequences to draw on, all on one grid, zero outside the brain.
+        sets: Name of each set and its regions, `(R, D, H, W)` on the grid of the images.
+        title: Title of the picture.
         volumes_ml: Volume of each region in millilitres, for the legend.
-        warnings: What is odd about the result, a sentence each. With any, the picture has a frame.
-        task: What the regions are.
+        warnings: Warnings about the result. If there are any, the picture gets a frame and lists them.
+        task: Names of the regions, and which of them contain others.
     """
     affine = next(iter(images.values())).affine
     spacing = canonical_spacing_mm(affine)
@@ -207,10 +209,10 @@ def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
 
 
 def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
-    """Draw the border of a mask on a plane, also where it meets the plane's edge or the plane is one voxel wide."""
+    """Draw the border of a mask on a plane, also at the plane's edge and on a plane that is one voxel wide."""
     if not inside.any():
         return
-    # Contours need two rows and two columns, and end at the edge: a frame of zeros provides for both.
+    # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
     rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 

@@ -79,11 +79,11 @@ def segment_cohort(
             print(printable(f"failed: {finding}"), file=sys.stderr)
         rows = _rows(cases, bad, failed, out, root, segmenter.task)
         _write_summary(rows, out, segmenter.task)
-        # An index of an earlier run would show results that are gone.
+        # Remove the index of an earlier run, which may show results that no longer exist.
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
             write_cohort_index(out / INDEX, rows, segmenter.task)
-    # A process that ends with an error makes the launcher end the others.
+    # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed) + len(bad)
 
@@ -107,7 +107,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """A row for each case, with the columns of the summary and, where it is done, the least confidence."""
+    """One row for each case with `COLUMNS`. Segmented cases also have the lowest confidence of their regions."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}

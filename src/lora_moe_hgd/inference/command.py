@@ -20,15 +20,15 @@ from .segmentation import Segmentation
 
 
 def main(argv: Sequence[str]) -> None:
-    """Segment a case, or every case of a cohort; exit code 1 if some case of a cohort failed."""
+    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
     task = _task_of(argv)
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
-    add_in_path(parser, help="the case: its folder, or its file with four axes; or a folder of cases")
+    add_in_path(parser, help="folder of a case, 4-D file of a case, or folder of many cases")
     for name in task.modalities:
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or one case file by file: {name}")
-    add_out_path(parser, help="folder for the results; of a cohort it gets one for each case")
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"file of {name}, instead of --in-path")
+    add_out_path(parser, help="folder for the results; a cohort gets one folder per case in it")
     add_checkpoint(parser)
     parser.add_argument(
         "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
@@ -36,21 +36,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--label-scheme",
         choices=[*task.schemes, INPUT_SCHEME],
-        help="label numbers of seg.nii.gz: the checkpoint's, brats2023, if left out; input: as the case's own labels",
+        help="label numbers of seg.nii.gz; `input` means those of the case's own label map (default: the checkpoint's "
+        "scheme, brats2023)",
     )
     parser.add_argument(
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
     )
     parser.add_argument(
-        "--reference", choices=task.modalities, help="whose grid the result has; that of the first if left out"
+        "--reference", choices=task.modalities, help="sequence whose grid the result has (default: the first one)"
     )
     parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
     parser.add_argument(
         "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
-    )
-    parser.add_argument(
-        "--probabilities", action="store_true", help="also write probabilities.nii.gz, a volume a region"
     )
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
@@ -104,18 +102,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """What the checkpoint on the command line segments: the names of its sequences are options, too."""
+    """Read the task of the checkpoint on the command line. Its sequences become options of the command."""
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
     try:
         return checkpoint_task(checkpoint_folder(parser.parse_known_args(argv)[0].checkpoint))
     except (ValueError, OSError):
-        # Loading it raises the same, once the files of the case have been printed.
+        # Loading the checkpoint raises the same error later, after the files of the case have been printed.
         return BRAIN_TUMOUR
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """Find one case, by its folder or file by file, or the cases of a cohort and the problems of its other folders.
+    """Find one case (from its folder or from single files), or the cases of a cohort and errors in other folders.
 
     Raises:
         ValueError: If both `--in-path` and single files are given, or none of them.
@@ -129,14 +127,14 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
         )
     if given:
         if args.channel_order:
-            raise ValueError("--channel-order has no effect on files that are named one by one. Leave it out.")
+            raise ValueError("--channel-order has no effect if the sequences are named one by one. Leave it out.")
         return given_case(given, task), [], []
     order = args.channel_order and parse_channel_order(args.channel_order, task)
     if args.in_path.is_dir():
         try:
             cases, bad = survey(args.in_path, channel_order=order, task=task)
         except BadInputError:
-            # There is no case below: what the folder itself lacks tells more.
+            # There is no case below this folder. The error of the folder itself is more specific.
             return find_case(args.in_path, channel_order=order, task=task), [], []
         if not cases and len(bad) == 1:
             raise BadInputError(bad[0].where, bad[0].message)
@@ -150,6 +148,6 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
         print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
         print(f"No {found.task.target} was found.")
-    print(f"Labels are those of {found.label_scheme}.")
+    print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in options.files() if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -46,9 +46,9 @@ def write_case_page(
     Args:
         path: HTML file, written atomically.
         images: Sequences by name, all on one grid.
-        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET of a tumour.
-        report: What `report.make_report` gave.
-        task: What the regions are.
+        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET for brain tumours.
+        report: Result of `report.make_report`.
+        task: Names of the regions.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
@@ -73,7 +73,7 @@ def write_case_page(
         title=html.escape(f"{report['case_id']}: from {' + '.join(images)}"),
         notice=html.escape(report["notice"]),
         facts=_facts(report, task),
-        # No text may end the script element that holds it.
+        # Escape `<`, so that no text can end the script element.
         case=json.dumps(case).replace("<", "\\u003c"),
     )
     with replacing(path) as scratch:
@@ -81,18 +81,18 @@ def write_case_page(
 
 
 def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
-    """Write the page that leads to the pages of a cohort's cases.
+    """Write the index page of a cohort, with links to the pages of its cases.
 
     Failed cases come first, then cases with the most warnings, then cases with the lowest confidence.
 
     Args:
-        path: Written beside and renamed; the pages are in the folders of the cases beside it.
-        rows: Of each case `case`, `status` and, where that is not done, `message`; otherwise `sequences`, the volumes,
-            `warnings` and the least `confidence`.
-        task: What was segmented.
+        path: HTML file, written atomically. The folders of the cases must be in the same folder.
+        rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
+            the volumes, `warnings` and the lowest `confidence` of its regions.
+        task: Names of the regions.
     """
     cells = [
-        ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "least confidence", "remarks"]
+        ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "lowest confidence", "remarks"]
     ]
     for row in sorted(rows, key=_oddness):
         name = html.escape(row["case"])
@@ -120,7 +120,7 @@ def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _facts(report: Mapping[str, Any], task: Task) -> str:
-    """The report as a table."""
+    """The report as an HTML table."""
     volumes = report["volumes_ml"].items()
     rows = {
         "volumes": ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in volumes),

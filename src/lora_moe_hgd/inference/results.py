@@ -74,7 +74,7 @@ class ResultOptions:
         if unknown:
             raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
         if self.sequences == ():
-            raise ValueError(f"No sequence is to be used. Name at least one of {known}.")
+            raise ValueError(f"The list of sequences is empty. Name at least one of {known}.")
         if self.label_scheme not in (None, INPUT_SCHEME):
             label_scheme(str(self.label_scheme), task.schemes)
 

@@ -8,15 +8,14 @@ from ..model.task import BRAIN_TUMOUR, Task
 
 
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
-    """Entropy in bits of what a voxel is, `(D, H, W)`.
+    """Entropy in bits of the class of each voxel, `(D, H, W)`.
 
-    Of a tumour that is outside, oedema, core without enhancement, or enhancing.
-
-    Regions that are not nested in each other are taken as independent, within the region around them if there is one.
+    The classes of a brain tumour are: outside, oedema, non-enhancing core, ET. Regions that are not nested in each
+    other are assumed to be independent, given the region that contains them.
 
     Args:
-        probabilities: Of the regions, `(R, D, H, W)`, each at most those of the regions around it.
-        task: What the regions are.
+        probabilities: Probabilities of the regions, `(R, D, H, W)`. Each is at most that of a region that contains it.
+        task: Regions, and which of them contain others.
 
     Example:
         >>> voxel_entropy(np.array([[0.5, 1.0], [0.0, 0.5], [0.0, 0.25]]))
