@@ -67,7 +67,7 @@ def example_case() -> Path:
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
-    """The files of the case, or its sequences by name if some of them are in memory.
+    """Find the files of the case, or return its sequences by name if some of them are in memory.
 
     Raises:
         ValueError: If no sequence is found, or a sequence name is unknown.

@@ -50,7 +50,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     unknown = sorted(set(names) - set(sequences))
     if unknown:
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(sequences)}."
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'. The names are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)
 

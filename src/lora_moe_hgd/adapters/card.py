@@ -41,7 +41,7 @@ CARD = """# {name}
 
 {use}
 
-Images must be skull-stripped and co-registered{as_where}; absent sequences are left out.
+Images must be skull-stripped and co-registered{as_where}. Leave out missing sequences.
 
 ## Training data
 
@@ -53,7 +53,7 @@ Images must be skull-stripped and co-registered{as_where}; absent sequences are 
 
 ## Limits
 
-Scores hold for data like those named above; check yours.{limits}
+The scores are valid only for data like those named above. Evaluate on your own data.{limits}
 """
 
 TUMOUR = {
@@ -97,13 +97,13 @@ def adapter_card(
     """Make the card of an adapter.
 
     Args:
-        name: Its Hub id, or what it is called on this machine.
-        base: Hub id or folder of the network that it adapts; the card keeps a folder's name without its path.
-        preset: What was trained, see `presets`.
-        training_data: What it was trained on, a paragraph.
-        scores: How good it is, a paragraph.
-        license: Its licence; a card on this machine needs none.
-        task: What it segments.
+        name: Hub id of the adapter, or its name on this machine.
+        base: Hub id or folder of the adapted network. The card shows a folder's name without its path.
+        preset: Trained modules, see `presets`.
+        training_data: Paragraph on the training data.
+        scores: Paragraph on the scores.
+        license: Licence of the adapter; a card on this machine needs none.
+        task: Sequences and regions.
     """
     # A run may name its base by a folder or a shipped name.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()
@@ -130,7 +130,7 @@ def adapter_card(
 
 
 def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Task = BRAIN_TUMOUR) -> None:
-    """Replace PEFT's empty card in the adapter's `folder` by one that tells the validation score of its run."""
+    """Replace PEFT's empty card in the adapter's `folder` by a card with the validation score of its run."""
     card = adapter_card(
         "Adapter for lora-moe-hgd",
         base=base,

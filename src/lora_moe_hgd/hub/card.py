@@ -25,8 +25,8 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
 ```
 
-or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. Where the
-package lora-moe-hgd is installed and imported its own classes are used and nothing of this repository is run:
+or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If the
+package lora-moe-hgd is installed and imported, its own classes are used and no code of this repository is run:
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
@@ -61,7 +61,7 @@ def read_scores(evaluation: Path) -> dict[str, Any]:
 
 
 def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:
-    """The mean Dice of each subset and region, and of all subsets together, as the Hub's metadata."""
+    """Mean Dice of each subset and region, and of all subsets together, in the form of the Hub's metadata."""
     about = scores["about"]
     kind = "Brain-tumour segmentation" if task.is_brain_tumour else f"Segmentation of {task.name}"
     return [
@@ -112,7 +112,7 @@ def make_card(
 
 
 def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
-    """The card with the scores of an evaluation in its metadata, in place of any that are there."""
+    """Return the card with the scores of an evaluation in its metadata, instead of any earlier scores."""
     if evaluation is None:
         return card
     data = ModelCardData(
