@@ -134,7 +134,7 @@ def test_lesions_are_learned_from_the_shipped_network(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (folder / "runs/ms_lesions/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss/total"] for row in rows if "loss/total" in row]
     assert np.mean(losses[-8:]) < 0.75 * np.mean(losses[:8])
-    assert "Labels are those of ms-lesions (0 background, 1 lesion)." in printed["segment"]
+    assert "Label scheme: ms-lesions (0 background, 1 lesion)." in printed["segment"]
     report = json.loads((folder / "outputs/ms/report.json").read_text())
     assert (report["sequences_used"], list(report["volumes_ml"])) == (["flair"], ["lesion"])
     assert "| sequences | cases | lesion | mean |" in printed["evaluate"]

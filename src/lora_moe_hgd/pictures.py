@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: three planes through the tumour with the outlines of the regions."""
+"""Pictures of a segmentation: three planes through the segmented object with outlines of the regions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ COLOURS = colours_of(BRAIN_TUMOUR)
 
 # Each plane shows two canonical axes (across, up), cut at the third.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-# The two ends of each canonical axis, the upper one first. Across, it is drawn on the left.
+# Letters of the two ends of each canonical axis, the upper end first. Horizontal axes have it on the left.
 ENDS = (("R", "L"), ("A", "P"), ("S", "I"))
 
 
@@ -104,7 +104,7 @@ def save_overlay(
         for name, masks in regions.items():
             axes = next(rows)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
-                # Outside the brain a z-scored image is zero, which is a mid grey.
+                # In a z-scored image, the background is zero, which would be grey. Make it black.
                 picture = np.where(
                     _plane(brain, box, through, cut), _plane(volumes[sequence], box, through, cut), window[0]
                 )
@@ -148,7 +148,7 @@ def save_overlay(
 
 
 def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
-    """Sequences to draw on, each with the numbers of the regions that it shows best."""
+    """Sequences to draw on, each with the indices of the regions that are drawn on it."""
     present = list(names)
     outer = [number for number, around in enumerate(task.around) if not around]
     inner = [number for number, around in enumerate(task.around) if around]
@@ -159,7 +159,7 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Along each axis, the plane that holds most of the largest part of the core, of any region, or of the brain."""
+    """Index of the plane along each axis with most voxels of the core, of any region, or of the brain."""
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
     mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
@@ -170,9 +170,10 @@ def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple
 
 
 def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """Grey values to draw as black and as white: all but the extremes of the brain, and nearly all of what was found.
+    """Values to draw as black and as white.
 
-    Without the second a small bright tumour would be one white spot.
+    They cover 99.2 % of the brain and 99 % of the segmented voxels. Otherwise a small bright tumour would be a white
+    spot without structure.
     """
     if not brain.any():
         return 0.0, 1.0
@@ -183,7 +184,7 @@ def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[f
 
 
 def _warning_lines(warnings: Sequence[str]) -> list[str]:
-    """The warnings, broken into lines that fit below the picture."""
+    """Break the warnings into lines that fit below the picture."""
     lines: list[str] = []
     for warning in warnings[:MOST_WARNINGS]:
         lines += textwrap.wrap(f"Warning: {warning}", 135, subsequent_indent="    ")
@@ -193,7 +194,7 @@ def _warning_lines(warnings: Sequence[str]) -> list[str]:
 
 
 def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
-    """A line for each region, with its volume."""
+    """Legend with the colour, name and volume of each region."""
     lines = []
     for region, (name, colour) in zip(task.regions, colours_of(task).items(), strict=True):
         label = name if volumes_ml is None else f"{name} {volumes_ml[region]:.1f} mL"
@@ -202,7 +203,7 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
 
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write at the four sides which way of the patient they are."""
+    """Write the anatomical direction at each of the four sides."""
     places = ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[0]), (0.5, 0.02, up[1]))
     for x, y, letter in places:
         axis.text(x, y, letter, color="white", fontsize=8, ha="center", va="center", transform=axis.transAxes)

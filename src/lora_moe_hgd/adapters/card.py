@@ -60,12 +60,12 @@ TUMOUR = {
     "segments": "Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any "
     "non-empty subset of T1,\nT1c, T2 and FLAIR.",
     "as_where": ", as in BraTS",
-    "limits": " Without T1c the enhancing part is a guess, and without T2\nand FLAIR so is oedema.",
+    "limits": " Without T1c, the enhancing tumour\nis a guess. Without T2 and FLAIR, oedema is a guess.",
 }
 
 
 def about_task(task: Task) -> dict[str, str]:
-    """Parts of `CARD` that say what is segmented, from what, and what a missing sequence means."""
+    """Parts of `CARD` that depend on the task: regions, sequences, and the consequences of missing sequences."""
     if task.is_brain_tumour:
         return TUMOUR
     regions = ", ".join(map(shown, task.regions))
@@ -73,14 +73,14 @@ def about_task(task: Task) -> dict[str, str]:
     limits = "".join(f" Without {name}: {warning}" for name, warning in task.without.items())
     return {
         "segments": f"Segments the regions {regions} of the task `{task.name}` from any non-empty subset of "
-        f"{', '.join(task.modalities)}.\nLabels are those of {scheme}.",
+        f"{', '.join(task.modalities)}.\nLabel scheme: {scheme}.",
         "as_where": "",
         "limits": limits,
     }
 
 
 def tags_of(task: Task) -> list[str]:
-    """Tags of a card."""
+    """Tags of a card; the tag for brain tumours only for that task."""
     return [tag for tag in TAGS if tag != TUMOUR_TAG or task.is_brain_tumour]
 
 

@@ -208,7 +208,7 @@ class NamedFiles:
 
     @property
     def has_sequence(self) -> bool:
-        """Whether there is a sequence."""
+        """Whether a file is a sequence."""
         return bool(set(self.roles) - {"seg"})
 
 

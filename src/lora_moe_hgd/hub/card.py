@@ -31,7 +31,7 @@ package lora-moe-hgd is installed and imported, its own classes are used and no 
 
 
 def _use(repo: str, task: Task) -> str:
-    """How to use a network, with files of two of its sequences."""
+    """Instructions for use of a network, with files of two of its sequences."""
     files = {name: f'"{name}.nii.gz"' for name in task.modalities}
     given = ["t1c", "flair"] if task.is_brain_tumour else list(files)[-2:]
     return NETWORK_USE.format(

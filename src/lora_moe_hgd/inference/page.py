@@ -52,7 +52,7 @@ def write_case_page(
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
-    # A bit for each region: not all regions are nested.
+    # One bit per region, because regions may overlap without being nested.
     labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
     box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
     labels = labels[box]

@@ -25,19 +25,19 @@ def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.nd
     total = np.zeros_like(probabilities[0])
     for number in range(len(parents)):
         children = parents.count(number)
-        # The entropy of a chain includes those of the regions in it, which must not count once for each chain.
+        # The entropy of a chain includes that of its outer regions, which several chains share. Count it only once.
         if children != 1:
             total = total + (1 - children) * _chain_entropy(probabilities[_chain(number, parents)])
     return total
 
 
 def _chain(number: int | None, parents: list[int | None]) -> list[int]:
-    """The region with those around it, the outermost first."""
+    """Indices of the regions that contain a region, outermost first, and of the region itself."""
     return [] if number is None else [*_chain(parents[number], parents), number]
 
 
 def _chain_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy of the place of a voxel among nested regions."""
+    """Entropy of the class of a voxel among nested regions."""
     outside, inside = np.ones_like(probabilities[:1]), np.zeros_like(probabilities[:1])
     nested = np.concatenate([outside, probabilities, inside])
     classes = nested[:-1] - nested[1:]

@@ -48,7 +48,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         modalities: Sequences in channel order. `None` means those of the task.
         target_spacing_mm: Voxel size of the network's input, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
-        label_scheme: Default scheme of label maps, see `label_schemes`. `None` means the first scheme of the task.
+        label_scheme: Default scheme of label maps, see `label_schemes`. `None` means brats2023 for brain tumours, and
+            the only scheme of any other task.
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
         confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
@@ -118,11 +119,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     @property
     def segmentation_task(self) -> Task:
-        """What is segmented."""
+        """Sequences and regions."""
         return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
 
     def scheme(self, name: str | None = None) -> LabelScheme:
-        """Label scheme of this name among those of the task; the processor's own when `None`.
+        """Label scheme of the task with this name; `None` means the default of the processor.
 
         Raises:
             ValueError: If there is none.

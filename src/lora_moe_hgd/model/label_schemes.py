@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """One way to number the parts of what is segmented; background is 0.
+    """Numbers for the parts of the segmented object; background is 0.
 
     Attributes:
         name: Name on the command line and in files.
@@ -103,15 +103,15 @@ class LabelScheme:
 def _of_tumour(
     name: str, *, edema: int, core: int, enhancing: int, more_core: tuple[int, ...] = (), others: tuple[int, ...] = ()
 ) -> LabelScheme:
-    """Scheme of a tumour of three nested regions.
+    """Label scheme of a brain tumour with three nested regions.
 
     Args:
         name: Name of the scheme.
         edema: Label of WT outside TC.
         core: Label of TC outside ET.
         enhancing: Label of ET.
-        more_core: Other labels of TC outside ET; read, never written.
-        others: Labels of what is no tumour.
+        more_core: Other labels of TC outside ET. They are read, but never written.
+        others: Labels outside all regions.
     """
     inner = (core, *more_core, enhancing)
     regions = {"wt": (edema, *inner), "tc": inner, "et": (enhancing,)}
@@ -136,7 +136,7 @@ class LabelMapError(ValueError):
 
 
 def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) -> LabelScheme:
-    """Return the scheme called `name` among all of a task.
+    """Return the scheme called `name` among `schemes`.
 
     Raises:
         ValueError: If there is no such scheme. The message lists the names.

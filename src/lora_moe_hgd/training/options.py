@@ -160,8 +160,8 @@ class DataConfig:
         self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
         _require(
             self.phantoms == 0,
-            f"`data.phantoms` must be 0 with the task {task.name}: phantoms show brain tumours. Give `data.root` or "
-            "`data.dataset`.",
+            f"`data.phantoms` must be 0 with the task {task.name}, because phantoms show brain tumours. Give "
+            "`data.root` or `data.dataset`.",
         )
 
     def _check_split(self) -> None:
@@ -305,7 +305,7 @@ class ValidationConfig:
         """Check that each subset is one of the task's sequences.
 
         Raises:
-            ValueError: If a sequence is unknown, or a subset comes twice.
+            ValueError: If a sequence is unknown, or a subset occurs twice.
         """
         if self.subsets is None:
             return
@@ -337,7 +337,7 @@ class RunConfig:
 
     objective: str = field(default="segment", metadata=NETWORK)
     base: str | None = field(default="tiny", metadata=NETWORK)
-    # Where the file lies does not matter, because its content is compared.
+    # The path does not matter, because the content of the file is compared.
     task: str | None = field(default=None, metadata=NOTHING)
     size: str | None = field(default=None, metadata=NETWORK)
     adapter: str = field(default="lora+decoder", metadata=NETWORK)
@@ -401,7 +401,7 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values are names of the task. The run does so, too: it knows the task of its base.
+        """Check the options whose values are names of the task. The run calls it again with the task of its base.
 
         Raises:
             ValueError: If one is unknown, or has no effect.
