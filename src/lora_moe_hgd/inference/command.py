@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
     )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"
+    )
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
         "--html",
