@@ -24,13 +24,13 @@ COMMANDS = {
     "plot": ("lora_moe_hgd.training.plot", "draw the training curves and expert load of a run"),
     "export": ("lora_moe_hgd.export.command", "write a network that runs without this package"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
-    "phantom": ("lora_moe_hgd.phantoms.phantom", "write made-up cases with ground truth"),
-    "info": ("lora_moe_hgd.info", "tell what is installed: versions, checkpoints, labels, device"),
+    "phantom": ("lora_moe_hgd.phantoms.phantom", "write synthetic cases with ground truth"),
+    "info": ("lora_moe_hgd.info", "show what is installed: versions, checkpoints, label schemes, device"),
 }
-# What most people want.
+# The most frequent uses.
 EXAMPLES = {
     "lora-moe-hgd segment --in-path CASE --out-path OUT": "segment a folder with some of T1, T1c, T2, FLAIR",
-    "lora-moe-hgd check --in-path DATA": "see what is wrong with your cases before anything else",
+    "lora-moe-hgd check --in-path DATA": "find the errors in your cases first",
     "lora-moe-hgd evaluate --in-path DATA --out-path OUT": "score a checkpoint on labelled cases, over all subsets",
 }
 

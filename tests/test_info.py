@@ -28,7 +28,7 @@ def test_as_json_it_has_versions_checkpoints_sequences_labels_and_the_device(cap
 def test_for_people_it_names_the_checkpoint_that_is_taken_and_every_label(capsys) -> None:
     run("info", [])
     shown = capsys.readouterr().out
-    assert "checkpoint glioma: adapter for brain-tumour, taken if no checkpoint is named" in shown
+    assert "checkpoint glioma: adapter for brain-tumour (default)" in shown
     assert "labels brats2023: 0 background, 2 oedema, 1 core, 3 enhancing" in shown
 
 

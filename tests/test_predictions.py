@@ -89,8 +89,8 @@ def test_a_case_without_prediction_is_told_and_the_others_are_scored(
         evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), *BRATS)
     assert stopped.value.code == 1
     said = capsys.readouterr().err
-    assert "warning: 1 of 2 cases have a prediction from t1\n" in said
-    assert f"case_001: {tmp_path / 'maps'} holds no prediction of this case." in said
+    assert "warning: only 1 of 2 cases have a prediction from t1\n" in said
+    assert f"case_001: {tmp_path / 'maps'} contains no prediction of this case." in said
     rows = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(zip(rows["case_id"], rows["subset"], strict=True)) == {
         *(("case_000", "t1c+flair"), ("case_002", "t1c+flair"), ("case_002", "t1"))
@@ -111,13 +111,13 @@ def test_a_changed_prediction_is_scored_again(dummy_root: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--predictions", "{empty}", *BRATS], "{empty} holds no prediction of case_000"),
-        (["--predictions", "{empty}/nowhere", *BRATS], "{empty}/nowhere is no folder"),
-        (["--predictions", "{twice}", *BRATS], "case_000 has another prediction in {twice}/case_000-seg.nii.gz"),
-        (["--predictions", "{empty}", "--mirror"], "--mirror has no effect"),
+        (["--predictions", "{empty}", *BRATS], "{empty} contains no prediction of case_000"),
+        (["--predictions", "{empty}/nowhere", *BRATS], "{empty}/nowhere is not a folder"),
+        (["--predictions", "{twice}", *BRATS], "{twice}/case_000-seg.nii.gz is also a prediction of case_000"),
+        (["--predictions", "{empty}", "--mirror"], "Leave out --mirror, which would have no effect"),
         (["--predictions", "{twice}", "--cases", "case_001", "--prediction-scheme", "mine"], "mine"),
         (["--predictions", "{twice}"], "brats2018 (0 background, 1 core, 2 oedema, 4 enhancing)"),
-        (["--prediction-scheme", "msd"], "--prediction-scheme is for --predictions"),
+        (["--prediction-scheme", "msd"], "--prediction-scheme works only with --predictions"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_with_a_word(

@@ -56,7 +56,7 @@ def test_only_cases_that_all_have_count() -> None:
     second.loc[(second["case_id"] == "b") & (second["region"] == "et"), "dice"] = np.nan
     lines = subset_table({"a": first, "b": second}, "markdown").splitlines()
     assert cells(lines[2])[4:] == ["50.0", "**70.0**", "50.0", "**70.0**", "-", "-"]
-    with pytest.raises(ValueError, match="no case and subset in common"):
+    with pytest.raises(ValueError, match="No case has a Dice score for the same subset"):
         subset_table({"a": rows_of("a", 0.5), "b": rows_of("c", 0.7)}, "markdown")
 
 

@@ -67,25 +67,25 @@ def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("regions:", "region:", "`region`: This key is not known. The nearest is `regions`"),
+        ("regions:", "region:", "`region`: This key is unknown. The most similar one is `regions`"),
         ("target: lesion", "", "`target`: This key is missing"),
-        ("name: ms-lesions", "name: MS lesions", "`name`: Use small letters"),
-        ("name: ms-lesions", "name: brats2018", "`name`: `brats2018` is the name of something else"),
+        ("name: ms-lesions", "name: MS lesions", "`name`: Use only small letters"),
+        ("name: ms-lesions", "name: brats2018", "`name`: `brats2018` is already the name"),
         ("target: lesion", "target: white matter", "`target`: Give one word"),
         ("  t1:", "  adc:", r"`sequences.adc`: Give the words .* such as \[adc\]"),
-        ("  t1:", "  device: [a]", "`sequences`: `device` means something else"),
-        ("  t1:", "  T1: [a]", "'T1' does not"),
+        ("  t1:", "  device: [a]", "`sequences`: `device` is already an option"),
+        ("  t1:", "  T1: [a]", "Got: 'T1'"),
         ("[t2w, T2]", "t2w", r"`sequences.t2`: Give a list of words"),
-        ("[t2w, T2]", "[t2-w]", r"`sequences.t2`: A word has letters and digits alone, unlike 't2-w'"),
+        ("[t2w, T2]", "[t2-w]", r"`sequences.t2`: A word contains only letters and digits. Got: 't2-w'"),
         ("[t2w, T2]", "[t2w, seg]", "`label_map`: The word `seg` is already in `sequences.t2`"),
         ("lesion: [1]", "lesion: []", r"`regions.lesion`: Give the labels"),
-        ("lesion: [1]", "lesion: [0]", r"integers from 1 to 255, unlike 0. 0 is the background"),
-        ("lesion: [1]", "lesion: [1, 1]", "names a label twice"),
-        ("lesion: [1]", "lesion: [1, 7]", "`other_labels`: 7 is a label of the region `lesion`, too"),
-        ("lesion: [1]", "lesion: [1]\n  all_of_it: [1, 2]", "`regions.lesion`: Each .* Put the region that contains"),
-        ("  flair: Lesions", "  dwi: Lesions", "`without.dwi`: This is no sequence"),
+        ("lesion: [1]", "lesion: [0]", r"integers from 1 to 255, and 0 is the background. Got: 0"),
+        ("lesion: [1]", "lesion: [1, 1]", "A label occurs twice: 1, 1"),
+        ("lesion: [1]", "lesion: [1, 7]", "`other_labels`: 7 is also a label of the region `lesion`"),
+        ("lesion: [1]", "lesion: [1]\n  all_of_it: [1, 2]", "`regions.lesion`: All .* Put a region that contains"),
+        ("  flair: Lesions", "  dwi: Lesions", "`without.dwi`: This is not a sequence"),
         ("  flair: Lesions show on FLAIR alone.", "  flair: 3", "`without`: Give a sentence"),
-        ("  lesion: [1]", "  lesion: [1]\n  lesion: [2]", "the key `lesion` comes twice"),
+        ("  lesion: [1]", "  lesion: [1]\n  lesion: [2]", "the key `lesion` occurs twice"),
         ("name:", "name: [", "not valid YAML"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_broken_rule_is_named_with_file_key_and_remedy(tmp_path: Path, old: st
 
 
 def test_what_is_no_task_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="no such task file"):
+    with pytest.raises(BadInputError, match="task file does not exist"):
         read_task(tmp_path / "none.yaml")
     with pytest.raises(BadInputError, match="at most"):
         read_task(written(tmp_path, "#" * 100_000))

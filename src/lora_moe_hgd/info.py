@@ -1,4 +1,4 @@
-"""What is installed: the version, the checkpoints, what each of them segments, optional parts, and the device."""
+"""`lora-moe-hgd info`: versions, device, shipped checkpoints with their tasks, and optional parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .model.task import Task, shown
 from .pretrained import DEFAULT_CHECKPOINT, shipped_names
 
 PACKAGE = "lora-moe-hgd"
-# For people who work on the package, not with it.
+# Extras for the development of this package, which users do not need.
 FOR_DEVELOPERS = {"dev", "test"}
 
 
 def describe() -> dict[str, Any]:
-    """Everything, as JSON can hold it."""
+    """Collect all facts in a dictionary for JSON."""
     tasks = {name: checkpoint_task(checkpoint_folder(name)) for name in shipped_names()}
     return {
         "version": metadata.version(PACKAGE),
@@ -49,7 +49,7 @@ def _described(task: Task) -> dict[str, Any]:
 
 
 def extras_found() -> dict[str, bool]:
-    """Whether all packages of each optional part are installed, by the name of the part."""
+    """Whether all packages of each extra are installed, by the name of the extra."""
     about = metadata.metadata(PACKAGE)
     requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
     names = sorted(set(about.get_all("Provides-Extra") or ()) - FOR_DEVELOPERS)
@@ -76,7 +76,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"device: {found['device']}" + "".join(f", {name}" for name in found["gpus"]))
     for name, about in found["checkpoints"].items():
-        default = ", taken if no checkpoint is named" if name == found["default_checkpoint"] else ""
+        default = " (default)" if name == found["default_checkpoint"] else ""
         lines.append(f"checkpoint {name}: {about['kind']} for {about['task']}{default}")
     for name, task in found["tasks"].items():
         lines.append(f"task {name}: sequences {', '.join(task['sequences'])}; regions {_joined(task['regions'])}")
@@ -92,11 +92,11 @@ def _joined(regions: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what is installed."""
+    """Print all facts."""
     parser = argparse.ArgumentParser(
-        description="Tell what is installed: versions, checkpoints, labels, extras, device."
+        description="Show versions, device, shipped checkpoints, label schemes and extras."
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     args = parser.parse_args(argv)
     found = describe()
     print(json.dumps(found, indent=2) if args.json else "\n".join(_lines(found)))

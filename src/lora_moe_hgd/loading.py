@@ -67,16 +67,16 @@ def weights_digest(folder: Path) -> str:
 
 
 def checkpoint_task(folder: Path) -> Task:
-    """Read what a checkpoint segments, without its weights.
+    """Read the task of a checkpoint, without its weights.
 
     Raises:
-        BadInputError: If the task breaks a rule.
+        BadInputError: If the task is invalid.
     """
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         task = json.loads(settings.read_text()).get("task")
         return BRAIN_TUMOUR if task is None else Task.from_dict(task)
-    # An adapter keeps the preprocessing of its base. What else lacks this file cannot be loaded, which loading says.
+    # An adapter has the task of its base. Loading of any other folder without this file raises an error later.
     return checkpoint_task(checkpoint_folder(adapter_base(folder))) if is_adapter(folder) else BRAIN_TUMOUR
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: three planes through the tumour with the outlines of the regions."""
+"""Pictures of a segmentation: three planes through the segmented object with outlines of the regions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from .subsets import sequence_shown
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
-# By the number of regions drawn inside: those show the ones around them on both sides where they share a border.
+# Indexed by the number of regions drawn inside. On a shared border, the outer region's wider line stays visible.
 LINE_WIDTHS = (1.3, 2.4, 3.5)
 DOUBT = "#ff8c1a"
-# The sequence that shows oedema best comes first, and the one that shows the core best.
+# The sequence that shows oedema best comes first.
 BEST_FOR_OUTER = ("flair", "t2", "t1c", "t1")
+# The sequence that shows the tumour core best comes first.
 BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
 MOST_WARNINGS = 6
 WIDTH_IN = 9.6
 
 
 def colours_of(task: Task) -> dict[str, str]:
-    """Colour of each region, by its name as people read it."""
+    """Colour of each region, by its display name."""
     return dict(zip(map(shown, task.regions), PALETTE, strict=False))
 
 
 def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER) -> str:
-    """The sequence to draw on. If none is known, the first one."""
+    """Choose the sequence to draw on: the first of `order` that is present, or else the first of `names`."""
     present = list(names)
     return next((name for name in order if name in present), present[0])
 
@@ -46,7 +47,7 @@ COLOURS = colours_of(BRAIN_TUMOUR)
 
 # Each plane shows two canonical axes (across, up), cut at the third.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-# The two ends of each canonical axis, the upper one first. Across, it is drawn on the left.
+# Letters of the two ends of each canonical axis, the upper end first. Horizontal axes have it on the left.
 ENDS = (("R", "L"), ("A", "P"), ("S", "I"))
 
 
@@ -60,23 +61,24 @@ def save_overlay(
     warnings: Sequence[str] = (),
     task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Draw each set of regions over three planes, and write a PNG.
+    """Draw each set of regions over three planes, one row per set and background, and write a PNG.
 
-    Regions that no other contains, such as WT, are outlined on FLAIR or the sequence closest to it. The regions inside
-    them, such as TC and ET, are outlined on T1c or the sequence closest to it. The planes go through the largest
-    connected part of the first set's core: where there is none, of its regions, or of the brain.
+    Outermost regions, such as WT, are outlined on FLAIR or the best present substitute. Regions inside others, such as
+    TC and ET, are outlined on T1c or the best present substitute. The planes pass through the largest connected part
+    of the core in the first set. Without a core they pass through the other regions, and without any region through
+    the brain.
 
-    The patient's right is on the left of axial and coronal planes, as radiologists look at them; the front is on the
-    left of the sagittal one.
+    The patient's left is on the right of axial and coronal planes, in the radiological convention. The front is on the
+    left of the sagittal plane.
 
     Args:
-        path: Written beside and renamed.
-        images: Sequences that may be drawn on, all on one grid, zero outside the brain.
-        sets: Name of each set and its regions, WT, TC and ET of a tumour, `(R, D, H, W)` on the grid of the images.
-        title: Above everything.
+        path: PNG file, written atomically.
+        images: Sequences to draw on, all on one grid, zero outside the brain.
+        sets: Name of each set and its regions, `(R, D, H, W)` on the grid of the images.
+        title: Title of the picture.
         volumes_ml: Volume of each region in millilitres, for the legend.
-        warnings: What is odd about the result, a sentence each. With any, the picture has a frame.
-        task: What the regions are.
+        warnings: Warnings about the result. If there are any, the picture gets a frame and lists them.
+        task: Names of the regions, and which of them contain others.
     """
     affine = next(iter(images.values())).affine
     spacing = canonical_spacing_mm(affine)
@@ -102,7 +104,7 @@ def save_overlay(
         for name, masks in regions.items():
             axes = next(rows)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
-                # Outside the brain a z-scored image is zero, which is a mid grey.
+                # In a z-scored image, the background is zero, which would be grey. Make it black.
                 picture = np.where(
                     _plane(brain, box, through, cut), _plane(volumes[sequence], box, through, cut), window[0]
                 )
@@ -146,7 +148,7 @@ def save_overlay(
 
 
 def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
-    """Sequences to draw on, each with the numbers of the regions that it shows best."""
+    """Sequences to draw on, each with the indices of the regions that are drawn on it."""
     present = list(names)
     outer = [number for number, around in enumerate(task.around) if not around]
     inner = [number for number, around in enumerate(task.around) if around]
@@ -157,7 +159,7 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Along each axis, the plane that holds most of the largest part of the core, of any region, or of the brain."""
+    """Index of the plane along each axis with most voxels of the core, of any region, or of the brain."""
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
     mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
@@ -168,9 +170,10 @@ def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple
 
 
 def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """Grey values to draw as black and as white: all but the extremes of the brain, and nearly all of what was found.
+    """Values to draw as black and as white.
 
-    Without the second a small bright tumour would be one white spot.
+    They cover 99.2 % of the brain and 99 % of the segmented voxels. Otherwise a small bright tumour would be a white
+    spot without structure.
     """
     if not brain.any():
         return 0.0, 1.0
@@ -181,7 +184,7 @@ def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[f
 
 
 def _warning_lines(warnings: Sequence[str]) -> list[str]:
-    """The warnings, broken into lines that fit below the picture."""
+    """Break the warnings into lines that fit below the picture."""
     lines: list[str] = []
     for warning in warnings[:MOST_WARNINGS]:
         lines += textwrap.wrap(f"Warning: {warning}", 135, subsequent_indent="    ")
@@ -191,7 +194,7 @@ def _warning_lines(warnings: Sequence[str]) -> list[str]:
 
 
 def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
-    """A line for each region, with its volume."""
+    """Legend with the colour, name and volume of each region."""
     lines = []
     for region, (name, colour) in zip(task.regions, colours_of(task).items(), strict=True):
         label = name if volumes_ml is None else f"{name} {volumes_ml[region]:.1f} mL"
@@ -200,17 +203,17 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
 
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write at the four sides which way of the patient they are."""
+    """Write the anatomical direction at each of the four sides."""
     places = ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[0]), (0.5, 0.02, up[1]))
     for x, y, letter in places:
         axis.text(x, y, letter, color="white", fontsize=8, ha="center", va="center", transform=axis.transAxes)
 
 
 def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
-    """Draw the border of a mask on a plane, also where it meets the plane's edge or the plane is one voxel wide."""
+    """Draw the border of a mask on a plane, also at the plane's edge and on a plane that is one voxel wide."""
     if not inside.any():
         return
-    # Contours need two rows and two columns, and end at the edge: a frame of zeros provides for both.
+    # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
     rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 

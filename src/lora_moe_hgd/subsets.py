@@ -1,4 +1,4 @@
-"""The non-empty subsets of the sequences of a task, 15 of the four of brain tumours, by name and as masks."""
+"""Non-empty subsets of the sequences of a task, by name and as masks. Four sequences have 15 subsets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Mask = tuple[bool, ...]
 
 
 def every_subset(sequences: Sequence[str]) -> tuple[Mask, ...]:
-    """Every non-empty subset, those of one sequence first, that of all last."""
+    """Every non-empty subset, sorted from one sequence to all of them."""
     masks = itertools.product([True, False], repeat=len(sequences))
     return tuple(sorted((mask for mask in masks if any(mask)), key=sum))
 
@@ -56,7 +56,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
 
 
 def sequence_shown(name: str) -> str:
-    """Name of a sequence as people read it.
+    """Display name of a sequence.
 
     Example:
         >>> sequence_shown("t1c"), sequence_shown("flair")

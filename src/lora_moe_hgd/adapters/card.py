@@ -65,7 +65,7 @@ TUMOUR = {
 
 
 def about_task(task: Task) -> dict[str, str]:
-    """Parts of `CARD` that say what is segmented, from what, and what a missing sequence means."""
+    """Parts of `CARD` that depend on the task: regions, sequences, and the consequences of missing sequences."""
     if task.is_brain_tumour:
         return TUMOUR
     regions = ", ".join(map(shown, task.regions))
@@ -73,14 +73,14 @@ def about_task(task: Task) -> dict[str, str]:
     limits = "".join(f" Without {name}: {warning}" for name, warning in task.without.items())
     return {
         "segments": f"Segments the regions {regions} of the task `{task.name}` from any non-empty subset of "
-        f"{', '.join(task.modalities)}.\nLabels are those of {scheme}.",
+        f"{', '.join(task.modalities)}.\nLabel scheme: {scheme}.",
         "as_where": "",
         "limits": limits,
     }
 
 
 def tags_of(task: Task) -> list[str]:
-    """Tags of a card."""
+    """Tags of a card; the tag for brain tumours only for that task."""
     return [tag for tag in TAGS if tag != TUMOUR_TAG or task.is_brain_tumour]
 
 
@@ -103,7 +103,7 @@ def adapter_card(
         training_data: Paragraph on the training data.
         scores: Paragraph on the scores.
         license: Licence of the adapter; a card on this machine needs none.
-        task: What it segments.
+        task: Sequences and regions.
     """
     # A run may name its base by a folder or a shipped name.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()

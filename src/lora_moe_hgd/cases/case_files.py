@@ -24,7 +24,7 @@ NO_GROUND_TRUTH = (
 
 
 def name_them(task: Task = BRAIN_TUMOUR) -> str:
-    """Options that name the files of a case one by one: the remedy for names that do not tell the sequence."""
+    """Options that give the file of each sequence, for error messages about unclear file names."""
     return " ".join(f"--{name} FILE" for name in task.modalities)
 
 

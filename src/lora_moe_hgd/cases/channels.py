@@ -26,7 +26,7 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def order_option(task: Task) -> str:
-    """Remedy for sequences whose numbers are not known."""
+    """Option that gives the order of numbered sequences, for error messages."""
     return f"--channel-order {','.join(task.modalities)} (in the order of the file)"
 
 

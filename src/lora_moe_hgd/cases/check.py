@@ -47,10 +47,10 @@ class CheckedCohort:
     """Summary of a cohort.
 
     Attributes:
-        root: Where it lies.
-        cases: Those whose files could be told.
-        others: What is wrong with the rest.
-        task: What is segmented.
+        root: Folder of the cohort.
+        cases: Cases whose files could be identified.
+        others: Errors in the other folders.
+        task: Sequences and regions.
     """
 
     root: Path
@@ -156,9 +156,9 @@ def check_cohort(
         channel_order: Sequences of numbered channels.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        num_workers: Processes that read, beside this one.
-        progress: Whether to show a bar.
-        task: What is segmented.
+        num_workers: Number of further processes that read cases.
+        progress: Whether to show a progress bar.
+        task: Sequences and regions.
 
     Raises:
         BadInputError: If `root` contains no case.
@@ -172,7 +172,7 @@ def check_cohort(
 
     if num_workers < 2:
         return CheckedCohort(root, shown(map(one, cases)), tuple(others), task)
-    # Spawned, as a fork of a process that computes with threads may hang.
+    # Spawn the workers: a fork of a process that uses threads may hang.
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others), task)
 

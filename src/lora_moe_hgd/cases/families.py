@@ -208,17 +208,17 @@ class NamedFiles:
 
     @property
     def has_sequence(self) -> bool:
-        """Whether there is a sequence."""
+        """Whether a file is a sequence."""
         return bool(set(self.roles) - {"seg"})
 
 
 def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
     """Find the roles of the volumes in a folder: by the first family that fits all names, else by their words.
 
-    Families are those of brain tumours. The files of other tasks are read by the words that the task gives.
+    The families are those of brain tumours. The file names of other tasks are read by the words of the task.
     """
     if not task.is_brain_tumour:
-        return _by_words_of(files, task)
+        return _sorted_by_role({file: role_in(task, str(stem_of(file))) for file in files}, task.modalities)
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
@@ -274,20 +274,8 @@ def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> Name
     return _sorted_by_role({**by_word, **doubtful})
 
 
-def _sorted_by_role(roles: Mapping[Path, str | None]) -> NamedFiles:
-    names = [role for role in (*MODALITIES, "seg") if role in roles.values()]
-    return NamedFiles(
-        None,
-        {name: [file for file, role in roles.items() if role == name] for name in names},
-        tuple(file for file, role in roles.items() if role == "other"),
-        tuple(file for file, role in roles.items() if role is None),
-    )
-
-
-def _by_words_of(files: Sequence[Path], task: Task) -> NamedFiles:
-    """Roles of the volumes of a folder by the words of a task; what is known to be anything else is left out."""
-    roles = {file: role_in(task, str(stem_of(file))) for file in files}
-    names = [role for role in (*task.modalities, "seg") if role in roles.values()]
+def _sorted_by_role(roles: Mapping[Path, str | None], sequences: Sequence[str] = MODALITIES) -> NamedFiles:
+    names = [role for role in (*sequences, "seg") if role in roles.values()]
     return NamedFiles(
         None,
         {name: [file for file, role in roles.items() if role == name] for name in names},
@@ -312,7 +300,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     Args:
         folder: Folder of the case.
         content: All entries of the folder.
-        task: What is segmented.
+        task: Sequences and regions.
 
     Raises:
         BadInputError: If the files belong to several cases, if a file cannot be identified, if two files are the same

@@ -58,7 +58,7 @@ class CaseReading:
 
     @property
     def regions(self) -> np.ndarray:
-        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
+        """Regions of the label map, `(R, D, H, W)` bool: WT, TC and ET for brain tumours."""
         return self.settled.regions
 
     def checked(self, *, strict: bool = False) -> CaseReading:

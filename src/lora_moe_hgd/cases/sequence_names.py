@@ -120,12 +120,13 @@ def role_of(description: str) -> Role | None:
 
 
 def role_in(task: Task, description: str) -> str | None:
-    """Sequence of a task that a name tells, `seg` for its label map, `other` for what is known to be neither.
+    """Find the sequence of a task in a file name.
 
-    Words of the task count first. A name with words of several is of none.
+    The words of the task have priority over the built-in words.
 
     Returns:
-        `None` if the name tells nothing, or contradicts itself.
+        Name of the sequence; `seg` for the label map of the task; `other` for a file of another kind; `None` if the
+        name is unclear or contains words of several sequences.
     """
     known = role_of(description)
     if task.is_brain_tumour:
@@ -139,7 +140,7 @@ def role_in(task: Task, description: str) -> str | None:
         return found[0] if len(found) == 1 else None
     if known in named and not named[known]:
         return known
-    # The T1c of a task without one, and the label map of another.
+    # A sequence that the task does not have, or a label map without the words of the task.
     return "other" if known in (*MODALITIES, "seg", "other") else None
 
 

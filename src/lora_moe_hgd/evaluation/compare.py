@@ -12,8 +12,12 @@ from scipy import stats
 from ..files import replacing
 from ..model.task import shown
 
-# With five cases the smallest p value of Wilcoxon's test is 1/16: no difference could reach .05.
+# With five cases, the smallest p value of Wilcoxon's test is 1/16, so no difference can reach 0.05.
 FEWEST_CASES = 6
+NOTHING_IN_COMMON = (
+    "No case has a Dice score for the same subset in all evaluations. Evaluate all checkpoints on the same cases and "
+    "subsets."
+)
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -27,8 +31,8 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         second: Rows of the second `scores.csv`.
 
     Returns:
-        One row for each region, over all common subsets, then one for each subset, over all regions. There is no row
-        without a case. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
+        One row for each region, over all common subsets, then one for each subset, over all regions. Rows without
+        cases are left out. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
         bootstrap interval), `p` (Wilcoxon signed-rank, two-sided, not corrected for the number of rows; NaN for fewer
         than six cases) and `effect` (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1
         if every case is better).
@@ -39,10 +43,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
     if pairs.empty:
-        raise ValueError(
-            "No case has a Dice score for the same subset in both evaluations. Evaluate both checkpoints on the same "
-            "cases and subsets."
-        )
+        raise ValueError(NOTHING_IN_COMMON)
     groups = [("mean", region, pairs[pairs["region"] == region]) for region in pairs["region"].unique()]
     groups.append(("mean", "mean", pairs))
     groups += [(subset, "mean", group) for subset, group in pairs.groupby("subset", sort=False)]
@@ -78,7 +79,7 @@ def _p_value(difference: np.ndarray) -> float:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p values corrected for their number (Holm 1979); NaN stands for no test and stays.
+    """Correct p values for multiple testing (Holm 1979). NaN means that no test was made, and stays NaN.
 
     Example:
         >>> holm(np.array([0.01, 0.04, 0.03, np.nan]))
@@ -111,7 +112,7 @@ def rank_biserial(difference: np.ndarray) -> float:
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
     """Compare each evaluation with the first one; write `comparison.csv` and `comparison.md`, and return the text.
 
-    The column `p_holm` of the table has the p values corrected for the number of all tests in it.
+    Column `p_holm` contains the p values after correction for all tests in the table.
 
     Raises:
         ValueError: If there are fewer than two folders, if a folder contains no evaluation, or if the evaluations have
@@ -127,19 +128,17 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     parts = [
-        f"{folder} against {folders[0]}: Dice, paired by case.\n\n{_to_markdown(part)}"
+        f"Dice of {folder} (second) minus {folders[0]} (first), paired by case.\n\n{_to_markdown(part)}"
         for folder, part in table.groupby("compared", sort=False)
     ]
     tests = int(table["p"].notna().sum())
     if tests:
-        parts.append(
-            f"p: Wilcoxon's signed-rank test, corrected by Holm's method for the {tests} tests of this comparison."
-        )
+        parts.append(f"p: Wilcoxon signed-rank test, with Holm's correction for the {tests} tests in this comparison.")
     if tests < len(table):
         fewest = table["cases"].min()
         parts.append(
-            f"There is no p value for fewer than {FEWEST_CASES} cases ({fewest} here), because no difference could be "
-            "significant. Look at the intervals, and at the cases one by one."
+            f"Rows with fewer than {FEWEST_CASES} cases ({fewest} here) have no p value, because no difference could "
+            "be significant. Look at the intervals and at the single cases."
         )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "comparison.csv") as scratch:
@@ -154,10 +153,12 @@ def read_scores(folder: Path) -> pd.DataFrame:
     """Read the rows of an evaluation.
 
     Raises:
-        ValueError: If the folder holds none.
+        ValueError: If the folder contains no evaluation.
     """
     if not (folder / "scores.csv").is_file():
-        raise ValueError(f"{folder} holds no scores.csv: it is not the --out-path folder of an evaluation.")
+        raise ValueError(
+            f"{folder} contains no scores.csv. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
+        )
     return pd.read_csv(folder / "scores.csv")
 
 

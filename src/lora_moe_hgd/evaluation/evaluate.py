@@ -61,17 +61,17 @@ class Evaluation:
 
 
 class Scorer(Protocol):
-    """Gives the scores of a case: `scoring.NetworkScorer` or `predictions.PredictionScorer`."""
+    """Scores single cases. Implemented by `scoring.NetworkScorer` and `predictions.PredictionScorer`."""
 
     @property
     def task(self) -> Task:
-        """What is segmented."""
+        """Sequences and regions."""
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of everything that the scores of a case are made from."""
+        """Fingerprint of all inputs of the scores of a case."""
 
     def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
-        """The subsets that can be scored."""
+        """Return the subsets under which the case can be scored."""
 
     def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
         """Score the case under these subsets."""
@@ -100,17 +100,17 @@ def score_cases(
     subsets: Iterable[Mask] | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score each case under the subsets that are possible.
+    """Score each case under each subset that is possible for it.
 
-    Scores in `out/cases` that were made from the same files, weights, rules and code are not computed again. A case
-    that raises any exception is reported, and the others go on. Under `accelerate launch` the processes share the
-    cases, and each returns the scores of all.
+    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. If a case
+    raises an exception, it is reported and the other cases are still scored. Under `accelerate launch` the processes
+    share the cases, and each process returns the scores of all cases.
 
     Args:
-        scorer: What is scored, and how.
-        cases: Labelled cases; their names differ.
-        out: Folder that gets `cases`.
-        subsets: Subsets of the sequences; all when `None`.
+        scorer: Scorer of a network or of predictions.
+        cases: Labelled cases with distinct ids.
+        out: Output folder. The scores are stored in its folder `cases`.
+        subsets: Subsets of the sequences. `None` means all subsets.
         progress: Show a progress bar.
     """
     names = scorer.task.modalities
@@ -209,13 +209,13 @@ def score(argv: Sequence[str]) -> int:
         scorer: Scorer = PredictionScorer(files, task, scheme, rules)
         subsets = [subset for subset in subsets if subset in files]
         bad += [
-            Finding(case.case_id, f"{args.predictions} holds no prediction of this case.", "error")
+            Finding(case.case_id, f"{args.predictions} contains no prediction of this case.", "error")
             for case in cases
             if not scorer.possible(case, subsets)
         ]
         cases = [case for case in cases if scorer.possible(case, subsets)]
         if not cases:
-            raise ValueError(f"{args.predictions} holds no prediction from any subset of --subsets {args.subsets}.")
+            raise ValueError(f"{args.predictions} contains no prediction from any subset of --subsets {args.subsets}.")
     else:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
@@ -257,13 +257,13 @@ def score(argv: Sequence[str]) -> int:
 
 
 def _task_of(evaluation: Path) -> Task:
-    """What the checkpoint of an evaluation segmented."""
+    """Read the task of an evaluation."""
     task = json.loads((evaluation / "table.json").read_text())["about"].get("task")
     return BRAIN_TUMOUR if task is None else Task.from_dict(task)
 
 
 def _write_subset_table(folders: Sequence[Path], out: Path, form: str, task: Task) -> None:
-    """Write the table of published papers for evaluations, each called as its folder is."""
+    """Write the table of Dice by subset for evaluations. Each one has the name of its folder."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -295,9 +295,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="score the label maps in this folder instead of a checkpoint: CASE.nii.gz, CASE-seg.nii.gz or "
-        "CASE/seg.nii.gz, those from subsets of the sequences in folders such as t1c+flair",
+        "CASE/seg.nii.gz; predictions from subsets of the sequences are in folders such as t1c+flair",
     )
-    parser.add_argument("--prediction-scheme", metavar="NAME", help="their label scheme, such as brats2023")
+    parser.add_argument(
+        "--prediction-scheme", metavar="NAME", help="label scheme of the predictions, such as brats2023"
+    )
     add_task(parser)
     parser.add_argument(
         "--label-scheme",
@@ -331,33 +333,41 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
-        help="also write the table of published papers, Dice by subset in percent: subset_table.md, .tex or .csv",
+        help="also write a table of Dice by subset in percent, as in papers: subset_table.md, .tex or .csv",
     )
     add_device(parser)
     add_quiet(parser)
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet", "format"})):
-        raise ValueError(f"--compare reads earlier scores, on which {_options(useless)} has no effect. Leave it out.")
+        raise ValueError(
+            f"--compare only reads earlier scores. Leave out {_options(useless)}, which would have no effect."
+        )
     if args.predictions:
         if useless := sorted(given & {"checkpoint", "mirror", "device"}):
-            raise ValueError(f"--predictions are scored as they are: {_options(useless)} has no effect. Leave it out.")
+            raise ValueError(
+                f"--predictions are scored without a network. Leave out {_options(useless)}, which would have no "
+                "effect."
+            )
     elif useless := sorted(given & {"prediction_scheme", "task"}):
-        raise ValueError(f"{_options(useless)} is for --predictions. A checkpoint knows what it segments.")
+        raise ValueError(
+            f"{_options(useless)} works only with --predictions. Leave it out: the checkpoint determines the task and "
+            "the label scheme."
+        )
     if args.part and not args.cases_of:
         raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
     return args
 
 
 def _prediction_scheme(name: str | None, task: Task) -> str:
-    """Label scheme of predictions. Labels alone do not tell it: 1, 2 and 3 mean other parts in other schemes.
+    """Label scheme of predictions. It must be named, because 1, 2 and 3 mean different parts in different schemes.
 
     Raises:
-        ValueError: If the name is unknown, or there are several and none is named.
+        ValueError: If the name is unknown, or if the task has several schemes and none is named.
     """
     if name is None and len(task.schemes) > 1:
         known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
-        raise ValueError(f"Name the label scheme of the predictions with --prediction-scheme:{known}")
+        raise ValueError(f"The label scheme of the predictions is missing. Give --prediction-scheme:{known}")
     return label_scheme(name or next(iter(task.schemes)), task.schemes).name
 
 
@@ -366,7 +376,7 @@ def _options(names: Iterable[str]) -> str:
 
 
 def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
-    """Labelled cases to score, and the problems of those that cannot be scored, as far as file names show them.
+    """Choose the labelled cases to score, and return an error for each case that its file names rule out.
 
     Raises:
         ValueError: If a requested case is missing, or no case can be scored.
@@ -412,8 +422,8 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            lacks = "a prediction from" if isinstance(scorer, PredictionScorer) else "the sequences"
-            print(f"warning: {able} of {len(cases)} cases have {lacks} {name}", file=sys.stderr)
+            has = "have a prediction from" if isinstance(scorer, PredictionScorer) else "have"
+            print(f"warning: only {able} of {len(cases)} cases {has} {name}", file=sys.stderr)
     if trained_on:
         print(
             printable(

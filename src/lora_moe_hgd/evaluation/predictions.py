@@ -1,4 +1,4 @@
-"""Label maps that any tool wrote, found by name and scored as a network's own segmentations are."""
+"""Scores of label maps from any tool. Files are found by name and scored like the segmentations of a network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..model.task import Task
 from ..subsets import Mask, parse_subset, subset_name
 from .scoring import CaseScores, Rules, recorded, score_regions
 
-# What may follow the name of a case in that of its prediction.
+# Possible endings of the file name of a prediction, after the name of the case.
 ENDINGS = ("", "-seg", "_seg", "-pred", "_pred", "-prediction", "_prediction")
-# Names of a prediction in a folder of its own, which has the name of the case.
+# Possible file names of a prediction in a separate folder with the name of the case.
 OWN_NAMES = ("seg", "prediction", "pred", "label_map")
 
 Predictions = Mapping[Mask, Mapping[str, Path]]
-"""Files by subset and by name of the case."""
+"""Files by subset and by case id."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class PredictionScorer:
     """Scores label maps of any tool.
 
     Attributes:
-        predictions: Where they are.
-        task: What they show.
-        scheme: Name of their label scheme.
-        rules: How to score.
+        predictions: Files of the predictions.
+        task: Sequences and regions.
+        scheme: Name of the label scheme of the predictions.
+        rules: Rules for scoring.
     """
 
     predictions: Predictions
@@ -41,7 +41,7 @@ class PredictionScorer:
     rules: Rules
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of everything that the scores of a case are made from.
+        """Fingerprint of all inputs of the scores of a case.
 
         Raises:
             OSError: If a file cannot be read.
@@ -55,7 +55,7 @@ class PredictionScorer:
         return fingerprint(own, self.scheme, vars(self.rules), truth, code_fingerprint(__name__))
 
     def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
-        """The subsets for which the case has a prediction."""
+        """Return the subsets for which the case has a prediction."""
         return [subset for subset in subsets if case.case_id in self.predictions.get(subset, {})]
 
     def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
@@ -64,7 +64,7 @@ class PredictionScorer:
         Raises:
             BadInputError: If a file cannot be used.
         """
-        # One sequence is enough for the grid.
+        # One sequence is enough to define the grid.
         case = case.only(list(case.images)[:1])
         truth = self._read(case)
         findings = list(truth.findings)
@@ -82,7 +82,7 @@ class PredictionScorer:
                 rules=self.rules,
                 task=self.task,
             )
-            # There are no probabilities that could be counted. The entry says that the subset is scored.
+            # Without probabilities there are no counts. The entry marks the subset as scored.
             scores.reliability[subset_name(subset, self.task.modalities)] = None
         scores.findings = recorded(findings)
         return scores
@@ -97,20 +97,20 @@ class PredictionScorer:
 def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> dict[Mask, dict[str, Path]]:
     """Find the label maps in a folder.
 
-    A folder of predictions from all sequences holds `CASE.nii.gz`, as nnU-Net writes it, `CASE-seg.nii.gz`, or
-    `CASE/seg.nii.gz`. Predictions from subsets lie in folders that are named for the sequences, such as `t1c+flair`
-    or `all`.
+    Predictions from all sequences are named `CASE.nii.gz` (as nnU-Net writes them), `CASE-seg.nii.gz` or
+    `CASE/seg.nii.gz`. Predictions from a subset are in a folder with the name of the subset, such as `t1c+flair` or
+    `all`.
 
     Args:
         folder: Folder of the predictions.
-        cases: Cases that may have one.
-        task: What was segmented.
+        cases: Cases to look for.
+        task: Sequences and regions.
 
     Raises:
-        ValueError: If the folder is missing or holds no prediction of any case, or a case has two.
+        ValueError: If the folder is missing, if it contains no prediction of any case, or if a case has two.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder. Name the folder of the predictions.")
+        raise ValueError(f"{folder} is not a folder. Give the folder of the predictions.")
     names = [case.case_id for case in cases]
     found: dict[Mask, dict[str, Path]] = {}
     for subset, place in _folders_of_subsets(folder, task).items():
@@ -119,14 +119,14 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
             found[subset] = files
     if not found:
         raise ValueError(
-            f"{folder} holds no prediction of {listed(names)}. Name them CASE.nii.gz, CASE-seg.nii.gz or "
-            "CASE/seg.nii.gz. Put those from subsets of the sequences into folders such as t1c+flair."
+            f"{folder} contains no prediction of {listed(names)}. Name the files CASE.nii.gz, CASE-seg.nii.gz or "
+            "CASE/seg.nii.gz. Put predictions from subsets of the sequences into folders such as t1c+flair."
         )
     return found
 
 
 def _folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
-    """The folders that are named for a subset; if there is none, the folder itself for all sequences."""
+    """Folders with the name of a subset. Without any, `folder` itself is that of all sequences."""
     found: dict[Mask, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         try:
@@ -134,21 +134,21 @@ def _folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
         except ValueError:
             continue
         if subset in found:
-            raise ValueError(f"{found[subset]} and {path} are named for the same sequences. Remove one of them.")
+            raise ValueError(f"{found[subset]} and {path} have the names of the same sequences. Remove one of them.")
         found[subset] = path
     return found or {parse_subset("all", task.modalities): folder}
 
 
 def _prediction(folder: Path, name: str) -> Path | None:
-    """The label map of a case.
+    """Find the predicted label map of a case.
 
     Raises:
-        BadInputError: If there are two.
+        BadInputError: If the case has two predictions.
     """
     stems = [name + ending for ending in ENDINGS]
     beside = [folder / (stem + extension) for stem in stems for extension in EXTENSIONS]
     own = [folder / name / (stem + extension) for stem in (*stems[1:], *OWN_NAMES) for extension in EXTENSIONS]
     found = [path for path in (*beside, *own) if path.is_file()]
     if len(found) > 1:
-        raise BadInputError(found[0], f"{name} has another prediction in {found[1]}. Remove one of them.")
+        raise BadInputError(found[0], f"{found[1]} is also a prediction of {name}. Remove one of them.")
     return found[0] if found else None

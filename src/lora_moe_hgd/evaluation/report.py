@@ -100,8 +100,8 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[str, dict[str, float]]:
     """Shapley values of the mean Dice by region.
 
-    They are taken over the cases in which the region's Dice is defined in all subsets, so that every subset has the
-    same cases. A region without such a case is left out.
+    Only cases with a defined Dice of the region in all subsets are used, so that every subset has the same cases. A
+    region without such a case is left out.
     """
     values = {}
     for region in task.regions:
@@ -113,12 +113,12 @@ def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[st
 
 
 def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """By number of sequences: how well the found volumes agree with the true ones, over cases and subsets.
+    """Agreement of predicted and true volumes by number of sequences, over cases and subsets.
 
     Returns:
-        Columns `sequences`, and for each region `error_` and its name, the median absolute error in millilitres, and
-        `r2_` and its name, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is
-        negative where the mean of the true volumes would be a better guess, and undefined where they do not differ.
+        Columns `sequences`, and for each region `error_<region>`, the median absolute error in millilitres, and
+        `r2_<region>`, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is negative
+        if the mean of the true volumes predicts them better. It is NaN if all true volumes are equal.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -139,8 +139,8 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
     Regions in which one of the two Dice values is undefined are left out of both.
 
     Returns:
-        Columns `sequences`, for each region `ece_` and its name, `expected_dice`, `dice` (means over cases, subsets
-        and regions), and `spearman`, the rank correlation of the two over cases and subsets.
+        Columns `sequences`, `ece_<region>` for each region, `expected_dice` and `dice` (means over cases, subsets and
+        regions), and `spearman`, the rank correlation of `expected_dice` and `dice` over cases and subsets.
     """
     table = []
     pooled = pooled_reliability(rows, reliability)
@@ -315,11 +315,11 @@ def write_report(
     Args:
         rows: Scores, at least one row.
         reliability: Counts for the calibration.
-        findings: What is odd or wrong about a case, with `FINDING_COLUMNS`.
-        out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the pictures.
-        about: For `table.json`: checkpoint, data and options, and the numbers of `failed` cases and of cases that the
-            checkpoint was `trained_on`.
-        task: What was segmented.
+        findings: Errors and warnings about cases, with `FINDING_COLUMNS`.
+        out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the plots.
+        about: Facts for `table.json`: checkpoint, data, options, number of `failed` cases, and number of cases that
+            the checkpoint was `trained_on`.
+        task: Sequences and regions.
     """
     names = task.modalities
     order = {subset_name(subset, names): place for place, subset in enumerate(every_subset(names))}

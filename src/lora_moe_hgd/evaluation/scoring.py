@@ -57,10 +57,10 @@ class CaseScores:
     """Scores of a case.
 
     Attributes:
-        rows: One for each subset and region: names, metrics, and the Dice that the network expected.
-        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`. `None` where
+        rows: One row for each subset and region: ids, metrics and expected Dice.
+        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. `None` if
             there are no probabilities.
-        findings: What is odd about the case, as dicts of `level`, `where` and `message`.
+        findings: Warnings about the case, as dicts of `level`, `where` and `message`.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class CaseScores:
         self.findings = other.findings
 
     def only(self, names: Sequence[str]) -> CaseScores:
-        """The scores of the subsets of these names alone, in their order."""
+        """Return only the scores of the subsets with these names, in the order of `names`."""
         rows = [row for name in names for row in self.rows if row["subset"] == name]
         reliability = {name: self.reliability[name] for name in names if name in self.reliability}
         return CaseScores(rows, reliability, self.findings)
@@ -129,14 +129,14 @@ def score_regions(
     """Return a row of scores for each region.
 
     Args:
-        case_id: Name of the case.
-        subset: Sequences from which the regions were found.
-        regions: Found regions, `(R, D, H, W)` bool.
-        truth: True regions, likewise.
-        affine: `(4, 4)`, of both.
-        rules: How to score.
-        task: What was segmented.
-        confidence: Dice that the network expects of each region, if it is known.
+        case_id: Id of the case.
+        subset: Sequences that the prediction used.
+        regions: Predicted regions, `(R, D, H, W)` bool.
+        truth: True regions, `(R, D, H, W)` bool.
+        affine: Affine of both, `(4, 4)`.
+        rules: Rules for scoring.
+        task: Sequences and regions.
+        confidence: Expected Dice of each region, if the network gives one.
     """
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     spacing_mm = voxel_spacing_mm(affine)
@@ -164,7 +164,7 @@ def score_regions(
 
 
 def recorded(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """Findings as JSON can hold them."""
+    """Convert findings to dictionaries for JSON."""
     return [
         {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
         for found in findings
@@ -198,12 +198,12 @@ def prepared(
 
 @dataclass(frozen=True)
 class NetworkScorer:
-    """Scores what a network finds.
+    """Scorer of a network.
 
     Attributes:
         network: Network to score.
-        processor: Its processor.
-        rules: How to segment and score.
+        processor: Image processor of the network.
+        rules: Rules for segmentation and scoring.
     """
 
     network: LoraMoeHgdForSegmentation
@@ -212,7 +212,7 @@ class NetworkScorer:
 
     @property
     def task(self) -> Task:
-        """What it segments."""
+        """Task of the network."""
         return self.processor.segmentation_task
 
     @cached_property
@@ -220,7 +220,7 @@ class NetworkScorer:
         return scorer_fingerprint(self.network, self.processor, self.rules)
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of everything that the scores of a case are made from.
+        """Fingerprint of all inputs of the scores of a case.
 
         Raises:
             OSError: If a file cannot be read.
@@ -228,7 +228,7 @@ class NetworkScorer:
         return fingerprint(self._fingerprint, case_fingerprint(case, labels=True))
 
     def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
-        """The subsets of which the case has all sequences."""
+        """Return the subsets of which the case has all sequences."""
         names = self.task.modalities
         return [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
 

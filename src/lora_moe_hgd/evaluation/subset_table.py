@@ -1,4 +1,4 @@
-"""The table of published papers: Dice by subset of the sequences, for one network or several."""
+"""Table in the layout of published papers: Dice by subset of the sequences, for one or several networks."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import pandas as pd
 
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..subsets import every_subset, sequence_shown, subset_name
+from .compare import NOTHING_IN_COMMON
 
 FORMATS = {"markdown": "md", "latex": "tex", "csv": "csv"}
-"""Ending of the file in each format."""
+"""File extension of each format."""
 
 
 def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRAIN_TUMOUR) -> str:
     """Write the mean Dice of each subset and region in percent, and a last row with the mean over the subsets.
 
-    Filled dots are the sequences of a subset. Only cases, subsets and regions with a defined Dice in all evaluations
-    count, so that each mean is over the same cases. The best of several networks is in bold, as is each that ties
-    with it in the digits that are shown.
+    Filled dots mark the sequences of a subset. Only cases, subsets and regions with a defined Dice in all evaluations
+    are used, so that each mean is over the same cases. The best of several networks is in bold. If several networks
+    have the same best value after rounding, all of them are in bold.
 
     Args:
-        scores: Rows of `scores.csv`, by the name of what was evaluated.
-        form: One of `FORMATS`.
-        task: What was segmented.
+        scores: Rows of `scores.csv`, by the name of the evaluation.
+        form: Key of `FORMATS`.
+        task: Sequences and regions.
 
     Raises:
-        ValueError: If the evaluations have nothing in common.
+        ValueError: If no case and subset has a defined Dice in all evaluations.
     """
     means = _means(scores, task)
     subsets = [name for name in (*_names(task), "mean") if name in means.index.get_level_values("subset")]
@@ -50,12 +51,12 @@ def _names(task: Task) -> list[str]:
 
 
 def _means(scores: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFrame:
-    """Mean Dice over the common cases in percent: a row a subset and region, a column a network."""
+    """Mean Dice in percent over the common cases, one row per subset and region and one column per network."""
     keys = ["case_id", "subset", "region"]
     tables = [rows.set_index(keys)[["dice"]].set_axis([name], axis=1) for name, rows in scores.items()]
     common = reduce(lambda first, second: first.join(second, how="inner"), tables).dropna()
     if common.empty:
-        raise ValueError("The evaluations have no case and subset in common in which Dice is defined.")
+        raise ValueError(NOTHING_IN_COMMON)
     by_subset = 100 * common.groupby(level=["subset", "region"]).mean()
     overall = by_subset.groupby(level="region").mean()
     overall.index = pd.MultiIndex.from_product([["mean"], overall.index], names=["subset", "region"])
@@ -66,7 +67,7 @@ def _means(scores: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFrame:
 
 
 def _cells(row: list[float], networks: int, *, bold: str) -> list[str]:
-    """The numbers of a row with one digit, the best of each region in bold if there are several networks."""
+    """Format a row with one decimal. With several networks, the best value of each region is in bold."""
     shown_values = ["-" if pd.isna(value) else f"{value:.1f}" for value in row]
     cells = []
     for place in range(0, len(row), networks):
@@ -93,7 +94,7 @@ def _markdown(heads: list[tuple[str, str]], cells: Mapping[str, list[str]], task
 
 
 def _latex(heads: list[tuple[str, str]], cells: Mapping[str, list[str]], task: Task) -> str:
-    """A `tabular` for the package booktabs."""
+    """LaTeX `tabular` for the package booktabs."""
     networks = list(dict.fromkeys(network for _, network in heads))
     sequences = [_escaped(sequence_shown(name)) for name in task.modalities]
     width = len(sequences)

@@ -25,13 +25,13 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
 ```
 
-or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. Where the
-package lora-moe-hgd is installed and imported its own classes are used and nothing of this repository is run:
+or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If the
+package lora-moe-hgd is installed and imported, its own classes are used and no code of this repository is run:
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
 def _use(repo: str, task: Task) -> str:
-    """How to use a network, with files of two of its sequences."""
+    """Instructions for use of a network, with files of two of its sequences."""
     files = {name: f'"{name}.nii.gz"' for name in task.modalities}
     given = ["t1c", "flair"] if task.is_brain_tumour else list(files)[-2:]
     return NETWORK_USE.format(

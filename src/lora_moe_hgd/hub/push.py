@@ -73,7 +73,7 @@ def stage(
         training_data=training_data,
         evaluation=evaluation,
         adapter=adapter,
-        # Training puts the settings beside an adapter. One without them needs its base, which may not be here.
+        # An adapter from training has this file. Other adapters have the task of their base, which may be elsewhere.
         task=checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR,
     )
     card.save(into / CARD)

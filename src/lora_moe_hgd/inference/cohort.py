@@ -107,7 +107,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """A row for each case, with the columns of the summary and, where it is done, the least confidence."""
+    """One row for each case with `COLUMNS`. Segmented cases also have the lowest confidence of their regions."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}

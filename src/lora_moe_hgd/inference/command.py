@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
     )
     parser.add_argument(
-        "--probabilities", action="store_true", help="also write probabilities.nii.gz, a volume a region"
+        "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"
     )
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
@@ -105,13 +105,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """What the checkpoint on the command line segments: the names of its sequences are options, too."""
+    """Read the task of the checkpoint on the command line. Its sequences become options of the command."""
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
     try:
         return checkpoint_task(checkpoint_folder(parser.parse_known_args(argv)[0].checkpoint))
     except (ValueError, OSError):
-        # Loading it raises the same, once the files of the case have been printed.
+        # Loading the checkpoint raises the same error later, after the files of the case have been printed.
         return BRAIN_TUMOUR
 
 

@@ -46,13 +46,13 @@ def write_case_page(
     Args:
         path: HTML file, written atomically.
         images: Sequences by name, all on one grid.
-        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET of a tumour.
+        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
-        task: What the regions are.
+        task: Names of the regions.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
-    # A bit for each region: not all regions are nested.
+    # One bit per region, because regions may overlap without being nested.
     labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
     box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
     labels = labels[box]
@@ -86,10 +86,10 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
     Failed cases come first, then cases with the most warnings, then cases with the lowest confidence.
 
     Args:
-        path: Written beside and renamed; the pages are in the folders of the cases beside it.
-        rows: Of each case `case`, `status` and, where that is not done, `message`; otherwise `sequences`, the volumes,
-            `warnings` and the least `confidence`.
-        task: What was segmented.
+        path: HTML file, written atomically. The folders of the cases must be in the same folder.
+        rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
+            the volumes, `warnings` and the lowest `confidence` of its regions.
+        task: Names of the regions.
     """
     cells = [
         ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "lowest confidence", "remarks"]

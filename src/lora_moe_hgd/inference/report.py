@@ -18,7 +18,7 @@ from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task
 
-# Keys of the labels in the report, where they are spelled unlike the words.
+# Labels whose key in the report has another spelling.
 KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
 

@@ -29,7 +29,7 @@ def find_regions(
         progress: Show a progress bar.
 
     Returns:
-        The regions, WT, TC and ET of a tumour, `(R, D, H, W)` bool, and their probabilities, float32 of the same
+        Regions (WT, TC and ET for brain tumours), `(R, D, H, W)` bool, and their probabilities, float32 of the same
         shape.
     """
     logits = network.segment_volume(

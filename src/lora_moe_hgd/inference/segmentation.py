@@ -30,21 +30,21 @@ RESULT_FILES = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """Regions of a case, on the case's own grid: that of its first sequence.
+    """Regions of a case, on the grid of its reference sequence, which is the first one by default.
 
-    Those of a tumour come in the order WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's
-    own array.
+    For brain tumours, the order of regions is WT, TC, ET, and each contains the next. `D, H, W` are the axes of the
+    case's own array.
 
     Attributes:
         label_map: `(D, H, W)` uint8 with the affine of the case.
-        label_scheme: What the numbers of the label map mean.
+        label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
         probabilities: `(R, D, H, W)` float32 in [0, 1].
-        volumes_ml: Volume of each region in millilitres, by its name: `wt`, `tc` and `et`.
-        confidence: Expected Dice of each region, in (0, 1); `None` if it was not found. docs/confidence.md shows how
-            reliable it is.
-        warnings: What is odd about the case, a sentence each.
-        images: The sequences that were used, float32, zero outside the brain, all on one grid.
+        volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`).
+        confidence: Expected Dice of each region, in (0, 1); `None` for a region that was not found. docs/confidence.md
+            shows how reliable it is.
+        warnings: Warnings about the case and the result, one or more sentences each.
+        images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         origin: Folder of the case; `None` for a case in memory.
         task: What was segmented.
@@ -74,7 +74,7 @@ class Segmentation:
         Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
 
         Args:
-            folder: Made if it does not exist.
+            folder: Output folder. It is created if it does not exist.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices.

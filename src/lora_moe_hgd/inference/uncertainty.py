@@ -8,15 +8,14 @@ from ..model.task import BRAIN_TUMOUR, Task
 
 
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
-    """Entropy in bits of what a voxel is, `(D, H, W)`.
+    """Entropy in bits of the class of each voxel, `(D, H, W)`.
 
-    Of a tumour that is outside, oedema, core without enhancement, or enhancing.
-
-    Regions that are not nested in each other are taken as independent, within the region around them if there is one.
+    The classes of a brain tumour are: outside, oedema, non-enhancing core, ET. Regions that are not nested in each
+    other are assumed to be independent, given the region that contains them.
 
     Args:
-        probabilities: Of the regions, `(R, D, H, W)`, each at most those of the regions around it.
-        task: What the regions are.
+        probabilities: Probabilities of the regions, `(R, D, H, W)`. Each is at most that of a region that contains it.
+        task: Regions, and which of them contain others.
 
     Example:
         >>> voxel_entropy(np.array([[0.5, 1.0], [0.0, 0.5], [0.0, 0.25]]))
@@ -26,19 +25,19 @@ def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.nd
     total = np.zeros_like(probabilities[0])
     for number in range(len(parents)):
         children = parents.count(number)
-        # The entropy of a chain includes those of the regions in it, which must not count once for each chain.
+        # The entropy of a chain includes that of its outer regions, which several chains share. Count it only once.
         if children != 1:
             total = total + (1 - children) * _chain_entropy(probabilities[_chain(number, parents)])
     return total
 
 
 def _chain(number: int | None, parents: list[int | None]) -> list[int]:
-    """The region with those around it, the outermost first."""
+    """Indices of the regions that contain a region, outermost first, and of the region itself."""
     return [] if number is None else [*_chain(parents[number], parents), number]
 
 
 def _chain_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy of the place of a voxel among nested regions."""
+    """Entropy of the class of a voxel among nested regions."""
     outside, inside = np.ones_like(probabilities[:1]), np.zeros_like(probabilities[:1])
     nested = np.concatenate([outside, probabilities, inside])
     classes = nested[:-1] - nested[1:]

@@ -66,7 +66,7 @@ class SettledCase:
 
     @property
     def regions(self) -> np.ndarray:
-        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
+        """Regions of the label map, `(R, D, H, W)` bool: WT, TC and ET for brain tumours."""
         assert self.labels is not None
         assert self.scheme is not None
         return self.scheme.decode(self.labels)
@@ -110,7 +110,7 @@ def settle(
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.
-        task: What is segmented: the meaning of the label map.
+        task: Regions and label schemes of the label map.
     """
     notes = _Notes()
     usable = {}
@@ -345,8 +345,8 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     if outside > 0.05:
         notes.add(
             LABEL_MAP,
-            f"{outside:.0%} of the {task.target} are outside the brain. "
-            "Check that the label map belongs to this case.",
+            f"{outside:.0%} of the {task.target} are outside the brain. Check that the label map belongs to this "
+            "case.",
         )
     enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):

@@ -61,7 +61,7 @@ def confidence_warnings(confidence: Mapping[str, float | None]) -> list[Finding]
     return [
         Finding(
             shown(name),
-            f"the expected Dice is {value:.2f}. Do not use this region without correction by an expert.",
+            f"The expected Dice is only {value:.2f}. An expert must correct this region before use.",
             "warning",
         )
         for name, value in confidence.items()

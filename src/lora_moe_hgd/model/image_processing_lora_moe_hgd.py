@@ -45,15 +45,16 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
-        modalities: Sequences in channel order; those of the task when `None`.
+        modalities: Sequences in channel order. `None` means those of the task.
         target_spacing_mm: Voxel size of the network's input, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
-        label_scheme: Default scheme of label maps, see `label_schemes`. A task of its own has one scheme.
+        label_scheme: Default scheme of label maps, see `label_schemes`. `None` means brats2023 for brain tumours, and
+            the only scheme of any other task.
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
         confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
             them, the confidence is the Dice that the probabilities imply, which is too high.
-        task: What is segmented, as `Task.to_dict` gives it; a brain tumour when `None`.
+        task: Sequences and regions, as a dictionary from `Task.to_dict`. `None` means brain tumour.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -90,7 +91,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
         if least_part > 0 and ndimage is None:
-            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
+            raise ImportError(
+                "Removing small parts of regions (`least_part`) needs scipy. Install it with: pip install scipy"
+            )
         self.task = None if task is None else Task.from_dict(task).to_dict()
         names = self.segmentation_task.modalities
         if task is not None and modalities is not None and tuple(modalities) != names:
@@ -116,11 +119,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     @property
     def segmentation_task(self) -> Task:
-        """What is segmented."""
+        """Sequences and regions."""
         return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
 
     def scheme(self, name: str | None = None) -> LabelScheme:
-        """Label scheme of this name among those of the task; the processor's own when `None`.
+        """Label scheme of the task with this name; `None` means the default of the processor.
 
         Raises:
             ValueError: If there is none.
@@ -158,9 +161,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
-            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
-            end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
-            warnings; and, with label maps, `labels (B, R, D, H, W)` uint8, the regions.
+            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the end
+            of each axis to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one `CaseGeometry` per case for
+            the post-processing, which also contains the warnings; and, with label maps, `labels (B, R, D, H, W)`
+            uint8, the regions.
 
         Raises:
             ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
@@ -265,7 +269,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: `geometry` from `preprocess` for these cases.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
@@ -278,16 +282,17 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Convert logits to regions and probabilities on each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
-        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain, nothing is found.
+        Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to that of
+        each region that contains it (TC is at most WT, and ET is at most TC), set to zero outside the brain, and
+        thresholded at 0.5, see `regions_of`.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: `geometry` from `preprocess` for these cases.
 
         Returns:
-            Of each case the regions `(R, D, H, W)` bool, of a tumour WT, TC and ET, and their probabilities, float32,
-            both in the case's own shape and orientation.
+            For each case, the regions `(R, D, H, W)` bool, for brain tumours WT, TC and ET, and their probabilities,
+            float32, both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         results, task = [], self.segmentation_task
@@ -305,7 +310,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the expected Dice of each region, by its name; `None` for a region that was not found.
+        """Return the expected Dice of each region by its name; `None` for a region that was not found.
 
         Args:
             probabilities: `(R, D, H, W)` in [0, 1].
@@ -373,7 +378,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Region masks `(R, ...)` of the case's own grid on the brain's box in canonical order."""
+    """Reorder region masks `(R, ...)` to canonical order and crop them to the brain's bounding box."""
     box = tuple(slice(low, high) for low, high in geometry.box)
     return np.stack([to_canonical(region, affine)[box] for region in regions])
 

@@ -1,6 +1,6 @@
 """Label schemes: the meaning of the integers in a label map.
 
-A region is a set of labels. Sets may be nested, as those of a tumour are (WT, TC, ET), disjoint, or overlap.
+A region is a set of labels. Two regions may be nested (as WT, TC and ET of a tumour), be disjoint, or overlap.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """One way to number the parts of what is segmented; background is 0.
+    """Numbers for the parts of the segmented object; background is 0.
 
     Attributes:
         name: Name on the command line and in files.
-        regions: Labels of each region, in channel order. Later regions are painted over earlier ones, so each needs a
-            label that is in no later one.
-        words: Name of the part of each region that lies in no later one; that of the region if left out.
-        others: Labels of what is in none of the regions, such as a resection cavity. They are read, but never written.
-        target: Word for what the regions are parts of.
+        regions: Labels of each region, in channel order. When a label map is written, later regions overwrite earlier
+            ones. Therefore each region needs a label that belongs to no later region.
+        words: Word for the part of each region outside all later regions. By default the name of the region.
+        others: Labels outside all regions, such as a resection cavity. They are read, but never written.
+        target: Word for the segmented object, such as `tumour`.
     """
 
     name: str
@@ -38,18 +38,18 @@ class LabelScheme:
 
     @cached_property
     def written(self) -> dict[str, int]:
-        """Label of the part of each region that lies in no later one, by the word for the part."""
+        """Label for the part of each region outside all later regions, by the word for that part."""
         members = list(self.regions.values())
         own = []
         for place, labels in enumerate(members):
             later = set[int]().union(*members[place + 1 :])
-            # Of overlapping regions each is written by a label that is in no other one, if it has such a label.
+            # Prefer a label that belongs to the fewest regions, so that overlaps keep a label of their own.
             own.append(min(set(labels) - later, key=lambda label: (sum(self._regions_of(label)), labels.index(label))))
         return dict(zip(self.words or self.regions, own, strict=True))
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Regions of each label that painting in order does not give: those of overlaps that are not nested."""
+        """Labels that painting in order never writes, with their regions: those of overlaps that are not nested."""
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
         for label in sorted(self.labels - {0, *self.others}):
@@ -61,7 +61,7 @@ class LabelScheme:
         return tuple(label in members for members in self.regions.values())
 
     def encode(self, regions: np.ndarray) -> np.ndarray:
-        """Label map `(D, H, W)` uint8 of the masks `(R, D, H, W)` of the regions."""
+        """Convert the masks of the regions, `(R, D, H, W)`, to a label map `(D, H, W)` uint8."""
         masks = np.asarray(regions, dtype=bool)
         labels = np.zeros(masks.shape[1:], dtype=np.uint8)
         for mask, label in zip(masks, self.written.values(), strict=True):
@@ -71,7 +71,9 @@ class LabelScheme:
         return labels
 
     def decode(self, labels: np.ndarray) -> np.ndarray:
-        """Masks `(R, D, H, W)` bool of the regions of a label map; floats may be off integers by 1e-3.
+        """Convert a label map to the masks of the regions, `(R, D, H, W)` bool.
+
+        Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
             LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
@@ -101,15 +103,15 @@ class LabelScheme:
 def _of_tumour(
     name: str, *, edema: int, core: int, enhancing: int, more_core: tuple[int, ...] = (), others: tuple[int, ...] = ()
 ) -> LabelScheme:
-    """Scheme of a tumour of three nested regions.
+    """Label scheme of a brain tumour with three nested regions.
 
     Args:
         name: Name of the scheme.
         edema: Label of WT outside TC.
         core: Label of TC outside ET.
         enhancing: Label of ET.
-        more_core: Other labels of TC outside ET; read, never written.
-        others: Labels of what is no tumour.
+        more_core: Other labels of TC outside ET. They are read, but never written.
+        others: Labels outside all regions.
     """
     inner = (core, *more_core, enhancing)
     regions = {"wt": (edema, *inner), "tc": inner, "et": (enhancing,)}
@@ -134,7 +136,7 @@ class LabelMapError(ValueError):
 
 
 def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) -> LabelScheme:
-    """Return the scheme called `name` among all of a task.
+    """Return the scheme called `name` among `schemes`.
 
     Raises:
         ValueError: If there is no such scheme. The message lists the names.

@@ -22,7 +22,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
-    - `probabilities`: of the regions, of a tumour WT, TC and ET, `(R, D, H, W)` float32 on that grid;
+    - `probabilities`: probabilities of the regions (WT, TC and ET), `(R, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
     - `confidence`: expected Dice of each region, `None` for a region that was not found;
     - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;

@@ -1,7 +1,7 @@
-"""What a network segments: its sequences, its regions as sets of labels, and what follows from them.
+"""Task of a network: the sequences it reads, and the regions it segments as sets of labels.
 
-The task of the shipped networks is `BRAIN_TUMOUR`. Others are described in a file, which training and the commands
-read (`lora_moe_hgd.task_files`), and travel in `preprocessor_config.json` of each network that is trained for them.
+The task of the shipped networks is `BRAIN_TUMOUR`. Other tasks are described in a YAML file for training and `check`
+(`lora_moe_hgd.task_files`). A trained network stores its task in `preprocessor_config.json`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from .configuration_lora_moe_hgd import MODALITIES
 from .findings import BadInputError
 from .label_schemes import LABEL_SCHEMES, LabelScheme
 
-# With more sequences there would be too many subsets, and a page of results shows a region by a bit of eight.
+# Highest number of sequences and of regions. More sequences have too many subsets, and the page of results stores the
+# regions of a voxel in eight bits.
 MOST = 8
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-# Sequences are options of the command line beside these, and names of subsets and of columns in tables.
+# Names that sequences and regions cannot have. A sequence is an option of the command line, a subset and a column of
+# tables, so it must differ from all other options, subsets and columns.
 RESERVED = {
     "all",
     "mean",
@@ -58,13 +60,13 @@ class Task:
     """Sequences and regions, both in channel order.
 
     Attributes:
-        name: Its name, which is also that of its label scheme.
-        target: Word for what is segmented, such as `tumour`.
-        sequences: Words that name each sequence in file names. Without words, the built-in ones of `t1`, `t1c`, `t2`
-            and `flair` are taken.
-        schemes: Label schemes by name, all of the same regions; the first is the usual one.
-        label_map: Words that name the label map in file names; the built-in ones if there are none.
-        without: Warning about the result for a case that lacks a sequence, by the name of the sequence.
+        name: Name of the task and, for tasks from a file, of its label scheme.
+        target: Word for the segmented object, such as `tumour`.
+        sequences: Words in file names that identify each sequence. If the list of `t1`, `t1c`, `t2` or `flair` is
+            empty, the built-in words are used.
+        schemes: Label schemes by name, all with the same regions.
+        label_map: Words in file names that identify the label map. If empty, the built-in words are used.
+        without: Warning about the result of a case without a sequence, by the name of the sequence.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Task:
 
     @property
     def is_brain_tumour(self) -> bool:
-        """Whether this is the task of the shipped networks, of which names of files and tables are known."""
+        """Whether this is the task of the shipped networks."""
         return self.name == BRAIN_TUMOUR.name
 
     @property
@@ -95,12 +97,12 @@ class Task:
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], ...]:
-        """For each region the numbers of the regions that contain it, the outermost first: their labels are more."""
+        """Indices of the regions that contain each region, outermost first. They have all of its labels, and more."""
         sets = [frozenset(labels) for labels in self._scheme.regions.values()]
         return tuple(tuple(number for number, outer in enumerate(sets) if outer > labels) for labels in sets)
 
     def nested(self, probabilities: Tensor) -> Tensor:
-        """Probabilities `(R, D, H, W)`, of which none exceeds that of a region that contains its own."""
+        """Limit the probabilities `(R, D, H, W)` of each region to those of every region that contains it."""
         found: list[Tensor] = []
         for probability, outer in zip(probabilities, self.around, strict=True):
             for number in outer:
@@ -109,7 +111,7 @@ class Task:
         return torch.stack(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """The task as JSON can hold it. Lists keep an order that sorted keys would lose."""
+        """Convert the task to a dictionary for JSON. Lists keep the channel order even if JSON sorts its keys."""
         return {
             "name": self.name,
             "target": self.target,
@@ -122,17 +124,18 @@ class Task:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Task:
-        """Make the task that `to_dict` gave.
+        """Build a task from the result of `to_dict`.
 
         Raises:
-            BadInputError: If it breaks a rule.
+            BadInputError: If the content is invalid.
         """
         where = "task of the checkpoint"
         try:
             pairs = {key: dict(content.get(key) or ()) for key in ("sequences", "regions")}
         except (AttributeError, TypeError, ValueError) as error:
             raise BadInputError(
-                where, "Sequences and regions are not lists of pairs. Get the checkpoint again."
+                where,
+                "Sequences and regions are not lists of pairs. The file is damaged. Download the checkpoint again.",
             ) from error
         return make_task({**content, **pairs}, where=where)
 
@@ -141,7 +144,7 @@ BRAIN_TUMOUR = Task(
     name="brain-tumour",
     target="tumour",
     sequences=dict.fromkeys(MODALITIES, ()),
-    # Label maps are written in that of BraTS 2023 unless a checkpoint says otherwise.
+    # The default of a checkpoint (brats2023) is in its processor, not here.
     schemes=LABEL_SCHEMES,
     without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
 )
@@ -150,7 +153,7 @@ KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "
 
 
 def shown(region: str) -> str:
-    """Name of a region as people read it: short ones are abbreviations.
+    """Display name of a region. Names of one or two letters are abbreviations and written in capitals.
 
     Example:
         >>> shown("wt"), shown("lesion")
@@ -160,32 +163,31 @@ def shown(region: str) -> str:
 
 
 def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
-    """Check the description of a task, and make it.
+    """Build a task from its description, and check all values.
 
     Args:
         content: Values by key, as docs/tasks.md describes them.
-        where: Where it comes from, for messages.
+        where: File or other source of the description, for error messages.
 
     Raises:
-        BadInputError: If a key is unknown or missing, or a value breaks a rule; the message names the key and the
-            remedy.
+        BadInputError: If a key is unknown or missing, or a value is invalid. The message names the key and the remedy.
     """
     rules = _Rules(where)
     for key in content:
         if key not in KEYS:
             (nearest,) = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.0)
-            rules.refuse(str(key), f"This key is not known. The nearest is `{nearest}`.")
+            rules.refuse(str(key), f"This key is unknown. The most similar one is `{nearest}`.")
     for key in ("name", "target", "sequences", "regions"):
         if not content.get(key):
             rules.refuse(key, "This key is missing. docs/tasks.md shows an example.")
     name, target = content["name"], content["target"]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        rules.refuse("name", f"Use small letters, digits and hyphens, such as ms-lesions, not {name!r}.")
+        rules.refuse("name", f"Use only small letters, digits and hyphens, as in ms-lesions. Got: {name!r}.")
     if name in (*LABEL_SCHEMES, "input", BRAIN_TUMOUR.name):
-        rules.refuse("name", f"`{name}` is the name of something else. Choose another.")
+        rules.refuse("name", f"`{name}` is already the name of a label scheme or task. Choose another name.")
     if not isinstance(target, str) or not NAME.fullmatch(target):
         rules.refuse(
-            "target", f"Give one word in small letters for what is segmented, such as lesion, not {target!r}."
+            "target", f"Give one word in small letters for the segmented object, such as lesion. Got: {target!r}."
         )
     sequences = {
         key: rules.words(f"sequences.{key}", words) for key, words in rules.named("sequences", content).items()
@@ -194,8 +196,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
         if not words and key not in MODALITIES:
             rules.refuse(
                 f"sequences.{key}",
-                f"Give the words that name it in file names, such as [{key}]. "
-                f"Only {', '.join(MODALITIES)} have built-in ones.",
+                f"Give the words that identify this sequence in file names, such as [{key}]. "
+                f"Only {', '.join(MODALITIES)} have built-in words.",
             )
     label_map = rules.words("label_map", content.get("label_map"))
     rules.refuse_shared_words(
@@ -207,19 +209,23 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
     for key, labels in regions.items():
         if both := sorted(set(labels) & set(others)):
             rules.refuse(
-                "other_labels", f"{both[0]} is a label of the region `{key}`, too. Remove it from one of them."
+                "other_labels", f"{both[0]} is also a label of the region `{key}`. Remove it from one of them."
             )
     without = content.get("without") or {}
     if not isinstance(without, Mapping) or not all(isinstance(text, str) and text for text in without.values()):
-        rules.refuse("without", "Give a sentence for each sequence, such as `flair: Lesions show on FLAIR alone.`")
+        rules.refuse(
+            "without", "Give a sentence for each sequence, such as `flair: Most lesions are visible only on FLAIR.`"
+        )
     if unknown := sorted(set(map(str, without)) - set(sequences)):
-        rules.refuse(f"without.{unknown[0]}", f"This is no sequence of the task. They are {', '.join(sequences)}.")
+        rules.refuse(
+            f"without.{unknown[0]}", f"This is not a sequence of the task. Its sequences are {', '.join(sequences)}."
+        )
     scheme = LabelScheme(name, regions, others=others, target=target)
     return Task(name, target, sequences, {name: scheme}, label_map, dict(without))
 
 
 class _Rules:
-    """Rules for the values of a task; each raises a `BadInputError` that names the file and the key."""
+    """Checks of the values of a task. Each raises a `BadInputError` with the file and the key."""
 
     def __init__(self, where: Path | str) -> None:
         self.where = where
@@ -228,48 +234,50 @@ class _Rules:
         raise BadInputError(self.where, f"`{key}`: {message}")
 
     def named(self, key: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Values by the names of sequences or regions."""
+        """Return the values of `key` by the names of sequences or regions."""
         values = content[key]
         if not isinstance(values, Mapping) or not values:
-            self.refuse(key, f"Give a name and a list for each, not {values!r}.")
+            self.refuse(key, f"Give at least one name with a list of values. Got: {values!r}.")
         if len(values) > MOST:
-            self.refuse(key, f"There may be at most {MOST}, here are {len(values)}. Leave some out.")
+            self.refuse(key, f"At most {MOST} are allowed, but there are {len(values)}. Remove some.")
         for name in values:
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 self.refuse(
-                    key, f"Names begin with a small letter and go on with these, digits and `_`. {name!r} does not."
+                    key,
+                    f"A name has only small letters, digits and `_`, and begins with a letter. Got: {name!r}.",
                 )
             if name in RESERVED:
                 self.refuse(
-                    key, f"`{name}` means something else on the command line or in tables. Choose another name."
+                    key,
+                    f"`{name}` is already an option of the command line or a column of a table. Choose another name.",
                 )
         return dict(values)
 
     def words(self, key: str, words: Any) -> tuple[str, ...]:
-        """Words of file names in small letters."""
+        """Return the words in small letters."""
         if words is None:
             return ()
         if not isinstance(words, Sequence) or isinstance(words, str):
-            self.refuse(key, f"Give a list of words, such as [t2f, flair], not {words!r}.")
+            self.refuse(key, f"Give a list of words, such as [t2f, flair]. Got: {words!r}.")
         for word in words:
             if not isinstance(word, str) or not re.fullmatch(r"[A-Za-z0-9]+", word):
-                self.refuse(key, f"A word has letters and digits alone, unlike {word!r}.")
+                self.refuse(key, f"A word contains only letters and digits. Got: {word!r}.")
         return tuple(dict.fromkeys(word.lower() for word in words))
 
     def labels(self, key: str, labels: Any, *, may_be_empty: bool = False) -> tuple[int, ...]:
-        """Labels, distinct integers from 1 to 255."""
+        """Return the labels, which must be distinct integers from 1 to 255."""
         labels = [labels] if isinstance(labels, int) else labels
         if not isinstance(labels, Sequence) or isinstance(labels, str) or not (labels or may_be_empty):
-            self.refuse(key, f"Give the labels of the label map that belong to it, such as [1, 3], not {labels!r}.")
+            self.refuse(key, f"Give the labels of this region in the label map, such as [1, 3]. Got: {labels!r}.")
         for label in labels:
             if not isinstance(label, int) or isinstance(label, bool) or not 1 <= label <= 255:
-                self.refuse(key, f"Labels are integers from 1 to 255, unlike {label!r}. 0 is the background.")
+                self.refuse(key, f"Labels are integers from 1 to 255, and 0 is the background. Got: {label!r}.")
         if len(set(labels)) < len(labels):
-            self.refuse(key, f"It names a label twice: {', '.join(map(str, labels))}. Remove one.")
+            self.refuse(key, f"A label occurs twice: {', '.join(map(str, labels))}. Remove one.")
         return tuple(labels)
 
     def refuse_shared_words(self, words: Mapping[str, tuple[str, ...]]) -> None:
-        """Raise if a word names two sequences, or a sequence and the label map."""
+        """Raise if a word belongs to two sequences, or to a sequence and the label map."""
         owner: dict[str, str] = {}
         for key, own in words.items():
             for word in own:
@@ -278,13 +286,13 @@ class _Rules:
                 owner[word] = key
 
     def refuse_covered_regions(self, regions: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise if painting the regions in order would leave nothing of one."""
+        """Raise if later regions would overwrite a region completely in a label map."""
         names = list(regions)
         for place, name in enumerate(names):
             later = names[place + 1 :]
             if set(regions[name]) <= set().union(*(regions[other] for other in later)):
                 self.refuse(
                     f"regions.{name}",
-                    f"Each of its labels belongs to a later region ({', '.join(later)}), painted over it. Put "
-                    "the region that contains others first, or give this one a label of its own.",
+                    f"All of its labels also belong to later regions ({', '.join(later)}), which overwrite it in "
+                    "label maps. Put a region that contains others before them, or give this region a further label.",
                 )

@@ -74,7 +74,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
             objective = SegmentationObjective(config, accelerator, processor, data, run)
         if shows:
             run.open(data.split, made_from=_made_from(config, accelerator, data, task), task=task)
-    # FSDP2 takes contiguous weights only; convolutions are faster with the others.
+    # Convolutions are faster in channels-last format, but FSDP2 accepts contiguous weights only.
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     scored_on = _scored_on(config, data.split)
@@ -136,7 +136,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
     """Build the network to train, with its adapter, and its processor.
 
     Raises:
-        ValueError: If the base cannot be used, or an adapter is asked for where the task changes the network.
+        ValueError: If the base cannot be used, or if an adapter is requested but the task changes the network.
     """
     given = None if config.task is None else read_task(config.task)
     if config.base is None:
@@ -152,8 +152,8 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
             if config.adapter != "none" and differing(processor.segmentation_task, given):
                 raise ValueError(
                     f"`adapter` must be none, but is {config.adapter}: {config.task} has other sequences or regions "
-                    f"than {config.base}, and an adapter over {config.base} cannot hold them. Train all weights with "
-                    "`--adapter none --lora null`; adapters can be fitted over the result."
+                    f"than {config.base}, and an adapter for {config.base} cannot change those. Train all weights "
+                    "with `--adapter none --lora null`. You can train adapters for the resulting network later."
                 )
             network, processor, lines = start_from(network, processor, given)
             # Only the first process prints.

@@ -193,7 +193,7 @@ class SegmentationObjective:
         save_overlay(
             self.run.picture_path(epoch),
             images,
-            {"ground truth": case["labels"].bool().numpy(), "found": predicted.numpy()},
+            {"ground truth": case["labels"].bool().numpy(), "segmentation": predicted.numpy()},
             title=f"{case['case_id']}, epoch {epoch}, segmented from {subset}",
             task=self.task,
         )
@@ -208,7 +208,7 @@ def predict(network: nn.Module, pixel_values: Tensor, subset: Mask, task: Task =
         network: Network with the call signature of the segmenter.
         pixel_values: `(M, D, H, W)`.
         subset: Sequences to use.
-        task: What the regions are.
+        task: Regions, and which of them contain others.
     """
     mask = torch.tensor([subset], device=pixel_values.device)
     logits = sliding_window_logits(network, pixel_values[None], mask)[0]

@@ -160,8 +160,8 @@ class DataConfig:
         self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
         _require(
             self.phantoms == 0,
-            f"`data.phantoms` must be 0 with the task {task.name}: phantoms show brain tumours. Give `data.root` or "
-            "`data.dataset`.",
+            f"`data.phantoms` must be 0 with the task {task.name}, because phantoms show brain tumours. Give "
+            "`data.root` or `data.dataset`.",
         )
 
     def _check_split(self) -> None:
@@ -288,8 +288,8 @@ class ValidationConfig:
     Attributes:
         every: Epochs between validations; the last epoch is always validated.
         subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
-            validation cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has, or
-            for a task of its own all sequences and each alone.
+            validation cases that have all of its sequences. The default is every subset of `DEFAULT_SUBSETS` that a
+            case has. For a task of your own, it is all sequences together and each sequence alone.
     """
 
     every: int = 1
@@ -305,7 +305,7 @@ class ValidationConfig:
         """Check that each subset is one of the task's sequences.
 
         Raises:
-            ValueError: If a sequence is unknown, or a subset comes twice.
+            ValueError: If a sequence is unknown, or a subset occurs twice.
         """
         if self.subsets is None:
             return
@@ -322,9 +322,10 @@ class RunConfig:
     Attributes:
         objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
-        task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
+        task: YAML file of a task of your own, see docs/tasks.md. The default is the task of the base, or brain tumour.
         size: Size of a network that is trained from scratch: `tiny` or `base`.
-        adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
+        adapter: `lora` trains LoRA alone; `lora+decoder` trains LoRA, and stem, routers and decoder in full; `none`
+            trains all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
         epochs: Passes over the cases.
         seed: Seed of weights, split and samples.
@@ -336,7 +337,7 @@ class RunConfig:
 
     objective: str = field(default="segment", metadata=NETWORK)
     base: str | None = field(default="tiny", metadata=NETWORK)
-    # Where the file lies does not matter, because its content is compared.
+    # The path does not matter, because the content of the file is compared.
     task: str | None = field(default=None, metadata=NOTHING)
     size: str | None = field(default=None, metadata=NETWORK)
     adapter: str = field(default="lora+decoder", metadata=NETWORK)
@@ -400,7 +401,7 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values are names of the task. The run does so, too: it knows the task of its base.
+        """Check the options whose values are names of the task. The run calls it again with the task of its base.
 
         Raises:
             ValueError: If one is unknown, or has no effect.

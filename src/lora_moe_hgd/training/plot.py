@@ -77,7 +77,7 @@ def _dice_panels(training: Axes, validation: Axes, rows: Rows, task: Task) -> No
 
 
 def plot_router_load(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Plot the share of the router's choices of each expert over the steps, for each layer with experts."""
+    """Plot the share of routing choices that go to each expert over the steps, for each MoE layer."""
     layers = sorted({int(name.split("/")[1]) for row in rows for name in row if name.startswith("router_load/")})
     figure = Figure(figsize=(12, 1 + 2 * max(len(layers), 1)), layout="constrained")
     for layer, panel in zip(layers, figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0], strict=True):

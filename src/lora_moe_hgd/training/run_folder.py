@@ -47,7 +47,7 @@ class RunFolder:
         self.path = Path(config.output_dir)
 
     def open(self, split: Split, *, made_from: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> None:
-        """Prepare the folder: continue the run in it, or move that run aside and begin a new one.
+        """Prepare the folder: continue the run in it, or rename that run's folder and begin a new run.
 
         An unfinished run is continued if no input has changed that would change its result. With `--continue`, a
         changed or finished run is continued too.
@@ -55,7 +55,7 @@ class RunFolder:
         Args:
             split: Training and validation cases.
             made_from: All other inputs of the result by name: versions, files, number of processes.
-            task: What is segmented.
+            task: Sequences and regions.
 
         Raises:
             ValueError: If the folder holds other files than a run, which are not touched. Also if `--continue` finds

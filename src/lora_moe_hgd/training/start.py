@@ -1,4 +1,4 @@
-"""Start of a task of one's own from a checkpoint of another task."""
+"""Initialisation of a network from a checkpoint of another task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 
-# Tensors with a row, or at axis 1 a column, for each sequence, each region or each routed expert, by the end of their
-# names. The experts of the sequences come first, then the free ones.
+# Tensors with one slice per sequence, region or routed expert: end of the name, axis of the slices, kind. The experts
+# of the sequences come before the free ones.
 SEQUENCE, REGION, EXPERT = "sequence", "region", "expert"
 ROWS = (
     (r"stem\.full_resolution\.weight", 1, SEQUENCE),
@@ -26,25 +26,25 @@ OWN_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 
 
 def differing(old: Task, new: Task) -> bool:
-    """Whether the network of one task has other inputs or outputs than that of the other."""
+    """Whether the networks of the two tasks have different inputs or outputs."""
     return (old.modalities, old.regions) != (new.modalities, new.regions)
 
 
 def start_from(
     network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, task: Task
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, list[str]]:
-    """Make the network of a task, with the weights of another for everything that both have.
+    """Build the network of a task, and copy the weights that a network of another task shares with it.
 
-    The weights of the sequences that both have are kept, and so are the heads of the regions that both have, by their
-    names. Weights of other sequences and regions are drawn anew.
+    Sequences and regions are matched by name. Weights of new sequences and heads of new regions are initialised
+    randomly.
 
     Args:
         network: Network of the other task.
-        processor: Its processor.
+        processor: Image processor of the other task.
         task: The new task.
 
     Returns:
-        The network, its processor, and lines that say what was kept and what is new.
+        The network, its processor, and lines of text that list what was kept and what is new.
     """
     old = processor.segmentation_task
     settings = {name: getattr(network.config, name) for name in LoraMoeHgdConfig.__annotations__}
@@ -69,7 +69,7 @@ def start_from(
     made = LoraMoeHgdImageProcessor(
         target_spacing_mm=settings_kept["target_spacing_mm"],
         intensity_clip=settings_kept["intensity_clip"],
-        # Both were chosen for the regions of the other task.
+        # These values were chosen for the regions of the other task.
         least_part=0.0 if changes else settings_kept["least_part"],
         confidence_weights=None if changes else settings_kept["confidence_weights"],
         task=task.to_dict(),
@@ -77,20 +77,20 @@ def start_from(
     lines = [
         _line("sequences", old.modalities, task.modalities),
         _line("regions", old.regions, task.regions),
-        f"  weights: {kept} of {total} are kept, the others are new",
+        f"  weights: {kept} of {total} kept, the others new",
     ]
     return started.eval(), made, lines
 
 
 def _places(old: tuple[str, ...], new: tuple[str, ...]) -> list[int | None]:
-    """Place of each new name among the old ones."""
+    """Index of each new name among the old ones, `None` if it is not there."""
     return [old.index(name) if name in old else None for name in new]
 
 
 def _copy(
     name: str, weight: torch.Tensor, source: dict[str, torch.Tensor], places: dict[str, list[int | None]]
 ) -> int:
-    """Copy into `weight` what the source has of it, and return how many numbers that is."""
+    """Copy the matching values of the source into `weight`, and return their number."""
     expert = OWN_EXPERT.fullmatch(name)
     if expert is not None:
         place = places[EXPERT][int(expert[2])]

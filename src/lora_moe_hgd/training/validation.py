@@ -11,20 +11,20 @@ from .options import DEFAULT_SUBSETS
 
 
 def default_subsets(task: Task) -> tuple[str, ...]:
-    """Subsets that are scored where none is named: of a task of its own all sequences, and each alone."""
+    """Subsets to score by default. For a task of your own: all sequences together, and each sequence alone."""
     return DEFAULT_SUBSETS if task.is_brain_tumour else tuple(dict.fromkeys(("all", *task.modalities)))
 
 
 def scored_subsets(
     subsets: Sequence[str] | None, acquired: Mapping[str, Mask], task: Task = BRAIN_TUMOUR
 ) -> dict[str, list[str]]:
-    """Find the validation cases that score each subset.
+    """Find the validation cases on which each subset can be scored.
 
     Args:
         subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `default_subsets`, of which at
             least one must be scored.
-        acquired: Which sequences each validation case has, by its id.
-        task: What is segmented.
+        acquired: Acquired sequences of each validation case, by case id.
+        task: Sequences and regions.
 
     Returns:
         Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a

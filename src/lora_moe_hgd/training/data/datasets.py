@@ -329,7 +329,7 @@ class CaseDataset(CachedCases):
         if "labels" not in inputs:
             regions = self.processor.segmentation_task.regions
             inputs["labels"] = torch.zeros(1, len(regions), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
-        # These name sequences, not files: a case that was moved keeps its preprocessed form.
+        # These findings name sequences, not files, so they stay true when the files of a cached case are moved.
         return inputs, reading.settled.findings
 
     def without(self, indices: Collection[int]) -> CaseDataset:

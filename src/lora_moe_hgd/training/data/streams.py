@@ -21,8 +21,8 @@ from .datasets import CachedCases, folder_of_allowed
 class StreamedCases(CachedCases):
     """Labelled cases of a `datasets` dataset (Hub id or folder), streamed once and then read from the cache.
 
-    The columns have the names of the sequences, of a tumour `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each
-    is a `datasets.Nifti` with null for a sequence that was not acquired.
+    The columns have the names of the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`) and `seg`.
+    Each is a `datasets.Nifti` with null for a sequence that was not acquired.
 
     Args:
         name: First argument of `datasets.load_dataset`.
