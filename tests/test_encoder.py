@@ -51,8 +51,8 @@ def test_positions_of_another_grid_are_interpolated() -> None:
     vit = VisionTransformer(small_config())
     with torch.no_grad():
         vit.position_embedding.weight[:] = torch.arange(8.0)[:, None]  # 4 x + 2 y + z on the 2^3 grid
-    assert_close(vit._positions((2, 2, 2))[:, 0], torch.arange(8.0))
-    finer = vit._positions((2, 2, 4))[:, 0].reshape(2, 2, 4)
+    assert_close(vit._positions((2, 2, 2), torch.device("cpu"))[:, 0], torch.arange(8.0))
+    finer = vit._positions((2, 2, 4), torch.device("cpu"))[:, 0].reshape(2, 2, 4)
     assert_close(finer[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
 
 

@@ -7,10 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from small import random_volumes, small_network
-from transformers import AutoConfig, Trainer, TrainingArguments
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 
 from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdImageProcessor
+
+# Two cases of different sequences.
+MASK = torch.tensor([[True, True, False, True], [False, False, True, True]])
+
+
+def logits_of(network: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return network(random_volumes(), MASK).logits
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +72,15 @@ def test_the_trainer_gives_logits_and_labels_to_the_metrics(tmp_path: Path) -> N
     )
     assert trainer.evaluate()["eval_seen"] == 1.0
     assert seen[0].predictions.shape == seen[0].label_ids.shape == (len(samples), 3, *samples[0]["labels"].shape[1:])
+
+
+def test_weights_may_wait_outside_the_device(tmp_path: Path) -> None:
+    network = small_network(0)
+    network.save_pretrained(tmp_path / "saved")
+    parts = {"encoder.stem": "cpu", "encoder.vit": "disk", "decoder": "disk"}
+    spread = AutoModel.from_pretrained(tmp_path / "saved", device_map=parts, offload_folder=tmp_path / "parts")
+    expected = logits_of(network)
+    assert torch.equal(logits_of(cpu_offload(small_network(0), execution_device="cpu")), expected)
+    for offloaded in (spread, disk_offload(small_network(0), tmp_path / "disk", execution_device="cpu")):
+        # Rounding depends on how the memory of the weights is aligned, and files align it differently.
+        assert_close(logits_of(offloaded), expected, rtol=0, atol=1e-5)

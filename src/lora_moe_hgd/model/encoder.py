@@ -6,6 +6,7 @@ sequences of a case in the batch), N = S * L tokens of a case.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -140,9 +141,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.position_grid = config.position_grid
         self.hidden_state_depths = config.hidden_state_depths
-        self.position_embedding = nn.Embedding(
-            config.position_grid[0] * config.position_grid[1] * config.position_grid[2], config.hidden_size
-        )
+        self.position_embedding = nn.Embedding(math.prod(config.position_grid), config.hidden_size)
         self.modality_embedding = nn.Embedding(len(config.modalities), config.hidden_size)
         self.layers = nn.ModuleList(
             EncoderLayer(config, with_experts=config.has_experts(layer)) for layer in range(config.num_hidden_layers)
@@ -153,7 +152,7 @@ class VisionTransformer(nn.Module):
         """Encode `patches (P, hidden, D/16, H/16, W/16)`."""
         grid = (patches.shape[2], patches.shape[3], patches.shape[4])
         packed = patches.flatten(2).transpose(1, 2)  # (P, hidden, z, y, x) -> (P, L, hidden)
-        packed = packed + self._positions(grid) + self.modality_embedding(presence.modality_P)[:, None]
+        packed = packed + self._positions(grid, patches.device) + self.modality_embedding(presence.modality_P)[:, None]
         x, layout = layout_tokens(packed, presence, grid)
         hidden_states, router_logits = [], []
         for depth, layer in enumerate(self.layers, start=1):
@@ -165,9 +164,10 @@ class VisionTransformer(nn.Module):
         hidden_states[-1] = self.norm(hidden_states[-1])
         return EncoderOutput(tuple(hidden_states), tuple(router_logits), layout)
 
-    def _positions(self, grid: tuple[int, int, int]) -> Tensor:
+    def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
         """Position embeddings `(L, hidden)` for `grid`, trilinearly interpolated from the stored grid."""
-        stored = self.position_embedding.weight
+        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        stored = self.position_embedding(torch.arange(math.prod(self.position_grid), device=device))
         if grid == tuple(self.position_grid):
             return stored
         volume = stored.T.reshape(1, -1, *self.position_grid)

@@ -54,6 +54,7 @@ class HolisticCodebook(nn.Module):
             nn.ReLU(),
             nn.Linear(config.num_codewords, config.num_codewords),
         )
+        self.num_priors = config.num_prior_codewords
         self.prior = nn.Embedding(config.num_prior_codewords, config.codeword_size)
 
     def forward(self, hidden_states: tuple[Tensor, ...], layout: TokenLayout) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,9 @@ class HolisticCodebook(nn.Module):
         logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
         weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
-        prior_Bqk = self.prior.weight.T.to(codewords_Bqn.dtype).expand(len(codewords_Bqn), -1, -1)
+        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        prior_kq = self.prior(torch.arange(self.num_priors, device=fused_BNd.device))
+        prior_Bqk = prior_kq.T.to(codewords_Bqn.dtype).expand(len(codewords_Bqn), -1, -1)
         return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
 
 
