@@ -7,7 +7,7 @@ import torch
 from small import random_volumes, small_config, small_network
 from torch.testing import assert_close
 
-from lora_moe_hgd.model.encoder import Attention, VisionTransformer, layout_tokens
+from lora_moe_hgd.model.encoder import Attention, VisionTransformer, attention_mask, layout_tokens
 from lora_moe_hgd.model.stem import ModalityFusion, Presence
 
 
@@ -29,12 +29,14 @@ def test_a_token_returns_to_the_place_it_came_from() -> None:
     assert_close(layout.mean_over_sequences(tokens), volume, rtol=0, atol=0)
 
 
-def test_attention_equals_a_loop_over_heads_and_queries() -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_equals_a_loop_over_heads_and_queries(implementation: str) -> None:
     torch.manual_seed(0)
-    attention = Attention(small_config())
+    config = small_config(attn_implementation=implementation)
+    attention = Attention(config)
     presence = Presence.from_mask(torch.tensor([[True, False, False, False], [True, True, False, False]]))
     x, layout = layout_tokens(torch.randn(3, 4, 24), presence, (1, 2, 2))
-    actual = attention(x, layout)
+    actual, _ = attention(x, attention_mask(config, x, layout))
     for case, count in ((0, 4), (1, 8)):
         q, k, v = (layer(x[case, :count]).reshape(count, 2, 12) for layer in (attention.q, attention.k, attention.v))
         rows = []

@@ -138,7 +138,7 @@ def test_outputs_on_request_and_none_otherwise() -> None:
     plain = network(random_volumes())
     assert list(plain.keys()) == ["logits"]
     full = network(random_volumes(), output_hidden_states=True, output_router_logits=True, output_codebook=True)
-    assert [len(full.hidden_states), len(full.router_logits)] == [3, 2]
+    assert [len(full.hidden_states), len(full.router_logits)] == [5, 2]
     assert full.codebook.shape == (2, 16, 8)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from small import random_volumes, small_network
+from small import EVERY_SUBSET, random_volumes, small_network
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdImageProcessor
 
@@ -22,6 +23,13 @@ MASK = torch.tensor([[True, True, False, True], [False, False, True, True]])
 def logits_of(network: torch.nn.Module) -> Tensor:
     with torch.no_grad():
         return network(random_volumes(), MASK).logits
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    small_network(0).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +82,72 @@ def test_the_trainer_gives_logits_and_labels_to_the_metrics(tmp_path: Path) -> N
     assert seen[0].predictions.shape == seen[0].label_ids.shape == (len(samples), 3, *samples[0]["labels"].shape[1:])
 
 
-def test_weights_may_wait_outside_the_device(tmp_path: Path) -> None:
-    network = small_network(0)
-    network.save_pretrained(tmp_path / "saved")
+def test_weights_may_wait_outside_the_device(saved: Path, tmp_path: Path) -> None:
     parts = {"encoder.stem": "cpu", "encoder.vit": "disk", "decoder": "disk"}
-    spread = AutoModel.from_pretrained(tmp_path / "saved", device_map=parts, offload_folder=tmp_path / "parts")
-    expected = logits_of(network)
+    spread = AutoModel.from_pretrained(saved, device_map=parts, offload_folder=tmp_path / "parts")
+    expected = logits_of(small_network(0))
     assert torch.equal(logits_of(cpu_offload(small_network(0), execution_device="cpu")), expected)
     for offloaded in (spread, disk_offload(small_network(0), tmp_path / "disk", execution_device="cpu")):
         # Rounding depends on how the memory of the weights is aligned, and files align it differently.
         assert_close(logits_of(offloaded), expected, rtol=0, atol=1e-5)
+
+
+def test_a_tuple_instead_of_an_output_is_asked_for_in_the_configuration_or_the_call(saved: Path) -> None:
+    expected = logits_of(AutoModel.from_pretrained(saved))
+    always = AutoModel.from_pretrained(saved, return_dict=False)
+    with torch.no_grad():
+        assert torch.equal(always(random_volumes(), MASK)[0], expected)
+        assert torch.equal(always(random_volumes(), MASK, return_dict=True).logits, expected)
+        assert isinstance(always.encoder(random_volumes(), MASK), tuple)
+    # What the package does with a network does not depend on it.
+    assert always.segment_volume(random_volumes()[:1], MASK[:1]).shape == expected[:1].shape
+
+
+def test_hidden_states_and_attention_weights_are_asked_for_in_the_configuration_or_the_call(
+    saved: Path, tmp_path: Path
+) -> None:
+    always = AutoModel.from_pretrained(saved, output_hidden_states=True, output_attentions=True)
+    always.save_pretrained(tmp_path)
+    for network in (always, AutoModel.from_pretrained(tmp_path)):
+        found = network(random_volumes(), MASK)
+        assert [len(found.hidden_states), len(found.attentions)] == [1 + 4, 4]
+    # Of the second case the tokens of two sequences of six patches are real, of the first those of three.
+    assert found.hidden_states[0].shape == (2, 18, 24)
+    for weights in found.attentions:
+        assert_close(weights.sum(dim=-1), torch.ones(2, 2, 18))
+        assert weights[1, :, :, 12:].eq(0).all()
+        assert weights[1, :, :, :12].gt(0).all()
+    none = network(random_volumes(), MASK, output_hidden_states=False, output_attentions=False)
+    assert list(none) == ["logits"]
+
+
+def test_attention_is_the_one_that_is_asked_for(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = AutoModel.from_pretrained(saved)
+    assert network.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="`output_attentions` needs the attention `eager`, got sdpa"):
+        network(random_volumes(), output_attentions=True)
+    expected = logits_of(network)
+    eager = AutoModel.from_pretrained(saved, attn_implementation="eager")
+    assert_close(logits_of(eager), expected, rtol=0, atol=1e-5)
+
+    def of_a_user(*args, **options):
+        calls.append(options)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](*args, **options)
+
+    calls: list[dict] = []
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "of_a_user", of_a_user)
+    network.set_attn_implementation("of_a_user")
+    assert torch.equal(logits_of(network), expected)
+    assert len(calls) == network.config.num_hidden_layers
+
+
+def test_eager_attention_never_reads_missing_sequences(saved: Path) -> None:
+    network = AutoModel.from_pretrained(saved, attn_implementation="eager")
+    for number, mask in enumerate(torch.tensor(EVERY_SUBSET)):
+        # The second case has other sequences, so that there is padding.
+        masks = torch.stack([mask, torch.tensor(EVERY_SUBSET[number - 1])])
+        volumes = random_volumes(shape=(16, 16, 32))
+        with torch.no_grad():
+            expected = network(volumes, masks).logits
+            volumes[~masks] = float("nan")
+            assert torch.equal(network(volumes, masks).logits, expected)

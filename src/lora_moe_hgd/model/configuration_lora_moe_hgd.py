@@ -79,7 +79,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
 
     model_type = "lora_moe_hgd"
     # `Trainer` then hands logits and labels alone to `compute_metrics`.
-    keys_to_ignore_at_inference = ["hidden_states", "router_logits", "codebook", "losses"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "router_logits", "codebook", "losses"]
 
     modalities: list[str] | tuple[str, ...] = MODALITIES
     regions: list[str] | tuple[str, ...] = REGIONS
@@ -131,6 +131,9 @@ class LoraMoeHgdConfig(PreTrainedConfig):
                 f"got {num_labels}."
             )
         super().__post_init__(**kwargs)
+        if self.output_attentions and self._attn_implementation is None:
+            # The only attention that returns its weights; the base class chooses it for later assignments alone.
+            self._attn_implementation = "eager"
         self.id2label = dict(enumerate(self.regions))
         self.label2id = {name: number for number, name in self.id2label.items()}
 

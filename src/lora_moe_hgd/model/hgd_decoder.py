@@ -141,6 +141,7 @@ class HolisticallyGuidedDecoder(nn.Module):
         super().__init__()
         half, quarter, _ = config.stem_channels
         at4, at2, at1 = config.refinement_channels
+        self.hidden_state_depths = config.hidden_state_depths
         self.codebook = HolisticCodebook(config)
         self.assembly = HolisticallyGuidedAssembly(config)
         self.refine4 = RefinementStage(config.codeword_size, quarter, at4)
@@ -154,7 +155,8 @@ class HolisticallyGuidedDecoder(nn.Module):
         )
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
-        codebook, mean_base = self.codebook(encoded.hidden_states, encoded.layout)
+        at_depths = tuple(encoded.hidden_states[depth] for depth in self.hidden_state_depths)
+        codebook, mean_base = self.codebook(at_depths, encoded.layout)
         context = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])
         at8 = self.assembly(stem.skips[2], context, codebook, mean_base)
         at4 = self.block4(self.refine4(at8, stem.skips[1]))

@@ -5,6 +5,7 @@ of experts, and a holistically guided decoder (https://arxiv.org/abs/2008.10487)
 here, so that the whole folder travels with a saved model.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
@@ -29,12 +31,15 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: `(B, N, hidden)`, N the tokens of the present sequences; padded where cases differ.
-        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`; the last is
+            normalised.
+        attentions: On request, the weights of each block, `(B, heads, N, N)`, zero at padding.
         router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
     """
 
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
 
 
@@ -45,7 +50,9 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
     Attributes:
         loss: Scalar, when labels were given.
         logits: `(B, R, D, H, W)` in the order of `config.regions`, float32.
-        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`; the last is
+            normalised.
+        attentions: On request, the weights of each block, `(B, heads, N, N)`, zero at padding.
         router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
         codebook: On request, `(B, codeword size, codewords)`.
         losses: The parts of the loss by name, before their coefficients, when labels were given.
@@ -54,6 +61,7 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
     codebook: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -68,6 +76,9 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["EncoderLayer"]
     # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
@@ -117,6 +128,24 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             )
         return modality_mask.bool()
 
+    def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
+        """Whether hidden states and attention weights are to be returned; the configuration decides over `None`.
+
+        Raises:
+            ValueError: If attention weights are asked for that the configured attention does not make.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                "`output_attentions` needs the attention `eager`, got "
+                f"{self.config._attn_implementation}: call `set_attn_implementation('eager')`, or load the network "
+                "with `attn_implementation='eager'`."
+            )
+        return bool(output_hidden_states), bool(output_attentions)
+
 
 class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
     """Stem and transformer encoder, without a decoder."""
@@ -131,23 +160,30 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         """Return the patch projection; Accelerate asks for it under FSDP2."""
         return self.stem.patch_projection
 
-    def encode(self, pixel_values: Tensor, modality_mask: Tensor) -> tuple[StemOutput, EncoderOutput]:
+    def encode(
+        self, pixel_values: Tensor, modality_mask: Tensor, output_attentions: bool = False
+    ) -> tuple[StemOutput, EncoderOutput]:
         """Run stem and transformer on checked inputs; what the decoder reads."""
         stem = self.stem(pixel_values, modality_mask)
-        return stem, self.vit(stem.patches, stem.presence)
+        return stem, self.vit(stem.patches, stem.presence, output_attentions)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         modality_mask: Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_router_logits: bool = False,
     ) -> LoraMoeHgdEncoderOutput:
         """Encode the present sequences; arguments as in `LoraMoeHgdForSegmentation.forward`."""
-        _, encoded = self.encode(pixel_values, self._check_inputs(pixel_values, modality_mask))
+        output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
+        modality_mask = self._check_inputs(pixel_values, modality_mask)
+        _, encoded = self.encode(pixel_values, modality_mask, output_attentions)
         return LoraMoeHgdEncoderOutput(
             last_hidden_state=encoded.hidden_states[-1],
             hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
             router_logits=encoded.router_logits if output_router_logits else None,
         )
 
@@ -161,18 +197,20 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         self.decoder = HolisticallyGuidedDecoder(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         modality_mask: Tensor | None = None,
         labels: Tensor | None = None,
         region_weights: Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_router_logits: bool = False,
         output_codebook: bool = False,
         geometry: Any = None,
     ) -> LoraMoeHgdSegmenterOutput:
-        """Segment a batch.
+        """Segment a batch. As in every model of transformers, `return_dict=False` makes the result a tuple.
 
         Args:
             pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
@@ -180,16 +218,19 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
             region_weights: `(R,)`, weight of each region in the loss; equal when `None`.
-            output_hidden_states: Return the encoder states that feed the decoder.
+            output_hidden_states: Return the states of the encoder; as in the configuration when `None`.
+            output_attentions: Return the attention weights, which needs the attention `eager`; as in the configuration
+                when `None`.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit or a case has no sequence at all.
+            ValueError: If a shape does not fit, a case has no sequence at all, or the attention returns no weights.
         """
+        output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
-        stem, encoded = self.encoder.encode(pixel_values, modality_mask)
+        stem, encoded = self.encoder.encode(pixel_values, modality_mask, output_attentions)
         decoded = self.decoder(stem, encoded)
         loss, losses = None, None
         if labels is not None:
@@ -199,6 +240,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             loss=loss,
             logits=decoded.logits[-1],
             hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
             router_logits=encoded.router_logits if output_router_logits else None,
             codebook=decoded.codebook if output_codebook else None,
             losses=losses,
@@ -252,7 +294,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
     ) -> Tensor:
         """Logits `(1, R, D, H, W)` of a whole case `(1, M, D, H, W)`, see `sliding_window.sliding_window_logits`."""
         return sliding_window_logits(
-            self,
+            functools.partial(self, return_dict=True),
             pixel_values,
             modality_mask,
             overlap=overlap,
