@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from accelerate.big_modeling import attach_layerwise_casting_hooks
+from peft import LoraConfig, get_peft_model
 from small import EVERY_SUBSET, random_volumes, small_network
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdImageProcessor
+from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdImageProcessor, LoraMoeHgdModel
+from lora_moe_hgd.model.stem import PointwiseConv3d
 
 # Two cases of different sequences.
 MASK = torch.tensor([[True, True, False, True], [False, False, True, True]])
 
 
-def logits_of(network: torch.nn.Module) -> Tensor:
+def logits_of(network: nn.Module) -> Tensor:
     with torch.no_grad():
         return network(random_volumes(), MASK).logits
 
@@ -151,3 +155,80 @@ def test_eager_attention_never_reads_missing_sequences(saved: Path) -> None:
             expected = network(volumes, masks).logits
             volumes[~masks] = float("nan")
             assert torch.equal(network(volumes, masks).logits, expected)
+
+
+def random_labels(shape: tuple[int, int, int] = (16, 32, 48)) -> Tensor:
+    return torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0)) > 0.8
+
+
+class OnlyDouble(TorchDispatchMode):
+    """No operation within the block gives floats of less than double precision."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                assert tensor.dtype == torch.float64, func
+        return found
+
+
+def test_double_precision_stays_double() -> None:
+    network = small_network(0).double()
+    size = (16, 16, 32)
+    inputs = (random_volumes(shape=size).double(), MASK, random_labels(size))
+    names, shapes = zip(*((name, weight.shape) for name, weight in network.named_parameters()), strict=True)
+
+    def loss_of(weights: Tensor) -> Tensor:
+        parts = weights.split([shape.numel() for shape in shapes])
+        replaced = {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        return torch.func.functional_call(network, replaced, inputs).loss
+
+    with OnlyDouble():
+        network(*inputs[:2])
+    assert network.segment_volume(inputs[0][:1], MASK[:1]).dtype == torch.float64
+    # One vector of all weights: a check of each on its own takes a minute.
+    weights = torch.cat([weight.detach().flatten() for weight in network.parameters()]).requires_grad_()
+    assert torch.autograd.gradcheck(loss_of, weights, fast_mode=True)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_takes_images_in_float32(precision: torch.dtype) -> None:
+    assert_close(logits_of(small_network(0).to(precision)), logits_of(small_network(0)), rtol=0.1, atol=0.3)
+
+
+def test_weights_stored_in_bfloat16_compute_in_float32() -> None:
+    stored, rounded = small_network(0), small_network(0)
+    attach_layerwise_casting_hooks(stored, storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            weight.copy_(stored.get_parameter(name))
+    assert torch.equal(logits_of(stored), logits_of(rounded))
+    assert stored.encoder.stem.full_resolution.weight.dtype == torch.bfloat16
+
+
+def test_the_encoder_alone_has_no_parameter_without_a_gradient(saved: Path) -> None:
+    encoder = LoraMoeHgdModel.from_pretrained(saved)
+    encoder(random_volumes(), MASK).last_hidden_state.square().mean().backward()
+    assert [name for name, weight in encoder.named_parameters() if weight.grad is None] == []
+
+
+def test_lora_trains_and_merges_on_every_layer() -> None:
+    # In double precision, where rounding does not blur what is exact.
+    network = small_network(0).double()
+    # PEFT cannot merge adapters of convolutions of a single voxel.
+    layers = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Embedding | nn.Conv3d) and not isinstance(layer, PointwiseConv3d)
+    ]
+    adapted = get_peft_model(network, LoraConfig(r=2, target_modules=layers)).double()
+    generator = torch.Generator().manual_seed(2)
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * len(layers)
+    with torch.no_grad():
+        for weight in trained.values():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    adapted(random_volumes(), MASK, labels=random_labels()).loss.backward()
+    assert [name for name, weight in trained.items() if not weight.grad.abs().sum() > 0] == []
+    expected = logits_of(adapted)
+    assert_close(logits_of(adapted.merge_and_unload()), expected, rtol=0, atol=1e-9)

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .moe import FeedForward, SparseMoe
-from .stem import Presence
+from .stem import Presence, at_least_float32
 
 
 @dataclass
@@ -224,5 +224,5 @@ class VisionTransformer(nn.Module):
         if grid == tuple(self.position_grid):
             return stored
         volume = stored.T.reshape(1, -1, *self.position_grid)
-        resized = nn.functional.interpolate(volume.float(), size=grid, mode="trilinear", align_corners=False)
+        resized = nn.functional.interpolate(at_least_float32(volume), size=grid, mode="trilinear", align_corners=False)
         return resized.flatten(2)[0].T.to(stored.dtype)

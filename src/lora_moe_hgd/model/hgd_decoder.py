@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .encoder import EncoderOutput, TokenLayout
-from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, group_norm
+from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, at_least_float32, group_norm
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:
@@ -61,7 +61,7 @@ class HolisticCodebook(nn.Module):
         """Return the codebook `C+ (B, q, n + k)` and the mean base vector `(B, q)`."""
         fused_BNd = self.fusion(torch.cat(hidden_states, dim=-1))
         base_BNq = nn.functional.relu(self.base_norm(self.base(fused_BNd)))
-        logits_BNn = self.weighting(fused_BNd).float()
+        logits_BNn = at_least_float32(self.weighting(fused_BNd))
         logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
         weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
@@ -126,7 +126,7 @@ class DecoderOutput:
     """Region logits from coarse to fine and what made them.
 
     Attributes:
-        logits: At strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32.
+        logits: At strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32 or float64.
         codebook: `(B, q, n + k)`.
     """
 
@@ -155,6 +155,8 @@ class HolisticallyGuidedDecoder(nn.Module):
         )
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
+        assert stem.skips is not None
+        assert stem.full_resolution is not None
         at_depths = tuple(encoded.hidden_states[depth] for depth in self.hidden_state_depths)
         codebook, mean_base = self.codebook(at_depths, encoded.layout)
         context = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])
@@ -163,6 +165,6 @@ class HolisticallyGuidedDecoder(nn.Module):
         at2 = self.block2(self.refine2(at4, stem.skips[0]))
         at1 = self.refine1(at2, stem.full_resolution)
         logits8, logits4, logits1 = (
-            head(features).float() for head, features in zip(self.heads, (at8, at4, at1), strict=True)
+            at_least_float32(head(features)) for head, features in zip(self.heads, (at8, at4, at1), strict=True)
         )
         return DecoderOutput((logits8, logits4, logits1), codebook)

@@ -20,7 +20,7 @@ from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
-from .moe import ExpertRouter, router_losses
+from .moe import router_losses
 from .sliding_window import sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
@@ -49,7 +49,7 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, when labels were given.
-        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32.
+        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
         hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`; the last is
             normalised.
         attentions: On request, the weights of each block, `(B, heads, N, N)`, zero at padding.
@@ -92,7 +92,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise each kind of module that owns parameters; any other kind is an error, never garbage."""
-        if isinstance(module, nn.Linear | nn.Embedding | ExpertRouter):
+        if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
             init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
@@ -148,11 +148,23 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
 
 class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
-    """Stem and transformer encoder, without a decoder."""
+    """Stem and transformer encoder, without a decoder.
 
-    def __init__(self, config: LoraMoeHgdConfig) -> None:
+    Args:
+        config: Sizes.
+        with_skips: Also fuse the stem's features for a decoder. Without them every parameter contributes to
+            `last_hidden_state`.
+    """
+
+    # The rest of a segmenter.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"stem\.(fusions|full_resolution|full_resolution_norm|availability)\.",
+    ]
+
+    def __init__(self, config: LoraMoeHgdConfig, *, with_skips: bool = False) -> None:
         super().__init__(config)
-        self.stem = ModalityStem(config)
+        self.stem = ModalityStem(config, with_skips=with_skips)
         self.vit = VisionTransformer(config)
         self.post_init()
 
@@ -193,7 +205,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__(config)
-        self.encoder = LoraMoeHgdModel(config)
+        self.encoder = LoraMoeHgdModel(config, with_skips=True)
         self.decoder = HolisticallyGuidedDecoder(config)
         self.post_init()
 
