@@ -34,7 +34,8 @@ CODE = {path.name for path in (PACKAGE / "model").glob("*.py")} - {"__init__.py"
 # What a user of transformers alone would write; argv: folder, files of T1c and FLAIR, where the results go.
 WITHOUT_PACKAGE = """
 import json, sys
-sys.modules['lora_moe_hgd'] = None  # as where it is not installed: importing it is an error
+# As where they are not installed: importing them is an error.
+sys.modules.update(dict.fromkeys(['lora_moe_hgd', 'scipy', 'peft', 'accelerate', 'datasets', 'monai', 'pandas']))
 import numpy as np, torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 from transformers import pipeline
@@ -62,7 +63,7 @@ except ValueError as error:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline around a small network, saved."""
     folder = tmp_path_factory.mktemp("auto") / "saved"
-    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0), least_part=0.1)
     pipeline(TASK, model=small_network(), image_processor=processor, device="cpu").save_pretrained(folder)
     return folder
 

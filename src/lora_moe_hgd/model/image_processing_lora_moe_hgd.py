@@ -19,12 +19,8 @@ from .configuration_lora_moe_hgd import MODALITIES, REGIONS, TOKEN_STRIDE
 from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
 from .label_schemes import label_scheme as find_label_scheme
+from .parts import largest_parts
 from .sources import volume_of
-
-try:
-    from scipy import ndimage
-except ImportError:
-    ndimage = None
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
@@ -52,7 +48,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     Raises:
         ValueError: If a setting is outside its range.
-        ImportError: If small parts are to be left out and scipy is not installed.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
@@ -83,8 +78,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`intensity_clip` must be positive, got {intensity_clip}.")
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
-        if least_part > 0 and ndimage is None:
-            raise ImportError("Leaving out small parts of regions (`least_part`) needs scipy: pip install scipy")
         self.modalities = list(modalities)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
@@ -324,15 +317,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             values = resample_brain(torch.tensor(cropped), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
-
-
-def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Without the parts, joined by faces, edges or corners, that are smaller than a share of the largest part."""
-    labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(labelled.ravel())
-    # The first is what lies outside.
-    sizes[0] = 0
-    return mask & (sizes >= least_part * sizes.max())[labelled]
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
