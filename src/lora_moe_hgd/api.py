@@ -20,6 +20,7 @@ def segment(
     *,
     sequences: Sequence[str] | None = None,
     device: str | None = None,
+    base: str | Path | None = None,
     label_scheme: str | None = None,
     mirror: bool = False,
     allow_skull: bool = False,
@@ -34,6 +35,7 @@ def segment(
         checkpoint: Name of a shipped checkpoint, folder or Hub id, of a network or an adapter.
         sequences: Use only these; all that are there when `None`.
         device: Such as `cpu` or `cuda:0`; a GPU if there is one when `None`.
+        base: Folder or Hub id of an adapter's base; where the adapter says when `None`.
         label_scheme: Name of the label numbers, see `model.label_schemes`; `input` takes those of the case's own label
             map, and `None` those of the checkpoint, `brats2023`: 1 core, 2 oedema, 3 enhancing.
         mirror: Average over the case and its mirror image, in twice the time.
@@ -54,7 +56,7 @@ def segment(
         allow_skull=allow_skull,
         allow_partial=allow_partial,
     )
-    return CaseSegmenter(checkpoint, options, device=device).segment(_found(case))
+    return CaseSegmenter(checkpoint, options, device=device, base=base).segment(_found(case))
 
 
 def example_case() -> Path:

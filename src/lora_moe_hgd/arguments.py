@@ -19,12 +19,18 @@ def add_out_path(parser: argparse._ActionsContainer, *, help: str, required: boo
 
 
 def add_checkpoint(parser: argparse._ActionsContainer) -> None:
-    """Add `--checkpoint`."""
+    """Add `--checkpoint` and `--base`."""
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         help=f"shipped name, folder or Hub id of a network or an adapter; {DEFAULT_CHECKPOINT} if left out",
     )
+    add_base(parser)
+
+
+def add_base(parser: argparse._ActionsContainer) -> None:
+    """Add `--base`, the place of an adapter's base."""
+    parser.add_argument("--base", help="folder or Hub id of an adapter's base; where the adapter says if left out")
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:

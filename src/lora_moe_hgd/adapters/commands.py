@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors import safe_open
 
-from ..arguments import add_allowances, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_base, add_device, add_in_path, add_out_path, add_quiet
 from ..evaluation import evaluate
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     merging = commands.add_parser("merge", help="write an adapter as a whole network")
     merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
     add_out_path(merging, help="new folder for the network and its processor")
+    add_base(merging)
     merging.add_argument("--scale", type=float, default=1.0, help="how far from the base, 0, to the adapter, 1")
     comparing = commands.add_parser("compare", help="evaluate a base and adapters, and test their differences")
     add_in_path(comparing, help="folder of labelled cases", required=True)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         print(list_adapters(args.folders))
     elif args.command == "merge":
         with new_folder(args.out_path) as scratch:
-            network, processor = merge_adapter(args.checkpoint, scale=args.scale)
+            network, processor = merge_adapter(args.checkpoint, scale=args.scale, base=args.base)
             network.save_pretrained(scratch)
             processor.save_pretrained(scratch)
         print(f"The network is in {args.out_path}.")

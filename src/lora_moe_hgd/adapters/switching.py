@@ -18,7 +18,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ..loading import adapter_base, base_name, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
+from ..loading import (
+    adapter_base,
+    base_digest,
+    base_name,
+    checkpoint_digest,
+    checkpoint_folder,
+    find_base,
+    is_adapter,
+    load_checkpoint,
+    local_folder,
+    tensors_digest,
+)
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .presets import COMPOSABLE_PRESET
@@ -155,12 +166,17 @@ def combine_adapters(model: PeftModel, weights: Mapping[str, float], *, into: st
 
 
 def merge_adapter(
-    name: str | Path, *, scale: float = 1.0
+    name: str | Path, *, scale: float = 1.0, base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """An adapter as a whole network, and the processor of its base.
 
     Each weight is `base + scale (adapted - base)`, also of what was trained in full: 0 gives the base and 1 the
     adapter, exactly.
+
+    Args:
+        name: Folder or Hub id of the adapter.
+        scale: How far to go.
+        base: Where to look for the base, instead of where the adapter says.
 
     Raises:
         ValueError: If `name` is no adapter, does not name its base, or `scale` is not between 0 and 1.
@@ -168,15 +184,24 @@ def merge_adapter(
     if not 0 <= scale <= 1:
         raise ValueError(f"`scale` must be between 0, the base, and 1, the adapter, got {scale}.")
     folder = adapter_folder(name)
-    return blend(adapter_base(folder), folder, scale=scale)
+    found = find_base(folder, base)
+    return _blend(load_checkpoint(found)[0], load_checkpoint(folder, base=found), scale=scale)
 
 
 def blend(
     base: str | Path, checkpoint: str | Path, *, scale: float
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """The network `scale` of the way from a base to a checkpoint of its shape, and the processor of the latter."""
-    weights = load_checkpoint(base)[0].state_dict()
-    network, processor = load_checkpoint(checkpoint)
+    return _blend(load_checkpoint(base)[0], load_checkpoint(checkpoint), scale=scale)
+
+
+def _blend(
+    base: LoraMoeHgdForSegmentation,
+    checkpoint: tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor],
+    scale: float,
+) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+    weights = base.state_dict()
+    network, processor = checkpoint
     with torch.no_grad():
         for key, value in network.state_dict().items():
             value.copy_(torch.lerp(weights[key], value, scale))
@@ -274,7 +299,15 @@ def _check_base(folder: Path, given: str) -> None:
     Raises:
         ValueError: If they tell that the base is another.
     """
-    recorded = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
+    digest, found = base_digest(folder), local_folder(given) if given else None
+    if digest and found:
+        if (got := tensors_digest(found)) != digest:
+            raise ValueError(
+                f"The adapter in {folder} was trained over {adapter_base(folder)} with the weights {digest[:12]}, "
+                f"got the base {given} with the weights {got[:12]}."
+            )
+        return
+    recorded = adapter_base(folder) if PeftConfig.from_pretrained(str(folder)).base_model_name_or_path else ""
     if not all(name and (Path(name).is_dir() or not Path(name).is_absolute()) for name in (recorded, given)):
         return
     names = [base_name(name) for name in (recorded, given)]

@@ -168,7 +168,7 @@ def score(argv: Sequence[str]) -> int:
     if state.is_main_process:
         _warn(cases, subsets, bad, trained_on)
     device = usable_device(device_of_process(state, args.device))
-    network, processor = load_checkpoint(folder, device=device)
+    network, processor = load_checkpoint(folder, device=device, base=args.base)
     rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
     found = evaluate(
         network, processor, cases, out=args.out_path, subsets=subsets, rules=rules, progress=not args.quiet
@@ -177,7 +177,7 @@ def score(argv: Sequence[str]) -> int:
     if state.is_main_process:
         if any(scores.rows for scores in found.scores.values()):
             about = {
-                "checkpoint": checkpoint_digest(folder),
+                "checkpoint": checkpoint_digest(folder, base=args.base),
                 "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
                 "convention": args.convention,

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from ..adapters.presets import preset_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
-from ..pretrained import shipped_names
+from ..pretrained import hub_id, shipped_names
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 
@@ -73,11 +73,12 @@ def stage(
 
 def _base_on_the_hub(folder: Path, base: str | None) -> str:
     recorded = adapter_base(folder)
+    base = base or hub_id(recorded)
     on_this_machine = Path(recorded).is_absolute() or recorded in shipped_names()
     if on_this_machine and base is None:
         raise ValueError(
             f"The adapter's base is {recorded} on this machine, where nobody else finds it: push it, too, and name "
-            "its repository with --base."
+            "its repository with --base, or in LORA_MOE_HGD_HUB_IDS if it is shipped."
         )
     if not on_this_machine and base not in (None, recorded):
         raise ValueError(f"--base must be the base that the adapter was trained over, {recorded}, got {base}.")

@@ -119,21 +119,29 @@ class CaseSegmenter:
         checkpoint: Shipped name, folder or Hub id; an adapter's, too.
         options: What is used and written.
         device: Where to compute, such as `cpu` or `cuda:1`; the fastest there is when `None`.
+        base: Where to look for the base of an adapter, instead of where the adapter says.
 
     Raises:
         ValueError: If there is no such checkpoint, or the device cannot be used.
     """
 
-    def __init__(self, checkpoint: str | Path, options: ResultOptions, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        options: ResultOptions,
+        *,
+        device: str | None = None,
+        base: str | Path | None = None,
+    ) -> None:
         folder = checkpoint_folder(checkpoint)
-        self.checkpoint, self.options = str(checkpoint), options
-        self.folder, self.weights = folder, checkpoint_digest(folder)
+        self.checkpoint, self.options, self.base = str(checkpoint), options, base
+        self.folder, self.weights = folder, checkpoint_digest(folder, base=base)
         self.device = usable_device(device)
 
     @cached_property
     def loaded(self) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
         """Network and processor."""
-        return load_checkpoint(self.folder, device=self.device)
+        return load_checkpoint(self.folder, device=self.device, base=self.base)
 
     def fingerprint(self, case: CaseFiles) -> str | None:
         """Fingerprint of everything that results are made from: weights, options, code, and the files that are used.

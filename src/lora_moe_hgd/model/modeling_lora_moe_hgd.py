@@ -7,6 +7,7 @@ here, so that the whole folder travels with a saved model.
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +83,32 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderLayer"]
     # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it; the base of an adapter in a folder is looked for as the package does.
+
+        Raises:
+            ValueError: If it is the folder of an adapter and the base is not found or has other weights.
+        """
+        folder = Path(str(pretrained_model_name_or_path))
+        if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
+        except ImportError as error:
+            raise ValueError(
+                f"{folder} holds an adapter without its base, which the package lora-moe-hgd finds. Install it."
+            ) from error
+        base: Any = find_base(folder)
+        if is_adapter(base):
+            merged, _ = load_checkpoint(base)
+            kwargs = {"config": merged.config, **kwargs, "state_dict": merged.state_dict()}
+            network = super().from_pretrained(None, *args, **kwargs)
+            network.load_adapter(str(folder))
+            return network
+        kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": str(folder)}
+        return super().from_pretrained(base, *args, **kwargs)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
