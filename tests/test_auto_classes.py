@@ -91,7 +91,9 @@ def logits_of(network: Any, volumes: torch.Tensor) -> torch.Tensor:
         return network(volumes).logits
 
 
-def test_without_the_package_every_auto_class_gives_the_same_bits(saved: Path, files, tmp_path: Path) -> None:
+def test_without_the_package_every_auto_class_gives_the_same_bits(
+    saved: Path, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volumes = random_volumes()
     torch.save(volumes, tmp_path / "volumes.pt")
     words = [str(saved), files["t1c"], files["flair"], str(tmp_path)]
@@ -100,7 +102,11 @@ def test_without_the_package_every_auto_class_gives_the_same_bits(saved: Path, f
     expected = logits_of(AutoModel.from_pretrained(saved), volumes)
     for logits in torch.load(tmp_path / "logits.pt", weights_only=True):
         assert torch.equal(logits, expected)
-    here = pipeline(TASK, model=str(saved), pipeline_class=BrainTumorSegmentationPipeline, device="cpu")(files)
+    # With the package nothing is asked, although the folder brings a pipeline of its own.
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    segmenter = pipeline(TASK, model=str(saved), device="cpu")
+    assert type(segmenter) is BrainTumorSegmentationPipeline
+    here = segmenter(files)
     assert np.array_equal(np.load(tmp_path / "mask.npy"), here["segmentation"])
     # Saved again by someone without the package, it is as whole as before.
     again = {path.name for path in (tmp_path / "again").iterdir()}

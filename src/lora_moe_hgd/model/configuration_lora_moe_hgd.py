@@ -124,6 +124,9 @@ class LoraMoeHgdConfig(PreTrainedConfig):
             "deep_supervision_weights",
         ):
             setattr(self, name, tuple(getattr(self, name)))
+        if not __name__.startswith("transformers_modules."):
+            # Where the package is installed, `pipeline` knows the task, and would ask before it runs other code.
+            kwargs.pop("custom_pipelines", None)
         num_labels = kwargs.pop("num_labels", len(self.regions))
         if num_labels != len(self.regions):
             raise ValueError(
