@@ -95,7 +95,7 @@ def without_curriculum() -> AbstractContextManager[Any]:
     """All regions and all subsets from the first step."""
     return patch.multiple(
         objectives,
-        region_weights=lambda progress: (1.0, 1.0, 1.0),
+        region_weights=lambda progress, regions: (1.0,) * regions,
         draw_subset=lambda acquired, progress, generator: draw_subset(acquired, 1.0, generator),
     )
 

@@ -30,8 +30,8 @@ def main() -> None:
         volumes = f"{found.volumes_ml[name]:6.1f} mL {expected.sum() * voxel_ml:6.1f} mL"
         print(f"{name.upper():<6} {dice(region, expected):6.3f} {volumes}")
     picture = args.out_path / "comparison.png"
-    title = f"{case.case_id} from {' and '.join(USED)}, shown on flair"
-    save_overlay(picture, found.images["flair"], {"found": found.regions, "experts": truth}, title=title)
+    title = f"{case.case_id}, segmented from {' and '.join(USED)}"
+    save_overlay(picture, found.images, {"found": found.regions, "experts": truth}, title=title)
     print(f"The picture is {picture}. Label map and report are beside it.")
 
 

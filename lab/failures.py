@@ -16,7 +16,7 @@ from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference.segment import find_regions
-from lora_moe_hgd.pictures import BEST_BACKGROUND, save_overlay
+from lora_moe_hgd.pictures import save_overlay
 
 
 def worst(scores: pd.DataFrame, number: int, least_sequences: int) -> pd.DataFrame:
@@ -45,12 +45,11 @@ def main() -> None:
         reading = read_case(cases[row.case_id], labels=True).checked()
         images = {name: reading.images[name] for name in row.subset.split("+")}
         regions, _ = find_regions(network, processor, processor(images), mirror=mirror)
-        background = next(name for name in BEST_BACKGROUND if name in images)
         save_overlay(
             args.out / f"{row.case_id}.png",
-            images[background],
-            {"segmentation": regions, "truth": reading.regions},
-            title=f"{row.case_id}: from {row.subset}, shown on {background}",
+            images,
+            {"found": regions, "experts": reading.regions},
+            title=f"{row.case_id}, segmented from {row.subset}",
         )
         own = scores[(scores["case_id"] == row.case_id) & (scores["subset"] == row.subset)]
         cells = [

@@ -1,4 +1,4 @@
-"""Write made-up cases with ground truth: `python scripts/make_dummy_data.py --root data/brats2018 --n 4`."""
+"""Write synthetic cases with ground truth: `python scripts/make_dummy_data.py --root data/brats2018 --n 4`."""
 
 from lora_moe_hgd_cli import run
 

@@ -1,8 +1,8 @@
 """Put a trained network or adapter into the package: `python scripts/ship_weights.py runs/continue_phantom/best tiny`.
 
-Weights are rounded to bfloat16 to halve the file; they are widened to float32 again when loaded. `--scale 0.5` ships
-part of what was learnt: an adapter at part of its strength, a network on the way there from the one now shipped, so
-that the same command goes further a second time.
+Weights are rounded to bfloat16 to halve the file size, and are converted to float32 when loaded. `--scale 0.5` ships
+an adapter at half strength. For a network, it ships the mean of the currently shipped and the new weights, so running
+the same command again moves further towards the new weights.
 """
 
 import argparse
@@ -28,17 +28,17 @@ def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float
     """Write `shipped + scale (trained - shipped)`.
 
     Raises:
-        ValueError: If only part of the way is to be gone and no network is shipped that it could begin from.
+        ValueError: If `scale` is not 1, but no network of this name is shipped yet.
     """
     if scale != 1 and (not shipped.is_dir() or is_adapter(shipped)):
-        raise ValueError(f"--scale must be 1 where no network is shipped yet, got {scale:g} for {shipped.name}.")
+        raise ValueError(f"--scale must be 1 if no network {shipped.name} is shipped yet, got {scale:g}.")
     network, processor = load_checkpoint(checkpoint) if scale == 1 else blend(shipped, checkpoint, scale=scale)
     network.to(torch.bfloat16).save_pretrained(scratch)
     processor.save_pretrained(scratch)
     changes = {"config.json": {"dtype": "float32"}, "preprocessor_config.json": {}}
     for name, change in changes.items():
         settings = json.loads((scratch / name).read_text()) | change
-        # The package has the code.
+        # The package already contains the code.
         settings.pop("auto_map", None)
         (scratch / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for path in scratch.iterdir():
@@ -47,10 +47,12 @@ def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float
 
 
 def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
-    """Write `base + scale (adapted - base)` as an adapter: low-rank matrices scaled, what was trained in full blended.
+    """Write `base + scale (adapted - base)` as an adapter.
+
+    Low-rank matrices are scaled. Weights that were trained in full are interpolated between base and adapter.
 
     Raises:
-        ValueError: If its base is not shipped.
+        ValueError: If the adapter's base is not shipped.
     """
     base = checkpoint_folder(adapter_base(checkpoint))
     if base.parent != PRETRAINED:
@@ -76,8 +78,10 @@ def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder of the network or adapter")
-    parser.add_argument("name", help="name it is shipped under")
-    parser.add_argument("--scale", type=float, default=1.0, help="how much of what was learnt, from 0 to 1")
+    parser.add_argument("name", help="name of the shipped checkpoint")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the change in the weights, from 0 to 1 (default: 1)"
+    )
     args = parser.parse_args()
     if not 0 <= args.scale <= 1:
         parser.error(f"--scale must be between 0 and 1, got {args.scale:g}")

@@ -1,8 +1,8 @@
-"""Write the cards of the shipped checkpoints, and the table of results in the README, from their scores.
+"""Write the cards of the shipped checkpoints and the results table of the README from scores.
 
 `python scripts/write_card.py --scores outputs/shipped --training model_cards/training.md --rivals CSV`: the folder
-has the outputs of `lora-moe-hgd evaluate` for each checkpoint, `tiny-real` and `glioma-real`. The Markdown file has a
-section for each paragraph of the cards on training. The CSV file has the published Dice of other networks by case.
+contains the output folders `tiny-real` and `glioma-real` of `lora-moe-hgd evaluate`. The Markdown file has the text on
+training for each card, one section per text. The CSV file has the published Dice of other networks by case.
 """
 
 import argparse
@@ -33,7 +33,7 @@ REAL = "BraTS-Africa, at their native 1 mm. These cases influenced no choice"
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
     with open(folder / "scores.csv", newline="") as file:
         cases = sorted({row["case_id"] for row in csv.DictReader(file)})
-    # docs/confidence.md is about the confidence.
+    # Leave out the calibration table, because docs/confidence.md describes the confidence.
     table = (folder / "table.md").read_text().partition("Calibration by number of sequences")[0]
     shown = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} cases"
     return {"title": title, "text": f"{text}: {shown}.", "table": table.strip()}
@@ -72,7 +72,7 @@ def readme_table(scores: Path, rivals: Path) -> str:
 
 
 def paragraphs(path: Path) -> dict[str, str]:
-    """The text below each heading of a Markdown file."""
+    """Read the text below each heading of a Markdown file."""
     parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
     return {name.strip(): text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -80,7 +80,7 @@ def paragraphs(path: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scores", type=Path, required=True, help="folder of the evaluations")
-    parser.add_argument("--training", type=Path, required=True, help="Markdown file on how each was trained")
+    parser.add_argument("--training", type=Path, required=True, help="Markdown file with the texts on training")
     parser.add_argument("--rivals", type=Path, required=True, help="CSV file of published Dice by case")
     args = parser.parse_args()
     network, processor = load_checkpoint("tiny")

@@ -1,7 +1,7 @@
-"""The console script `lora-moe-hgd`, and what the launchers in the repository's root call.
+"""The console script `lora-moe-hgd`. The launchers in the repository's root also use it.
 
-Not in the package: importing that makes the network known to transformers, which takes seconds that `--help` can do
-without.
+This module is outside the package, because importing the package registers the network with transformers. That takes
+seconds, which `--help` does not need.
 """
 
 from __future__ import annotations
@@ -12,31 +12,38 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-# Each subcommand is the `main` of a module, imported only when asked for.
+# Each subcommand is the `main` of a module. The module is imported only when its command is run.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.command", "segment cases that may lack sequences"),
-    "check": ("lora_moe_hgd.cases.check", "look through a cohort for what is wrong or odd"),
-    "convert": ("lora_moe_hgd.cases.convert", "write cases in another family of names and label scheme"),
+    "check": ("lora_moe_hgd.cases.check", "check a cohort for errors and warnings"),
+    "convert": ("lora_moe_hgd.cases.convert", "convert cases to other file names or another label scheme"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
     "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
-    "push": ("lora_moe_hgd.hub.push", "put a network or an adapter on the Hub"),
-    "pull": ("lora_moe_hgd.hub.pull", "fetch one from the Hub and check its files"),
-    "plot": ("lora_moe_hgd.training.plot", "draw the curves and the router's load of a run"),
+    "push": ("lora_moe_hgd.hub.push", "upload a network or an adapter to the Hub"),
+    "pull": ("lora_moe_hgd.hub.pull", "download a network or an adapter and verify it"),
+    "plot": ("lora_moe_hgd.training.plot", "draw the training curves and expert load of a run"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.phantoms.phantom", "write made-up cases with ground truth"),
+    "info": ("lora_moe_hgd.info", "tell what is installed: versions, checkpoints, labels, device"),
+}
+# What most people want.
+EXAMPLES = {
+    "lora-moe-hgd segment --in-path CASE --out-path OUT": "segment a folder with some of T1, T1c, T2, FLAIR",
+    "lora-moe-hgd check --in-path DATA": "see what is wrong with your cases before anything else",
+    "lora-moe-hgd evaluate --in-path DATA --out-path OUT": "score a checkpoint on labelled cases, over all subsets",
 }
 
 
 def run(command: str, argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand with the given or the process's arguments.
+    """Run a subcommand with the given arguments, or with those of the process.
 
-    Bad input and refused files end in one line on standard error and exit code 2.
+    Invalid input leads to a one-line message on standard error and exit code 2.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    # A bar for every file that is loaded would hide the ones that tell of long work.
+    # Transformers would show a progress bar for every loaded file, which hides the bars of the commands.
     disable_progress_bar()
-    # A file name that the terminal cannot show must not end a command. Standard error is set up so by Python itself.
+    # A file name that the terminal cannot show must not stop a command. For standard error this is Python's default.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     module = importlib.import_module(COMMANDS[command][0])
@@ -62,12 +69,13 @@ def main() -> None:
             print(f"error: There is no command '{words[0]}'.\n", file=sys.stderr)
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         raise SystemExit(0 if asked_for_help else 2)
-    # argparse takes the name in its help from here.
+    # `argparse` shows this name in its help.
     sys.argv[0] = f"lora-moe-hgd {words[0]}"
     run(words[0], words[1:])
 
 
 def _usage() -> str:
     lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    examples = [line for command, purpose in EXAMPLES.items() for line in (f"  {command}", f"      {purpose}")]
     more = "lora-moe-hgd COMMAND --help explains a command. lora-moe-hgd --version prints the version."
-    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *lines, "", more])
+    return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *examples, "", "commands:", *lines, "", more])

@@ -230,9 +230,13 @@ def test_a_combination_is_an_adapter_like_any_other(shelf: Shelf, tmp_path: Path
 @pytest.mark.parametrize(
     ("weights", "into", "rule"),
     [
-        ({"site_a": 1.0, "full_a": 1.0}, "new", "`modules_to_save`.*the preset `lora` can be combined, got 'full_a'"),
-        ({"site_a": 1.0}, "site_b", "'site_b' is there already"),
-        ({"site_c": 1.0}, "new", "No adapter is named 'site_c'; there is: site_a, site_b, full_a"),
+        (
+            {"site_a": 1.0, "full_a": 1.0},
+            "new",
+            "'full_a' trained .* in full .*`modules_to_save`.* with the preset `lora`",
+        ),
+        ({"site_a": 1.0}, "site_b", "The name 'site_b' is in use"),
+        ({"site_c": 1.0}, "new", "No adapter is named 'site_c'. The names are: site_a, site_b, full_a"),
         ({}, "new", "at least one"),
     ],
 )
@@ -245,7 +249,7 @@ def test_what_cannot_be_combined_is_refused(shelf: Shelf, weights: dict[str, flo
 
 @pytest.mark.parametrize(
     ("options", "rule"),
-    [({"use_dora": True}, "DoRA is not a sum"), ({"bias": "lora_only"}, "biases would be lost")],
+    [({"use_dora": True}, "'odd' uses DoRA"), ({"bias": "lora_only"}, "'odd' trained biases")],
 )
 def test_what_is_no_sum_of_low_rank_matrices_is_refused(
     shelf: Shelf, tmp_path: Path, options: dict, rule: str
@@ -259,34 +263,34 @@ def test_what_is_no_sum_of_low_rank_matrices_is_refused(
 def test_an_adapter_with_biases_cannot_be_taken_out(shelf: Shelf, tmp_path: Path) -> None:
     save_adapter(tmp_path, shelf.base, "lora", {"r": 2, "bias": "lora_only"}, seed=7)
     model = load_adapters(shelf.base, {"odd": tmp_path})
-    with pytest.raises(ValueError, match="`bias` is none, got lora_only in 'odd'"), adapter_disabled(model):
+    with pytest.raises(ValueError, match="`bias` is none, but 'odd' has `bias` lora_only"), adapter_disabled(model):
         pass
 
 
 @pytest.mark.parametrize("name", ["", "site.a", "train"])
 def test_a_name_that_torch_cannot_hold_is_refused(shelf: Shelf, name: str) -> None:
-    with pytest.raises(ValueError, match=f"name must not be empty.*got '{name}'"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of an adapter"):
         load_adapters(shelf.base, {name: shelf.folders["site_a"]})
 
 
 def test_a_name_given_twice_is_refused(shelf: Shelf) -> None:
     model = shelf.load("site_a")
-    with pytest.raises(ValueError, match="'site_a' is there already"):
+    with pytest.raises(ValueError, match="The name 'site_a' is in use"):
         load_adapters(model, {"site_a": shelf.folders["site_b"]})
 
 
 def test_a_folder_without_an_adapter_is_refused(shelf: Shelf) -> None:
-    with pytest.raises(ValueError, match=f"{shelf.base} must hold an adapter, but there is no adapter_config.json"):
+    with pytest.raises(ValueError, match=f"{shelf.base} is not an adapter: it has no adapter_config.json"):
         load_adapters(shelf.base, {"a": shelf.base})
 
 
 def test_no_adapter_is_known_by_a_wrong_name(shelf: Shelf) -> None:
     with (
-        pytest.raises(ValueError, match="No adapter is named 'b'; there is: site_a"),
+        pytest.raises(ValueError, match=r"No adapter is named 'b'\. The names are: site_a"),
         using_adapter(shelf.load("site_a"), "b"),
     ):
         pass
-    with pytest.raises(ValueError, match="`model` must have an adapter"), adapter_disabled(shelf.fresh()):
+    with pytest.raises(ValueError, match="`model` has no adapter"), adapter_disabled(shelf.fresh()):
         pass
 
 
@@ -301,7 +305,7 @@ def test_an_adapter_of_another_base_is_refused_by_its_record(shelf: Shelf, tmp_p
     small_network(seed=5).save_pretrained(other)
     site_a = {"site_a": shelf.folders["site_a"]}
     for base in (other, LoraMoeHgdForSegmentation.from_pretrained(other)):
-        with pytest.raises(ValueError, match=f"made for the base {shelf.base}, got the base {other}"):
+        with pytest.raises(ValueError, match=f"made for the base {shelf.base}, not for {other}"):
             load_adapters(base, site_a)
     # The same weights in another place are the same base, and a network that was never saved may be any.
     shelf.assert_is(load_adapters(copy, site_a), "site_a")
@@ -324,7 +328,7 @@ def test_names_on_the_hub_are_compared_and_unknown_ones_are_not(shelf: Shelf, tm
             shelf.assert_is(load_adapters(network, {"a": adapter}).eval(), "site_a")
             network = shelf.fresh()
         else:
-            with pytest.raises(ValueError, match="made for the base someone/base, got the base someone/other"):
+            with pytest.raises(ValueError, match="made for the base someone/base, not for someone/other"):
                 load_adapters(network, {"a": adapter})
 
 
@@ -373,9 +377,9 @@ def test_a_scale_goes_straight_from_the_base_to_the_adapter(shelf: Shelf) -> Non
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        (["--scale", "1.5"], "`scale` must be between 0, the base, and 1, the adapter, got 1.5"),
-        (["--checkpoint", "{base}"], "must hold an adapter, but there is no adapter_config.json"),
-        (["--out", "{base}"], "exists already; choose another"),
+        (["--scale", "1.5"], "`scale` must be between 0 (the base) and 1 (the adapter), got 1.5"),
+        (["--checkpoint", "{base}"], "is not an adapter: it has no adapter_config.json"),
+        (["--out", "{base}"], "exists already. Choose another"),
     ],
 )
 def test_a_merge_that_cannot_be_made_leaves_nothing(
@@ -412,7 +416,7 @@ def test_a_list_says_what_each_adapter_is(shelf: Shelf, capsys) -> None:
 def test_a_list_of_nothing_is_an_error(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run("adapters", ["list", str(tmp_path)])
-    assert f"error: {tmp_path} must hold adapters, but there is no adapter_config.json" in capsys.readouterr().err
+    assert f"error: There is no adapter (adapter_config.json) in or below {tmp_path}." in capsys.readouterr().err
 
 
 def test_adapters_are_compared_with_their_base_case_by_case(
@@ -425,7 +429,7 @@ def test_adapters_are_compared_with_their_base_case_by_case(
     table = pd.read_csv(tmp_path / "comparison.csv")
     first = pd.read_csv(folders[0] / "scores.csv")
     for folder in folders[1:]:
-        assert f"{folder} against {folders[0]}: Dice, paired by case." in shown
+        assert f"Dice of {folder} (second) minus {folders[0]} (first), paired by case." in shown
         row = table[(table["compared"] == str(folder)) & (table["subset"] == "mean") & (table["region"] == "mean")]
         second = pd.read_csv(folder / "scores.csv")
         assert row["cases"].item() == 2

@@ -99,12 +99,12 @@ def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root
     assert "TC and ET are guesses" in found.warnings[0]
     doubtful = [name.upper() for name, value in found.confidence.items() if value < LOW_CONFIDENCE]
     assert doubtful
-    assert [warning.split(": the expected Dice")[0] for warning in found.warnings[1:]] == doubtful
+    assert [warning.split(": The expected Dice")[0] for warning in found.warnings[1:]] == doubtful
     image = nib.load(dummy_root / "case_000/T1c.nii.gz")
     array = np.asarray(image.dataobj).copy()
     array[20, 20, 20] = np.nan
     warning, *_ = lmh.segment({"t1c": nib.Nifti1Image(array, image.affine)}).warnings
-    assert warning == "t1c: 1 voxels are not finite (NaN or infinite). They count as zero."
+    assert warning == "t1c: 1 voxels are not finite (NaN or infinite). They are treated as zero."
 
 
 def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy_root: Path, tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
         ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used"),
-        ({"checkpoint": "huge"}, "nor shipped"),
+        ({"checkpoint": "huge"}, "There is no checkpoint 'huge'"),
         ({"case": {}}, "No sequence was given"),
         ({"case": {"t2w": "a.nii.gz"}}, "Unknown sequence t2w"),
-        ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: Every voxel is zero"),
-        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2; it has t1"),
+        ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: All voxels are zero"),
+        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2. It has t1"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, rule: str) -> None:

@@ -98,7 +98,7 @@ def test_without_the_package_every_auto_class_gives_the_same_bits(
     torch.save(volumes, tmp_path / "volumes.pt")
     words = [str(saved), files["t1c"], files["flair"], str(tmp_path)]
     printed = run_alone(WITHOUT_PACKAGE, *words, home=tmp_path / "home")
-    assert "folders need the package lora-moe-hgd, which is not installed, got case_000" in printed
+    assert "Reading the folder case_000 needs the package lora-moe-hgd, which is not installed" in printed
     expected = logits_of(AutoModel.from_pretrained(saved), volumes)
     for logits in torch.load(tmp_path / "logits.pt", weights_only=True):
         assert torch.equal(logits, expected)

@@ -79,10 +79,10 @@ def test_a_case_that_keeps_the_rules_is_unchanged_and_has_no_finding() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda array: np.where(array == 0, -0.8, (array - 100) / 15), "background is -0.8 instead"),
-        (lambda array: corner(array, array[array != 0].mean()), "background is"),
-        (lambda array: corner(array, 1.0), "background is 1 instead"),
-        (lambda array: corner(array, -1000.0), "background is -1000 instead"),
+        (lambda array: np.where(array == 0, -0.8, (array - 100) / 15), "background has the value -0.8 instead"),
+        (lambda array: corner(array, array[array != 0].mean()), "background has the value"),
+        (lambda array: corner(array, 1.0), "background has the value 1 instead"),
+        (lambda array: corner(array, -1000.0), "background has the value -1000 instead"),
         (lambda array: rim_of_noise(array, mm=8, level=5), "dark noise around the brain"),
         (lambda array: rim_of_noise(array, mm=1000, level=2), "dark noise around the brain"),
     ],
@@ -127,13 +127,13 @@ def slab(*radii_mm: float, bone: bool) -> dict[str, np.ndarray]:
 def test_a_head_of_which_the_field_of_view_shows_11_cm_is_refused_and_a_large_brain_is_not() -> None:
     assert messages(settled(slab(72, 93, 100, bone=True)))[0].startswith("error: t2: 2.1 litres of tissue look like")
     assert messages(settled(slab(72, 93, 100, bone=False))) == [
-        "warning: t2: The field of view cuts off a part of the brain. Check that the skull was removed, too."
+        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check both."
     ]
 
 
 def test_a_part_of_a_brain_is_refused_unless_allowed() -> None:
     part = {"t2": Volume(brain(), AFFINE @ np.diag([0.6, 0.6, 0.6, 1]))}
-    assert "litres of tissue are not a whole brain" in messages(settle(part))[0]
+    assert "litres of tissue are too little for a brain" in messages(settle(part))[0]
     assert messages(settle(part))[0].startswith("error")
     assert messages(settle(part, allow_partial=True))[0].startswith("warning")
 
@@ -141,14 +141,14 @@ def test_a_part_of_a_brain_is_refused_unless_allowed() -> None:
 def test_a_brain_that_the_field_of_view_cuts_is_warned_of() -> None:
     cut = settle({"t2": Volume(brain()[:, :, 12:].copy(), AFFINE)})
     assert messages(cut) == [
-        "warning: t2: The field of view cuts off a part of the brain. Check that the skull was removed, too."
+        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check both."
     ]
 
 
 def test_brains_at_different_places_and_copies_are_warned_of() -> None:
     moved = settled({"t1": brain(), "t2": brain(1, shift=0.25)})
-    assert "show brains that overlap by" in messages(moved)[0]
-    assert "t2: It holds the same voxels as t1" in messages(settled({"t1": brain(), "t2": brain()}))[0]
+    assert "The brains in t1 and t2 overlap by only" in messages(moved)[0]
+    assert "t2: It has exactly the same voxels as t1" in messages(settled({"t1": brain(), "t2": brain()}))[0]
 
 
 @pytest.mark.parametrize("stored", ["LPS", "PIR", "SRA"])
@@ -178,7 +178,10 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
     moved[0, 3] += 8
     case = settled({"t1": brain()}, label_map=Volume(labels(), moved), label_schemes=("brats2023",))
     assert case.interpolated == (LABEL_MAP,)
-    assert "label map: It lies on another grid than t1 (centres 8 mm apart). Each voxel took its" in messages(case)[0]
+    moved = (
+        "label map: Its grid differs from that of t1 (centres 8 mm apart). It was resampled with the nearest label."
+    )
+    assert moved in messages(case)[0]
     # Two voxels of 4 mm along the first axis, which runs to the left.
     np.testing.assert_array_equal(case.labels[:-2], labels()[2:])
 
@@ -186,7 +189,7 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
 def test_a_label_map_beside_the_brain_or_of_another_scheme_is_found() -> None:
     away = np.roll(labels(), 14, axis=2)
     case = settled({"t1": brain()}, label_map=Volume(away, AFFINE), label_schemes=("brats2023",))
-    assert "of the tumour lie outside the brain" in messages(case)[0]
+    assert "of the tumour are outside the brain" in messages(case)[0]
     bright = brain(1) + 60 * (labels() == 3)
     swapped = LABEL_SCHEMES["msd"].encode(LABEL_SCHEMES["brats2023"].decode(labels()))
     arrays = {"t1": brain(), "t1c": bright.astype(np.float32)}
@@ -200,7 +203,9 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
     far = AFFINE.copy()
     far[0, 3] += 500
     case = settle({"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1), far)})
-    assert messages(case) == ["error: t2: It does not overlap with t1: their centres are 500 mm apart."]
+    assert messages(case) == [
+        "error: t2: It does not overlap with t1: their centres are 500 mm apart. Register them first."
+    ]
     # Twice the voxels of half the size over the same field: nothing is apart.
     fine = np.diag([0.5, 0.5, 0.5, 1])
     fine[:3, 3] = -0.25
@@ -208,8 +213,8 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
         {"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1).repeat(2, 0).repeat(2, 1).repeat(2, 2), AFFINE @ fine)}
     )
     assert messages(same) == [
-        "warning: t2: It lies on another grid than t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
-        "It was interpolated."
+        "warning: t2: Its grid differs from that of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
+        "It was resampled by interpolation."
     ]
 
 
@@ -270,7 +275,7 @@ def test_raw_scans_are_refused_as_heads(patient: str, name: str) -> None:
 def test_a_volume_of_constant_fills_alone_is_refused() -> None:
     halves = np.where(np.arange(SHAPE[0])[:, None, None] < 18, -0.5, 0.0) * np.ones(SHAPE)
     case = settled({"t1": halves.astype(np.float32)})
-    assert messages(case)[-1] == "error: t1: It holds constant background alone. Leave the sequence out."
+    assert messages(case)[-1] == "error: t1: The image shows only constant background. Leave the sequence out."
     assert not case.arrays
 
 
@@ -297,7 +302,7 @@ def test_a_saturated_corner_is_no_background() -> None:
 
 def test_a_case_with_errors_is_not_prepared() -> None:
     bad = settled({"t1": np.zeros(SHAPE, np.float32)})
-    with pytest.raises(ValueError, match="Every voxel is zero"):
+    with pytest.raises(ValueError, match="All voxels are zero"):
         LoraMoeHgdImageProcessor()(bad)
 
 

@@ -93,8 +93,8 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
         ("[]", "does not list the sequences by number"),
         ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
         ('{"modality": ["T1"]}', "does not list the sequences by number"),
-        ('{"modality": {"0": "CT"}}', "a channel that is not known, or one twice: CT"),
-        ('{"modality": {"0": "T1", "1": "T1w"}}', "a channel that is not known, or one twice: T1, T1w"),
+        ('{"modality": {"0": "CT"}}', "an unknown channel, or the same channel twice: CT"),
+        ('{"modality": {"0": "T1", "1": "T1w"}}', "an unknown channel, or the same channel twice: T1, T1w"),
     ],
 )
 def test_a_dataset_file_without_an_order_is_refused_by_name(numbered: Path, content: str, message: str) -> None:
@@ -105,7 +105,7 @@ def test_a_dataset_file_without_an_order_is_refused_by_name(numbered: Path, cont
 
 def test_a_stack_of_another_length_than_the_order_is_refused(decathlon: Path) -> None:
     case = find_case(decathlon / "imagesTr/BRATS_001.nii.gz", channel_order=("t1", "t2"))
-    with pytest.raises(BadInputError, match=r"2 sequences are named for the file, but it holds 4"):
+    with pytest.raises(BadInputError, match=r"The channel order has 2 sequences, but the file contains 4 volumes"):
         read_case(case).checked()
 
 
@@ -139,7 +139,7 @@ def test_numbered_files_beside_others_are_refused(numbered: Path, tmp_path: Path
     folder.mkdir()
     for name in ("x_0000", "x_0001", "seg"):
         (folder / f"{name}.nii.gz").touch()
-    with pytest.raises(BadInputError, match=r"numbers for the sequences and others: seg.nii.gz"):
+    with pytest.raises(BadInputError, match=r"numbered sequences, but also other files: seg.nii.gz"):
         find_case(folder, channel_order=("t1", "t2"))
 
 

@@ -96,7 +96,7 @@ def test_regions_survive_every_scheme(scheme: str, tmp_path: Path) -> None:
     found = read_case(after.in_scheme(scheme), labels=True).checked()
     np.testing.assert_array_equal(found.regions, read_case(before, labels=True).checked().regions)
     written = set(np.unique(voxels_of(after.labelled())).tolist())
-    assert written == {0, LABEL_SCHEMES[scheme].edema, LABEL_SCHEMES[scheme].core, LABEL_SCHEMES[scheme].enhancing}
+    assert written == {0, *LABEL_SCHEMES[scheme].written.values()}
 
 
 def test_what_the_target_cannot_tell_is_refused_and_nothing_is_written(
@@ -123,15 +123,15 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
     with pytest.raises(SystemExit) as stopped:
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "decathlon"])
     assert stopped.value.code == 1
-    assert "This case lacks t2, and a file with four axes needs flair, t1, t1c, t2." in capsys.readouterr().err
+    assert "This case lacks t2, but a file with four axes needs flair, t1, t1c, t2." in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/imagesTr").iterdir()] == ["BRATS_001.nii.gz"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layout", "nnunet"], "do not say the label scheme. Choose it with --scheme"),
-        (["--layout", "plain", "--scheme", "brats2018"], "are read as msd"),
+        (["--layout", "nnunet"], "nnunet has no usual label scheme. Choose one with --scheme"),
+        (["--layout", "plain", "--scheme", "brats2018"], "always read with the label scheme msd"),
         (["--layout", "plain", "--target-order", "t1,t2"], "--target-order is for nnunet"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
     kept = tmp_path / "out/case_0/case_0-t1n.nii.gz"
     before = kept.stat().st_mtime_ns
     run("convert", words)
-    assert "1 cases written, 2 were there, 0 failed" in capsys.readouterr().out
+    assert f"1 cases were written to {tmp_path}/out, 2 existed already, 0 failed" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
     assert len(find_cases(tmp_path / "out")) == 3
 
@@ -173,14 +173,14 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
         (
             "in",
             ["--scheme", "brats2018", "--target-order", "t1c,flair"],
-            "holds cases of the order t1,t1c,t2,flair, and these are of t1c,flair",
+            "contains cases converted with order t1,t1c,t2,flair, but now the order is t1c,flair",
         ),
         (
             "in",
             ["--scheme", "msd"],
-            "holds cases of the scheme brats2018, and these are of msd. Choose another target",
+            "contains cases converted with scheme brats2018, but now the scheme is msd. Choose another target",
         ),
-        ("other", ["--scheme", "brats2018"], "holds cases of the source "),
+        ("other", ["--scheme", "brats2018"], "contains cases converted with source "),
     ],
     ids=["order", "scheme", "source"],
 )
@@ -201,7 +201,7 @@ def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "out").mkdir()
     (tmp_path / "out/dataset.json").write_text("of somebody else")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=2)
-    assert "holds files that convert did not write: dataset.json. Choose an empty" in capsys.readouterr().err
+    assert "contains files that convert did not write: dataset.json. Choose an empty" in capsys.readouterr().err
     assert (tmp_path / "out/dataset.json").read_text() == "of somebody else"
 
 
@@ -241,14 +241,15 @@ def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, code=1)
     places = [tmp_path / "out" / name for name in names]
     message = (
-        f"The t1c changed since this case was converted. Remove {', '.join(map(str, places))} to convert it again."
+        "This case was converted earlier, but its t1c changed since then. "
+        f"Remove {', '.join(map(str, places))} to convert it again."
     )
     assert message in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before
     for path in places:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     convert(tmp_path / "in", tmp_path / "out", "--layout", key)
-    assert "1 cases written, 0 were there" in capsys.readouterr().out
+    assert f"1 cases were written to {tmp_path}/out, 0 existed already" in capsys.readouterr().out
     assert files_in(tmp_path / "out") != before
 
 
@@ -256,7 +257,7 @@ def test_a_case_read_in_another_scheme_has_changed(tmp_path: Path, capsys: pytes
     make_case(tmp_path / "in/case")
     convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", "--label-scheme", "brats2023", code=1)
-    assert "The label scheme or channel order changed since this case was converted." in capsys.readouterr().err
+    assert "but its label scheme or channel order changed since then." in capsys.readouterr().err
 
 
 def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
@@ -267,7 +268,7 @@ def test_a_case_that_got_labels_has_changed_though_its_files_go_elsewhere(
     convert(tmp_path / "in", tmp_path / "out", "--layout", "decathlon")
     shutil.move(tmp_path / "labels.nii.gz", tmp_path / "in/case/seg.nii.gz")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=1)
-    message = f"The seg changed since this case was converted. Remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to"
+    message = f"but its seg changed since then. Remove {tmp_path}/out/imagesTs/BRATS_001.nii.gz to"
     assert message in capsys.readouterr().err
 
 
@@ -346,7 +347,7 @@ def test_what_is_odd_about_a_case_is_told(tmp_path: Path, capsys: pytest.Capture
     shutil.copyfile(tmp_path / "in/case/T1.nii.gz", tmp_path / "in/case/T2.nii.gz")
     convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
     path = tmp_path / "in/case/T2.nii.gz"
-    assert f"warning: {path}: It holds the same voxels as t1." in capsys.readouterr().err
+    assert f"warning: {path}: It has exactly the same voxels as t1." in capsys.readouterr().err
 
 
 def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +357,7 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.Captu
     moved[:3, 3] += AFFINE[:3, :3] @ [0.5, 0, 0]
     nib.save(nib.Nifti1Image(voxels_of(path).copy(), moved), path)
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=1)
-    assert f"{path}: This label map has another grid than t1, and interpolated" in capsys.readouterr().err
+    assert f"{path}: This label map has another grid than t1, and interpolation" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -366,7 +367,7 @@ def test_a_case_of_which_the_order_has_no_sequence_is_refused(
     make_case(tmp_path / "in/case", lacking="t2")
     words = ["--layout", "nnunet", "--scheme", "msd", "--target-order", "t2"]
     refused(tmp_path / "in", tmp_path / "out", *words, code=1)
-    assert "has t1, t1c, flair, and none of these is in --target-order t2." in capsys.readouterr().err
+    assert "has t1, t1c, flair, but none of these is in --target-order t2." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -378,7 +379,7 @@ def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_re
     make_case(tmp_path / "in/case_2", seed=1)
     (tmp_path / "in/case_2/seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
-    assert f"1 of 2 cases have a ground truth. {key} keeps cases" in capsys.readouterr().err
+    assert f"1 of 2 cases have a ground truth. {key} stores cases" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -424,7 +425,7 @@ def test_a_case_that_an_earlier_version_named_otherwise_is_not_written_twice(
     record.write_text(record.read_text().replace("HGG_a", "a"))
     (tmp_path / "out/HGG_a").rename(tmp_path / "out/a")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2018", code=2)
-    assert "holds the case HGG_a under its former name a. Choose another target." in capsys.readouterr().err
+    assert "contains the case HGG_a under its old name a. Choose another target." in capsys.readouterr().err
     assert not (tmp_path / "out/HGG_a").exists()
 
 

@@ -139,7 +139,7 @@ def without_tumours(root: Path) -> None:
 def test_what_is_odd_about_each_case_is_printed_in_every_run(dummy_root: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(dummy_root, tmp_path / "data")
     without_tumours(tmp_path / "data")
-    expected = [f"warning: case_{number:03d}: label map: It marks no tumour." for number in range(3)]
+    expected = [f"warning: case_{number:03d}: label map: The label map contains no tumour." for number in range(3)]
     for _ in range(2):
         cases(tmp_path / "data", tmp_path).prepare_all(num_workers=0, progress=True)
         said = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
@@ -255,7 +255,7 @@ def test_what_is_odd_about_each_case_of_a_stream_is_printed_in_every_run(
         stream.prepare_all(num_workers=0, progress=True)
         said = [line.rpartition("\r")[2] for line in capsys.readouterr().err.splitlines()]
         assert [line for line in said if "warning" in line] == [
-            f"warning: {dataset_root}[{number}]: label map: It marks no tumour." for number in range(3)
+            f"warning: {dataset_root}[{number}]: label map: The label map contains no tumour." for number in range(3)
         ]
 
 

@@ -107,7 +107,7 @@ def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path
     with pytest.raises(SystemExit) as stopped:
         run("train", words_of(tmp_path / "run"))
     assert stopped.value.code == 2
-    assert "asked for several processes but started one" in capsys.readouterr().err
+    assert "Several processes were requested, but `accelerate launch` started only one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

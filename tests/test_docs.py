@@ -35,7 +35,7 @@ def run_page(page: str, folder: Path, **variables: str) -> None:
 
 def test_every_page_is_run() -> None:
     shown = {path.name for path in (ROOT / "docs").glob("*.md") if re.search("```(bash|python)", path.read_text())}
-    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md"}
+    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md", "tasks.md"}
 
 
 def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:

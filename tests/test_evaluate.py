@@ -23,10 +23,9 @@ from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.cases.layouts import find_case, find_cases
 from lora_moe_hgd.cases.nifti import read_image
-from lora_moe_hgd.evaluation import evaluate as module
 from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
-from lora_moe_hgd.evaluation.compare import paired_differences
+from lora_moe_hgd.evaluation.compare import paired_differences, write_comparison
 from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.evaluation.report import (
     dice_table,
@@ -34,6 +33,7 @@ from lora_moe_hgd.evaluation.report import (
     summarise,
     to_markdown,
     trust,
+    volume_agreement,
     worth_of_sequences,
 )
 from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
@@ -152,7 +152,9 @@ def test_the_worth_of_sequences_is_that_in_the_same_cases_for_every_subset() -> 
     assert found["wt"] == pytest.approx(dict.fromkeys(("t1", "t1c", "t2", "flair"), 0.25))
     assert list(found) == ["wt", "tc"]
     reliability = {(case, name): np.ones((3, 3, 10)) for case in "ab" for name in names}
-    assert "| sequence | WT | TC |" in to_markdown(rows.assign(expected_dice=0.5), reliability)
+    assert "| sequence | WT | TC |" in to_markdown(
+        rows.assign(expected_dice=0.5, volume_error_ml=0.0, true_volume_ml=1.0), reliability
+    )
 
 
 def test_paired_differences_know_better_from_worse() -> None:
@@ -170,13 +172,46 @@ def test_paired_differences_know_better_from_worse() -> None:
     assert (same["difference"] == 0).all()
 
 
+def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    for number, cases in (("five", 5), ("six", 6)):
+        first = rows_of(
+            *((f"case{i}", name, *rng.uniform(0.2, 0.6, 3)) for i in range(cases) for name in ("t1", "t2"))
+        )
+        for place, rows in enumerate((first, first.assign(dice=first["dice"] + rng.uniform(0.1, 0.2, len(first))))):
+            (tmp_path / f"{number}{place}").mkdir()
+            rows.to_csv(tmp_path / f"{number}{place}/scores.csv", index=False)
+    few, enough = (
+        write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
+        for number in ("five", "six")
+    )
+    assert "There is no p value for fewer than 6 cases (5 here)" in few
+    assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
+    table = pd.read_csv(tmp_path / "six/comparison.csv")
+    assert f"for the {len(table)} tests" in enough
+    # All differ in one direction: each p is the smallest there is, and Holm multiplies the smallest by their number.
+    assert table["p"].tolist() == pytest.approx([2 / 2**6] * len(table))
+    assert table["p_holm"].tolist() == pytest.approx([min(1, len(table) * 2 / 2**6)] * len(table))
+
+
+def test_volumes_are_compared_by_their_median_error_and_by_what_they_explain() -> None:
+    rows = rows_of(*((str(i), "t1", 0.5, 0.5, 0.5) for i in range(4)))
+    rows["true_volume_ml"] = np.repeat([10.0, 20.0, 30.0, 40.0], 3)
+    rows["volume_error_ml"] = np.tile([0.0, 15.0, 0.0], 4) + np.repeat([1.0, -1.0, 2.0, -4.0], 3)
+    (found,) = volume_agreement(rows).to_dict("records")
+    assert (found["error_wt"], found["error_tc"]) == (1.5, 15.0)
+    assert found["r2_wt"] == pytest.approx(1 - (1 + 1 + 4 + 16) / 500)
+    # A constant error counts, unlike in a correlation.
+    assert found["r2_tc"] == pytest.approx(1 - (16**2 + 14**2 + 17**2 + 11**2) / 500)
+
+
 def test_only_common_cases_and_subsets_are_compared() -> None:
     first = rows_of(("a", "t1", 0.1, 0.1, 0.1), ("b", "t1", 0.9, 0.9, 0.9), ("a", "t2", 0.5, 0.5, 0.5))
     second = rows_of(("a", "t1", 0.3, 0.3, 0.3), ("c", "t1", 0.0, 0.0, 0.0))
     found = paired_differences(first, second)
     assert set(found["cases"]) == {1}
     assert found["difference"].tolist() == pytest.approx([0.2] * len(found))
-    with pytest.raises(ValueError, match="no case and subset in common"):
+    with pytest.raises(ValueError, match="No case has a Dice score for the same subset"):
         paired_differences(first, second[second["case_id"] == "c"])
 
 
@@ -258,8 +293,8 @@ def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, 
 
 def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--data", str(dummy_root), "--out", str(tmp_path / "scores"), "--cases", "case_000,case_002"]
-    run("evaluate", [*arguments, "--subsets", "all,t1c+flair"])
-    assert {path.name for path in (tmp_path / "scores").iterdir()} == FILES
+    run("evaluate", [*arguments, "--subsets", "all,t1c+flair", "--format", "latex"])
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == FILES | {"subset_table.tex"}
     rows = pd.read_csv(tmp_path / "scores/scores.csv")
     assert len(rows) == 2 * 2 * 3
     assert rows["subset"].unique().tolist() == ["t1c+flair", "t1+t1c+t2+flair"]
@@ -268,7 +303,7 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
     assert (tmp_path / "scores/table.md").read_text().strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("evaluate", [*arguments[:-1], "case_9"])
-    assert f"{dummy_root} does not hold case_9, which --cases names." in capsys.readouterr().err
+    assert f"--cases names case_9, but {dummy_root} has no such case." in capsys.readouterr().err
 
 
 FLAIR, T1 = (False, False, False, True), (True, False, False, False)
@@ -291,7 +326,7 @@ class Scorer:
             value = 1 / len(self.asked)
             scores.rows += [
                 {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region, "dice": value}
-                | {"expected_dice": value}
+                | {"expected_dice": value, "volume_error_ml": value, "true_volume_ml": 1.0}
                 for region in ("wt", "tc", "et")
             ]
             scores.reliability[name] = np.ones((3, 3, 10)).tolist()
@@ -306,7 +341,7 @@ class Scorer:
 @pytest.fixture
 def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
     stand_in = Scorer()
-    monkeypatch.setattr(module, "score_case", stand_in)
+    monkeypatch.setattr(scoring, "score_case", stand_in)
     return stand_in
 
 
@@ -400,7 +435,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     said = capsys.readouterr()
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
-    assert "2 of 3 cases are scored. These failed:\n  case_001: " in said.err
+    assert "2 of 3 cases were scored. These failed:\n  case_001: " in said.err
     note = "1 of 3 cases could not be scored and are left out (findings.csv says why)."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()
@@ -423,7 +458,7 @@ def test_no_table_is_made_where_no_case_can_be_scored(dummy_root, tmp_path, scor
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(dummy_root), "--out", str(tmp_path / "out"), "--subsets", "flair"])
     assert stopped.value.code == 1
-    assert "0 of 3 cases are scored." in capsys.readouterr().err
+    assert "0 of 3 cases were scored." in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.*"))
 
 
@@ -507,7 +542,7 @@ def test_evaluations_are_compared(tmp_path: Path, capsys) -> None:
     assert len(pd.read_csv(tmp_path / "c/comparison.csv")) == 5
     with pytest.raises(SystemExit):
         run("evaluate", ["--compare", str(tmp_path / "a"), str(tmp_path / "nothing"), "--out", str(tmp_path / "c")])
-    assert "nothing holds no scores.csv" in capsys.readouterr().err
+    assert "nothing contains no scores.csv" in capsys.readouterr().err
 
 
 def test_checkpoints_are_compared_on_the_cases_that_could_be_scored(dummy_root, tmp_path, scorer, capsys) -> None:
@@ -539,7 +574,7 @@ def test_a_case_without_ground_truth_is_told_before_any_is_scored(dummy_root, tm
 def test_a_folder_without_a_labelled_case_is_refused(dummy_root, tmp_path, capsys, monkeypatch) -> None:
     shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
     (tmp_path / "cases/case_000/seg.nii.gz").unlink()
-    monkeypatch.delattr(module, "load_checkpoint")
+    monkeypatch.delattr("lora_moe_hgd.evaluation.evaluate.load_checkpoint")
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores")])
     assert stopped.value.code == 2
@@ -585,7 +620,7 @@ def test_cases_of_a_run_that_are_not_below_the_data_are_named(trained, dummy_roo
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", words_of(trained, tmp_path / "cases", "--cases-of", str(trained)))
     assert stopped.value.code == 2
-    said = f"{tmp_path / 'cases'} does not hold case_001, which {trained}/split.csv (validation) names."
+    said = f"{trained}/split.csv (validation) names case_001, but {tmp_path / 'cases'} has no such case."
     assert said in capsys.readouterr().err
     assert scorer.news() == []
 
@@ -649,8 +684,8 @@ def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(
     ("words", "said"),
     [
         (["--data", "d", "--part", "train"], "--part chooses among the cases of a run. Name the run with --cases-of"),
-        (["--compare", "a", "b", "--subsets", "all", "--mirror"], "on which --mirror, --subsets has no effect"),
-        (["--compare", "a", "b", "--cases-of", "r"], "on which --cases-of has no effect"),
+        (["--compare", "a", "b", "--subsets", "all", "--mirror"], "Leave out --mirror, --subsets, which"),
+        (["--compare", "a", "b", "--cases-of", "r"], "Leave out --cases-of, which"),
         (["--compare", "a"], "--compare needs at least two folders of evaluations, but there is only a."),
     ],
 )

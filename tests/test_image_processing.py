@@ -39,7 +39,7 @@ def brain(shape=(20, 26, 30), seed: int = 0) -> np.ndarray:
 def prepare(processor: LoraMoeHgdImageProcessor, images, segmentation_maps=None, **options) -> dict:
     """The processor's input for cases that are far smaller than a brain."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*not a whole brain")
+        warnings.filterwarnings("ignore", ".*too little for a brain")
         return processor(images, segmentation_maps, allow_partial=True, **options)
 
 
@@ -270,11 +270,14 @@ def test_a_batch_pads_each_case_as_if_alone() -> None:
         ({"t1": None}, "No sequence was given. Give at least one of t1, t1c, t2, flair"),
         ({}, "No sequence was given"),
         ({"t1ce": brain()}, "Unknown sequence t1ce. The names are t1, t1c, t2, flair"),
-        ({"t1": brain(), "t2": brain((20, 26, 31))}, r"t2: It has another shape than t1 .*no affine to align it by"),
-        ({"t1": np.zeros((8, 8, 8))}, "t1: Every voxel is zero"),
-        ({"t1": np.ones((8, 8, 8, 4))}, r"t1: A volume has three axes, but the shape is \(8, 8, 8, 4\)"),
-        ({"t1": 3}, "t1: A volume must be a path, a nibabel image, an array or a tensor, not int"),
-        ({"t1": brain().astype(np.complex64)}, "t1: The voxels must be real numbers, not complex64"),
+        (
+            {"t1": brain(), "t2": brain((20, 26, 31))},
+            r"t2: Its shape differs from that of t1 .*no affine to align them",
+        ),
+        ({"t1": np.zeros((8, 8, 8))}, "t1: All voxels are zero"),
+        ({"t1": np.ones((8, 8, 8, 4))}, r"t1: A volume must have three axes, but the shape is \(8, 8, 8, 4\)"),
+        ({"t1": 3}, "t1: A volume must be a path, a nibabel image, an array or a tensor, got int"),
+        ({"t1": brain().astype(np.complex64)}, "t1: The voxels must be real numbers, got complex64"),
         ({"t1": brain() > 0}, "t1: This is a label map with the values 0, 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -285,13 +288,13 @@ def test_a_case_that_cannot_be_used_is_refused_with_place_and_remedy(case: dict,
 
 
 def test_the_case_of_a_list_is_named() -> None:
-    with pytest.raises(ValueError, match="case 1, t2: Every voxel is zero"):
+    with pytest.raises(ValueError, match="case 1, t2: All voxels are zero"):
         prepare(LoraMoeHgdImageProcessor(), [{"t2": brain()}, {"t2": np.zeros((8, 8, 8))}])
 
 
 def test_label_maps_are_given_for_all_cases_or_for_none() -> None:
     labels = np.zeros((20, 26, 30), np.uint8)
-    with pytest.raises(ValueError, match="Give each of the 2 cases a label map"):
+    with pytest.raises(ValueError, match="Give a label map for each of the 2 cases"):
         prepare(LoraMoeHgdImageProcessor(), [{"t1": brain()}, {"t1": brain()}], [labels, None])
 
 

@@ -64,7 +64,7 @@ def test_a_map_without_white_matter_where_tumours_begin_is_refused(low: bool, wh
     part = codes[:, :, :44] if low else codes[:, :, 44:]
     part[part == 2] = 3
     nib.save(nib.Nifti1Image(codes, np.eye(4)), tmp_path / "map.nii.gz")
-    with pytest.raises(BadInputError, match=rf"white matter mark 0\.0 mL {where} the lowest third"):
+    with pytest.raises(BadInputError, match=rf"has 0\.0 mL of white matter {where} the lowest third"):
         read_label_map(tmp_path / "map.nii.gz")
 
 
@@ -76,14 +76,14 @@ def test_all_maps_are_looked_at_before_the_first_phantom_is_made(folder: Path, t
     words = ["--root", str(tmp_path / "data"), "--n", "1", "--spacing-mm", "4"]
     with pytest.raises(SystemExit):
         run("phantom", [*words, "--label-maps", str(tmp_path / "maps")])
-    assert "two.nii.gz: FreeSurfer's codes" in capsys.readouterr().err
+    assert "two.nii.gz: The label map has 0 mL" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
     # Nor is one made for training.
     processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0,) * 3)
     phantoms = PhantomDataset(
         1, seed=1_000_000, processor=processor, cache_dir=tmp_path / "cache", label_maps=tmp_path / "maps"
     )
-    with pytest.raises(BadInputError, match=r"two\.nii\.gz: FreeSurfer's codes"):
+    with pytest.raises(BadInputError, match=r"two\.nii\.gz: The label map has 0 mL"):
         phantoms.prepare_all(num_workers=0, progress=False)
     assert not phantoms.folder.exists()
 
@@ -110,7 +110,7 @@ def test_phantoms_of_other_maps_are_kept_elsewhere(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("codes", "zoom", "message"),
     [
-        (np.zeros((80, 80, 80), dtype=np.int16), 1.0, "FreeSurfer's codes of grey and white matter mark 0 mL"),
+        (np.zeros((80, 80, 80), dtype=np.int16), 1.0, "The label map has 0 mL of grey and white matter"),
         (brain_of_boxes(), 2.0, "The voxels measure 2 x 2 x 2 mm"),
     ],
 )

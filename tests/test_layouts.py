@@ -146,9 +146,11 @@ def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
     ids=lambda names: names[-1],
 )
 def test_a_name_that_says_nothing_is_refused_with_the_remedy(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(BadInputError, match=r"do not say which sequence .* --t1 FILE --t1c FILE") as refused:
+    with pytest.raises(
+        BadInputError, match=r"The sequence of these files is unclear: .* --t1 FILE --t1c FILE"
+    ) as refused:
         find_case(touch(tmp_path / "a", *names))
-    unknown, known = str(refused.value).split("(Known are: ")
+    unknown, known = str(refused.value).split("(Recognised: ")
     assert names[-1] in unknown
     assert names[0] in known
 
@@ -191,7 +193,7 @@ def test_two_files_for_one_sequence_are_refused_with_both_names(
     ],
 )
 def test_files_of_several_patients_are_never_one_case(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(BadInputError, match=r"several patients or sessions: .*Give each a folder of its own"):
+    with pytest.raises(BadInputError, match=r"several patients or sessions: .*Put each patient and each session into"):
         find_case(touch(tmp_path / "a", *names))
 
 
@@ -221,7 +223,7 @@ def test_a_sequence_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Pa
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["b"]
     assert [finding.where for finding in findings] == [tmp_path / "a", tmp_path / "c"]
-    assert "a format that is not read: FLAIR.hdr, FLAIR.img, T2.mha. Convert them to NIfTI" in findings[0].message
+    assert "an unsupported format: FLAIR.hdr, FLAIR.img, T2.mha. Convert them to NIfTI" in findings[0].message
 
 
 def test_a_root_without_cases_is_refused_with_what_it_holds(tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_two_cases_of_one_name_are_refused_with_their_places(tmp_path: Path) -> 
     touch(tmp_path / "d", "x_t1.nii.gz")
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["d"]
-    assert f"2 cases would be called a_b_c: {tmp_path}/a/b_c, {tmp_path}/a_b/c" in findings[0].message
+    assert f"2 cases would have the name a_b_c: {tmp_path}/a/b_c, {tmp_path}/a_b/c" in findings[0].message
 
 
 def test_sequences_in_folders_of_their_own_are_not_one_case_each(tmp_path: Path) -> None:

@@ -200,5 +200,5 @@ def test_lesions_count_above_the_size_of_the_challenge(name: str, region: str, c
 
 
 def test_bad_masks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one shape, got \(40, 20, 20\) and \(14, 12, 10\)"):
+    with pytest.raises(ValueError, match=r"the same shape, got \(40, 20, 20\) and \(14, 12, 10\)"):
         score(cube(2, 2, 2), np.zeros(SHAPE, dtype=bool))

@@ -42,7 +42,7 @@ def test_dice_equals_that_of_monai(seed: int) -> None:
 def test_dice_of_empty_masks() -> None:
     empty, full = np.zeros(5), np.ones(5)
     assert (dice(empty, empty), dice(empty, full), dice(full, empty)) == (1.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"one shape, got \(5,\) and \(4,\)"):
+    with pytest.raises(ValueError, match=r"the same shape, got \(5,\) and \(4,\)"):
         dice(empty, empty[:4])
 
 
@@ -116,7 +116,7 @@ def test_rfnet_removes_a_small_enhancing_tumour_and_nothing_else() -> None:
 
 
 def test_bad_masks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"one shape, got \(24, 20, 16\) and \(23, 20, 16\)"):
+    with pytest.raises(ValueError, match=r"the same shape, got \(24, 20, 16\) and \(23, 20, 16\)"):
         scores(EMPTY, EMPTY[1:])
 
 

@@ -103,7 +103,7 @@ def test_voxels_beyond_those_that_the_header_announces_are_found(tmp_path: Path)
         path = tmp_path / name
         path.write_bytes(gzip.compress(content + tail) if name.endswith(".gz") else content + tail)
         findings = read_image(path).findings
-        assert ["Data follows the voxels" in finding.message for finding in findings] == [True] * found
+        assert ["The file contains more data" in finding.message for finding in findings] == [True] * found
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2), (2, 3, 4, 2, 1), (2, 3, 4, 1, 2)], ids=str)
@@ -120,7 +120,7 @@ def test_an_invalid_qform_beside_an_sform_is_left_out_of_results(tmp_path: Path)
     header.set_sform(AFFINE, code=1)
     header["quatern_b"] = 2
     volume = read_image(with_header(tmp_path / "a.nii", header, np.ones((2, 3, 4), np.uint8)))
-    assert ["quaternion is no rotation" in finding.message for finding in volume.findings] == [True]
+    assert ["quaternion is not a rotation" in finding.message for finding in volume.findings] == [True]
     write_image(tmp_path / "out.nii.gz", np.ones((2, 3, 4), np.uint8), like=volume.image)
     out = nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(out.affine, AFFINE)
@@ -222,16 +222,20 @@ def pickled(path: Path) -> Path:
         (lambda path: path, "missing.nii.gz", "There is no such file"),
         (garbage, "a.nii.gz", "does not begin with a NIfTI header"),
         (garbage, "a.nii", "does not begin with a NIfTI header"),
-        (unpacked, "a.nii.gz", r"not packed with gzip although its name ends in \.gz\. Rename it to a\.nii\."),
-        (renamed, "a.nii", r"packed with gzip although its name does not say so\. Rename it to a\.nii\.gz\."),
+        (unpacked, "a.nii.gz", r"not compressed with gzip, but its name ends in \.gz\. Rename it to a\.nii\."),
+        (renamed, "a.nii", r"compressed with gzip, but its name lacks \.gz\. Rename it to a\.nii\.gz\."),
         (half_a_pair, "a.nii", "header of a pair of .hdr and .img"),
-        (begins_in_header, "a.nii", "voxels begin at byte 0, which is within the header"),
-        (truncated, "a.nii.gz", "packed file ends too early"),
+        (begins_in_header, "a.nii", "voxels begin at byte 0, which is inside the header itself"),
+        (truncated, "a.nii.gz", "compressed file ends too early"),
         (truncated, "a.nii", "ends too early: its header announces 20 x 20 x 20 voxels of 8 bytes"),
-        (huge, "a.nii.gz", "voxels take 7.907 GiB; at most 4 GiB are read"),
+        (huge, "a.nii.gz", "voxels need 7.907 GiB, but at most 4 GiB are allowed"),
         (pickled, "a.npy", "not an array of numbers"),
-        (lambda path: saved(path, np.ones((2, 3, 4, 4))), "a.nii.gz", r"holds 4 volumes \(2 x 3 x 4 x 4\)"),
-        (lambda path: saved(path, np.ones((1025, 1, 1))), "a.nii.gz", "1025 x 1 x 1 voxels; 1 to 1024"),
+        (lambda path: saved(path, np.ones((2, 3, 4, 4))), "a.nii.gz", r"contains 4 volumes \(2 x 3 x 4 x 4\)"),
+        (
+            lambda path: saved(path, np.ones((1025, 1, 1))),
+            "a.nii.gz",
+            "1025 x 1 x 1 voxels, but each axis must have 1 to 1024",
+        ),
         (singular, "a.nii", "singular or not finite"),
         *(
             (garbage, name, "nib-convert a.[A-Za-z0-9.]+ NAME.nii.gz")

@@ -21,6 +21,7 @@ PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
 ORDER = [
     "model",
+    "task_files",
     "files",
     "fingerprints",
     "processes",
@@ -30,6 +31,7 @@ ORDER = [
     "pictures",
     "arguments",
     "loading",
+    "info",
     "cases",
     "phantoms",
     "inference",
@@ -128,7 +130,7 @@ def test_the_shipped_checkpoint_is_safetensors_of_at_most_sixteen_megabytes() ->
 
 
 def test_a_checkpoint_that_is_not_shipped_lists_those_that_are() -> None:
-    with pytest.raises(ValueError, match=r"No shipped checkpoint is named 'huge'; there is: .*tiny"):
+    with pytest.raises(ValueError, match=r"No shipped checkpoint is named 'huge'. The names are: .*tiny"):
         pretrained_path("huge")
 
 
@@ -136,10 +138,10 @@ def test_a_checkpoint_that_is_not_shipped_lists_those_that_are() -> None:
     ("name", "rule"),
     [
         ("weights.pt", "Pickled files"),
-        ("missing.pt", "No checkpoint folder .*missing is there"),
-        ("/nowhere/best", "No checkpoint folder /nowhere/best"),
-        ("a/b/c", "neither a folder, nor shipped .*tiny.*, nor a Hub id"),
-        ("tinny", "neither a folder, nor shipped .*tiny.*, nor a Hub id"),
+        ("missing.pt", "There is no checkpoint folder missing"),
+        ("/nowhere/best", "There is no checkpoint folder /nowhere/best"),
+        ("a/b/c", "There is no checkpoint .* shipped name .*tiny.* or a Hub id"),
+        ("tinny", "There is no checkpoint .* shipped name .*tiny.* or a Hub id"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_read_is_refused_with_the_reason(
@@ -160,5 +162,5 @@ def test_an_adapter_names_its_base_so_that_it_is_found_again(tmp_path: Path, mon
 
 
 def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no checkpoint"):
+    with pytest.raises(ValueError, match=f"{tmp_path} contains no checkpoint"):
         load_checkpoint(tmp_path)

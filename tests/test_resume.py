@@ -119,7 +119,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(runner: Runner, uni
     kill_after_step(runner.start(output_dir), output_dir, 3)
     broken = last_state(output_dir) / "optimizer.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
-    assert f"{broken} is damaged or missing. The state before it is used." in runner.finish(output_dir)
+    assert f"{broken} is damaged or missing. An older state is used instead." in runner.finish(output_dir)
     assert_same_run(output_dir, uninterrupted)
 
 

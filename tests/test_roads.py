@@ -61,13 +61,13 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     of_the_case, of_the_result = found[:4], found[4:]
     odd = (
         "t2: 1 voxels are not finite",
-        "t2: The background is -1000",
-        "flair: It lies on another grid",
-        "case: t2 and flair",
+        "t2: The background has the value -1000",
+        "flair: Its grid differs",
+        "case: The brains in t2 and flair",
     )
     assert all(warning.startswith(start) for warning, start in zip(of_the_case, odd, strict=True))
     assert of_the_result
-    assert all("the expected Dice is" in warning for warning in of_the_result)
+    assert all("The expected Dice is" in warning for warning in of_the_result)
     return labels, found
 
 

@@ -17,6 +17,7 @@ from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -100,7 +101,7 @@ def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(tmp_p
     assert capsys.readouterr().out.splitlines() == ["t2: ADC.nii.gz"]
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(tmp_path / "case"), "--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
-    assert "file by file by some of --t1, --t1c, --t2, --flair, not by both." in capsys.readouterr().err
+    assert "with single files (--t1, --t1c, --t2, --flair), not with both." in capsys.readouterr().err
 
 
 def test_the_picture_is_a_picture(segmented: Path) -> None:
@@ -157,15 +158,15 @@ def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
         run("segment", [*options, "--out-path", str(tmp_path / name), *scheme])
     printed = capsys.readouterr().out
-    assert "Labels are those of brats2023 (0 background, 1 core, 2 oedema, 3 enhancing)." in printed
-    assert "Labels are those of msd (0 background, 1 oedema, 2 core, 3 enhancing)." in printed
+    assert "Label scheme: brats2023 (0 background, 1 core, 2 oedema, 3 enhancing)." in printed
+    assert "Label scheme: msd (0 background, 1 oedema, 2 core, 3 enhancing)." in printed
     plain, own = (np.asarray(nib.load(tmp_path / name / "seg.nii.gz").dataobj) for name in ("default", "input"))
     np.testing.assert_array_equal(own, np.array([0, 2, 1, 3], dtype=np.uint8)[plain])
     shutil.copytree(dummy_root / "case_000", tmp_path / "unnamed")
     files = ["--flair", str(tmp_path / "unnamed/FLAIR.nii.gz"), "--out-path", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         run("segment", [*files, "--label-scheme", "input"])
-    assert "do not tell a label scheme" in capsys.readouterr().err
+    assert "do not determine a label scheme" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -188,10 +189,10 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     case = find_case(tmp_path / "case")
     assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
     assert list(choose_sequences(case, parse_sequences("flair, T1")).images) == ["t1", "flair"]
-    with pytest.raises(ValueError, match="lacks t2; it has t1, t1c, flair"):
+    with pytest.raises(ValueError, match=r"lacks t2\. It has t1, t1c, flair"):
         choose_sequences(case, parse_sequences("t2,t1"))
     with pytest.raises(ValueError, match=r"Unknown sequence t1ce\. The names are t1, t1c, t2, flair"):
-        ResultOptions(sequences=parse_sequences("t1ce"))
+        ResultOptions(sequences=parse_sequences("t1ce")).check(BRAIN_TUMOUR)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,10 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
         (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: There is no such file or folder."),
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
-        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"], "No checkpoint folder"),
+        (
+            ["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"],
+            "There is no checkpoint folder",
+        ),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--sequences", "t3"], "Unknown sequence t3"),
         (
             ["--in-path", "{case}", "--out-path", "{tmp}/out", "--device", "abacus"],

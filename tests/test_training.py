@@ -135,7 +135,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cache: Path, caps
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SystemExit):
         train_from_scratch(tmp_path, cache)
-    assert f"{tmp_path} holds files, but no run" in capsys.readouterr().err
+    assert f"{tmp_path} contains files, but no run" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -272,7 +272,7 @@ def test_the_base_is_the_same_after_training_an_adapter(adapted: Path) -> None:
         "preprocessor_config.json",
     ]
     card = (adapted / "last/adapter/README.md").read_text()
-    assert "An adapter over tiny." in card
+    assert "This is an adapter of tiny." in card
     assert str(pretrained_path("tiny")) not in card
 
 

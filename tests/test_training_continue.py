@@ -141,7 +141,7 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
 @pytest.mark.parametrize(
     ("begun", "options", "made_from", "reason"),
     [
-        (None, [], {}, "holds no run that `--continue` could continue"),
+        (None, [], {}, "contains no run to continue"),
         (
             {"epochs_done": 2},
             ["--adapter", "lora"],
@@ -156,7 +156,7 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
             {"epochs_done": 2},
             [],
             {"split": Split(["a", "b"], ["c", "d"])},
-            "c trained the run .* would not train it further. Keep its split with `--split-file .*split.csv`",
+            "trained on c, but the new split does not .* Keep the old split with `--split-file .*split.csv`",
         ),
     ],
 )
@@ -215,7 +215,7 @@ def test_an_epoch_begins_anew_when_its_batches_have_changed(tmp_path: Path, cach
         small_run(folder, cache, *options)
     monkeypatch.undo()
     small_run(folder, cache, *options, "--continue", "--batch-size", "2")
-    assert "An epoch now has other batches, so epoch 1 begins anew." in capsys.readouterr().out
+    assert "The number of batches in an epoch has changed, so epoch 1 starts again." in capsys.readouterr().out
     steps = [row["step"] for row in read_metrics(folder) if "loss/total" in row]
     assert steps == [1, 2, 3, 4]
 

@@ -100,7 +100,7 @@ def test_a_run_on_phantoms_alone_has_no_cases(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=rf"{tmp_path}: The folder holds no split\.csv"):
+    with pytest.raises(BadInputError, match=rf"{tmp_path}: The folder has no split\.csv"):
         read_run_split(tmp_path)
 
 
@@ -110,18 +110,18 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
         ("s.csv", "name,role\na,fit\n", None, r"needs the columns case and role, but has name, role"),
         ("s.csv", "case,fold\na,1\n", 1, r"needs the columns case and role, but has case, fold"),
         ("s.csv", "", None, r"needs the columns case and role, but has none"),
-        ("s.csv", "case,role\na,fit\nb,validate\n", 1, r"needs the column fold, but the file has case, role"),
+        ("s.csv", "case,role\na,fit\nb,validate\n", 1, r"needs the column fold, but the file only has case, role"),
         ("s.csv", ROLES, 3, r"has no fold 3\. Its folds are 1, 2\."),
-        ("s.csv", ROLES + "a,fit,2,16\n", None, r"names a more than once"),
-        ("s.csv", "case,role\na,fit\n", None, r"leaves no case to validate on\."),
-        ("s.csv", "case,role,fold\na,fit,1\n", 1, r"leaves no case to train on in fold 1\."),
-        ("s.csv", "case,part,fold\na,train,1\nb,validation,1\n", 1, r"one fold\. Leave out `data\.fold`"),
+        ("s.csv", ROLES + "a,fit,2,16\n", None, r"lists a more than once"),
+        ("s.csv", "case,role\na,fit\n", None, r"has no case to validate on\."),
+        ("s.csv", "case,role,fold\na,fit,1\n", 1, r"has no case to train on in fold 1\."),
+        ("s.csv", "case,part,fold\na,train,1\nb,validation,1\n", 1, r"a single fold\. Leave out `data\.fold`"),
         ("s.json", "[", None, r"not valid JSON"),
-        ("s.json", '{"train": []}', 0, r"a list of .* one for each fold"),
-        ("s.json", '[{"train": ["a"]}]', 0, r"a list of .* one for each fold"),
+        ("s.json", '{"train": []}', 0, r"a list with .* for each fold"),
+        ("s.json", '[{"train": ["a"]}]', 0, r"a list with .* for each fold"),
         ("s.json", '[{"train": ["a"], "val": ["b"]}]', None, r"has 1 folds\. Choose one with --fold 0 to 0"),
         ("s.json", '[{"train": ["a"], "val": ["b"]}]', 1, r"has no fold 1\. Its folds are 0 to 0\."),
-        ("s.json", '[{"train": ["a", "b"], "val": ["b"]}]', 0, r"b would both train and validate in fold 0"),
+        ("s.json", '[{"train": ["a", "b"], "val": ["b"]}]', 0, r"b is in both training and validation in fold 0"),
     ],
 )
 def test_a_file_that_says_too_little_is_refused(

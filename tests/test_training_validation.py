@@ -51,7 +51,9 @@ def test_a_case_without_flair_does_not_score_a_subset_with_flair(tmp_path: Path,
     scoring = objective(cases, tmp_path, "--subsets", "[t1c, t1c+flair]")
     used = []
     monkeypatch.setattr(
-        objectives, "predict", lambda network, volume, subset: used.append(subset) or torch.zeros(3, 32, 32, 32).bool()
+        objectives,
+        "predict",
+        lambda network, volume, subset, task: used.append(subset) or torch.zeros(3, 32, 32, 32).bool(),
     )
     logged: dict[str, float] = {}
     scoring.validate(small_network(), epoch=1, log=logged.update)

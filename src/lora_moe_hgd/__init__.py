@@ -10,11 +10,10 @@
 
     model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
 
-More names to import from here:
+Other names in this module:
 - adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
 - classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
-  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. The import registers them with the `Auto` classes and
-  `pipeline` of transformers, so that no `trust_remote_code` is needed.
+  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `Auto` classes and `pipeline` know them.
 """
 
 from __future__ import annotations
@@ -53,5 +52,5 @@ LoraMoeHgdConfig.register_for_auto_class()
 LoraMoeHgdForSegmentation.register_for_auto_class("AutoModel")
 LoraMoeHgdImageProcessor.register_for_auto_class()
 
-# What `help(lora_moe_hgd)` explains, so that it fits two screens. The other names are exported, too.
+# `help(lora_moe_hgd)` explains only these names, so that it fits on two screens. Other names are exported as well.
 __all__ = ["DEFAULT_CHECKPOINT", "example_case", "load_checkpoint", "pretrained_path", "segment"]

@@ -1,4 +1,4 @@
-"""The shortest way from a case to its segmentation."""
+"""Segment a case with one function call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .cases.case_files import given_case
 from .cases.layouts import find_case
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.segmentation import Segmentation
-from .model.configuration_lora_moe_hgd import MODALITIES
+from .model.task import Task
 from .pretrained import DEFAULT_CHECKPOINT
 
 
@@ -26,28 +26,28 @@ def segment(
     allow_skull: bool = False,
     allow_partial: bool = False,
 ) -> Segmentation:
-    """Segment the tumour of one case, as `lora-moe-hgd segment` does.
+    """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
     Args:
         case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, MONAI
             `MetaTensor`, array or tensor `(D, H, W)`. Missing sequences are left out or `None`. Arrays without an
-            affine are taken to have voxels of 1 mm in RAS order.
-        checkpoint: Name of a shipped checkpoint, folder or Hub id, of a network or an adapter.
-        sequences: Use only these; all that are there when `None`.
-        device: Such as `cpu` or `cuda:0`; a GPU if there is one when `None`.
-        base: Folder or Hub id of an adapter's base; where the adapter says when `None`.
-        label_scheme: Name of the label numbers, see `model.label_schemes`; `input` takes those of the case's own label
-            map, and `None` those of the checkpoint, `brats2023`: 1 core, 2 oedema, 3 enhancing.
-        mirror: Average over the case and its mirror image, in twice the time.
-        allow_skull: Accept heads with their skull, which are refused otherwise.
-        allow_partial: Accept volumes that show a part of a brain, which are refused otherwise.
+            affine are assumed to be in RAS order with voxels of 1 mm.
+        checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
+        sequences: Use only these sequences. `None` means all available ones.
+        device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
+            own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
+        mirror: Average over the case and its mirror image. This takes twice as long.
+        allow_skull: Accept heads with their skull, which are refused by default.
+        allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
 
     Returns:
-        `label_map` (nibabel image), `regions` and `probabilities` `(3, D, H, W)` in the order WT, TC, ET,
+        `label_map` (nibabel image), `regions` and `probabilities` `(R, D, H, W)` in the order WT, TC, ET,
         `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence; `save(folder)` writes them.
 
     Raises:
-        ValueError: If the case, the checkpoint or an option cannot be used; the message says why and what to do.
+        ValueError: If the case, the checkpoint or an option cannot be used. The message says why and what to do.
     """
     options = ResultOptions(
         sequences=None if sequences is None else tuple(sequences),
@@ -56,31 +56,32 @@ def segment(
         allow_skull=allow_skull,
         allow_partial=allow_partial,
     )
-    return CaseSegmenter(checkpoint, options, device=device, base=base).segment(_found(case))
+    segmenter = CaseSegmenter(checkpoint, options, device=device, base=base)
+    return segmenter.segment(_found(case, segmenter.task))
 
 
 def example_case() -> Path:
-    """Return the folder of the real case that ships with the package: four sequences and the experts' label map.
+    """Return the folder of a real case that ships with the package: four sequences and the experts' label map.
 
-    Its README.md says where it comes from. No weight and no choice was made with it.
+    Its README.md names the source. The case was used neither for training nor for design choices.
     """
     return Path(__file__).parent / "example" / "BraTS-SSA-00041-000"
 
 
-def _found(case: str | Path | Mapping[str, Any]) -> Case:
+def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
     """The files of the case, or its sequences by name if some of them are in memory.
 
     Raises:
-        ValueError: If no sequence is found, or one is unknown.
+        ValueError: If no sequence is found, or a sequence name is unknown.
     """
     if not isinstance(case, Mapping):
-        return find_case(Path(case))
-    known = ", ".join(MODALITIES)
-    if unknown := sorted(set(map(str, case)) - set(MODALITIES)):
+        return find_case(Path(case), task=task)
+    known = ", ".join(task.modalities)
+    if unknown := sorted(set(map(str, case)) - set(task.modalities)):
         raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
     present = {name: source for name, source in case.items() if source is not None}
     if not present:
         raise ValueError(f"No sequence was given. Give at least one of {known}.")
     if all(isinstance(source, str | Path) for source in present.values()):
-        return given_case({name: Path(source) for name, source in present.items()})
+        return given_case({name: Path(source) for name, source in present.items()}, task)
     return present

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writing of files and folders, and text for messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         os.replace(scratch, path)
     except OSError as error:
-        # A full disk is reported without a name.
+        # The error for a full disk names no file, so add the name.
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -39,7 +39,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Atomic write of a new folder: it is renamed to `path` on success and deleted on error.
 
     Raises:
-        FileExistsError: If `path` is there already; nothing is overwritten.
+        FileExistsError: If `path` exists. Nothing is overwritten.
 
     Example:
         >>> import tempfile
@@ -49,7 +49,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         False
     """
     if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another or remove it.")
+        raise FileExistsError(f"{path} exists already. Choose another folder or remove it.")
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     scratch.mkdir(parents=True)
     try:
@@ -61,9 +61,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """As `new_folder`, but a folder that is there already goes once the new one is whole.
+    """Atomic write of a folder: on success it replaces an existing folder at `path`, on error it is deleted.
 
-    Killed at any moment this leaves the old folder, the new one or none under the name, never a mixture.
+    If the process is killed, `path` is the old folder, the new folder or missing, but never a mixture.
 
     Example:
         >>> import tempfile
@@ -83,7 +83,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         scratch.rename(path)
     finally:
-        # The new folder may not have got its name.
+        # Restore the old folder if the new one could not be renamed.
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -91,9 +91,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove what a killed process left of `replacing` or `new_folder` beside files or folders of these names.
+    """Remove temporary files and folders that a killed process left while it wrote these names in `folder`.
 
-    Not while another process writes there: what it is about to rename cannot be told from what is left.
+    Do not call this while another process writes to `folder`: its temporary files would be removed too.
 
     Example:
         >>> import tempfile
@@ -115,9 +115,9 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 
 def printable(text: object) -> str:
-    r"""Text of a name or message that every stream, table and page can hold.
+    r"""Replace characters that cannot be encoded, so that text can be printed and written anywhere.
 
-    File names are bytes. Those that are not UTF-8 get into Python as surrogates, which no encoding accepts.
+    File names are bytes. In Python, bytes that are not UTF-8 become surrogates, which no encoding accepts.
 
     Example:
         >>> print(printable(b"M\xfcller".decode("utf-8", "surrogateescape")))
@@ -127,7 +127,7 @@ def printable(text: object) -> str:
 
 
 def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> str:
-    """Join the words, but name only the first of very many.
+    """Join the words. Only the first `most` are named, and the others are counted.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)
@@ -139,7 +139,7 @@ def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> st
 
 
 def reason_of(error: Exception) -> str:
-    """Message of an error on one line, after its kind where the message alone says too little.
+    """Message of an error on one line. The type of the error is added if the message alone may be unclear.
 
     Example:
         >>> reason_of(ValueError("The case has no T1.")), reason_of(KeyError("t1"))

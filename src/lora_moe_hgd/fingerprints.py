@@ -1,7 +1,7 @@
-"""Fingerprints of everything that a result, a score or a prepared case was made from.
+"""Fingerprints of all inputs of a result, a score or a preprocessed case.
 
-Files on disk are reused only while their fingerprint equals that of the inputs. Inputs count by their whole content:
-for a case of BraTS-Africa (9 MB) that takes 10 ms of one core.
+A stored file is reused only if its fingerprint equals the fingerprint of the current inputs. Fingerprints cover the
+complete content of the inputs. For a case of BraTS-Africa (9 MB) this takes 10 ms on one core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PACKAGE = _PACKAGE_FOLDER.name
 
 
 class FilesOfCase(Protocol):
-    """The part of `cases.case_files.CaseFiles` that decides what is read from a case."""
+    """The attributes of `cases.case_files.CaseFiles` that determine what is read from a case."""
 
     @property
     def images(self) -> Mapping[str, Path]: ...
@@ -40,7 +40,7 @@ def fingerprint(*parts: Any) -> str:
     """Return the SHA-256 of the parts and of the package's version, in hexadecimal.
 
     Args:
-        parts: Values that JSON can hold. The order of a mapping's keys does not count.
+        parts: Values that can be written as JSON. The order of a mapping's keys does not matter.
 
     Example:
         >>> fingerprint("ab", "c") == fingerprint("a", "bc")
@@ -63,11 +63,11 @@ def file_fingerprint(path: Path) -> str:
 def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
     """Fingerprint of what is read from a case: names and contents of its files, channels and label schemes.
 
-    The folder does not count, so a case that was moved keeps its fingerprint.
+    The folder is not included, so a case that was moved keeps its fingerprint.
 
     Args:
         case: Files of the case.
-        labels: Whether the label map counts.
+        labels: Whether to include the label map.
 
     Raises:
         OSError: If a file cannot be read.
@@ -75,14 +75,14 @@ def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
     roles = dict(case.images)
     if labels and case.segmentation is not None:
         roles["label map"] = case.segmentation
-    # One file with four axes holds several sequences.
+    # Several sequences may be in one 4-D file. Read each file only once.
     contents = {path: file_fingerprint(path) for path in set(roles.values())}
     files = [(role, path.name, contents[path]) for role, path in roles.items()]
     return fingerprint(files, dict(case.channels), list(case.label_schemes))
 
 
 def images_fingerprint(case: FilesOfCase) -> str:
-    """Fingerprint of the images of a case alone, whatever it and its files are called.
+    """Fingerprint of only the images of a case. Names of the case and of its files do not matter.
 
     Raises:
         OSError: If a file cannot be read.
@@ -92,25 +92,25 @@ def images_fingerprint(case: FilesOfCase) -> str:
 
 
 def combined_fingerprint(contents: Mapping[str, str]) -> str:
-    """SHA-256 of the fingerprints of files by sequence; unlike `fingerprint`, it is the same in every version."""
+    """SHA-256 of the fingerprints of files by sequence. Unlike `fingerprint`, it ignores the package's version."""
     return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def code_fingerprint(*modules: str) -> str:
-    """Fingerprint of modules of this package and of all modules of it that they import, directly or not.
+    """Fingerprint of modules of this package and of all its modules that they import, directly or indirectly.
 
-    Comments, docstrings and formatting do not count. The version alone would not do: in a checkout code changes
-    without it.
+    Comments, docstrings and formatting are ignored. The package's version is not enough, because the code in a
+    checkout can change while the version stays the same.
 
     Args:
-        modules: Full names, such as `__name__`.
+        modules: Full module names, such as `__name__`.
     """
     return fingerprint(_code_of(modules))
 
 
 def _code_of(modules: Sequence[str]) -> dict[str, str]:
-    """Code of the modules and of those that they import, by full name."""
+    """Code of the modules and of all modules that they import, by full name."""
     code: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
@@ -142,7 +142,7 @@ def _imports_of(tree: ast.Module, package: str) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), package)
-            # A name that is imported from a package may be one of its modules.
+            # In `from package import name`, the name may be a module.
             names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         yield from (name for name in names if _source_of(name) is not None)
 

@@ -1,7 +1,7 @@
-"""Loading of checkpoints by name.
+"""Load checkpoints by name.
 
-A name is that of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, with `@` and a branch, tag or
-commit behind it if need be; each may hold a whole network or a PEFT adapter over one.
+A name is the name of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, optionally followed by
+`@` and a branch, tag or commit. A checkpoint is either a complete network or a PEFT adapter of a network.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.utils.logging import set_tqdm_hook
 from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from .model.task import BRAIN_TUMOUR, Task
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
 # Key of `auto_mapping` in adapter_config.json, where PEFT keeps what helps to find the base.
@@ -32,10 +33,10 @@ BASE_DIGEST = "base_weights_sha256"
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Return the local folder of a checkpoint; a Hub repository is fetched into the Hub's cache.
+    """Return the local folder of a checkpoint. A Hub repository is downloaded to the Hub's cache.
 
     Raises:
-        ValueError: If `name` is a pickle file, or neither a folder nor a name nor a Hub id.
+        ValueError: If `name` is a pickle file, or is not a folder, a shipped name or a Hub id.
     """
     folder = local_folder(name)
     if folder is not None:
@@ -45,20 +46,22 @@ def checkpoint_folder(name: str | Path) -> Path:
         validate_repo_id(repo)
     except HFValidationError:
         repo = ""
-    # The Hub's few names without an owner are none of this network's, but slips of the pen are.
+    # No repository of this network has a name without an owner, so such a name is a typing error.
     if "/" not in repo:
         shipped = ", ".join(shipped_names())
-        raise ValueError(f"'{name}' is neither a folder, nor shipped ({shipped}), nor a Hub id, OWNER/NAME.")
+        raise ValueError(
+            f"There is no checkpoint '{name}'. Give a folder, a shipped name ({shipped}) or a Hub id, OWNER/NAME."
+        )
     return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def checkpoint_digest(folder: Path, *, base: str | Path | None = None) -> str:
-    """Fingerprint of a checkpoint and of the package's version: results are made from both."""
+    """Fingerprint of a checkpoint and of the package's version, because results depend on both."""
     return fingerprint(weights_digest(folder, base=base))
 
 
 def weights_digest(folder: Path, *, base: str | Path | None = None) -> str:
-    """SHA-256 of the weights and settings in a checkpoint's folder, and of those of an adapter's base."""
+    """SHA-256 of the weights and settings in a checkpoint's folder. For an adapter, its base is included."""
     paths = (*folder.glob("*.json"), *folder.glob("*.safetensors"))
     content = [f"{path.name} {file_fingerprint(path)}" for path in sorted(paths)]
     if is_adapter(folder):
@@ -88,21 +91,35 @@ def tensors_digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
+    """Read what a checkpoint segments, without its weights.
+
+    Raises:
+        BadInputError: If the task breaks a rule.
+    """
+    settings = folder / "preprocessor_config.json"
+    if settings.is_file():
+        task = json.loads(settings.read_text()).get("task")
+        return BRAIN_TUMOUR if task is None else Task.from_dict(task)
+    # An adapter keeps the preprocessing of its base. What else lacks this file cannot be loaded, which loading says.
+    return checkpoint_task(find_base(folder, base)) if is_adapter(folder) else BRAIN_TUMOUR
+
+
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and no whole network."""
+    """Whether the folder contains a PEFT adapter, not a complete network."""
     return (folder / "adapter_config.json").is_file()
 
 
 def adapter_base(folder: Path) -> str:
-    """Name of the base that the adapter in `folder` goes over: shipped name, Hub id, or path of a folder.
+    """Name of the base of the adapter in `folder`: shipped name, Hub id, or full path of a folder.
 
     Raises:
-        ValueError: If the folder does not tell.
+        ValueError: If the adapter's configuration does not name a base.
     """
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
         raise ValueError(
-            f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the base, got {base}."
+            f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the adapter's base, got {base}."
         )
     return str((folder / base).resolve()) if base.startswith(".") else str(base)
 
@@ -173,28 +190,28 @@ def _shipped_name(folder: Path) -> str | None:
 
 
 def base_name(name: str | Path) -> str:
-    """Name by which an adapter refers to this checkpoint: a Hub id as it is, a folder by its full path."""
+    """Name of this checkpoint in an adapter's configuration: a Hub id unchanged, a folder as full path."""
     folder = local_folder(name)
     return str(name) if folder is None else str(folder.resolve())
 
 
 def local_folder(name: str | Path) -> Path | None:
-    """The folder that `name` means on this machine; `None` if it can only be a Hub id."""
+    """Return the folder on this machine for `name`; `None` if `name` can only be a Hub id."""
     path = Path(name)
-    # First, so that a shipped adapter finds its base whatever lies in the working directory.
+    # Shipped names come first, so that a folder in the working directory cannot hide the base of a shipped adapter.
     if str(name) in shipped_names():
         return pretrained_path(str(name))
     if path.is_dir():
         return path
     if path.is_file():
         raise ValueError(
-            f"{path} is a file; a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, .bin) "
-            "are not read, because loading one can run any code it holds."
+            f"{path} is a file, but a checkpoint is a folder with safetensors weights. Pickled files (.pt, .pth, "
+            ".bin) are not supported, because loading them can run malicious code."
         )
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
-        raise ValueError(f"No checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path} is there.")
+        raise ValueError(f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}.")
     return None
 
 
@@ -208,7 +225,7 @@ def usable_device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
-    # Torch raises AssertionError where it was built without the device, and other kinds elsewhere.
+    # Torch raises various errors, such as AssertionError if it was built without support for the device.
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"The device '{name}' cannot be used: {reason}. Choose cpu, or cuda:0 on a GPU.") from error
@@ -217,7 +234,7 @@ def usable_device(name: str | None) -> str:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers: weights load in less than a second. Downloads keep theirs."""
+    """Hide the progress bars of transformers, because weights load in less than a second. Downloads still show one."""
     before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     try:
         yield
@@ -228,21 +245,23 @@ def _without_bars() -> Iterator[None]:
 def load_checkpoint(
     name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu", base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network in evaluation mode and its processor; an adapter is merged into its base.
+    """Load a network in evaluation mode and its processor. An adapter is merged into its base.
 
     Args:
-        name: Shipped name, folder, or Hub id with `@` and a revision if need be; of a network or an adapter.
-        device: Where the network is put.
-        base: Where to look for the base of an adapter, instead of where the adapter says.
+        name: Network or adapter: shipped name, folder, or Hub id, optionally followed by `@` and a revision.
+        device: Device of the network.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If the checkpoint cannot be found or is a pickle file, or the base has other weights than the
-            adapter was trained over.
+        ValueError: If the checkpoint cannot be found or is a pickle file, or an adapter's base has other weights.
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no checkpoint: neither config.json nor adapter_config.json is there.")
+            raise ValueError(
+                f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the "
+                "folder of a network or an adapter."
+            )
         with _without_bars():
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
         # PEFT records it as the base of adapters: where the package is installed means nothing to others.
@@ -254,6 +273,7 @@ def load_checkpoint(
         # The adapter may have been trained at another voxel size than its base.
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    # PEFT records this name as base in new adapters of this network.
     adapted.name_or_path = _shipped_name(folder) or str(folder)
-    # PEFT froze the base. Merged, it can be trained like any other network.
+    # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -11,101 +12,220 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import ndimage
 
 from .files import replacing
 from .model.geometry import canonical_spacing_mm, to_canonical
+from .model.task import BRAIN_TUMOUR, Task, shown
+from .subsets import sequence_shown
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
-COLOURS = {"WT": "#56b4e9", "TC": "#f0e442", "ET": "#d55e00"}
-# Each region lies over the one around it, which shows on both sides where the two share a border.
-LINE_WIDTHS = {"WT": 3.2, "TC": 2.2, "ET": 1.1}
-# The sequence on which a tumour is easiest to see comes first.
-BEST_BACKGROUND = ("flair", "t1c", "t2", "t1")
+PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
+# By the number of regions drawn inside: those show the ones around them on both sides where they share a border.
+LINE_WIDTHS = (1.3, 2.4, 3.5)
+DOUBT = "#ff8c1a"
+# The sequence that shows oedema best comes first, and the one that shows the core best.
+BEST_FOR_OUTER = ("flair", "t2", "t1c", "t1")
+BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
+MOST_WARNINGS = 6
+WIDTH_IN = 9.6
+
+
+def colours_of(task: Task) -> dict[str, str]:
+    """Colour of each region, by its name as people read it."""
+    return dict(zip(map(shown, task.regions), PALETTE, strict=False))
+
+
+def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER) -> str:
+    """The sequence to draw on. If none is known, the first one."""
+    present = list(names)
+    return next((name for name in order if name in present), present[0])
+
+
+COLOURS = colours_of(BRAIN_TUMOUR)
 
 # Each plane shows two canonical axes (across, up), cut at the third.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+# The two ends of each canonical axis, the upper one first. Across, it is drawn on the left.
+ENDS = (("R", "L"), ("A", "P"), ("S", "I"))
 
 
-def save_overlay(path: Path, background: nib.Nifti1Image, rows: Mapping[str, np.ndarray], *, title: str) -> None:
-    """Draw each set of regions over the same planes of `background`, one row a set, and write a PNG.
+def save_overlay(
+    path: Path,
+    images: Mapping[str, nib.Nifti1Image],
+    sets: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    volumes_ml: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+    task: Task = BRAIN_TUMOUR,
+) -> None:
+    """Draw each set of regions over three planes, and write a PNG.
 
-    The patient's left is on the right of axial and coronal planes, as radiologists look at them; the front is on the
-    left of the sagittal one. Planes are those where the first set's whole tumour is largest, or the brain is if
-    there is no tumour.
+    Regions that no other contains, such as WT, are outlined on FLAIR or the sequence closest to it. The regions inside
+    them, such as TC and ET, are outlined on T1c or the sequence closest to it. The planes go through the largest
+    connected part of the first set's core: where there is none, of its regions, or of the brain.
+
+    The patient's right is on the left of axial and coronal planes, as radiologists look at them; the front is on the
+    left of the sagittal one.
 
     Args:
         path: Written beside and renamed.
-        background: Sequence to draw on.
-        rows: Name of each row and its regions WT, TC and ET, `(3, D, H, W)` on the background's grid.
+        images: Sequences that may be drawn on, all on one grid, zero outside the brain.
+        sets: Name of each set and its regions, WT, TC and ET of a tumour, `(R, D, H, W)` on the grid of the images.
         title: Above everything.
+        volumes_ml: Volume of each region in millilitres, for the legend.
+        warnings: What is odd about the result, a sentence each. With any, the picture has a frame.
+        task: What the regions are.
     """
-    affine = background.affine
-    image = to_canonical(np.asarray(background.dataobj, dtype=np.float32), affine)
-    regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in rows.items()}
-    brain = image != 0
-    box = _bounds(brain)
-    first = next(iter(regions.values()))[0]
-    cut = _largest_planes(first if first.any() else brain)
-    low, high = np.percentile(image[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
-    # Outside the brain a z-scored image is zero, which is a mid grey.
-    image = np.where(brain, image, low)
+    affine = next(iter(images.values())).affine
     spacing = canonical_spacing_mm(affine)
+    regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in sets.items()}
+    first = next(iter(regions.values()))
+    found = np.logical_or.reduce(first)
+    views = _views(images, task)
+    volumes = {name: to_canonical(np.asarray(images[name].dataobj, dtype=np.float32), affine) for name in dict(views)}
+    brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
+    box, cut = _bounds(brain), _planes_through(first, brain, task)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
     heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]
-    figure = Figure(figsize=(9.6, 9.6 * max(heights) / sum(widths) * len(rows) + 0.9), facecolor="black")
+    text = _warning_lines(warnings)
+    panels = WIDTH_IN * max(heights) / sum(widths) * len(regions) * len(views)
+    head, foot = 0.5, 0.32 + 0.16 * len(text)
+    height = head + panels + foot
+    figure = Figure(figsize=(WIDTH_IN, height), facecolor="black", linewidth=6 if text else 0, edgecolor=DOUBT)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
-    for axes, (name, masks) in zip(grid, regions.items(), strict=True):
-        for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
-            picture = _plane(image, box, through, cut)
-            aspect = spacing[up] / spacing[across]
-            axis.imshow(picture, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
-            for mask, (region, colour) in zip(masks, COLOURS.items(), strict=True):
-                inside = _plane(mask, box, through, cut)
-                if inside.any():
-                    _outline(axis, inside, color=colour, linewidth=LINE_WIDTHS[region])
-            axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
-            axis.set_axis_off()
-            axis.set_anchor("N")
-            axis.set_title(f"{plane}, {name}", color="white", fontsize=9, pad=3)
-        if not masks.any():
-            axes[1].text(0.5, 0.03, "no tumour found", color="white", ha="center", transform=axes[1].transAxes)
-        axes[0].text(0.02, 0.5, "R", color="white", fontsize=9, transform=axes[0].transAxes)
-        axes[0].text(0.98, 0.5, "L", color="white", fontsize=9, ha="right", transform=axes[0].transAxes)
-    lines = [Line2D([], [], color=colour, lw=LINE_WIDTHS[name], label=name) for name, colour in COLOURS.items()]
-    figure.suptitle(title, color="white", fontsize=11, y=0.99, va="top")
-    figure.legend(handles=lines, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=9)
-    top = 1 - 0.5 / figure.get_figheight()
+    grid = figure.subplots(len(regions) * len(views), 3, squeeze=False, width_ratios=widths)
+    rows = iter(grid)
+    for sequence, numbers in views:
+        window = _window(volumes[sequence], brain, found)
+        for name, masks in regions.items():
+            axes = next(rows)
+            for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
+                # Outside the brain a z-scored image is zero, which is a mid grey.
+                picture = np.where(
+                    _plane(brain, box, through, cut), _plane(volumes[sequence], box, through, cut), window[0]
+                )
+                aspect = spacing[up] / spacing[across]
+                axis.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
+                for number in numbers:
+                    inner = sum(number in task.around[other] for other in numbers)
+                    _outline(
+                        axis,
+                        _plane(masks[number], box, through, cut),
+                        color=PALETTE[number],
+                        linewidth=LINE_WIDTHS[min(inner, len(LINE_WIDTHS) - 1)],
+                    )
+                axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
+                axis.set_axis_off()
+                axis.set_anchor("N")
+                named = (plane, sequence_shown(sequence), *([name] if len(regions) > 1 else []))
+                axis.set_title(", ".join(named), color="white", fontsize=9, pad=3)
+                _letters(axis, ENDS[across], ENDS[up])
+            if not masks.any():
+                axes[1].text(
+                    0.5, 0.1, f"no {task.target} found", color="white", ha="center", transform=axes[1].transAxes
+                )
+    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.1 / height, va="top")
+    figure.legend(
+        handles=_legend(task, volumes_ml),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.16 * len(text) / height),
+        ncols=len(task.regions),
+        frameon=False,
+        labelcolor="white",
+        fontsize=9,
+    )
+    if text:
+        figure.text(0.015, 0.06 / height, "\n".join(text), color=DOUBT, fontsize=8, va="bottom", linespacing=1.3)
     figure.subplots_adjust(
-        left=0.005, right=0.995, bottom=0.3 / figure.get_figheight(), top=top, wspace=0.02, hspace=0.08
+        left=0.01, right=0.99, bottom=foot / height, top=1 - head / height, wspace=0.02, hspace=0.08
     )
     with replacing(path) as scratch:
-        figure.savefig(scratch, dpi=120, format="png", facecolor="black")
+        figure.savefig(scratch, dpi=120, format="png", facecolor="black", edgecolor=figure.get_edgecolor())
+
+
+def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
+    """Sequences to draw on, each with the numbers of the regions that it shows best."""
+    present = list(names)
+    outer = [number for number, around in enumerate(task.around) if not around]
+    inner = [number for number, around in enumerate(task.around) if around]
+    views = [(best_background(present, BEST_FOR_OUTER), outer), (best_background(present, BEST_FOR_INNER), inner)]
+    if not inner or views[0][0] == views[1][0]:
+        return [(views[0][0], sorted(outer + inner))]
+    return views
+
+
+def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
+    """Along each axis, the plane that holds most of the largest part of the core, of any region, or of the brain."""
+    inner = [region for region, around in zip(regions, task.around, strict=True) if around]
+    core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
+    mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
+    parts, count = ndimage.label(mask)
+    if count > 1:
+        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return tuple(int(mask.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
+
+
+def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Grey values to draw as black and as white: all but the extremes of the brain, and nearly all of what was found.
+
+    Without the second a small bright tumour would be one white spot.
+    """
+    if not brain.any():
+        return 0.0, 1.0
+    low, high = np.percentile(volume[brain], (0.5, 99.7))
+    if found.any():
+        high = max(high, np.percentile(volume[found], 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    """The warnings, broken into lines that fit below the picture."""
+    lines: list[str] = []
+    for warning in warnings[:MOST_WARNINGS]:
+        lines += textwrap.wrap(f"Warning: {warning}", 135, subsequent_indent="    ")
+    if len(warnings) > MOST_WARNINGS:
+        lines.append(f"{len(warnings) - MOST_WARNINGS} more warnings are in report.json.")
+    return lines
+
+
+def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
+    """A line for each region, with its volume."""
+    lines = []
+    for region, (name, colour) in zip(task.regions, colours_of(task).items(), strict=True):
+        label = name if volumes_ml is None else f"{name} {volumes_ml[region]:.1f} mL"
+        lines.append(Line2D([], [], color=colour, linewidth=2, label=label))
+    return lines
+
+
+def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
+    """Write at the four sides which way of the patient they are."""
+    places = ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[0]), (0.5, 0.02, up[1]))
+    for x, y, letter in places:
+        axis.text(x, y, letter, color="white", fontsize=8, ha="center", va="center", transform=axis.transAxes)
 
 
 def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
     """Draw the border of a mask on a plane, also where it meets the plane's edge or the plane is one voxel wide."""
+    if not inside.any():
+        return
     # Contours need two rows and two columns, and end at the edge: a frame of zeros provides for both.
     rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box of `mask`, two voxels wider; the whole array if it is empty."""
+    """Box around `mask`, two voxels wider on each side; the whole array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, edge) for edge in mask.shape)
     found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     return tuple(slice(max(int(index[0]) - 2, 0), int(index[-1]) + 3) for index in found)
 
 
-def _largest_planes(mask: np.ndarray) -> tuple[int, ...]:
-    """Along each axis, the plane that holds most of `mask`."""
-    return tuple(int(mask.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
-
-
 def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Rows go up and columns across."""
+    """Cut a plane out of `volume`. Its rows run along the axis `up` and its columns along the axis `across`."""
     index: list[slice | int] = list(box)
     index[through] = cut[through]
-    # The two axes that are left keep their order, and `across` comes before `up` in every plane.
+    # The two remaining axes keep their order, and `across` comes before `up` in every plane.
     return volume[tuple(index)].T

@@ -1,4 +1,4 @@
-"""The processes that a launcher has started."""
+"""Work in several processes that a launcher has started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-# Timeout for processes that wait while another one may work for hours, on its share of a cohort or on preparing cases.
+# Timeout of waiting processes. Another process may need hours for its share of a cohort or for preprocessing.
 PATIENCE = timedelta(days=7)
 
 
@@ -18,46 +18,48 @@ def refuse_lone_process() -> None:
     """Raise if several processes were requested but only one was started.
 
     Raises:
-        ValueError: If that is so. The launcher itself does not report it.
+        ValueError: If only one process was started. The launcher itself does not report this mistake.
     """
-    # `accelerate launch --cpu --num_processes 2` sets a meeting place for its processes, but starts one.
+    # `accelerate launch --cpu --num_processes 2` sets the address for several processes, but starts only one.
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
-            "`accelerate launch` was asked for several processes but started one, as it does with --cpu. For several "
-            "processes on the CPU use `accelerate launch --config_file configs/accelerate/cpu_two_processes.yaml`."
+            "Several processes were requested, but `accelerate launch` started only one. It does so with --cpu. For "
+            "several processes on the CPU use `accelerate launch --config_file "
+            "configs/accelerate/cpu_two_processes.yaml`."
         )
 
 
 def started_processes() -> PartialState:
-    """Return the processes that share the work: this one alone without a launcher.
+    """Return the state of the processes that share the work. Without a launcher, there is only this process.
 
     Raises:
         ValueError: If several processes were requested but only one was started.
     """
     refuse_lone_process()
-    # Without `cpu=True` and without a GPU, processes that were started for GPUs do not find each other.
+    # On a machine without a GPU, processes that were launched for GPUs cannot communicate unless `cpu=True`.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def device_of_process(state: PartialState, name: str | None) -> str | None:
-    """The device that a command was asked for, or the one that the launcher gave this process; else `None`.
+    """Return the device for this process: the requested one, or with several processes the one of the launcher.
 
     Raises:
-        ValueError: If one device is asked for and several processes would have to share it.
+        ValueError: If a device is requested, but there are several processes.
     """
     if state.num_processes == 1:
         return name
     if name is not None:
-        raise ValueError("--device is for one process. `accelerate launch` gives each process its own: leave it out.")
+        raise ValueError("`accelerate launch` gives each process its own device. Leave out --device.")
     return str(state.device)
 
 
 @contextmanager
 def main_process_first(state: PartialState) -> Iterator[None]:
-    """Run the block in the main process, and then in the others, which wait for hours if need be.
+    """Run the block first in the main process, then in the others, which may have to wait for hours.
 
-    Accelerate's method of this name waits in the default process group, which gives up after ten minutes (NCCL) or
-    half an hour (Gloo). Here a process group of its own has the patience; if a process dies, the waiting ends at once.
+    Accelerate's method of this name waits in the default process group, which times out after ten minutes (NCCL) or
+    half an hour (Gloo). Here a separate process group has a longer timeout. If a process dies, the others stop waiting
+    at once.
 
     Raises:
         SystemExit: In the other processes, if the block fails in the main process, which alone reports the error.
@@ -79,15 +81,15 @@ def main_process_first(state: PartialState) -> Iterator[None]:
         raise
     if state.is_main_process:
         torch.distributed.broadcast_object_list(main_failed, src=0, group=group)
-    # The others may need minutes too, before any of them waits in the default process group.
+    # Wait until all processes are done, before any of them waits in the default group with its short timeout.
     torch.distributed.barrier(group)
     torch.distributed.destroy_process_group(group)
 
 
 def is_fast_in_bf16() -> bool:
-    """Whether this machine computes in bfloat16 faster than in float32.
+    """Whether this machine computes faster in bfloat16 than in float32.
 
-    Processors without its instructions emulate it: a training step then takes forty times as long (EPYC with AVX2).
+    CPUs without bfloat16 instructions emulate them. A training step then takes forty times as long (EPYC with AVX2).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

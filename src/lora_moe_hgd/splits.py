@@ -1,4 +1,4 @@
-"""Split of the cases into training and validation: drawn by the seed or read from a file, and kept by each run."""
+"""Split of the cases into training and validation: drawn by the seed or read from a file, and stored by each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
 
-# Column names of the two parts in split files: `role` as in a cohort's own file, `part` as in the file of a run.
+# Name of the column that assigns a case to training or validation: `role` in the user's files, `part` in a run's file.
 PART_COLUMNS = ("role", "part")
 TRAIN_NAMES = ("fit", "train")
 VALIDATION_NAMES = ("validate", "validation")
@@ -29,9 +29,9 @@ class Split:
 
     Attributes:
         train: Cases that a network is trained on.
-        validation: Cases that score it during training.
-        contents: Fingerprint of the images of each case by its id, as far as they are known. A case keeps it when it
-            is renamed.
+        validation: Cases on which the network is scored during training.
+        contents: Fingerprint of the images of each case by its id, as far as known. Renaming a case does not change
+            it.
     """
 
     train: list[str]
@@ -51,7 +51,7 @@ def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Sp
 
 
 def draw_fold(case_ids: Sequence[str], *, seed: int, folds: int, fold: int) -> Split:
-    """Draw fold number `fold`, counted from 0, of a cross-validation: every case validates in exactly one fold.
+    """Draw fold `fold`, counted from 0, of a cross-validation. Every case is in exactly one fold's validation part.
 
     Example:
         >>> [draw_fold(["a", "b", "c"], seed=0, folds=2, fold=fold).validation for fold in (0, 1)]
@@ -63,28 +63,31 @@ def draw_fold(case_ids: Sequence[str], *, seed: int, folds: int, fold: int) -> S
 def read_split(path: Path, fold: int | None) -> Split:
     """Read a split from a CSV file or from nnU-Net's `splits_final.json`.
 
-    A CSV file has the columns `case` and `role`. Without a fold, the role `fit` trains and `validate` validates. With
-    a fold it also needs the column `fold`: the `fit` cases of that fold validate and the other `fit` cases train.
-    Cases of any other role are left out. A run's own `split.csv` has `part` (`train`, `validation`) instead of `role`.
-    The JSON file is a list with a `{"train": [...], "val": [...]}` for each fold, counted from 0.
+    A CSV file has the columns `case` and `role`. Without a fold, the role `fit` means training and `validate` means
+    validation. With a fold, the file also needs the column `fold`: the `fit` cases of that fold are used for
+    validation, and the other `fit` cases for training. Cases of any other role are left out. A run's own `split.csv`
+    has `part` (`train`, `validation`) instead of `role`. The JSON file is a list with a
+    `{"train": [...], "val": [...]}` for each fold, counted from 0.
 
     Raises:
-        BadInputError: If the file cannot be read, lacks a column or the fold, names a case twice, or leaves a part
-            without cases.
+        BadInputError: If the file cannot be read, lacks a column or the fold, or names a case twice, or if there is no
+            case for training or validation.
     """
     if not path.is_file():
         raise BadInputError(path, "There is no such split file.")
     split = _read_json(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
     for use, names in (("train", split.train), ("validate", split.validation)):
         if not names:
-            raise BadInputError(path, f"The file leaves no case to {use} on{_of_fold(fold)}.")
+            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one.")
     if both := sorted(set(split.train) & set(split.validation)):
-        raise BadInputError(path, f"{', '.join(both)} would both train and validate{_of_fold(fold)}.")
+        raise BadInputError(
+            path, f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove it from one of them."
+        )
     return split
 
 
 def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None:
-    """Record the split of a run as `split.csv`: a row for each case and part, with the fold where one was chosen."""
+    """Write the split of a run to `split.csv`: one row for each case, with the fold if one was chosen."""
     rows = [
         (case, part, split.contents.get(case, "")) for part in ("train", "validation") for case in getattr(split, part)
     ]
@@ -96,21 +99,23 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 
 
 def read_run_split(run_folder: Path) -> Split:
-    """Read which cases a run trained on and which validated it; both are empty for a run on phantoms alone.
+    """Read the training and validation cases of a run. Both are empty for a run on phantoms alone.
 
-    Runs of earlier versions did not record the contents of the cases.
+    Runs of earlier versions did not record the fingerprints of the cases.
 
     Raises:
-        BadInputError: If the folder holds no `split.csv`.
+        BadInputError: If the folder has no `split.csv`, or if the file lacks a column.
     """
     path = run_folder / FILE_NAME
     if not path.is_file():
-        raise BadInputError(run_folder, f"The folder holds no {FILE_NAME}, in which a run records its cases.")
+        raise BadInputError(
+            run_folder, f"The folder has no {FILE_NAME}, so it is not the folder of a run. Give the folder of a run."
+        )
     rows = _rows(path)
     columns = set(rows[0]) if rows else {"case", "part"}
     if not {"case", "part"} <= columns:
         raise BadInputError(
-            path, f"The split of a run has the columns case and part, but here are {_listed(columns)}."
+            path, f"The split of a run needs the columns case and part, but this file has {_listed(columns)}."
         )
     train, validation = ([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation"))
     return Split(train, validation, {row["case"]: row["content"] for row in rows if row.get("content")})
@@ -122,7 +127,7 @@ def _shuffled(case_ids: Sequence[str], seed: int) -> list[str]:
 
 
 def _split_off(case_ids: Sequence[str], validation: set[str]) -> Split:
-    """Both parts in the order of `case_ids`."""
+    """Build a split with both parts in the order of `case_ids`."""
     return Split(
         train=[case for case in case_ids if case not in validation],
         validation=[case for case in case_ids if case in validation],
@@ -136,15 +141,15 @@ def _read_csv(path: Path, fold: int | None) -> Split:
     if part is None or "case" not in columns:
         raise BadInputError(path, f"A split file needs the columns case and role, but has {_listed(columns)}.")
     if repeated := sorted(name for name, times in Counter(row["case"] for row in rows).items() if times > 1):
-        raise BadInputError(path, f"The file names {', '.join(repeated)} more than once.")
+        raise BadInputError(path, f"The file lists {', '.join(repeated)} more than once. Remove the repeated rows.")
     trains = [row for row in rows if row[part] in TRAIN_NAMES]
     if fold is None:
         validates = [row for row in rows if row[part] in VALIDATION_NAMES]
     else:
         if "fold" not in columns:
-            raise BadInputError(path, f"`data.fold` needs the column fold, but the file has {_listed(columns)}.")
+            raise BadInputError(path, f"`data.fold` needs the column fold, but the file only has {_listed(columns)}.")
         if part == "part":
-            raise BadInputError(path, "This is the split of a run, which is one fold. Leave out `data.fold`.")
+            raise BadInputError(path, "The split of a run is already a single fold. Leave out `data.fold`.")
         validates = [row for row in trains if row["fold"] == str(fold)]
         if not validates:
             known = _listed({row["fold"] for row in trains if row["fold"]})
@@ -159,7 +164,9 @@ def _read_json(path: Path, fold: int | None) -> Split:
     except (ValueError, UnicodeDecodeError) as error:
         raise BadInputError(path, f"The file is not valid JSON ({error}).") from error
     if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
-        raise BadInputError(path, 'A JSON split file is a list of {"train": [...], "val": [...]}, one for each fold.')
+        raise BadInputError(
+            path, 'A JSON split file must be a list with a {"train": [...], "val": [...]} for each fold.'
+        )
     if fold is None:
         raise BadInputError(path, f"The file has {len(folds)} folds. Choose one with --fold 0 to {len(folds) - 1}.")
     if not 0 <= fold < len(folds):
@@ -176,7 +183,7 @@ def _is_fold(item: Any) -> bool:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        # Spreadsheet programs put a byte order mark at the beginning.
+        # `utf-8-sig` skips the byte order mark that spreadsheet programs write at the beginning.
         with open(path, newline="", encoding="utf-8-sig") as file:
             return [{name: value or "" for name, value in row.items() if name} for row in csv.DictReader(file)]
     except (csv.Error, UnicodeDecodeError) as error:

@@ -1,30 +1,40 @@
-"""The 15 non-empty subsets of the four sequences, by name and as masks."""
+"""The non-empty subsets of the sequences of a task, 15 of the four of brain tumours, by name and as masks."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from .model.configuration_lora_moe_hgd import MODALITIES
 
 Mask = tuple[bool, ...]
 
-# One sequence first, all four last.
-EVERY_SUBSET: tuple[Mask, ...] = tuple(
-    sorted((mask for mask in itertools.product([True, False], repeat=len(MODALITIES)) if any(mask)), key=sum)
-)
+
+def every_subset(sequences: Sequence[str]) -> tuple[Mask, ...]:
+    """Every non-empty subset, those of one sequence first, that of all last."""
+    masks = itertools.product([True, False], repeat=len(sequences))
+    return tuple(sorted((mask for mask in masks if any(mask)), key=sum))
 
 
-def subset_name(mask: Mask) -> str:
+EVERY_SUBSET = every_subset(MODALITIES)
+
+
+def subset_name(mask: Mask, sequences: Sequence[str] = MODALITIES) -> str:
     """Name of a subset, its sequences in channel order.
 
     Example:
         >>> subset_name((False, True, False, True))
         't1c+flair'
     """
-    return "+".join(name for name, present in zip(MODALITIES, mask, strict=True) if present)
+    return "+".join(name for name, present in zip(sequences, mask, strict=True) if present)
 
 
-def parse_subset(name: str) -> Mask:
+def sequences_of(mask: Mask, sequences: Sequence[str] = MODALITIES) -> list[str]:
+    """Names of the sequences of a subset, in channel order."""
+    return [name for name, used in zip(sequences, mask, strict=True) if used]
+
+
+def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     """Mask of a subset written as names joined by plus signs, or `all`.
 
     Raises:
@@ -35,11 +45,21 @@ def parse_subset(name: str) -> Mask:
         (False, True, False, True)
     """
     if name == "all":
-        return (True,) * len(MODALITIES)
+        return (True,) * len(sequences)
     names = [part.strip().lower() for part in name.split("+")]
-    unknown = sorted(set(names) - set(MODALITIES))
+    unknown = sorted(set(names) - set(sequences))
     if unknown:
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(MODALITIES)}."
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'; the names are {', '.join(sequences)}."
         )
-    return tuple(modality in names for modality in MODALITIES)
+    return tuple(sequence in names for sequence in sequences)
+
+
+def sequence_shown(name: str) -> str:
+    """Name of a sequence as people read it.
+
+    Example:
+        >>> sequence_shown("t1c"), sequence_shown("flair")
+        ('T1c', 'FLAIR')
+    """
+    return "T1c" if name == "t1c" else name.upper()

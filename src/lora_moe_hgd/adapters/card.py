@@ -1,4 +1,4 @@
-"""The card of an adapter, in its run's folder and on the Hub; its frame is that of a network's card, too."""
+"""The card of an adapter, in its run's folder and on the Hub. The card of a network uses the same template."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pretrained import shipped_names
 from .presets import COMPOSABLE_PRESET
 
 TAGS = ["medical", "brain-tumor", "mri", "missing-modality", "mixture-of-experts", "lora"]
+TUMOUR_TAG = "brain-tumor"
 # Key of the validation score in the metadata of a card.
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "LoRA on attention and experts was trained, and nothing else. It can be combined with others.",
-    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder in full.",
+    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. It can be combined with other such adapters.",
+    "lora+decoder": "LoRA on attention and experts was trained; stem, routers and decoder were trained in full.",
 }
 
 FROM_THE_HUB = """```python
 from transformers import AutoImageProcessor, AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base, with the adapter over it
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()  # the base with the adapter
 processor = AutoImageProcessor.from_pretrained("{base}", trust_remote_code=True)
 ```
 
@@ -30,17 +32,16 @@ or `lora-moe-hgd segment --checkpoint {name} --in-path CASE --out-path OUT`."""
 FROM_THIS_MACHINE = """```python
 from lora_moe_hgd import load_checkpoint
 
-model, processor = load_checkpoint("this folder, or its Hub id")  # the base is loaded, the adapter merged into it
+model, processor = load_checkpoint("this folder, or its Hub id")  # the adapter is merged into its base
 ```"""
 
 CARD = """# {name}
 
-Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any non-empty subset of T1,
-T1c, T2 and FLAIR. {what}**Research use, not a medical device.**
+{segments} {what}**Research use, not a medical device.**
 
 {use}
 
-Images must be skull-stripped and co-registered, as in BraTS; absent sequences are left out.
+Images must be skull-stripped and co-registered{as_where}; absent sequences are left out.
 
 ## Training data
 
@@ -52,15 +53,48 @@ Images must be skull-stripped and co-registered, as in BraTS; absent sequences a
 
 ## Limits
 
-Scores hold for data like those named above; check yours. Without T1c the enhancing part is a guess, and without T2
-and FLAIR so is oedema.
+Scores hold for data like those named above; check yours.{limits}
 """
+
+TUMOUR = {
+    "segments": "Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any "
+    "non-empty subset of T1,\nT1c, T2 and FLAIR.",
+    "as_where": ", as in BraTS",
+    "limits": " Without T1c the enhancing part is a guess, and without T2\nand FLAIR so is oedema.",
+}
+
+
+def about_task(task: Task) -> dict[str, str]:
+    """Parts of `CARD` that say what is segmented, from what, and what a missing sequence means."""
+    if task.is_brain_tumour:
+        return TUMOUR
+    regions = ", ".join(map(shown, task.regions))
+    (scheme,) = task.schemes.values()
+    limits = "".join(f" Without {name}: {warning}" for name, warning in task.without.items())
+    return {
+        "segments": f"Segments the regions {regions} of the task `{task.name}` from any non-empty subset of "
+        f"{', '.join(task.modalities)}.\nLabels are those of {scheme}.",
+        "as_where": "",
+        "limits": limits,
+    }
+
+
+def tags_of(task: Task) -> list[str]:
+    """Tags of a card."""
+    return [tag for tag in TAGS if tag != TUMOUR_TAG or task.is_brain_tumour]
 
 
 def adapter_card(
-    name: str, *, base: str, preset: str, training_data: str, scores: str, license: str | None = None
+    name: str,
+    *,
+    base: str,
+    preset: str,
+    training_data: str,
+    scores: str,
+    license: str | None = None,
+    task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """The card of an adapter.
+    """Make the card of an adapter.
 
     Args:
         name: Its Hub id, or what it is called on this machine.
@@ -69,6 +103,7 @@ def adapter_card(
         training_data: What it was trained on, a paragraph.
         scores: How good it is, a paragraph.
         license: Its licence; a card on this machine needs none.
+        task: What it segments.
     """
     # A run may name its base by a folder or a shipped name.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()
@@ -77,7 +112,7 @@ def adapter_card(
         license=license,
         library_name="peft",
         pipeline_tag="image-segmentation",
-        tags=TAGS,
+        tags=tags_of(task),
         base_model=None if on_this_machine else base,
     )
     if not on_this_machine:
@@ -85,15 +120,16 @@ def adapter_card(
     shown = called if on_this_machine else f"[{base}](https://huggingface.co/{base})"
     text = CARD.format(
         name=name,
-        what=f"An adapter over {shown}. {TRAINED.get(preset, 'Trained were modules of its own choice.')} ",
+        what=f"This is an adapter of {shown}. {TRAINED.get(preset, 'It trains its own selection of modules.')} ",
         use=FROM_THE_HUB.format(name=name, base=base) if "/" in name else FROM_THIS_MACHINE,
         training_data=training_data.strip(),
         scores=scores,
+        **about_task(task),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def write_run_card(folder: Path, *, base: str, preset: str, score: str) -> None:
+def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Task = BRAIN_TUMOUR) -> None:
     """Replace PEFT's empty card in the adapter's `folder` by one that tells the validation score of its run."""
     card = adapter_card(
         "Adapter for lora-moe-hgd",
@@ -101,12 +137,13 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str) -> None:
         preset=preset,
         training_data="The cases in `split.csv` of its run.",
         scores=f"Over the validation cases, subsets and regions of its run: {score}.",
+        task=task,
     )
     card.data[SCORE] = score
     (folder / "README.md").write_text(f"---\n{card.data.to_yaml()}\n---\n{card.text}")
 
 
 def validation_score(folder: Path) -> str:
-    """The validation score that the card in the adapter's `folder` tells; empty if there is none."""
+    """Read the validation score from the card in the adapter's `folder`; empty if there is none."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

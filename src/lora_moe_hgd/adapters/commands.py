@@ -1,4 +1,4 @@
-"""`lora-moe-hgd adapters`: what adapters there are, one as a whole network, and which is better on some cases."""
+"""`lora-moe-hgd adapters`: list adapters, merge an adapter into its base, compare adapters on labelled cases."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ COLUMNS = ("adapter", "base", "preset", "rank", "trained parameters", "MB", "val
 
 
 def main(argv: Sequence[str]) -> None:
-    """List, merge or compare."""
+    """List, merge or compare adapters."""
     parser = argparse.ArgumentParser(description="List, merge and compare adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="a table of the adapters in and below folders")
-    listing.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="an adapter, a run, or many of them")
-    merging = commands.add_parser("merge", help="write an adapter as a whole network")
+    listing = commands.add_parser("list", help="print a table of the adapters in and below folders")
+    listing.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="folder of an adapter, of a run, or of several runs"
+    )
+    merging = commands.add_parser("merge", help="merge an adapter into its base and write a complete network")
     merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
     add_out_path(merging, help="new folder for the network and its processor")
     add_base(merging)
-    merging.add_argument("--scale", type=float, default=1.0, help="how far from the base, 0, to the adapter, 1")
-    comparing = commands.add_parser("compare", help="evaluate a base and adapters, and test their differences")
+    merging.add_argument(
+        "--scale", type=float, default=1.0, help="strength of the adapter, from 0 (base) to 1 (default: 1)"
+    )
+    comparing = commands.add_parser(
+        "compare", help="evaluate a base and adapters, and test the differences for significance"
+    )
     add_in_path(comparing, help="folder of labelled cases", required=True)
     add_out_path(comparing, help="folder for the evaluations and the comparison")
-    comparing.add_argument("--cases", help="only these, by name, separated by commas")
-    comparing.add_argument("--subsets", help="only these, such as all,t1c+flair; every subset when left out")
+    comparing.add_argument("--cases", help="score only these cases, names separated by commas")
+    comparing.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
     add_allowances(comparing)
     add_device(comparing)
     add_quiet(comparing)
-    comparing.add_argument("base", metavar="BASE", help="checkpoint that the others are compared with")
+    comparing.add_argument("base", metavar="BASE", help="checkpoint with which the others are compared")
     comparing.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="folder or Hub id of an adapter or checkpoint"
     )
@@ -71,21 +77,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def list_adapters(folders: Sequence[Path]) -> str:
-    """A Markdown table of the adapters in and below `folders`.
+    """Make a Markdown table of the adapters in and below `folders`.
 
     Raises:
-        ValueError: If there is none in or below one of them.
+        ValueError: If there is no adapter in or below one of the folders.
     """
     rows = []
     for folder in folders:
-        # Folders that are still being written are hidden.
+        # Skip hidden folders: they are still being written.
         found = [
             path.parent
             for path in sorted(folder.rglob("adapter_config.json"))
             if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
         if not found:
-            raise ValueError(f"{folder} must hold adapters, but there is no adapter_config.json in or below it.")
+            raise ValueError(f"There is no adapter (adapter_config.json) in or below {folder}. Give another folder.")
         rows += [_row(path) for path in found]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
@@ -93,20 +99,20 @@ def list_adapters(folders: Sequence[Path]) -> str:
 def compare_adapters(
     names: Sequence[str], *, data: Path, out: Path, options: Sequence[str], quiet: bool = False
 ) -> tuple[str, int]:
-    """Evaluate each checkpoint in a folder of its own below `out`, and compare the others with the first.
+    """Evaluate each checkpoint in a separate folder below `out`, and compare the others with the first one.
 
     Args:
-        names: Checkpoints; an evaluation that is there already goes on.
-        data: Labelled cases.
-        out: Also gets what `write_comparison` writes.
-        options: Further ones of `lora-moe-hgd evaluate`.
-        quiet: Print warnings and errors only.
+        names: Checkpoints. An unfinished evaluation of a checkpoint is continued.
+        data: Folder of labelled cases.
+        out: Folder for the evaluations and the output of `write_comparison`.
+        options: Further options of `lora-moe-hgd evaluate`.
+        quiet: Print only warnings and errors.
 
     Returns:
-        The comparison, and how often a case could not be scored.
+        The comparison, and the number of failures, where each case counts once per checkpoint.
 
     Raises:
-        ValueError: If a checkpoint or the data cannot be used; checkpoints are looked for first.
+        ValueError: If a checkpoint or the data cannot be used. All checkpoints are looked up first.
     """
     for name in names:
         checkpoint_folder(name)
@@ -123,7 +129,7 @@ def compare_adapters(
 def _row(folder: Path) -> list[str]:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise ValueError(f"{folder} must hold adapter_model.safetensors beside its adapter_config.json, got none.")
+        raise ValueError(f"{folder} has an adapter_config.json, but no weights (adapter_model.safetensors).")
     with safe_open(weights, framework="pt") as tensors:
         trained = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     config = LoraConfig.from_pretrained(str(folder))

@@ -1,7 +1,7 @@
 """Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT.
 
-Adapters of `lora` can be merged, weighted and combined. `lora+decoder` also trains stem, routers and decoder in full,
-which is better on few cases, but such adapters cannot be combined.
+Adapters of the preset `lora` can be merged, weighted and combined. The preset `lora+decoder` also trains stem, routers
+and decoder in full. It is better if there are few training cases, but its adapters cannot be combined.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def add_adapter(
     Args:
         network: Modified in place.
         preset: `lora` or `lora+decoder`.
-        options: Options of PEFT's `LoraConfig`, which overrule those of the preset. By default the rank is 8 and alpha
+        options: Options of PEFT's `LoraConfig`, which override those of the preset. By default the rank is 8 and alpha
             is twice the rank.
-        base: Name from which the base can be loaded; the adapter's folder records it.
+        base: Name from which the base can be loaded. It is saved in the adapter's folder.
 
     Raises:
-        ValueError: If PEFT has no such option, or the targets match no module, or one that cannot be merged.
+        ValueError: If PEFT has no such option, or if the targets match no module or a module that cannot be merged.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
@@ -61,15 +61,15 @@ def add_adapter(
     if single:
         raise ValueError(
             f"`lora.target_modules` matches {single[0].removeprefix('base_model.model.')}, a convolution of a single "
-            "voxel, whose adapter PEFT cannot merge. Leave such convolutions out."
+            "voxel. PEFT cannot merge its adapter. Leave such convolutions out."
         )
-    # PEFT takes the name of the base from its configuration, which lacks it for a shipped checkpoint.
+    # PEFT reads the base's name from the network's configuration, which lacks it for a shipped checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
 
 def preset_of(config: LoraConfig) -> str:
-    """Name of the preset that trains the modules of this adapter; `own` if there is none."""
+    """Name of the preset that trains the same modules as this adapter; `own` if there is none."""
     for preset, in_full in TRAINED_IN_FULL.items():
         if config.target_modules == TARGET_MODULES and set(config.modules_to_save or ()) == set(in_full or ()):
             return preset
@@ -77,6 +77,6 @@ def preset_of(config: LoraConfig) -> str:
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """Copy the network, with its adapter, if any, merged into the weights."""
+    """Return a copy of the network. An adapter is merged into the weights."""
     network = copy.deepcopy(network)
     return network.merge_and_unload() if isinstance(network, PeftModel) else network

@@ -1,7 +1,8 @@
-"""Several adapters over one network: loaded together, switched by the call, taken out, combined, merged.
+"""Load several adapters of one network, switch between them, disable them, combine them and merge them.
 
-What PEFT and transformers do by themselves and is wrong here: PEFT makes frozen adapters trainable when it switches;
-transformers does not put back what an adapter trained in full, once it was taken out (`enable_adapters`).
+The functions of PEFT and transformers have two defects here. PEFT makes frozen adapters trainable when it switches
+adapters. Transformers does not restore modules that an adapter trained in full, after adapters were disabled and
+enabled again (`enable_adapters`).
 """
 
 from __future__ import annotations
@@ -35,43 +36,44 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .presets import COMPOSABLE_PRESET
 
 Adapted = PeftModel | LoraMoeHgdForSegmentation
-"""A network with adapters, whether PEFT's wrapper is around it or transformers loaded them into it."""
+"""A network with adapters, either wrapped by PEFT or with adapters that transformers loaded."""
 
 
 def adapter_folder(name: str | Path) -> Path:
-    """The local folder of an adapter; one on the Hub is fetched.
+    """Return the local folder of an adapter. An adapter on the Hub is downloaded.
 
     Raises:
-        ValueError: If it cannot be found or holds no adapter.
+        ValueError: If the folder cannot be found or contains no adapter.
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
-        raise ValueError(f"{folder} must hold an adapter, but there is no adapter_config.json.")
+        raise ValueError(f"{folder} is not an adapter: it has no adapter_config.json. Give the folder of an adapter.")
     return folder
 
 
 def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]) -> PeftModel:
-    """Load adapters over one network; the first is active, all are frozen.
+    """Load adapters of one network. All are frozen, and the first one is active.
 
     Args:
-        base: Name of a checkpoint, a network, which is modified in place, or what an earlier call returned, to which
-            the adapters are added.
-        adapters: Folder or Hub id of each by a name of one's own.
+        base: Name of a checkpoint, or a network, which is modified in place. The result of an earlier call is also
+            accepted; the adapters are then added to it.
+        adapters: Folder or Hub id of each adapter, by any name that you choose.
 
     Returns:
         The network with its adapters, in evaluation mode.
 
     Raises:
-        ValueError: If a name is taken or not possible, a folder holds no adapter, or one was made for another base.
+        ValueError: If a name is invalid or in use, if a folder contains no adapter, or if an adapter was made for
+            another base.
 
     Example:
         >>> load_adapters("tiny", {"site.a": "runs/a/best/adapter"})
         Traceback (most recent call last):
         ...
-        ValueError: An adapter's name must not be empty or hold a dot, nor be that of a method of torch, got 'site.a'.
+        ValueError: 'site.a' cannot be the name of an adapter: it is empty, has a dot or is a method of torch modules.
     """
     if not adapters:
-        raise ValueError("`adapters` must hold at least one, got none.")
+        raise ValueError("`adapters` is empty. Give at least one adapter.")
     taken = set(base.peft_config) if isinstance(base, PeftModel) else set()
     for name in adapters:
         _check_name(name, taken)
@@ -81,7 +83,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
     network = base if isinstance(base, nn.Module) else load_checkpoint(base)[0]
     if not isinstance(network, PeftModel):
         if _adapted_layers(network):
-            raise ValueError("`base` must be a network without adapters, or what `load_adapters` returned.")
+            raise ValueError("`base` must be a network without adapters, or a result of `load_adapters`.")
         name, folder = next(iter(folders.items()))
         network = PeftModel(network, _frozen_config(folder), adapter_name=name)
     for name, folder in folders.items():
@@ -103,9 +105,9 @@ def _frozen_config(folder: Path) -> PeftConfig:
 
 @contextmanager
 def using_adapter(model: Adapted, name: str) -> Iterator[None]:
-    """Within the block `name` is the adapter; after it, also after an exception, all is as it was.
+    """Use the adapter `name` inside the block. Restore the earlier state afterwards, also after an exception.
 
-    Which parameters are trained does not change, in the block or after it.
+    The set of trainable parameters never changes.
 
     Raises:
         ValueError: If `model` has no such adapter.
@@ -118,15 +120,17 @@ def using_adapter(model: Adapted, name: str) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: Adapted) -> Iterator[None]:
-    """Within the block the network is its base; after it, also after an exception, all is as it was.
+    """Use the base without adapters inside the block. Restore the earlier state afterwards, also after an exception.
 
     Raises:
-        ValueError: If `model` has no adapter, or one that trained biases: these have replaced those of the base.
+        ValueError: If `model` has no adapter, or if an adapter trained biases: they have replaced the base's biases.
     """
     with _put_back(model) as layers:
         for name in model.peft_config:
             if (bias := _lora_config(model, name).bias) != "none":
-                raise ValueError(f"An adapter can be taken out if its `bias` is none, got {bias} in '{name}'.")
+                raise ValueError(
+                    f"Adapters can be disabled only if their `bias` is none, but '{name}' has `bias` {bias}."
+                )
         with _same_gradients(model):
             for layer in layers:
                 layer.enable_adapters(False)
@@ -134,33 +138,34 @@ def adapter_disabled(model: Adapted) -> Iterator[None]:
 
 
 def combine_adapters(model: PeftModel, weights: Mapping[str, float], *, into: str) -> None:
-    """Add an adapter whose change of each weight is the weighted sum of those of others, exactly.
+    """Add a new adapter whose change of each weight is exactly the weighted sum of the changes of other adapters.
 
-    The matrices of the others are set side by side (PEFT's `cat`), so its rank is the sum of theirs. Which adapter is
-    active does not change.
+    The low-rank matrices are concatenated (PEFT's `cat`), so the rank of the new adapter is the sum of all ranks. The
+    active adapter does not change.
 
     Args:
-        model: Gets the new adapter.
-        weights: Weight of each adapter to combine, of either sign.
+        model: Network to which the new adapter is added.
+        weights: Weight of each adapter to combine; negative weights are allowed.
         into: Name of the new adapter.
 
     Raises:
-        ValueError: If an adapter is not there or is not all low-rank matrices, or the name is taken.
+        ValueError: If an adapter does not exist or trained other weights than low-rank matrices, or if the new name is
+            in use.
     """
     if not weights:
-        raise ValueError("`weights` must hold at least one adapter, got none.")
+        raise ValueError("`weights` is empty. Give at least one adapter.")
     _check_known(model, weights)
     _check_name(into, set(model.peft_config))
     for name in weights:
         _check_composable(name, _lora_config(model, name))
     with _put_back(model):
         model.add_weighted_adapter(list(weights), list(weights.values()), into, combination_type="cat")
-    # PEFT makes alpha the rank, for a factor of 1, which with rsLoRA would be the root of the rank.
+    # PEFT sets alpha to the rank so that the factor is 1. With rsLoRA the factor would be the root of the rank.
     _lora_config(model, into).use_rslora = False
     for module in model.modules():
         if isinstance(module, LoraLayer) and into in module.scaling:
             module.scaling[into] = 1.0
-    # The dropout of the new adapter is born in training mode.
+    # The dropout modules of the new adapter are created in training mode.
     if not model.training:
         model.eval()
 
@@ -168,10 +173,10 @@ def combine_adapters(model: PeftModel, weights: Mapping[str, float], *, into: st
 def merge_adapter(
     name: str | Path, *, scale: float = 1.0, base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """An adapter as a whole network, and the processor of its base.
+    """Merge an adapter into its base; return the complete network and the processor.
 
-    Each weight is `base + scale (adapted - base)`, also of what was trained in full: 0 gives the base and 1 the
-    adapter, exactly.
+    Each weight becomes `base + scale (adapted - base)`, also in modules that were trained in full. A scale of 0 gives
+    exactly the base, and a scale of 1 exactly the adapted network.
 
     Args:
         name: Folder or Hub id of the adapter.
@@ -179,10 +184,10 @@ def merge_adapter(
         base: Where to look for the base, instead of where the adapter says.
 
     Raises:
-        ValueError: If `name` is no adapter, does not name its base, or `scale` is not between 0 and 1.
+        ValueError: If `name` is not an adapter or does not name its base, or if `scale` is not between 0 and 1.
     """
     if not 0 <= scale <= 1:
-        raise ValueError(f"`scale` must be between 0, the base, and 1, the adapter, got {scale}.")
+        raise ValueError(f"`scale` must be between 0 (the base) and 1 (the adapter), got {scale}.")
     folder = adapter_folder(name)
     found = find_base(folder, base)
     return _blend(load_checkpoint(found)[0], load_checkpoint(folder, base=found), scale=scale)
@@ -191,7 +196,10 @@ def merge_adapter(
 def blend(
     base: str | Path, checkpoint: str | Path, *, scale: float
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """The network `scale` of the way from a base to a checkpoint of its shape, and the processor of the latter."""
+    """Interpolate each weight between `base` (scale 0) and `checkpoint` (scale 1); return network and processor.
+
+    Both networks must have the same shape. The processor is that of `checkpoint`.
+    """
     return _blend(load_checkpoint(base)[0], load_checkpoint(checkpoint), scale=scale)
 
 
@@ -214,10 +222,10 @@ def _adapted_layers(model: nn.Module) -> list[BaseTunerLayer | ModulesToSaveWrap
 
 @contextmanager
 def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWrapper]]:
-    """The layers with adapters; whatever the block does to them is undone when it ends."""
+    """Yield the layers with adapters. Their active adapters are restored when the block ends."""
     layers = _adapted_layers(model)
     if not layers:
-        raise ValueError("`model` must have an adapter, got none.")
+        raise ValueError("`model` has no adapter. Load one with `load_adapters`.")
     before = [(layer, list(layer.active_adapters), not layer.disable_adapters) for layer in layers]
     names = (model.active_adapter, model.base_model.active_adapter) if isinstance(model, PeftModel) else None
     try:
@@ -233,7 +241,7 @@ def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWra
 
 @contextmanager
 def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """PEFT decides anew what is trained whenever it switches: what was frozen stays frozen."""
+    """Keep `requires_grad` of all parameters. PEFT would change it whenever it switches adapters."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -244,7 +252,7 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
 
 def _activate(model: Adapted, name: str) -> None:
     with _same_gradients(model):
-        # Of PEFT, as that of transformers cannot when another adapter alone trained a module in full.
+        # Use PEFT's function. The function of transformers fails if only another adapter trained a module in full.
         set_adapter(model, name)
         for layer in _adapted_layers(model):
             layer.enable_adapters(True)
@@ -256,48 +264,50 @@ def _activate(model: Adapted, name: str) -> None:
 def _check_name(name: str, taken: set[str]) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"An adapter's name must not be empty or hold a dot, nor be that of a method of torch, got '{name}'."
+            f"'{name}' cannot be the name of an adapter: it is empty, has a dot or is a method of torch modules."
         )
     if name in taken:
-        raise ValueError(f"An adapter named '{name}' is there already, beside {', '.join(sorted(taken - {name}))}.")
+        raise ValueError(
+            f"The name '{name}' is in use. Names in use: {', '.join(sorted(taken))}. Choose another name."
+        )
 
 
 def _check_known(model: Adapted, names: Mapping[str, float] | list[str]) -> None:
     if unknown := sorted(set(names) - set(model.peft_config)):
-        raise ValueError(f"No adapter is named '{unknown[0]}'; there is: {', '.join(model.peft_config)}.")
+        raise ValueError(f"No adapter is named '{unknown[0]}'. The names are: {', '.join(model.peft_config)}.")
 
 
 def _lora_config(model: Adapted, name: str) -> LoraConfig:
     config = model.peft_config[name]
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"An adapter must be LoRA, got {config.peft_type} in '{name}'.")
+        raise ValueError(f"Adapters must be LoRA, but '{name}' is {config.peft_type}.")
     return config
 
 
 def _check_composable(name: str, config: LoraConfig) -> None:
-    rule = "Adapters are combined by adding low-rank matrices"
+    rule = "Only adapters that consist of low-rank matrices can be combined"
     if config.modules_to_save:
         raise ValueError(
-            f"{rule}, which modules trained in full (`modules_to_save`) have not: the preset `{COMPOSABLE_PRESET}` "
-            f"can be combined, got '{name}' with {', '.join(sorted(config.modules_to_save))}."
+            f"{rule}, but '{name}' trained {', '.join(sorted(config.modules_to_save))} in full (`modules_to_save`). "
+            f"Train it with the preset `{COMPOSABLE_PRESET}`."
         )
     if config.use_dora:
-        raise ValueError(f"{rule}, and DoRA is not a sum of them (`use_dora` must be false), got '{name}' with DoRA.")
+        raise ValueError(f"{rule}, but '{name}' uses DoRA. Train it with `use_dora: false`.")
     if config.bias != "none" or config.lora_bias:
-        raise ValueError(f"{rule}, and biases would be lost (`bias` must be none), got '{name}' with biases.")
+        raise ValueError(f"{rule}, but '{name}' trained biases. Train it with `bias: none` and `lora_bias: false`.")
 
 
 def _name_of(base: str | Path | Adapted) -> str:
-    """Name of the base; empty for a network that was never loaded."""
+    """Name of the base; empty for a network that was not loaded from a checkpoint."""
     network = base.get_base_model() if isinstance(base, PeftModel) else base
     return str(network.name_or_path) if isinstance(network, nn.Module) else str(network)
 
 
 def _check_base(folder: Path, given: str) -> None:
-    """Refuse an adapter of another base, as far as names or, on this machine, weights tell.
+    """Refuse an adapter of another base, if names or local weights show that the base differs.
 
     Raises:
-        ValueError: If they tell that the base is another.
+        ValueError: If the adapter was made for another base.
     """
     digest, found = base_digest(folder), local_folder(given) if given else None
     if digest and found:
@@ -313,15 +323,15 @@ def _check_base(folder: Path, given: str) -> None:
     names = [base_name(name) for name in (recorded, given)]
     local = [Path(name).is_dir() for name in names]
     if names[0] == names[1] or local[0] != local[1]:
-        # A folder may well be a copy of what the Hub has.
+        # A local folder may be a copy of a Hub repository, so the names alone prove nothing.
         return
     if all(local):
         same = checkpoint_digest(Path(names[0])) == checkpoint_digest(Path(names[1]))
     else:
-        # One may name the branch of the commit that the other names.
+        # Compare without revisions: one name may have a branch and the other its commit.
         same = names[0].partition("@")[0] == names[1].partition("@")[0]
     if not same:
-        raise ValueError(f"The adapter in {folder} was made for the base {recorded}, got the base {given}.")
+        raise ValueError(f"The adapter in {folder} was made for the base {recorded}, not for {given}.")
 
 
 def _last_line(error: Exception) -> str:

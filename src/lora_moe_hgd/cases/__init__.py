@@ -1,1 +1,1 @@
-"""From files on disk to a case: names, layouts, reading, checks, conversion."""
+"""Find, read, check and convert cases on disk."""

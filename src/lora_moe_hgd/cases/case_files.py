@@ -1,4 +1,4 @@
-"""Files of a case."""
+"""The files of a case and their roles."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
+from ..model.task import BRAIN_TUMOUR, Task
 from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 # Images in formats that are not read.
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
-# Remedy for file names that do not determine the sequence.
-NAME_THEM = " ".join(f"--{name} FILE" for name in MODALITIES)
-
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
 )
 
 
+def name_them(task: Task = BRAIN_TUMOUR) -> str:
+    """Options that name the files of a case one by one: the remedy for names that do not tell the sequence."""
+    return " ".join(f"--{name} FILE" for name in task.modalities)
+
+
 def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
-    """File name without extension; `None` if it has none of the extensions, or is hidden."""
+    """File name without its extension; `None` for a hidden file or a file without one of the extensions."""
     extension = next((end for end in extensions if path.name.lower().endswith(end)), None)
     return None if extension is None or path.name.startswith(".") else path.name[: -len(extension)]
 
 
 def safe_name(name: str) -> str:
-    """`name` as text that can be printed, written to a file and used as the name of a folder that is not hidden.
+    """Convert `name` to text that can be printed, written to a file and used as the name of a visible folder.
 
-    Bytes that are not UTF-8 are read as Latin-1, as older systems wrote them.
+    Bytes that are not UTF-8 are read as Latin-1, the encoding of older systems.
     """
     raw = os.fsencode(name)
     try:
@@ -46,7 +48,7 @@ def safe_name(name: str) -> str:
 
 
 def shared_start(names: Iterable[str]) -> str:
-    """The words that all names begin with, each with the signs that follow it.
+    """Words that all names begin with, including the punctuation after each word.
 
     Example:
         >>> shared_start(["p1_t1.nii", "p1_t2.nii"])
@@ -64,12 +66,12 @@ class CaseFiles:
         case_id: Name of the case, unique in its cohort and usable as the name of a folder.
         folder: Folder of its files.
         layout: Name of the family of file names.
-        label_schemes: Label schemes that the *ground truth* may use, the usual one first; empty if the file names do
-            not tell. They say nothing about the label map that inference writes.
+        label_schemes: Possible label schemes of the *ground truth*, the usual one first; empty if the file names do
+            not determine them. The label map that inference writes may use another scheme.
         images: Path of each sequence, in channel order.
         segmentation: Path of the ground truth, if any.
         channels: Index of each sequence along the fourth axis, for 4-D files.
-        left_out: Volumes that are known by name to be no sequence, such as ADC maps and brain masks.
+        left_out: Volumes that are not sequences, judged by their names, such as ADC maps and brain masks.
     """
 
     case_id: str
@@ -85,40 +87,44 @@ class CaseFiles:
         """Path of the segmentation.
 
         Raises:
-            BadInputError: If there is none.
+            BadInputError: If the case has no segmentation.
         """
         if self.segmentation is None:
             raise BadInputError(self.folder, NO_GROUND_TRUTH)
         return self.segmentation
 
     def only(self, names: Sequence[str]) -> CaseFiles:
-        """The same case with these sequences alone."""
+        """Return the case with only these sequences."""
         return replace(self, images={name: path for name, path in self.images.items() if name in names})
 
-    def in_scheme(self, label_scheme: str | None) -> CaseFiles:
+    def in_scheme(self, label_scheme: str | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
         """The same case with a ground truth in this scheme; `None` leaves the schemes that its names tell.
 
         Raises:
             ValueError: If the scheme does not exist.
         """
-        return self if label_scheme is None else replace(self, label_schemes=(find_label_scheme(label_scheme).name,))
+        return (
+            self
+            if label_scheme is None
+            else replace(self, label_schemes=(find_label_scheme(label_scheme, task.schemes).name,))
+        )
 
     def file_names(self) -> dict[str, str]:
-        """File name of each sequence, without its folder; of a 4-D file with the index of the volume."""
+        """File name of each sequence, without its folder. For a 4-D file, the index of the volume is added."""
         volumes = {name: f" (volume {number})" for name, number in self.channels.items()}
         return {name: safe_name(path.name) + volumes.get(name, "") for name, path in self.images.items()}
 
     def names_left_out(self) -> list[str]:
-        """Names of the files that are left out, without their folder."""
+        """Names of the files that are not used, without their folder."""
         return [safe_name(path.name) for path in self.left_out]
 
     def mapping(self) -> list[str]:
-        """A line for each sequence with its file, and one for the files that are left out."""
+        """One line for each sequence with its file, and one line for the files that are not used."""
         lines = [f"{name}: {file}" for name, file in self.file_names().items()]
         return lines + ([f"left out by name: {', '.join(self.names_left_out())}"] if self.left_out else [])
 
     def naming(self) -> str:
-        """Its sequences, ground truth and files left out in one line, `*` for the part that all names begin with."""
+        """Describe all files of the case in one line, with `*` instead of the start that all names share."""
         names = self.file_names()
         if self.segmentation is not None:
             names["seg"] = safe_name(self.segmentation.name)
@@ -131,7 +137,7 @@ class CaseFiles:
 
 
 def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Finding]]:
-    """The cases that have a ground truth, and an error for each of the others."""
+    """Return the cases that have a ground truth, and an error for each case that has none."""
     labelled: list[CaseFiles] = []
     findings = []
     for case in cases:
@@ -143,14 +149,14 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
-    """Describe how the files of a cohort are read: a line for each mapping, the commonest first, with its count."""
+    """Describe how the files of a cohort are read: one line with a count for each mapping, most common first."""
     counts = Counter(case.naming() for case in cases).most_common()
     lines = [f"{number} case{'s' if number > 1 else ''}: {line}" for line, number in counts[:most]]
     return lines + ([f"and {len(counts) - most} other ways to name files"] if len(counts) > most else [])
 
 
-def given_case(images: Mapping[str, Path]) -> CaseFiles:
+def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """The case of files that are named one by one, whatever they are called."""
-    paths = {name: images[name] for name in MODALITIES if name in images}
+    paths = {name: images[name] for name in task.modalities if name in images}
     first = next(iter(paths.values()))
     return CaseFiles(safe_name(stem_of(first) or first.name), first.parent, "given", (), paths, None)

@@ -1,9 +1,9 @@
-"""Cases whose sequences are told apart by number: numbered files, and volumes of one file with four axes.
+"""Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two families keep a cohort so, in folders such as `imagesTr` and `labelsTr`: the Medical Segmentation Decathlon, with
-the sequences along a fourth axis, and nnU-Net, with files `<case>_0000`, `<case>_0001` and so on. No order of the
-sequences is standard: it comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from
-its publication.
+Two families use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation Decathlon has the
+sequences along a fourth axis, and nnU-Net has files `<case>_0000`, `<case>_0001` and so on. There is no standard order
+of the sequences. It comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from its
+publication.
 """
 
 from __future__ import annotations
@@ -15,38 +15,43 @@ from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
-from .case_files import EXTENSIONS, NAME_THEM, CaseFiles, safe_name, stem_of
-from .sequence_names import role_of
+from ..model.task import BRAIN_TUMOUR, Task
+from .case_files import EXTENSIONS, CaseFiles, name_them, safe_name, stem_of
+from .sequence_names import role_in, role_of
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
 DECATHLON_ORDER = ("flair", "t1", "t1c", "t2")
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-ORDER_OPTION = "--channel-order t1,t1c,t2,flair (in the order of the file)"
 
 
-def parse_channel_order(text: str) -> tuple[str, ...]:
+def order_option(task: Task) -> str:
+    """Remedy for sequences whose numbers are not known."""
+    return f"--channel-order {','.join(task.modalities)} (in the order of the file)"
+
+
+def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]:
     """Sequence names of `text`, which separates them by commas.
 
     Raises:
-        ValueError: If a name is unknown or comes twice.
+        ValueError: If a name is unknown or appears twice.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
         ('flair', 't1', 't1c', 't2')
     """
     names = tuple(name.strip().lower() for name in text.split(","))
-    if not set(names) <= set(MODALITIES) or len(set(names)) != len(names):
+    if not set(names) <= set(task.modalities) or len(set(names)) != len(names):
         raise ValueError(
-            f"A channel order is a list of {', '.join(MODALITIES)}, each at most once. This is not: {text}."
+            f"A channel order is a list of {', '.join(task.modalities)}, each at most once. This is not: {text}."
         )
     return names
 
 
 def channel_of(path: Path) -> tuple[str, int | None] | None:
-    """Name of the case and number of the sequence of a numbered file, `None` as number for a file with four axes.
+    """Case name and sequence number of a numbered file. A file with four axes has the number `None`.
 
-    `None` for other files, among them `t1_2019.nii.gz`, whose name tells its sequence.
+    Other files give `None`, also files such as `t1_2019.nii.gz`, whose name already contains the sequence.
     """
     stem = stem_of(path)
     if stem is None:
@@ -58,7 +63,7 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """Argument of `channel_case` for each case in `folder`, by its name; empty where files are of other families."""
+    """For each case with numbered sequences in `folder`: its name, and the path to pass to `channel_case`."""
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -68,14 +73,14 @@ def channel_cases(folder: Path) -> dict[str, Path]:
     return cases
 
 
-def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
+def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """The case at `path`: a file with four axes, or the common start of numbered files.
 
     Raises:
-        BadInputError: If there is no such case, or no order is known.
+        BadInputError: If there is no such case, or the order of its sequences is unknown.
     """
     if path.is_file():
-        return _stacked(path, channel_order)
+        return _stacked(path, channel_order, task)
     numbered: dict[int, Path] = {}
     for file in sorted(path.parent.glob("*")) if path.parent.is_dir() else ():
         case, number = channel_of(file) or ("", None)
@@ -83,71 +88,73 @@ def channel_case(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
             if number in numbered:
                 raise BadInputError(
                     path.parent,
-                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Keep one.",
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one.",
                 )
             numbered[number] = file
     if not numbered:
         raise BadInputError(path, "There is no such file or folder.")
-    order = channel_order or _order_of_dataset(path.parent)
+    order = channel_order or _order_of_dataset(path.parent, task)
     if order is None:
         raise BadInputError(
             path,
             "The names do not say which sequence has which number: "
-            f"{', '.join(file.name for file in numbered.values())}. Say it with {ORDER_OPTION}, or in dataset.json "
-            "under channel_names.",
+            f"{', '.join(file.name for file in numbered.values())}. Say it with {order_option(task)}, or in "
+            "dataset.json under channel_names.",
         )
     if max(numbered) >= len(order):
         raise BadInputError(
             path,
             f"There is a file with the number {max(numbered):04d}, but the channel order has {len(order)} "
-            f"sequences: {', '.join(order)}. Give all of them with {ORDER_OPTION}.",
+            f"sequences: {', '.join(order)}. Give all of them with {order_option(task)}.",
         )
     images = {
-        name: numbered[order.index(name)] for name in MODALITIES if name in order and order.index(name) in numbered
+        name: numbered[order.index(name)]
+        for name in task.modalities
+        if name in order and order.index(name) in numbered
     }
     return CaseFiles(safe_name(path.name), path.parent, "nnU-Net", (), images, _labels_of(path, path.name))
 
 
-def _stacked(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
+def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"This is no image. A case is a folder, or a file {', '.join(EXTENSIONS)}.")
+        raise BadInputError(path, f"This file is not an image. Give a folder, or a file {', '.join(EXTENSIONS)}.")
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
         raise BadInputError(path, f"Several files have the name of this case: {names}. Keep one.")
-    decathlon = bool(DECATHLON_NAMES.fullmatch(stem))
-    order = channel_order or _order_of_dataset(path.parent) or (DECATHLON_ORDER if decathlon else None)
+    decathlon = task.is_brain_tumour and bool(DECATHLON_NAMES.fullmatch(stem))
+    order = channel_order or _order_of_dataset(path.parent, task) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            f"A single file is one sequence, or several along a fourth axis. Name one with {NAME_THEM}. "
-            f"Name several with {ORDER_OPTION}.",
+            f"A single file is one sequence, or several along a fourth axis. Name one with {name_them(task)}. "
+            f"Name several with {order_option(task)}.",
         )
     return CaseFiles(
         case_id=safe_name(stem),
         folder=path.parent,
         layout=DECATHLON if decathlon else "one file with four axes",
         label_schemes=("msd",) if decathlon else (),
-        images={name: path for name in MODALITIES if name in order},
+        images={name: path for name in task.modalities if name in order},
         segmentation=_labels_of(path, stem),
         channels={name: number for number, name in enumerate(order)},
     )
 
 
 def _labels_of(path: Path, case: str) -> Path | None:
-    """`labelsTr/<case>` for a case in `imagesTr`."""
+    """Path of the label map: `labelsTr/<case>` for a case in `imagesTr`; `None` if there is no such file."""
     folder = path.parent.parent / path.parent.resolve().name.replace("images", "labels")
     if folder.name == path.parent.name:
         return None
     return next((folder / f"{case}{end}" for end in EXTENSIONS if (folder / f"{case}{end}").is_file()), None)
 
 
-def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
+def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     """Order that `dataset.json` in `folder` or beside it names; `None` if there is none.
 
     Raises:
-        BadInputError: If it cannot be read, or names something else than the sequences.
+        BadInputError: If the file cannot be read, or contains other names than the sequences.
     """
     path = next(
         (place / "dataset.json" for place in (folder, folder.parent) if (place / "dataset.json").is_file()), None
@@ -162,13 +169,13 @@ def _order_of_dataset(folder: Path) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Mend it, or give {ORDER_OPTION}.",
+            f"({type(error).__name__}). Mend it, or give {order_option(task)}.",
         ) from error
-    order = [role_of(word) for word in words]
-    if not set(order) <= set(MODALITIES) or len(set(order)) != len(order):
+    order = [role_in(task, word) for word in words]
+    if not set(order) <= set(task.modalities) or len(set(order)) != len(order):
         raise BadInputError(
             path,
             f"This file has a channel that is not known, or one twice: {', '.join(words)}. Channels must be "
-            f"{', '.join(MODALITIES)}, each at most once.",
+            f"{', '.join(task.modalities)}, each at most once.",
         )
     return tuple(name for name in order if name is not None)

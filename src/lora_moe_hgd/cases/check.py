@@ -15,11 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..arguments import add_allowances, add_in_path, add_quiet
+from ..arguments import add_allowances, add_in_path, add_quiet, add_task
 from ..files import reason_of
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
+from ..model.task import BRAIN_TUMOUR, Task
+from ..task_files import read_task
 from .case_files import CaseFiles, namings
 from .channels import parse_channel_order
 from .layouts import survey
@@ -31,9 +32,9 @@ class CheckedCase:
     """Summary of a case after reading it.
 
     Attributes:
-        case: Its files.
-        label_scheme: Scheme of its segmentation, if it could be read.
-        findings: What is wrong or odd.
+        case: Files of the case.
+        label_scheme: Label scheme of the segmentation, if it could be read.
+        findings: Errors and warnings.
     """
 
     case: CaseFiles
@@ -49,20 +50,22 @@ class CheckedCohort:
         root: Where it lies.
         cases: Those whose files could be told.
         others: What is wrong with the rest.
+        task: What is segmented.
     """
 
     root: Path
     cases: tuple[CheckedCase, ...]
     others: tuple[Finding, ...]
+    task: Task = BRAIN_TUMOUR
 
     @property
     def findings(self) -> list[Finding]:
-        """Everything that is wrong or odd, errors first."""
+        """All errors and warnings, errors first."""
         found = [*self.others, *(finding for checked in self.cases for finding in checked.findings)]
         return sorted(found, key=lambda finding: (finding.level, str(finding.where)))
 
     def counts(self) -> dict[str, Any]:
-        """Numbers of cases, findings, sequences, families of names and label schemes."""
+        """Number of cases, errors and warnings, and of cases per sequence, family of file names and label scheme."""
         levels = Counter(finding.level for finding in self.findings)
         present = Counter(name for checked in self.cases for name in checked.case.images)
         schemes = Counter(checked.label_scheme for checked in self.cases if checked.label_scheme)
@@ -70,13 +73,13 @@ class CheckedCohort:
             "cases": len(self.cases),
             "errors": levels["error"],
             "warnings": levels["warning"],
-            "sequences": {name: present[name] for name in MODALITIES},
+            "sequences": {name: present[name] for name in self.task.modalities},
             "layouts": dict(Counter(checked.case.layout for checked in self.cases)),
             "label_schemes": dict(schemes),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """All results as a dictionary, for `--json`."""
         return {
             "root": str(self.root),
             "counts": self.counts(),
@@ -97,11 +100,11 @@ class CheckedCohort:
         }
 
     def lines(self) -> list[str]:
-        """The findings, a line each with paths below the root."""
+        """The findings, one per line, with paths relative to the root."""
         return [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
 
     def table(self) -> str:
-        """The findings, a line each, and the numbers."""
+        """The findings, one per line, followed by the counts."""
         lines = self.lines()
         counts = self.counts()
         lines.append(f"{counts['cases']} cases, {counts['errors']} errors, {counts['warnings']} warnings")
@@ -113,14 +116,19 @@ class CheckedCohort:
 
 
 def check_case(
-    case: CaseFiles, *, labels: bool, allow_skull: bool = False, allow_partial: bool = False
+    case: CaseFiles,
+    *,
+    labels: bool,
+    allow_skull: bool = False,
+    allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CheckedCase:
-    """Read a case as training does, and keep the findings."""
+    """Read a case in the same way as training, and return the findings."""
     try:
         reading = read_case(
-            case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial
+            case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial, task=task
         )
-    # Whatever a case raises must not end the check of the others.
+    # An unexpected error in one case must not stop the check of the others.
     except Exception as error:
         return CheckedCase(case, None, (Finding(case.folder, reason_of(error), "error"),))
     scheme = None if reading.scheme is None else reading.scheme.name
@@ -137,65 +145,78 @@ def check_cohort(
     allow_partial: bool = False,
     num_workers: int = 0,
     progress: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CheckedCohort:
     """Read every case below `root`.
 
     Args:
         root: Folder of cases.
         labels: Whether each case needs a segmentation.
-        label_scheme: Scheme of the segmentations; that of the file names when `None`.
+        label_scheme: Scheme of the segmentations. `None` takes the scheme that the file names imply.
         channel_order: Sequences of numbered channels.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Processes that read, beside this one.
         progress: Whether to show a bar.
+        task: What is segmented.
 
     Raises:
-        BadInputError: If `root` holds no case.
+        BadInputError: If `root` contains no case.
     """
-    cases, others = survey(root, channel_order=channel_order)
-    cases = [case.in_scheme(label_scheme) for case in cases]
-    one = partial(check_case, labels=labels, allow_skull=allow_skull, allow_partial=allow_partial)
+    cases, others = survey(root, channel_order=channel_order, task=task)
+    cases = [case.in_scheme(label_scheme, task) for case in cases]
+    one = partial(check_case, labels=labels, allow_skull=allow_skull, allow_partial=allow_partial, task=task)
 
     def shown(checked: Iterable[CheckedCase]) -> tuple[CheckedCase, ...]:
         return tuple(tqdm(checked, desc="checking", unit="case", total=len(cases), disable=not progress))
 
     if num_workers < 2:
-        return CheckedCohort(root, shown(map(one, cases)), tuple(others))
+        return CheckedCohort(root, shown(map(one, cases)), tuple(others), task)
     # Spawned, as a fork of a process that computes with threads may hang.
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others))
+        return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others), task)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what is wrong or odd in a cohort; exit code 1 if any of it is an error."""
+    """Print the errors and warnings of a cohort; exit with code 1 if there is an error."""
     parser = argparse.ArgumentParser(
-        description="Read a whole cohort as training does, and list what is wrong or odd. Exit code 1 on errors."
+        description="Read all cases in the same way as training, and list errors and warnings. "
+        "The exit code is 1 if there are errors."
     )
     which = parser.add_mutually_exclusive_group(required=True)
     add_in_path(which, help="folder of cases")
     which.add_argument("root", type=Path, nargs="?", help="the same without --in-path")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--no-labels", action="store_true", help="segmentations are not needed, and not read")
+    parser.add_argument("--no-labels", action="store_true", help="do not require or read segmentations")
     parser.add_argument(
-        "--label-scheme", choices=list(LABEL_SCHEMES), help="of the segmentations; that of the file names if left out"
+        "--label-scheme",
+        choices=list(LABEL_SCHEMES),
+        help="label scheme of the segmentations (default: the scheme that the file names imply)",
     )
+    parser.add_argument(
+        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+    )
+    add_task(parser)
     parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     add_allowances(parser)
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that read, beside this one")
+    parser.add_argument("--num-workers", type=int, default=0, help="further processes that read cases (default: 0)")
     add_quiet(parser)
     args = parser.parse_args(argv)
     if args.no_labels and args.label_scheme:
         raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
+    task = read_task(args.task) if args.task else BRAIN_TUMOUR
+    if args.task and args.label_scheme:
+        raise ValueError("--label-scheme has no effect with --task, which defines its labels. Leave it out.")
     cohort = check_cohort(
         args.in_path or args.root,
         labels=not args.no_labels,
         label_scheme=args.label_scheme,
-        channel_order=args.channel_order and parse_channel_order(args.channel_order),
+        channel_order=args.channel_order and parse_channel_order(args.channel_order, task),
         allow_skull=args.allow_skull,
         allow_partial=args.allow_partial,
         num_workers=args.num_workers,
         progress=not (args.json or args.quiet),
+        task=task,
     )
     if args.json:
         print(json.dumps(cohort.to_dict(), indent=2))

@@ -29,11 +29,11 @@ from .reading import CaseReading, read_case
 
 
 def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, allow_partial: bool = False) -> bool:
-    """Write a case unless it is there already; return whether it was written.
+    """Write a case unless it already exists; return whether it was written.
 
-    The bytes of a NIfTI file of one sequence do not change, except that they are packed with gzip. A volume of a file
-    with four axes, or of numpy, keeps its geometry and, where NIfTI has it, its data type. Labels are mapped through
-    the regions. Warnings about the case go to standard error.
+    A NIfTI file of one sequence is copied byte by byte, and compressed with gzip if necessary. A volume of a 4-D file
+    or of a numpy file keeps its geometry and, if NIfTI supports it, its data type. Labels are decoded to regions and
+    encoded in the new scheme. Warnings about the case go to standard error.
 
     Args:
         case: Case to write.
@@ -42,9 +42,9 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
         allow_partial: Accept volumes that show only a part of a brain.
 
     Raises:
-        BadInputError: If the case cannot be used, has labels that the target's scheme lacks or that would have to be
-            interpolated, or was converted from other files before.
-        ValueError: If the target cannot hold the case.
+        BadInputError: If the case cannot be used, if the target's scheme lacks one of its labels, if the label map
+            would have to be interpolated, or if the case was converted from other files earlier.
+        ValueError: If the target layout cannot store the case.
     """
     made = record.entry(case)
     if record.has(case, made):
@@ -68,34 +68,34 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
 
 
 def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
-    """The label map in another scheme.
+    """Convert the label map to another scheme.
 
     Raises:
-        BadInputError: If the label map has another grid than the images, or a label that the scheme cannot express.
+        BadInputError: If the label map has another grid than the images, or a label that the scheme lacks.
     """
     assert reading.labels is not None
     assert reading.scheme is not None
     if LABEL_MAP in reading.interpolated:
         raise BadInputError(
             reading.case.labelled(),
-            f"This label map has another grid than {reading.reference}, and interpolated labels are not exact. "
+            f"This label map has another grid than {reading.reference}, and interpolation would change it. "
             f"Resample it to the grid of {reading.reference} first.",
         )
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
         return reading.labels
-    lost = sorted(values & set(reading.scheme.no_tumour))
+    lost = sorted(values & set(reading.scheme.others))
     if lost:
         raise BadInputError(
             reading.case.labelled(),
-            f"The scheme {scheme} has no label for {', '.join(map(str, lost))} of {reading.scheme}. Choose another "
-            "--scheme, or remove these labels.",
+            f"The scheme {scheme} has no counterpart of the label {', '.join(map(str, lost))} of {reading.scheme}. "
+            "Choose another --scheme, or remove this label.",
         )
     return scheme.encode(reading.regions)
 
 
 def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None, like: nib.Nifti1Image) -> None:
-    """Write the images, then the labels. No file is left half-written."""
+    """Write the images, then the labels. Each file is written atomically."""
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     images = {role: path for role, path in paths.items() if role != "seg"}
@@ -110,7 +110,7 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
                 with replacing(path) as scratch:
                     shutil.copyfile(source, scratch)
             elif not case.channels and source.name.lower().endswith(".nii"):
-                # As nibabel packs; without the name of the scratch file and the time, which would differ every time.
+                # Leave file name and time out of the gzip header, so that the same input gives the same bytes.
                 with (
                     replacing(path) as scratch,
                     source.open("rb") as plain,
@@ -126,10 +126,10 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
 
 
 def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
-    """Voxels in the data type of the file, and geometry, of the given sequences, or of all.
+    """Read the given sequences (default: all): voxels in the data type of the file, and an image with the geometry.
 
     Raises:
-        BadInputError: If the sequences are to be one file and have different grids.
+        BadInputError: If several sequences are read and their grids differ.
     """
     wanted = roles or tuple(case.images)
     if case.channels:
@@ -142,14 +142,14 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
             raise BadInputError(
                 case.images[role],
-                f"This file has another grid than {wanted[0]}, so both cannot be one file. Resample it first, or "
-                "choose a layout with a file for each sequence.",
+                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample it first, or "
+                "choose a layout with one file per sequence.",
             )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
 
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
-    """Voxels in the file's own data type if NIfTI has it and it holds their values, else float32."""
+    """Convert voxels to the data type of their file if NIfTI supports it without loss, else keep float32."""
     kind = np.load(path, mmap_mode="r").dtype if path.suffix.lower() == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
     if kind not in data_type_codes:
         return array
@@ -158,7 +158,7 @@ def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Convert a cohort; exit code 1 if a case failed."""
+    """Convert a cohort; exit with code 1 if a case failed."""
     parser = argparse.ArgumentParser(
         description="Convert cases from any family of file names and label scheme to another."
     )
@@ -170,12 +170,12 @@ def main(argv: Sequence[str]) -> None:
     writing.add_argument("target", type=Path, nargs="?", help="the same without --out-path")
     parser.add_argument("--layout", choices=TARGETS, required=True, help="family of the file names")
     parser.add_argument(
-        "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write; that of --layout by default"
+        "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write (default: the usual scheme of --layout)"
     )
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
-        help="label scheme of the source; that of its file names by default",
+        help="label scheme of the source (default: the scheme that its file names imply)",
     )
     parser.add_argument(
         "--channel-order",
@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--target-order",
         metavar="NAMES",
-        help="order of the sequences to write, for nnunet; t1,t1c,t2,flair by default",
+        help="for nnunet: order of the sequences to write (default: t1,t1c,t2,flair)",
     )
     add_quiet(parser)
     add_allowances(parser)
@@ -202,8 +202,8 @@ def main(argv: Sequence[str]) -> None:
     if target.key not in BY_KEY and 0 < labelled < len(cases):
         raise BadInputError(
             source,
-            f"{labelled} of {len(cases)} cases have a ground truth. {target.key} keeps cases with and without in "
-            "different folders: convert them one after another, to a target each.",
+            f"{labelled} of {len(cases)} cases have a ground truth. {target.key} stores cases with and without ground "
+            "truth in different folders. Convert the two groups separately, each to its own target.",
         )
     record = Record(target, source)
     record.load()
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             case = case.in_scheme(args.label_scheme)
             written.append(convert_case(case, record, allow_skull=args.allow_skull, allow_partial=args.allow_partial))
-        # Whatever a case raises must not end the conversion of the others.
+        # An unexpected error in one case must not stop the conversion of the others.
         except Exception as error:
             failed.append(f"{case.case_id}: {reason_of(error)}")
     write_index(record)
@@ -223,28 +223,27 @@ def main(argv: Sequence[str]) -> None:
         print(f"failed: {message}", file=sys.stderr)
     if not args.quiet:
         print(
-            f"{sum(written)} cases written, {written.count(False)} were there, {len(failed)} failed. "
-            f"They are in {target_folder}."
+            f"{sum(written)} cases were written to {target_folder}, {written.count(False)} existed already, "
+            f"{len(failed)} failed."
         )
     if failed:
         raise SystemExit(1)
 
 
 def _scheme(key: str, name: str | None) -> LabelScheme:
-    """The scheme to write.
+    """Return the label scheme to write.
 
     Raises:
-        ValueError: If segmentations of the family are not read in that scheme, or it has none and none is given.
+        ValueError: If the layout is never read with the given scheme, or if no scheme is given and the layout has no
+            usual one.
     """
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
-        raise ValueError(
-            f"The names of {key} do not say the label scheme. Choose it with --scheme: {', '.join(LABEL_SCHEMES)}."
-        )
+        raise ValueError(f"{key} has no usual label scheme. Choose one with --scheme: {', '.join(LABEL_SCHEMES)}.")
     if name is not None and known and name not in known:
         raise ValueError(
-            f"Segmentations of {key} are read as {' or '.join(known)}, so --scheme cannot be {name}. "
-            "Choose one of these, or another --layout."
+            f"The layout {key} is always read with the label scheme {' or '.join(known)}, so --scheme cannot be "
+            f"{name}. Choose a scheme that fits, or another --layout."
         )
     return label_scheme(name or known[0])
 

@@ -20,7 +20,7 @@ BY_KEY = {layout.key: layout for layout in LAYOUTS}
 NUMBERED, STACKED = "nnunet", "decathlon"
 TARGETS = (*BY_KEY, NUMBERED, STACKED)
 END = ".nii.gz"
-# Hidden, as `datasets` reads every other JSON file in a folder as data.
+# The file is hidden, because `datasets` reads any visible JSON file in a folder as data.
 RECORD = ".converted.json"
 INDEX = dict.fromkeys(BY_KEY, "metadata.jsonl") | dict.fromkeys((NUMBERED, STACKED), "dataset.json")
 
@@ -46,11 +46,11 @@ class Target:
 
         Args:
             case: Case to write.
-            number: Its number, for names that are numbers.
+            number: Number of the case, for layouts that name cases by number.
 
         Raises:
-            ValueError: If the target cannot hold the case: its files would be read as something else, a sequence
-                of a 4-D file is missing, or no sequence of the case is in the order.
+            ValueError: If the target layout cannot store the case: its files would be read as another layout, a
+                sequence of a 4-D file is missing, or no sequence of the case is in the order.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:
@@ -58,7 +58,8 @@ class Target:
             folder = self.root / case.case_id
             paths = {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
             named = read_names(list(paths.values()))
-            # Without labels it does not matter as which of several families the names are read.
+            # Families that share the names of the images differ only in the label scheme, which matters only with
+            # labels.
             same_family = named.layout is layout or not case.segmentation
             if not same_family or named.roles != {role: [path] for role, path in paths.items()}:
                 raise BadInputError(
@@ -68,7 +69,7 @@ class Target:
                     "another layout.",
                 )
             return paths
-        # In both families, the folder says whether a case has labels.
+        # In both families, cases with and without labels are in different folders.
         part = "Tr" if case.segmentation else "Ts"
         name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
         found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
@@ -77,8 +78,8 @@ class Target:
             if not numbers:
                 raise BadInputError(
                     case.folder,
-                    f"This case has {', '.join(case.images)}, and none of these is in --target-order "
-                    f"{','.join(self.order)}. Add one of them to the order.",
+                    f"This case has {', '.join(case.images)}, but none of these is in --target-order "
+                    f"{','.join(self.order)}. Add a sequence of this case to the order.",
                 )
             images = {role: self.root / f"images{part}/{name}_{at:04d}{END}" for role, at in numbers.items()}
         else:
@@ -86,7 +87,7 @@ class Target:
             if lacking:
                 raise BadInputError(
                     case.folder,
-                    f"This case lacks {', '.join(lacking)}, and a file with four axes needs {', '.join(self.order)}. "
+                    f"This case lacks {', '.join(lacking)}, but a file with four axes needs {', '.join(self.order)}. "
                     f"Choose another layout, such as {NUMBERED}.",
                 )
             images = dict.fromkeys(self.order, self.root / f"images{part}/{name}{END}")
@@ -95,15 +96,15 @@ class Target:
 
 @dataclass
 class Record:
-    """Content of a target and its sources, kept in the target as `.converted.json`.
+    """Record of a conversion: which files each case was made from. It is stored as `.converted.json` in the target.
 
-    A case is recorded before its files are written. So every file of a killed run is known by name.
+    A case is recorded before its files are written, so that the record lists every file of a killed run.
 
     Attributes:
-        target: Where and how cases are written.
+        target: Target of the conversion.
         source: Folder of the original cases.
-        cases: For each case in order of arrival: the files it was made from, and under `files` the path of each role
-            relative to the target.
+        cases: Entry of each case in the order of conversion: fingerprints of its source files, and under `files` the
+            path of each role relative to the target.
     """
 
     target: Target
@@ -122,10 +123,10 @@ class Record:
         }
 
     def load(self) -> None:
-        """Load the record of an earlier start.
+        """Load the record of an earlier conversion to the same target, if there is one.
 
         Raises:
-            BadInputError: If the target holds other files, or cases of another source, layout, scheme or order.
+            BadInputError: If the target contains other files, or cases of another source, layout, scheme or order.
         """
         root, path = self.target.root, self.target.root / RECORD
         if not path.is_file():
@@ -133,8 +134,8 @@ class Record:
             if others:
                 raise BadInputError(
                     root,
-                    f"This folder holds files that convert did not write: {listed(others, most=5)}. Choose an empty "
-                    "or a new folder as target.",
+                    f"This folder contains files that convert did not write: {listed(others, most=5)}. Choose an "
+                    "empty or a new folder as target.",
                 )
             return
         try:
@@ -148,15 +149,15 @@ class Record:
             if about[name] != value:
                 raise BadInputError(
                     root,
-                    f"This folder holds cases of the {name} {about[name]}, and these are of {value}. Choose another "
-                    "target.",
+                    f"This folder contains cases converted with {name} {about[name]}, but now the {name} is {value}. "
+                    "Choose another target.",
                 )
 
     def refuse_renamed(self, cases: Sequence[CaseFiles]) -> None:
-        """Raise if a case is recorded under another name, as cases in nested folders are of earlier versions.
+        """Raise if a case is recorded under another name. Earlier versions named cases in nested folders differently.
 
         Raises:
-            BadInputError: If so: the target would hold the case twice.
+            BadInputError: If a case has another name in the record, because the target would then contain it twice.
         """
         gone = set(self.cases) - {case.case_id for case in cases}
         known = {json.dumps(self.cases[name]["sources"]): name for name in gone}
@@ -165,21 +166,21 @@ class Record:
             if name is not None:
                 raise BadInputError(
                     self.target.root,
-                    f"This folder holds the case {case.case_id} under its former name {name}. Choose another target.",
+                    f"This folder contains the case {case.case_id} under its old name {name}. Choose another target.",
                 )
 
     def remove_leftovers(self) -> None:
-        """Remove files that a killed process left half-written."""
+        """Remove incomplete files that a killed process left."""
         files = [self.target.root / name for made in self.cases.values() for name in made["files"].values()]
         names = {RECORD, INDEX[self.target.key]}.union(*({path.name, path.parent.name} for path in files))
         for folder in {self.target.root, *(path.parent for path in files)}:
             remove_leftovers(folder, names)
 
     def entry(self, case: CaseFiles) -> dict[str, Any]:
-        """Entry of a case. Where names are numbers, a case keeps its number, and a new case gets the next.
+        """Entry of a case. In layouts that name cases by number, a known case keeps its number.
 
         Raises:
-            ValueError: If the target cannot hold the case.
+            ValueError: If the target layout cannot store the case.
         """
         known = [*self.cases, case.case_id]
         paths = self.target.paths(case, known.index(case.case_id) + 1)
@@ -191,10 +192,10 @@ class Record:
         }
 
     def has(self, case: CaseFiles, made: dict[str, Any]) -> bool:
-        """Whether the files of the case's entry `made` are there.
+        """Whether all files of the case's entry `made` exist.
 
         Raises:
-            BadInputError: If there are files of the case that were made from other sources, or with other settings.
+            BadInputError: If existing files of the case were made from other sources or with other settings.
         """
         kept = self.cases.get(case.case_id, {"sources": {}, "files": {}})
         files = {*kept["files"].values(), *made["files"].values()}
@@ -207,19 +208,20 @@ class Record:
             what = ", ".join(changed) or "label scheme or channel order"
             raise BadInputError(
                 case.folder,
-                f"The {what} changed since this case was converted. Remove {places} to convert it again.",
+                f"This case was converted earlier, but its {what} changed since then. Remove {places} to convert it "
+                "again.",
             )
         return len(there) == len(files)
 
     def add(self, case: CaseFiles, made: dict[str, Any]) -> None:
-        """Record the entry of a case before it is written."""
+        """Record the entry of a case before its files are written."""
         self.cases[case.case_id] = made
         self.target.root.mkdir(parents=True, exist_ok=True)
         with replacing(self.target.root / RECORD) as scratch:
             scratch.write_text(json.dumps(self.about | {"cases": self.cases}))
 
     def complete(self) -> dict[str, dict[str, str]]:
-        """Files of each case that has all of them, in order of name."""
+        """Files of each completely written case, sorted by case id."""
         return {
             name: made["files"]
             for name, made in sorted(self.cases.items())
@@ -251,8 +253,7 @@ def write_index(record: Record) -> None:
             scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return
     names = {str(at): name for at, name in enumerate(target.order)}
-    scheme = target.scheme
-    parts = {"background": 0, "oedema": scheme.edema, "core": scheme.core, "enhancing": scheme.enhancing}
+    parts = {"background": 0, **target.scheme.written}
     content: dict[str, Any] = {"numTraining": sum("seg" in files for files in cases.values())}
     if target.key == NUMBERED:
         content |= {"channel_names": names, "labels": parts, "file_ending": END}

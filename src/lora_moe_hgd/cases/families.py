@@ -1,7 +1,7 @@
-"""File names of the data sets of this field, and the sequences that the files of one folder are.
+"""Identify the sequences of the files in a folder by the file names of public data sets.
 
-A family of file names is a few lines: the patterns of its names, and the label schemes its segmentations may use. A
-folder whose names fit no family is read by the words of its names (`sequence_names`).
+A family of file names consists of patterns for its names, and of the label schemes that its segmentations may use. If
+the names in a folder fit no family, their words decide (`sequence_names`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
-from .case_files import NAME_THEM, OTHER_FORMATS, shared_start, stem_of
-from .sequence_names import role_of
+from ..model.task import BRAIN_TUMOUR, Task
+from .case_files import OTHER_FORMATS, name_them, shared_start, stem_of
+from .sequence_names import role_in, role_of
 
 BY_WORDS = "names read by their words"
 # Patient and session of a BIDS name.
@@ -27,14 +28,15 @@ BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
 class Layout:
     """One family of file names.
 
-    Patterns are shell patterns of the name without its extension, in any case; an earlier pattern is preferred.
+    Patterns are shell patterns for the name without its extension. They ignore upper and lower case. Earlier patterns
+    are preferred.
 
     Attributes:
-        key: Its name on the command line.
-        name: Its name in messages.
+        key: Name on the command line.
+        name: Name in messages.
         patterns: Patterns of each sequence, and of the segmentation under `seg`.
-        label_schemes: Schemes that its segmentations may use.
-        elsewhere: Places of the segmentation outside the case's folder, relative to it.
+        label_schemes: Label schemes that the segmentations may use.
+        elsewhere: Possible paths of the segmentation outside the case's folder, relative to that folder.
     """
 
     key: str
@@ -64,14 +66,14 @@ class Layout:
             for role, preference, one, expression in self._expressions
             if (found := expression.fullmatch(stem))
         ]
-        # `*_segm` fits `x_automated_approx_segm`, too; the pattern that leaves less to `*` is meant.
+        # `*_segm` also matches `x_automated_approx_segm`. Prefer the pattern in which `*` matches fewer characters.
         return min(matches, key=lambda match: len(match.begin or ""), default=None)
 
     def stem_for(self, role: str, case_id: str) -> str:
         """File name without extension for a sequence, or `seg`, of a case.
 
         Raises:
-            ValueError: If the names of the family begin otherwise than the name of the case.
+            ValueError: If the names of this family must begin with a prefix that the case's name lacks.
         """
         begin, *rest = self.patterns[role][0].split("*")
         if rest and not case_id.startswith(begin):
@@ -84,13 +86,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Match:
-    """A file whose name is of a family.
+    """A file whose name belongs to a family.
 
     Attributes:
         path: The file.
         role: Sequence, or `seg`.
-        preference: Number of the pattern; the smallest is taken.
-        begin: Part of the name before that of the sequence, where all files of a case share it.
+        preference: Index of the matching pattern; the smallest index is preferred.
+        begin: Part of the name before the sequence, if the pattern has such a part. All files of a case share it.
     """
 
     path: Path
@@ -100,7 +102,7 @@ class Match:
 
 
 def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
-    """Layout whose sequence names are `pattern` with one of the `words` each, for t1, t1c, t2 and flair."""
+    """Build a layout. The names of t1, t1c, t2 and flair are `pattern`, filled with the respective one of `words`."""
     patterns = {
         role: tuple(pattern.format(word) for word in choices.split("|"))
         for role, choices in zip(MODALITIES, words.split(), strict=True)
@@ -108,7 +110,7 @@ def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes:
     return Layout(key, name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
 
 
-# If several fit, the first is taken.
+# If several families fit, the first one is used.
 LAYOUTS = (
     _family("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
     _family(
@@ -170,7 +172,7 @@ LAYOUTS = (
         seg="VSD.Brain*.OT.*",
         schemes="brats2015",
     ),
-    # As DeepMedic's examples come.
+    # File names of DeepMedic's examples.
     _family(
         "brats2015-renamed",
         "BraTS 2012 to 2015, renamed",
@@ -188,9 +190,9 @@ class NamedFiles:
 
     Attributes:
         layout: Family of the names; `None` if they are read by their words.
-        roles: Files of each sequence, and of the segmentation under `seg`; more than one if the names are ambiguous.
-        left_out: Files that are known to be no sequence.
-        unknown: Files whose names say nothing.
+        roles: Files of each sequence, and of the segmentation under `seg`; several if the names are ambiguous.
+        left_out: Files that are not sequences, judged by their names.
+        unknown: Files whose names do not determine what they are.
     """
 
     layout: Layout | None
@@ -200,13 +202,23 @@ class NamedFiles:
 
     @property
     def is_clear(self) -> bool:
-        """Whether there is a sequence, nothing is unknown and no role has two files."""
+        """Whether there is at least one sequence, no file is unknown, and no role has two files."""
         known = not self.unknown and all(len(files) == 1 for files in self.roles.values())
-        return known and bool(set(self.roles) & set(MODALITIES))
+        return known and self.has_sequence
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether there is a sequence."""
+        return bool(set(self.roles) - {"seg"})
 
 
-def read_names(files: Sequence[Path]) -> NamedFiles:
-    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names."""
+def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
+    """Roles of the volumes of a folder: by the first family that explains all, else by the words of their names.
+
+    Families are those of brain tumours. The files of other tasks are read by the words that the task gives.
+    """
+    if not task.is_brain_tumour:
+        return _by_words_of(files, task)
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
@@ -220,12 +232,12 @@ def read_names(files: Sequence[Path]) -> NamedFiles:
 
 
 def _is_of_family(matches: Sequence[Match]) -> bool:
-    """Whether these are the files of one case, and the part that all begin with names no sequence itself."""
+    """Whether the files belong to one case, and the shared start of their names does not contain a sequence."""
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
     (begin,) = begins
-    # `ax_t2_flair`, `flair_to_t1` and `post_t1` end as names of BraTS do.
+    # `ax_t2_flair`, `flair_to_t1` and `post_t1` have endings of BraTS names but are not BraTS names.
     return begin is None or (
         role_of(begin) is None and (not roles >= {"t1"} or "t1c" in roles or role_of(f"{begin}_t1") == "t1")
     )
@@ -244,10 +256,10 @@ def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -
 
 
 def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
-    """Roles of the files by the words of their names.
+    """Find the roles of the files by the words of their names.
 
-    A word for contrast that all names begin with may be the patient's: `KM_T1` and `KM_T1_post` are T1 and T1c of the
-    patient KM. If such a word alone decides between T1 and T1c, the name says nothing.
+    If all names begin with the same word for contrast agent, it may be the patient's name: `KM_T1` and `KM_T1_post`
+    are T1 and T1c of the patient KM. If only such a word distinguishes T1c from T1, the file is unknown.
     """
     in_full = _sorted_by_role({file: by_word[file] for file in files})
     stems = [str(stem_of(file)) for file in files]
@@ -272,52 +284,69 @@ def _sorted_by_role(roles: Mapping[Path, str | None]) -> NamedFiles:
     )
 
 
-def in_other_formats(files: Iterable[Path]) -> dict[str, list[Path]]:
+def _by_words_of(files: Sequence[Path], task: Task) -> NamedFiles:
+    """Roles of the volumes of a folder by the words of a task; what is known to be anything else is left out."""
+    roles = {file: role_in(task, str(stem_of(file))) for file in files}
+    names = [role for role in (*task.modalities, "seg") if role in roles.values()]
+    return NamedFiles(
+        None,
+        {name: [file for file, role in roles.items() if role == name] for name in names},
+        tuple(file for file, role in roles.items() if role == "other"),
+        tuple(file for file, role in roles.items() if role is None),
+    )
+
+
+def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
     """Files of each sequence that are in a format that is not read."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        role = role_of(stem_of(file, OTHER_FORMATS) or "")
-        if role in MODALITIES:
+        role = role_in(task, stem_of(file, OTHER_FORMATS) or "")
+        if role in task.modalities:
             found.setdefault(str(role), []).append(file)
     return found
 
 
-def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
+def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
     """Roles of the volumes of a case's folder.
 
     Args:
         folder: Folder of the case.
         content: Everything that it holds.
+        task: What is segmented.
 
     Raises:
-        BadInputError: If they are of several cases, a name says nothing, two files are one sequence, or none is.
+        BadInputError: If the files belong to several cases, if a file cannot be identified, if two files are the same
+            sequence, or if no file is a sequence.
     """
     files = [file for file in content if stem_of(file) is not None]
     cases = _cases_in(files)
     if len(cases) > 1:
         raise BadInputError(
             folder,
-            f"This folder holds files of several patients or sessions: {listed(cases)}. "
-            "Give each a folder of its own.",
+            f"This folder contains files of several patients or sessions: {listed(cases)}. "
+            "Put each patient and each session into a separate folder.",
         )
-    named = read_names(files)
+    named = read_names(files, task)
     unread = [
-        file.name for role, found in in_other_formats(content).items() if role not in named.roles for file in found
+        file.name
+        for role, found in in_other_formats(content, task).items()
+        if role not in named.roles
+        for file in found
     ]
     if unread:
         raise BadInputError(
             folder,
-            f"These sequences are in a format that is not read: {listed(unread)}. Convert them to NIfTI (.nii.gz), or "
-            "move them away to go on without them.",
+            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz), or "
+            "remove them to continue without them.",
         )
-    if not set(named.roles) & set(MODALITIES):
-        raise BadInputError(folder, nothing_found(folder))
+    if not named.has_sequence:
+        raise BadInputError(folder, nothing_found(folder, task))
     if named.unknown:
         known = ", ".join(f"{role} {files[0].name}" for role, files in named.roles.items())
         raise BadInputError(
             folder,
             f"These names do not say which sequence it is: {listed(file.name for file in named.unknown)}. (Known are: "
-            f"{known}.) Name the sequences with {NAME_THEM}, or rename or remove these files.",
+            f"{known}.) Name the sequences with {name_them(task)}, or rename or remove these files.",
         )
     for role, same in named.roles.items():
         if len(same) > 1:
@@ -325,13 +354,13 @@ def name_files(folder: Path, content: Sequence[Path]) -> NamedFiles:
             raise BadInputError(
                 folder,
                 f"Several files may be {what}: {listed(file.name for file in same)}. Keep one, or name the sequences "
-                f"with {NAME_THEM}. Give each patient and each session a folder of its own.",
+                f"with {name_them(task)}. Give each patient and each session a folder of its own.",
             )
     return named
 
 
 def _cases_in(files: Sequence[Path]) -> list[str]:
-    """Patients and sessions that the names are of, where the names are such that this is certain."""
+    """Patients and sessions in the file names, as far as the names state them with certainty."""
     found = set()
     for file in files:
         bids = BIDS_CASE.match(file.name)
@@ -339,15 +368,15 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
             found.add(bids[1])
         for layout in LAYOUTS:
             match = layout.match(file)
-            # Names of other families may begin with anything, such as the number of a series.
+            # Only names with a fixed prefix count. Other names may begin with anything, such as a series number.
             own = layout.patterns["t1"][0].split("*")[0]
             if match and match.begin and own and role_of(match.begin) is None:
                 found.add(own + match.begin)
     return sorted(found)
 
 
-def nothing_found(folder: Path) -> str:
+def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
     """Message for a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     holds = f"It holds: {listed(names)}." if names else "It is empty."
-    return f"No MRI sequence found. {holds} Name the sequences with {NAME_THEM}."
+    return f"No MRI sequence found. {holds} Name the sequences with {name_them(task)}."

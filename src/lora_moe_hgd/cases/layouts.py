@@ -1,4 +1,4 @@
-"""Finding the cases below a folder, and the sequences of a case."""
+"""Find the cases below a folder, and the sequences of a case."""
 
 from __future__ import annotations
 
@@ -8,59 +8,60 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import listed
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
-from .case_files import NAME_THEM, CaseFiles, safe_name, stem_of
+from ..model.task import BRAIN_TUMOUR, Task
+from .case_files import CaseFiles, name_them, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
-from .sequence_names import role_of
+from .sequence_names import role_in
 
-# Such as `MICCAI_BraTS_2018_Data_Training/HGG/<case>`, and `<subject>/<session>/anat` of BIDS.
+# Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
-# Of a BIDS data set, what is made of its images, and what they were made of.
+# Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
 
-def find_case(path: Path, *, channel_order: Sequence[str] | None = None) -> CaseFiles:
+def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
-    The case is called as its folder; a symbolic link keeps its own name.
+    The case gets the name of its folder. For a symbolic link, that is the name of the link.
 
     Args:
-        path: Where to look.
+        path: Folder or file of the case.
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
+        task: What is segmented: the words of its file names.
 
     Raises:
-        BadInputError: If no sequence is found, a name does not say what the file is, two files are one sequence, or
-            the order has no effect.
+        BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or
+            if the order has no effect.
     """
-    case = _case_at(path, channel_order)
+    case = _case_at(path, channel_order, task)
     if not _has_numbers(path):
         _refuse_idle_order(path, channel_order)
     return case
 
 
-def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
+def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     """The case at `path`; the order is for those whose sequences have numbers."""
     if not path.is_dir():
-        return channel_case(path, channel_order)
+        return channel_case(path, channel_order, task)
     content = _listed(path)
     numbered = channel_cases(path)
     if numbered:
         if len(numbered) > 1:
             raise BadInputError(
                 path,
-                f"This folder holds several cases. Give one of them: {listed(map(str, numbered.values()))}.",
+                f"This folder contains several cases. Give one of them: {listed(map(str, numbered.values()))}.",
             )
         others = [file.name for file in content if stem_of(file) is not None and channel_of(file) is None]
         if others:
             raise BadInputError(
                 path,
                 f"This folder holds files with numbers for the sequences and others: {listed(others)}. Move these "
-                f"away, or name the sequences with {NAME_THEM}.",
+                f"away, or name the sequences with {name_them(task)}.",
             )
-        return channel_case(next(iter(numbered.values())), channel_order)
-    named = name_files(path, content)
+        return channel_case(next(iter(numbered.values())), channel_order, task)
+    named = name_files(path, content, task)
     layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
     elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
@@ -68,62 +69,66 @@ def _case_at(path: Path, channel_order: Sequence[str] | None) -> CaseFiles:
         folder=path,
         layout=layout.name if layout else BY_WORDS,
         label_schemes=layout.label_schemes if layout else (),
-        images={modality: roles[modality] for modality in MODALITIES if modality in roles},
+        images={modality: roles[modality] for modality in task.modalities if modality in roles},
         segmentation=roles.get("seg") or next((file.resolve() for file in elsewhere if file.is_file()), None),
         left_out=named.left_out,
     )
 
 
-def find_cases(root: Path, *, channel_order: Sequence[str] | None = None) -> list[CaseFiles]:
+def find_cases(
+    root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
+) -> list[CaseFiles]:
     """Every case below `root` in order of place, or `root` itself if it is a case.
 
     Raises:
-        BadInputError: If `root` holds no case, or the files of a case are not clear.
+        BadInputError: If `root` contains no case, or the files of a case cannot be identified.
     """
-    cases, findings = survey(root, channel_order=channel_order)
+    cases, findings = survey(root, channel_order=channel_order, task=task)
     if findings:
         first = findings[0]
         raise BadInputError(first.where, first.message)
     return cases
 
 
-def survey(root: Path, *, channel_order: Sequence[str] | None = None) -> tuple[list[CaseFiles], list[Finding]]:
+def survey(
+    root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
+) -> tuple[list[CaseFiles], list[Finding]]:
     """Every case below `root`, and what is wrong with the folders whose files are not clear.
 
-    A case is called by its path from `root` on, joined by `_` and without a last folder `anat`: `sub-01/ses-01/anat`
-    is `sub-01_ses-01`. Cases that share a folder are called by their files.
+    The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
+    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.
 
     Raises:
-        BadInputError: If `root` holds no case, or none on which the order has an effect.
+        BadInputError: If `root` contains no case, or if the order has no effect on any case.
     """
     if not root.is_dir():
         found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
         raise BadInputError(root, found)
-    # `imagesTs` beside `imagesTr` has cases without labels, which are not for training.
+    # If both exist, `imagesTr` is used: `imagesTs` contains cases without labels, which cannot be used for training.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
-    # A single file of the kind in `root` itself is a case's, which `find_case` separates from others.
+    # With a single numbered case in `root`, `root` itself is the case, and its other files are checked below.
     if len(together) > (0 if apart else 1):
-        return _unique(root, *_found(root, list(together.values()), channel_order, named_by_file=True))
-    folders = list(_folders(root, DEEPEST_CASE, set()))
+        return _unique(root, *_found(root, list(together.values()), channel_order, task, named_by_file=True))
+    folders = list(_folders(root, DEEPEST_CASE, set(), task))
     places = [folder.path for folder in folders if folder.is_case]
     odd = [folder.path for folder in folders if not folder.is_case and _seems_a_case(folder, places, root)]
-    cases, findings = _found(root, sorted([*places, *odd]), channel_order, named_by_file=False)
+    cases, findings = _found(root, sorted([*places, *odd]), channel_order, task, named_by_file=False)
     if not cases and not findings:
-        raise BadInputError(root, nothing_found(root))
+        raise BadInputError(root, nothing_found(root, task))
     if not any(_has_numbers(place) for place in places):
         _refuse_idle_order(root, channel_order)
-    return _unique(root, *_together(root, cases, findings))
+    return _unique(root, *_together(root, cases, findings, task))
 
 
 def _found(
-    root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, *, named_by_file: bool
+    root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, task: Task, *, named_by_file: bool
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The case of each place, called by its path, and what is wrong with the others."""
+    """Find the case at each path, and return the errors of paths at which no case can be identified."""
     cases, findings = [], []
     for place in places:
         try:
-            case = _case_at(place, channel_order)
+            case = _case_at(place, channel_order, task)
         except BadInputError as error:
             findings.append(error.finding)
         else:
@@ -133,22 +138,22 @@ def _found(
 
 
 def _has_numbers(place: Path) -> bool:
-    """Whether the sequences of a case are told apart by number, not by name."""
+    """Whether the sequences of a case are identified by number, not by name."""
     return not place.is_dir() or bool(channel_cases(place))
 
 
 def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
-    """Raise if an order of numbered sequences is given for a folder in which none is numbered."""
+    """Raise if a channel order is given, because it has no effect here."""
     if channel_order is not None:
         raise BadInputError(
             path,
-            f"The channel order {','.join(channel_order)} has no effect: the sequences here are told apart by the "
-            "names of their files, not by numbers. Leave out `--channel-order`.",
+            f"The channel order {','.join(channel_order)} has no effect, because file names identify the sequences "
+            "here, not numbers. Leave out `--channel-order`.",
         )
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """What a folder or file that is no recognised case is called in tables: as a case at that place would be."""
+    """Name in tables for a folder or file that is not a recognised case: the name of a case at that path."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -156,12 +161,12 @@ def name_of_place(root: Path, place: Path | str) -> str:
 
 
 def _case_id(root: Path, folder: Path) -> str:
-    """Path of the folder from `root` on as one name; the folder's own name if it is `root`."""
+    """Path of the folder relative to `root` as one name; the folder's own name if it is `root`."""
     parts = folder.relative_to(root).parts
     if parts and parts[-1] == "anat":
         parts = parts[:-1]
     if not parts:
-        # Not resolved: a link keeps its own name.
+        # Do not resolve links, so that a link keeps its own name.
         whole = [part for part in Path(os.path.abspath(folder)).parts if part != os.sep]
         parts = tuple(whole[-2:-1] if whole[-1:] == ["anat"] and len(whole) > 1 else whole[-1:] or ["case"])
     return safe_name("_".join(parts))
@@ -170,14 +175,14 @@ def _case_id(root: Path, folder: Path) -> str:
 def _unique(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The cases that have a name of their own, and a finding for each name of several."""
+    """Return the cases with a unique name, and an error for each name that several cases share."""
     named: dict[str, list[CaseFiles]] = {}
     for case in cases:
         named.setdefault(case.case_id, []).append(case)
     double = [
         Finding(
             root,
-            f"{len(same)} cases would be called {case_id}: {listed(str(case.folder) for case in same)}. "
+            f"{len(same)} cases would have the name {case_id}: {listed(str(case.folder) for case in same)}. "
             "Rename their folders.",
             "error",
         )
@@ -188,11 +193,11 @@ def _unique(
 
 
 def _together(
-    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
+    root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding], task: Task
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """The cases without those that are one sequence each of a case with a folder for each sequence.
+    """Remove cases that are only one sequence of a larger case, and return an error for each larger case.
 
-    As in the Erasmus Glioma Database, with `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
+    The Erasmus Glioma Database has one folder per sequence: `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
     """
     parts: dict[Path, list[CaseFiles]] = {}
     for case in cases:
@@ -201,13 +206,13 @@ def _together(
             for folder in (case.folder, *case.folder.parents):
                 if folder == root:
                     break
-                if role_of(folder.name) == name:
+                if role_in(task, folder.name) == name:
                     parts.setdefault(folder.parent, []).append(case)
                     break
     apart = {parent: found for parent, found in parts.items() if len({next(iter(case.images)) for case in found}) > 1}
     message = (
         "Each sequence has a folder of its own here. Put the files of a case into one folder, "
-        f"or name them with {NAME_THEM}."
+        f"or name them with {name_them(task)}."
     )
     taken = [case.folder for found in apart.values() for case in found]
     errors = [Finding(parent, message, "error") for parent in apart]
@@ -216,14 +221,14 @@ def _together(
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that holds volumes."""
+    """A folder that contains volumes."""
 
     path: Path
     is_case: bool
     is_clear: bool
 
 
-def _folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[_Folder]:
+def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterator[_Folder]:
     """Folders with volumes, at most `deepest` below and none inside a case; each once, whatever links lead to it."""
     if folder.resolve() in seen:
         return
@@ -231,25 +236,26 @@ def _folders(folder: Path, deepest: int, seen: set[Path]) -> Iterator[_Folder]:
     try:
         files = _listed(folder)
     except BadInputError:
-        # `find_case` says so.
+        # `_case_at` will report the error of this folder.
         yield _Folder(folder, is_case=True, is_clear=False)
         return
     volumes = [file for file in files if stem_of(file) is not None]
-    named = read_names(volumes)
-    is_case = bool(channel_cases(folder) or set(named.roles) & set(MODALITIES) or in_other_formats(files))
+    named = read_names(volumes, task)
+    is_case = bool(channel_cases(folder) or named.has_sequence or in_other_formats(files, task))
     if volumes or is_case:
         yield _Folder(folder, is_case, is_clear=not named.unknown)
     if not is_case and deepest:
         skipped = NO_CASES_OF_BIDS if (folder / "dataset_description.json").is_file() else ()
         for below in files:
             if below.is_dir() and not below.name.startswith(".") and below.name not in skipped:
-                yield from _folders(below, deepest - 1, seen)
+                yield from _folders(below, deepest - 1, seen, task)
 
 
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
-    """Whether a folder without sequences is likely a case whose file names are not known.
+    """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    It is if no case is found at all, if it lies beside a case, or as deep as one and has a name that says nothing.
+    This is assumed if no case is found at all, or if the folder is next to a case. It is also assumed if the folder is
+    on the same level as a case and contains a file that cannot be identified.
     """
     if not places:
         return not folder.is_clear
@@ -258,15 +264,15 @@ def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
         return False
     beside = [place for place in places if place.parent == path.parent]
     if any(place.name == "anat" for place in beside):
-        # `dwi` and `func` of BIDS.
+        # Folders such as `dwi` and `func` of BIDS are next to `anat`, but are not cases.
         return False
     depths = {len(place.relative_to(root).parts) for place in places}
     return bool(beside) or (len(path.relative_to(root).parts) in depths and not folder.is_clear)
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Entries of a folder, in order of name."""
+    """Entries of a folder, sorted by name."""
     try:
         return sorted(folder.iterdir())
     except PermissionError as error:
-        raise BadInputError(folder, "This folder cannot be listed: permission is denied.") from error
+        raise BadInputError(folder, "You have no permission to list this folder. Change its permissions.") from error

@@ -1,8 +1,8 @@
-"""Read volumes that a user brings, header first, and write results atomically.
+"""Read volumes from users, header first, and write results atomically.
 
-A file may be damaged, huge or something else altogether. So sizes are checked before anything is unpacked, no more is
-unpacked than the header announces, a checksum is read to its end, and every failure is a `BadInputError`. Extensions
-of the header are skipped: they may be long, and they may name the patient.
+A file may be damaged, too large, or of another kind. So sizes are checked before any data is decompressed, and no more
+is decompressed than the header announces. Checksums are verified, and every failure is a `BadInputError`. Header
+extensions are skipped, because they may be long and may contain the patient's name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..model.grids import check_affine
 from ..model.header_rules import header_findings, qform_rotation
 from .volume_rules import check_header, check_name, check_place, check_size, in_bytes, times
 
-# Bytes after the voxels of a packed file are unpacked up to this limit, to reach the checksum.
+# Data after the voxels of a compressed file is decompressed up to this limit, to reach the checksum.
 MAX_TAIL_BYTES = 1024**2
-# No byte of deflate unpacks to more (https://zlib.net/zlib_tech.html).
+# Highest compression ratio of deflate (https://zlib.net/zlib_tech.html).
 MOST_PACKED = 1032
-# Nibabel repairs what writers of headers commonly get wrong, and would print that; `header_findings` reports it.
+# Nibabel repairs common errors in headers and would print them. `header_findings` reports them instead.
 REPAIRS = logging.getLogger(__name__)
 REPAIRS.addHandler(logging.NullHandler())
 REPAIRS.propagate = False
@@ -43,8 +43,8 @@ class ReadVolume:
     """One volume from a file.
 
     Attributes:
-        image: Voxels `(D, H, W)` float32 with their affine and a header that holds the geometry alone.
-        findings: What the header says that its reader should know.
+        image: Voxels `(D, H, W)` float32 with their affine and a header that contains only the geometry.
+        findings: Warnings about the header.
     """
 
     image: nib.Nifti1Image
@@ -53,7 +53,7 @@ class ReadVolume:
 
 @dataclass(frozen=True)
 class _Content:
-    """Content of a file: an array of any number of axes, and where it lies (no header: the file does not say)."""
+    """Content of a file: an array with any number of axes, and its geometry. Array files have no header."""
 
     array: np.ndarray
     affine: np.ndarray
@@ -68,39 +68,43 @@ class _Content:
 
 
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
-    """Read one 3-D volume as float32 with its affine, as nibabel does; trailing axes of length one are dropped.
+    """Read one 3-D volume as float32 with nibabel's affine. Trailing axes of length one are dropped.
 
-    A `.npy` array has no geometry: it is taken to be in RAS order with voxels of `npy_spacing_mm`.
+    A `.npy` array has no geometry. Its axes are assumed to be in RAS order, with voxels of `npy_spacing_mm`.
 
     Raises:
-        BadInputError: If the file is missing, damaged, too large, of another format, not 3-D, or its affine cannot be
-            that of a head.
+        BadInputError: If the file is missing, damaged, too large, of another format or not 3-D, or if its affine is
+            implausible for a head.
     """
     content = _read(path, npy_spacing_mm)
     shape = content.array.shape
     if math.prod(shape[3:]) != 1:
         raise BadInputError(
             path,
-            f"The file holds {math.prod(shape[3:])} volumes ({times(shape)}). If they are the sequences of a case, "
+            f"The file contains {math.prod(shape[3:])} volumes ({times(shape)}). If they are the sequences of a case, "
             "name them in their order: --in-path FILE --channel-order flair,t1,t1c,t2. Otherwise split the file.",
         )
     return content.volume(content.array.reshape(shape[:3]))
 
 
 def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]:
-    """Read volumes of a file with four axes, as `read_image` does, by their name and index along the fourth.
+    """Read the volumes of a file with four axes with the rules of `read_image`, by name.
+
+    Args:
+        path: File with four axes.
+        channels: Index of each volume along the fourth axis, by name.
 
     Raises:
-        BadInputError: As `read_image`; and if the fourth axis is not as long as there are names.
+        BadInputError: For the reasons of `read_image`, and if the length of the fourth axis does not fit `channels`.
     """
     content = _read(path, 1.0)
     shape, length = content.array.shape, max(channels.values()) + 1
-    # Files of vectors have an axis of length one before the one that counts, as ITK writes them.
+    # In vector files of ITK, an axis of length one comes before the axis of the sequences.
     if [edge for edge in shape[3:] if edge != 1] != [length] * (length > 1):
         raise BadInputError(
             path,
-            f"{length} sequences are named for the file, but it holds {math.prod(shape[3:])} ({times(shape)}). "
-            "Name each sequence along its fourth axis.",
+            f"The channel order has {length} sequences, but the file contains {math.prod(shape[3:])} volumes "
+            f"({times(shape)}). Name each sequence along the fourth axis.",
         )
     array = content.array.reshape(*shape[:3], length)
     return {name: content.volume(np.ascontiguousarray(array[..., at])) for name, at in channels.items()}
@@ -128,12 +132,12 @@ def _read_nifti(path: Path) -> _Content:
         file.seek(0)
         if packed and not named:
             raise BadInputError(
-                path, f"The file is packed with gzip although its name does not say so. Rename it to {path.name}.gz."
+                path, f"The file is compressed with gzip, but its name lacks .gz. Rename it to {path.name}.gz."
             )
         if named and not packed:
             _read_header(path, file)
             raise BadInputError(
-                path, f"The file is not packed with gzip although its name ends in .gz. Rename it to {path.stem}."
+                path, f"The file is not compressed with gzip, but its name ends in .gz. Rename it to {path.stem}."
             )
         if not packed:
             return _read_voxels(path, file, path.stat().st_size)
@@ -141,16 +145,16 @@ def _read_nifti(path: Path) -> _Content:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return _read_voxels(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
         except EOFError as error:
-            raise BadInputError(path, "The packed file ends too early. Copy or download it again.") from error
+            raise BadInputError(path, "The compressed file ends too early. Copy or download it again.") from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise BadInputError(
-                path, "The packed file is damaged: its checksum is wrong. Copy or download it again."
+                path, "The compressed file is damaged: its checksum is wrong. Copy or download it again."
             ) from error
 
 
 def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
-    """Header as it lies on disk, without its extensions."""
-    # Recognised as nibabel does: NIfTI-1 by its signature at the end, NIfTI-2 by its length at the beginning.
+    """Read the unchanged header from the file, without its extensions."""
+    # Same rule as nibabel: a signature at the end marks NIfTI-1, the header's length at the beginning marks NIfTI-2.
     raw = file.read(nib.Nifti1Header.sizeof_hdr)
     kind = nib.Nifti1Header
     if raw[344:348] not in (b"n+1\0", b"ni1\0"):
@@ -162,27 +166,27 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
             )
         raw += file.read(kind.sizeof_hdr - len(raw))
         if len(raw) < kind.sizeof_hdr:
-            raise BadInputError(path, "The file ends within its header. Copy or download it again.")
+            raise BadInputError(path, "The file ends inside its header. Copy or download it again.")
         if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
-            raise BadInputError(path, "The file was copied as if it were text. Copy it again in binary mode.")
+            raise BadInputError(path, "The file was copied as text, which damaged it. Copy it again in binary mode.")
     return kind(raw, check=False)
 
 
 def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
-    """Content of a file that is read from its beginning and has at most `most_bytes`."""
+    """Read a file from its beginning. `most_bytes` is an upper limit of its decompressed size."""
     header = _read_header(path, file)
     findings = header_findings(header, path)
     check_header(path, header)
     try:
         header.check_fix(logger=REPAIRS)
         shape, dtype = tuple(int(edge) for edge in header.get_data_shape()), header.get_data_dtype()
-    # Whatever nibabel raises over a header that makes no sense, for its user it is one thing.
+    # Nibabel raises various errors for an invalid header. The user needs only one.
     except Exception as error:
         raise BadInputError(path, f"The header is invalid ({error}). Save the file again.") from error
     check_size(path, shape, dtype)
     if not header["sform_code"] and header["qform_code"] and qform_rotation(header) is None:
         raise BadInputError(
-            path, "The header's qform is invalid: its quaternion is no rotation. Correct it, or set an sform."
+            path, "The header's qform is invalid: its quaternion is not a rotation. Correct it, or set an sform."
         )
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     offset, announced = header.get_data_offset(), math.prod(shape) * dtype.itemsize
@@ -201,38 +205,38 @@ def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
         done += count
     findings += _read_tail(path, file)
     slope, inter = header.get_slope_inter()
-    # No scaling by the standard, if the slope is 0 or not finite.
+    # By the NIfTI standard, voxels are not scaled if the slope is 0 or not finite.
     scaling = (1.0, 0.0) if slope is None else (slope, inter)
     array = np.asarray(ArrayProxy(io.BytesIO(content), (shape, dtype, 0, *scaling)), dtype=np.float32)
     return _Content(array, affine, _geometry_only(header, affine), tuple(findings))
 
 
 def _skip(file: BinaryIO, count: int) -> None:
-    """Read over `count` bytes without keeping them; the end of the file is noticed by who reads on."""
+    """Skip `count` bytes. At the end of the file this stops silently, and the next read fails."""
     while count > 0 and (block := file.read(min(count, 1024**2))):
         count -= len(block)
 
 
 def _read_tail(path: Path, file: BinaryIO) -> list[Finding]:
-    """Read what follows the voxels: of a packed file up to its checksum, which is compared there."""
+    """Read the data after the voxels. In a compressed file, this reaches and verifies the checksum."""
     tail = file.read(MAX_TAIL_BYTES)
     if len(tail) == MAX_TAIL_BYTES and path.name.lower().endswith(".gz"):
         raise BadInputError(
             path,
-            f"More than {in_bytes(MAX_TAIL_BYTES)} follow the voxels that the header announces. Correct the shape in "
-            "the header, or save the file again.",
+            f"More than {in_bytes(MAX_TAIL_BYTES)} of data follow the voxels that the header announces. Correct the "
+            "shape in the header, or save the file again.",
         )
     if not tail.strip(b"\0"):
         return []
     message = (
-        "Data follows the voxels that the header announces. It is ignored, as nibabel does. Check that the volume is "
+        "The file contains more data than the header announces. This extra data is ignored. Check that the volume is "
         "complete: the shape in the header may be wrong."
     )
     return [Finding(path, message)]
 
 
 def _geometry_only(header: nib.Nifti1Header, affine: np.ndarray) -> nib.Nifti1Header:
-    """A header with the geometry of `header` in millimetres and none of its text."""
+    """Build a header with the geometry of `header` in millimetres, but without its text."""
     clean = nib.Nifti1Header()
     clean.set_xyzt_units("mm")
     clean["pixdim"][1:4] = voxel_spacing_mm(affine)
@@ -253,7 +257,7 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
         shape, dtype = mapped.shape, mapped.dtype
     except OSError:
         raise
-    # As with NIfTI: the header is text that anyone may have written.
+    # A damaged header of an array file can raise any error.
     except Exception as error:
         raise BadInputError(
             path, "The file is not an array of numbers, or it is damaged. Save the array again with numpy.save."
@@ -263,7 +267,7 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
 
 
 def image_like(array: np.ndarray, *, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Image with the affine of `like` and the geometry of its header, and no text."""
+    """Build an image with the affine of `like` and the geometry of its header, but without its text."""
     return nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
 
 

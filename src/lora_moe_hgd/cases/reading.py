@@ -1,4 +1,4 @@
-"""Reading a case from disk: its files, then the rules of `case_rules`, and everything that is odd about either."""
+"""Read a case from disk, apply the rules of `case_rules`, and collect errors and warnings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 
 from ..model.case_rules import LABEL_MAP, SettledCase, settle
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding, Level, raise_errors
 from ..model.grids import Volume
 from ..model.label_schemes import LabelScheme
 from ..model.sources import volume_of, volume_of_image
+from ..model.task import BRAIN_TUMOUR, Task
 from .case_files import CaseFiles
 from .nifti import ReadVolume, image_like, read_image, read_stack
 
@@ -25,10 +25,10 @@ class CaseReading:
     """Result of reading a case.
 
     Attributes:
-        case: Its files.
-        settled: The case by the rules, for the image processor; its findings name sequences instead of files.
+        case: Files of the case.
+        settled: The case after applying the rules, for the image processor. Its findings name sequences, not files.
         images: Each usable sequence, float32, zero outside the brain, all on one grid, in channel order.
-        findings: What is odd or wrong, each at the file it concerns.
+        findings: Errors and warnings, each with the file that it concerns.
     """
 
     case: CaseFiles
@@ -38,17 +38,17 @@ class CaseReading:
 
     @property
     def reference(self) -> str:
-        """Name of the sequence whose grid the case is on."""
+        """Name of the sequence whose grid all volumes of the case have."""
         return self.settled.reference
 
     @property
     def interpolated(self) -> list[str]:
-        """Sequences, and `label map`, that lay on another grid."""
+        """Sequences, and `label map`, that were resampled from another grid."""
         return list(self.settled.interpolated)
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Label map on the same grid, if there is one and it was asked for."""
+        """Label map on the same grid, if it exists and was requested."""
         return self.settled.labels
 
     @property
@@ -58,11 +58,11 @@ class CaseReading:
 
     @property
     def regions(self) -> np.ndarray:
-        """WT, TC and ET `(3, D, H, W)` bool of the label map."""
+        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
         return self.settled.regions
 
     def checked(self, *, strict: bool = False) -> CaseReading:
-        """Return the reading, if it can be used.
+        """Return the reading if the case can be used.
 
         Raises:
             BadInputError: On the first error; with `strict` on the first warning as well.
@@ -79,20 +79,22 @@ def read_case(
     not_finite: Level = "warning",
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
-    """Read the files of a case and apply the rules; what cannot be used is left out and found in `findings`.
+    """Read the files of a case and apply the rules. Unusable files are left out, with an error in `findings`.
 
     Args:
-        case: What to read.
-        labels: Whether to read the label map, which must then be there.
-        reference: Sequence whose grid the others are brought to; the first that can be read when `None`.
-        not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
+        case: Files of the case.
+        labels: Whether to read the label map. The case must then have one.
+        reference: Sequence to whose grid the others are resampled. `None` takes the first readable sequence.
+        not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
+        task: What is segmented.
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
-        message = f"The reference {reference} is not there. The case has {', '.join(case.images)}."
+        message = f"The reference sequence {reference} is missing. The case has {', '.join(case.images)}."
         return CaseReading(case, SettledCase({}, np.eye(4), ""), findings=[Finding(case.folder, message, "error")])
     read = _read_images(case, findings)
     label_map = _read_labels(case, findings) if labels else None
@@ -104,9 +106,10 @@ def read_case(
         not_finite=not_finite,
         allow_skull=allow_skull,
         allow_partial=allow_partial,
+        task=task,
     )
     if not read and not findings:
-        message = f"The case has no sequence. It needs at least one of {', '.join(MODALITIES)}."
+        message = f"The case has no sequence. It needs at least one of {', '.join(task.modalities)}."
         findings.append(Finding(case.folder, message, "error"))
     places = {**case.images, LABEL_MAP: case.segmentation}
     findings += [replace(finding, where=places.get(str(finding.where)) or case.folder) for finding in settled.findings]
@@ -120,17 +123,19 @@ def read_sources(
     reference: str | None = None,
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
-    """Apply the rules to a case of which some sequences are in memory; findings name sequences and files.
+    """Apply the rules to a case with sequences in memory or on disk. Findings name sequences or files.
 
     Args:
         sources: Path, nibabel image, MONAI `MetaTensor`, array or tensor `(D, H, W)` of each sequence, by its name.
-            Bare arrays and tensors are taken to have voxels of 1 mm in RAS order.
-        reference: Sequence whose grid the others are brought to; the first that can be read when `None`.
+            Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
+        reference: Sequence to whose grid the others are resampled. `None` takes the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
+        task: What is segmented.
     """
-    sources = {name: sources[name] for name in MODALITIES if name in sources}
+    sources = {name: sources[name] for name in task.modalities if name in sources}
     paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}
     case = CaseFiles("case", Path(), "memory", (), paths, None)
     findings: list[Finding] = []
@@ -146,13 +151,13 @@ def read_sources(
                 images[name] = _image_of(source, volumes[name])
         except BadInputError as error:
             findings.append(error.finding)
-    settled = settle(volumes, reference=reference, allow_skull=allow_skull, allow_partial=allow_partial)
+    settled = settle(volumes, reference=reference, allow_skull=allow_skull, allow_partial=allow_partial, task=task)
     findings += [replace(finding, where=paths.get(str(finding.where), finding.where)) for finding in settled.findings]
     return CaseReading(case, settled, _images(settled, images), findings)
 
 
 def _image_of(source: Any, volume: Volume) -> nib.Nifti1Image:
-    """The volume as an image, with the geometry of the source's header if it has one."""
+    """Convert the volume to an image, with the geometry of the source's header if there is one."""
     if isinstance(source, nib.Nifti1Image):
         return image_like(volume.array, like=source)
     return nib.Nifti1Image(volume.array, volume.affine)
@@ -195,7 +200,7 @@ def _read_labels(case: CaseFiles, findings: list[Finding]) -> ReadVolume | None:
 
 def _volume(path: Path, read: ReadVolume) -> Volume:
     volume = volume_of_image(read.image, where=str(path))
-    # An array file has no header that could state an orientation.
+    # An array file has no header, so a missing orientation in the header is not worth a warning.
     oddities = () if path.suffix.lower() == ".npy" else volume.oddities
     messages = [finding.message for finding in read.findings]
     return replace(volume, oddities=tuple(dict.fromkeys([*messages, *oddities])))

@@ -1,6 +1,6 @@
-"""MRI sequence by name: of a file, of a DICOM series, or of a channel in `dataset.json`.
+"""Identify an MRI sequence by the name of a file, of a DICOM series, or of a channel in `dataset.json`.
 
-A name is split into words, each word has a kind (`WORDS`), and a few rules on the kinds give the answer (`RULES`).
+A name is split into words. Each word has a kind (`WORDS`), and rules on the kinds (`RULES`) determine the sequence.
 Words count, not suffixes: `ax_t2_flair`, `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are FLAIR, T1c and T1c.
 """
 
@@ -10,6 +10,9 @@ import re
 import unicodedata
 from functools import lru_cache
 from typing import Literal
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.task import Task
 
 Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
 
@@ -23,7 +26,7 @@ WORDS = {
     "contrast": "ce gd gad gado gadolinium gadovist gadavist dotarem magnevist prohance contrast postcontrast "
     "gadobutrol gadoterate gadoteridol gadopentetate gadodiamide gadolinio gbca clariscan vueway primovist cm pc plus "
     "enhanced km kontrast kontrastmittel inj injection injecte contraste contrasto mdc",
-    "c": "c",  # Contrast where it follows T1.
+    "c": "c",  # Means contrast only after T1.
     "native": "native nativ natif precontrast noncontrast unenhanced",
     "before": "pre vor avant before",
     "after": "post nach apres after",
@@ -33,7 +36,7 @@ WORDS = {
     "to": "to onto into in on",
     "reg": "reg registered coreg coregistered aligned resampled resliced",
     "seg": "seg segm segmentation segmentations mask masks label labels labelmap dseg roi gtv gt groundtruth",
-    "tumour": "tumor tumour",  # A segmentation where the name says nothing else.
+    "tumour": "tumor tumour",  # Means a segmentation if the name contains no sequence.
     "lesion": "lesion lesions",
     "anatomy": "brain bet skull head parenchyma tissue tissues wm gm csf deface",
     "other": "adc dwi dti diff diffusion trace tracew fa md b0 b1000 ep2d epi bold fmri asl pcasl perf perfusion pwi "
@@ -41,17 +44,18 @@ WORDS = {
     "t2gre hemo tof mra mrv angio angiography venography pd pdw proton mt mtr stir dir map fieldmap mrs csi "
     "spectroscopy localizer localiser loc scout survey inplane spine subtraction subtracted ct pet prob probability "
     "probabilities probseg uncertainty aseg aparc",
-    "sub": "sub",  # Subtraction at the end of a name, else the subject.
+    "sub": "sub",  # Means subtraction at the end of a name, otherwise the subject.
     "technique": "ax axial tra transversal sag sagittal cor coronal w weighted 2d 3d iso se tse fse gre ir fs fatsat "
     "tfe ffe mpr vibe space spc cube vista blade propeller",
 }
 KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
-# A joined word must hold one of these: `petra` is a name, not PET and transversal.
+# A joined word must contain one of these kinds: `petra` is a first name, not PET and transversal.
 CORE = {"t1", "t1 contrast", "t1 native", "t2", "flair", "seg"}
 
-# Of BIDS names, which begin with `sub-`: entities whose value says nothing about the sequence.
+# Entities of BIDS names whose value says nothing about the sequence. BIDS names begin with `sub-`.
 BIDS_ENTITIES = re.compile(r"(?:^|_)(?:sub|ses|space|run|task|dir|res|den|from|to|mode)-[^_]*")
-# Signs and phrases, in lower case, before the name is split at everything that is no letter or digit.
+# Signs and phrases in lower case. They are replaced before the name is split at all characters except letters and
+# digits.
 SIGNS = (
     (r"\*", "star "),
     (r"w/o\b", " without "),
@@ -62,9 +66,9 @@ SIGNS = (
     (r"\b(flair|t[12][a-z]*|adc|swi)2(?=t1|t2|flair)", r"\1 to "),
 )
 SEQUENCE = r"(?:t1|t2|flair)"
-# Regular expression and replacement on the kinds of the words, one after another.
+# Regular expressions and replacements, applied one after another to the kinds of the words.
 RULES = (
-    # The sequence is what comes before the grid it was brought to.
+    # In `FLAIR_to_T1`, the first sequence counts. The second one is only the grid to which it was registered.
     (rf"\bto\b.*\b{SEQUENCE}\b.*", ""),
     (rf"\b({SEQUENCE}\b.*?) reg\b.*\b{SEQUENCE}\b.*", r"\1"),
     (rf"\b({SEQUENCE}) 2 {SEQUENCE}\b.*", r"\1"),
@@ -80,13 +84,13 @@ RULES = (
 
 
 def role_of(description: str) -> Role | None:
-    """Sequence that a name tells, `seg` for a tumour segmentation, `other` for an image that is neither.
+    """Identify a name as a sequence, as a tumour segmentation (`seg`), or as another kind of image (`other`).
 
     Args:
-        description: File name without its extension, or any other description; the patient's part does not matter.
+        description: File name without its extension, or any other description. It may contain the patient's name.
 
     Returns:
-        `None` if the name tells nothing, or contradicts itself.
+        The role, or `None` if the name contains no known word or contradicts itself.
 
     Example:
         >>> [role_of(name) for name in ("ax_t2_flair", "t1_mprage_gad", "FLAIR_to_T1", "ADC", "t1_t2_fused")]
@@ -115,8 +119,32 @@ def role_of(description: str) -> Role | None:
     return "seg" if "tumour" in kinds else "other" if "lesion" in kinds else None
 
 
+def role_in(task: Task, description: str) -> str | None:
+    """Sequence of a task that a name tells, `seg` for its label map, `other` for what is known to be neither.
+
+    Words of the task count first. A name with words of several is of none.
+
+    Returns:
+        `None` if the name tells nothing, or contradicts itself.
+    """
+    known = role_of(description)
+    if task.is_brain_tumour:
+        return known
+    if description.lower().startswith("sub-"):
+        description = BIDS_ENTITIES.sub("_", description)
+    words = set(re.findall(r"[a-z0-9]+", description.lower()))
+    named = {**task.sequences, "seg": task.label_map}
+    found = [role for role, own in named.items() if words & set(own)]
+    if found:
+        return found[0] if len(found) == 1 else None
+    if known in named and not named[known]:
+        return known
+    # The T1c of a task without one, and the label map of another.
+    return "other" if known in (*MODALITIES, "seg", "other") else None
+
+
 def _kinds(description: str) -> list[str]:
-    """Kinds of the words of a name; a number is a kind of its own, `?` stands for other words."""
+    """Kinds of the words of a name. Numbers are kept as they are, and `?` stands for unknown words."""
     if description.lower().startswith("sub-"):
         description = BIDS_ENTITIES.sub("_", description)
     plain = unicodedata.normalize("NFKD", description).encode("ascii", "ignore").decode()
@@ -138,7 +166,7 @@ def _kinds(description: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _joined(chunk: str) -> list[str] | None:
-    """The words that `chunk` consists of, the longest first, or `None`."""
+    """Split `chunk` into known words, longest first; `None` if that is impossible."""
     if chunk in KIND:
         return [chunk]
     for end in range(len(chunk) - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Rules for the files that a user brings: what is refused, and what to do about it."""
+"""Rules for files from users: which files are refused, and what the user can do about it."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def check_place(path: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file whose name says that it is of another format."""
+    """Refuse a file whose extension belongs to an unsupported format."""
     name = path.name.lower()
     if name.endswith(FORMATS):
         return
     if name.endswith(CONVERTED_BY_NIBABEL):
-        message = f"Files of this format are not read. Convert it to NIfTI: nib-convert {path.name} NAME.nii.gz."
+        message = f"This file format is not supported. Convert it to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(CONVERTED_BY_ITK):
-        message = "Files of this format are not read. Save it as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
+        message = "This file format is not supported. Save it as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
-        message = "DICOM files are not read one by one. Convert the series to NIfTI with dcm2niix."
+        message = "Single DICOM files are not supported. Convert the series to NIfTI with dcm2niix."
     else:
-        message = f"The name does not end in {', '.join(FORMATS)}, the formats that are read. Rename or convert it."
+        message = f"The name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."
     raise BadInputError(path, message)
 
 
 def check_header(path: Path, header: nib.Nifti1Header) -> None:
-    """Refuse what nibabel refuses as well, or would read from the wrong bytes."""
+    """Refuse headers that nibabel also refuses, or with which nibabel would read the wrong bytes."""
     if not _has_known_type(header):
         raise BadInputError(
-            path, f"The voxels have the type code {int(header['datatype'])}, which is not read. Save them as float32."
+            path, f"The voxels have the unknown data type {int(header['datatype'])}. Save them as float32."
         )
     offset = float(header["vox_offset"])
     if not offset >= header.single_vox_offset:
@@ -74,14 +74,14 @@ def check_header(path: Path, header: nib.Nifti1Header) -> None:
             )
         raise BadInputError(
             path,
-            f"The header says that the voxels begin at byte {offset:g}, which is within the header. "
+            f"The header says that the voxels begin at byte {offset:g}, which is inside the header itself. "
             "Save the file again with the program that made it.",
         )
     if offset - header.single_vox_offset > MAX_EXTENSION_BYTES:
         raise BadInputError(
             path,
-            f"The header announces extensions of {in_bytes(offset - header.single_vox_offset)}; at most "
-            f"{in_bytes(MAX_EXTENSION_BYTES)} are read. Save the file without them.",
+            f"The header announces extensions of {in_bytes(offset - header.single_vox_offset)}, but at most "
+            f"{in_bytes(MAX_EXTENSION_BYTES)} are allowed. Save the file without header extensions.",
         )
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope != 0 and math.isfinite(slope) and not math.isfinite(inter):
@@ -100,29 +100,29 @@ def _has_known_type(header: nib.Nifti1Header) -> bool:
 def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) < 3:
         raise BadInputError(
-            path, f"The file has {len(shape)} axes ({times(shape)}), not three. Give a whole volume, not a slice."
+            path, f"The file has {len(shape)} axes ({times(shape)}), not three. Give a complete volume, not a slice."
         )
     if any(not 1 <= edge <= MAX_EDGE for edge in shape):
         raise BadInputError(
             path,
-            f"The header announces {times(shape)} voxels; 1 to {MAX_EDGE} along an axis are read. "
+            f"The header announces {times(shape)} voxels, but each axis must have 1 to {MAX_EDGE}. "
             "Correct the header, or crop the volume.",
         )
     if dtype.kind not in "biuf":
-        found = {"c": "complex numbers", "V": "colours or records"}.get(dtype.kind, "no numbers")
-        raise BadInputError(path, f"The voxels are {found}. Save one real number for each.")
+        found = {"c": "complex numbers", "V": "colours or records"}.get(dtype.kind, "not numbers")
+        raise BadInputError(path, f"The voxels are {found}. Save one real number per voxel.")
     size = math.prod(shape) * max(dtype.itemsize, 4)
     if size > MAX_BYTES:
         raise BadInputError(
             path,
-            f"The voxels take {in_bytes(size)}; at most {in_bytes(MAX_BYTES)} are read. Crop the volume, or save it "
-            "as float32.",
+            f"The voxels need {in_bytes(size)}, but at most {in_bytes(MAX_BYTES)} are allowed. Crop the volume, or "
+            "save it as float32.",
         )
-    # As stored, once more while it is converted, and as float32.
+    # Memory for two copies in the stored data type (one during conversion) and one in float32.
     needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available
     if needed > free:
         raise BadInputError(
-            path, f"Reading takes {in_bytes(needed)} of memory, but {in_bytes(free)} are free. Close other programs."
+            path, f"Reading needs {in_bytes(needed)} of memory, but {in_bytes(free)} are free. Close other programs."
         )
 
 

@@ -29,10 +29,10 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
 def expected_calibration_error(counts: np.ndarray) -> float:
     """Expected calibration error: mean difference between the probability and the share of true voxels in its bin.
 
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Bins count by their number of voxels.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Bins are weighted by their number of voxels.
 
     Args:
-        counts: `(3, NUM_BINS)`, those of one region from `reliability_counts`.
+        counts: Counts of one region from `reliability_counts`, `(3, NUM_BINS)`.
 
     Example:
         >>> sure_and_right_three_times_in_four = np.zeros((3, NUM_BINS))

@@ -1,7 +1,7 @@
 """`lora-moe-hgd evaluate`: scores of a checkpoint over cases and subsets of the sequences.
 
-`cases/<name>.json` keeps the scores of a case, so that an evaluation that was stopped continues, and one with more
-cases or subsets computes only those. The tables are made from these files, see `report`.
+`cases/<name>.json` stores the scores of a case. A stopped evaluation therefore continues, and an evaluation with more
+cases or subsets computes only the new ones. The tables are made from these files, see `report`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet, add_task
 from ..cases.case_files import CaseFiles, with_labels
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import name_of_place, survey
 from ..cases.reading import read_case
 from ..files import listed, printable, reason_of, replacing
-from ..fingerprints import case_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
+from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import LABEL_SCHEMES
+from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import BRAIN_TUMOUR, Task
 from ..processes import device_of_process, started_processes
 from ..splits import FILE_NAME, read_run_split
-from ..subsets import EVERY_SUBSET, Mask, parse_subset, subset_name
-from .compare import write_comparison
+from ..subsets import Mask, every_subset, parse_subset, sequences_of, subset_name
+from ..task_files import read_task
+from .compare import read_scores, write_comparison
 from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
+from .predictions import PredictionScorer, find_predictions
 from .report import write_report
-from .scoring import CaseScores, Rules, score_case, scorer_fingerprint, sequences_of
+from .scoring import CaseScores, NetworkScorer, Rules
+from .subset_table import FORMATS, subset_table
 from .trained_on import trained_among
 
 PARTS = ("validation", "train")
@@ -49,12 +52,29 @@ class Evaluation:
     """Scores of many cases.
 
     Attributes:
-        scores: By name of the case, in the order of the cases.
-        failed: Why a case could not be scored, by its name.
+        scores: Scores of each case by case id, in the order of the cases.
+        failed: Reason why a case could not be scored, by case id.
     """
 
     scores: dict[str, CaseScores]
     failed: dict[str, str]
+
+
+class Scorer(Protocol):
+    """Gives the scores of a case: `scoring.NetworkScorer` or `predictions.PredictionScorer`."""
+
+    @property
+    def task(self) -> Task:
+        """What is segmented."""
+
+    def made_from(self, case: CaseFiles) -> str:
+        """Fingerprint of everything that the scores of a case are made from."""
+
+    def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
+        """The subsets that can be scored."""
+
+    def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
+        """Score the case under these subsets."""
 
 
 def evaluate(
@@ -63,28 +83,39 @@ def evaluate(
     cases: Sequence[CaseFiles],
     *,
     out: Path,
-    subsets: Iterable[Mask] = EVERY_SUBSET,
+    subsets: Iterable[Mask] | None = None,
     rules: Rules | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score each case under the subsets of which it has all sequences.
+    """Score a network on each case, under the subsets of which the case has all sequences; see `score_cases`."""
+    scorer = NetworkScorer(network, processor, rules or Rules())
+    return score_cases(scorer, cases, out=out, subsets=subsets, progress=progress)
 
-    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. A case
+
+def score_cases(
+    scorer: Scorer,
+    cases: Sequence[CaseFiles],
+    *,
+    out: Path,
+    subsets: Iterable[Mask] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Score each case under the subsets that are possible.
+
+    Scores in `out/cases` that were made from the same files, weights, rules and code are not computed again. A case
     that raises any exception is reported, and the others go on. Under `accelerate launch` the processes share the
     cases, and each returns the scores of all.
 
     Args:
-        network: Network to score.
-        processor: Its processor.
+        scorer: What is scored, and how.
         cases: Labelled cases; their names differ.
         out: Folder that gets `cases`.
-        subsets: Subsets of the sequences.
-        rules: How to segment and score.
+        subsets: Subsets of the sequences; all when `None`.
         progress: Show a progress bar.
     """
-    subsets, rules = list(dict.fromkeys(subsets)), rules or Rules()
+    names = scorer.task.modalities
+    subsets = list(dict.fromkeys(subsets or every_subset(names)))
     state = started_processes()
-    scorer = scorer_fingerprint(network, processor, rules)
     (out / "cases").mkdir(parents=True, exist_ok=True)
     made_from: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -94,10 +125,10 @@ def evaluate(
         try:
             made_from[case.case_id] = _made_from(scorer, case)
             known = _known(path, made_from[case.case_id])
-            possible = [subset for subset in subsets if set(sequences_of(subset)) <= set(case.images)]
-            new = [subset for subset in possible if subset_name(subset) not in known.reliability]
+            possible = scorer.possible(case, subsets)
+            new = [subset for subset in possible if subset_name(subset, names) not in known.reliability]
             if new:
-                known.add(score_case(network, processor, case, new, rules))
+                known.add(scorer.score(case, new))
                 with replacing(path) as scratch:
                     scratch.write_text(json.dumps({"made_from": made_from[case.case_id], **vars(known)}))
         except Exception as error:
@@ -113,30 +144,31 @@ def evaluate(
     state.wait_for_everyone()
     scored = [case for case in cases if case.case_id not in failed]
     scores = {case.case_id: _known(_path_of(case, out), made_from[case.case_id]) for case in scored}
-    return Evaluation({name: found.only(subsets) for name, found in scores.items()}, failed)
+    asked = [subset_name(subset, names) for subset in subsets]
+    return Evaluation({name: found.only(asked) for name, found in scores.items()}, failed)
 
 
 def _path_of(case: CaseFiles, out: Path) -> Path:
     return out / "cases" / f"{case.case_id}.json"
 
 
-def _made_from(scorer: str, case: CaseFiles) -> str:
+def _made_from(scorer: Scorer, case: CaseFiles) -> str:
     try:
-        return fingerprint(scorer, case_fingerprint(case, labels=True))
+        return scorer.made_from(case)
     except OSError:
-        # The reader's error says what is wrong with the file and what to do.
+        # Raise the reader's error instead, because it says what is wrong with the file and what to do.
         read_case(case, labels=True).checked()
         raise
 
 
 def _known(path: Path, made_from: str) -> CaseScores:
-    """Scores of a case; none if they were made from anything else."""
+    """Load the stored scores of a case. They are empty if nothing was stored or if any input has changed."""
     try:
         content = json.loads(path.read_text())
         if content["made_from"] == made_from:
             return CaseScores(content["rows"], content["reliability"], content["findings"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        # There is no file, or one of another version.
+        # There is no file, or another version wrote it.
         pass
     return CaseScores()
 
@@ -145,39 +177,62 @@ TABLES = ("table.md", "table.json", "scores.csv")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score a checkpoint, or compare earlier scores; exit code 1 if some case could not be scored."""
+    """Score a checkpoint, or compare earlier scores; exit with code 1 if a case could not be scored."""
     if score(argv):
         raise SystemExit(1)
 
 
 def score(argv: Sequence[str]) -> int:
-    """Do what `main` does; return the number of cases that could not be scored."""
+    """Do the work of `main`, but return the number of cases that could not be scored instead of exiting."""
     args = _parse(argv)
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
+        if args.format:
+            _write_subset_table(args.compare, args.out_path, args.format, _task_of(args.compare[0]))
         if not args.quiet:
             print(comparison)
         return 0
-    subsets = [parse_subset(name) for name in args.subsets.split(",")] if args.subsets else list(EVERY_SUBSET)
-    cases, bad = _choose_cases(args)
-    if not any(set(sequences_of(subset)) <= set(case.images) for case in cases for subset in subsets):
-        raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
+    if args.predictions:
+        folder, task = None, read_task(args.task) if args.task else BRAIN_TUMOUR
+    else:
+        folder = checkpoint_folder(args.checkpoint)
+        task = checkpoint_task(folder, base=args.base)
+    names = task.modalities
+    subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
+    cases, bad = _choose_cases(args, task)
     state = started_processes()
-    folder = checkpoint_folder(args.checkpoint)
-    trained_on = trained_among(cases, folder)
-    if state.is_main_process:
-        _warn(cases, subsets, bad, trained_on)
-    device = usable_device(device_of_process(state, args.device))
-    network, processor = load_checkpoint(folder, device=device, base=args.base)
     rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
-    found = evaluate(
-        network, processor, cases, out=args.out_path, subsets=subsets, rules=rules, progress=not args.quiet
-    )
+    trained_on: list[str] = []
+    if folder is None:
+        scheme = _prediction_scheme(args.prediction_scheme, task)
+        files = find_predictions(args.predictions, cases, task)
+        scorer: Scorer = PredictionScorer(files, task, scheme, rules)
+        subsets = [subset for subset in subsets if subset in files]
+        bad += [
+            Finding(case.case_id, f"{args.predictions} holds no prediction of this case.", "error")
+            for case in cases
+            if not scorer.possible(case, subsets)
+        ]
+        cases = [case for case in cases if scorer.possible(case, subsets)]
+        if not cases:
+            raise ValueError(f"{args.predictions} holds no prediction from any subset of --subsets {args.subsets}.")
+    else:
+        trained_on = trained_among(cases, folder)
+        if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
+            raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
+        network, processor = load_checkpoint(
+            folder, device=usable_device(device_of_process(state, args.device)), base=args.base
+        )
+        scorer = NetworkScorer(network, processor, rules)
+    if state.is_main_process:
+        _warn(cases, subsets, scorer, bad, trained_on)
+    found = score_cases(scorer, cases, out=args.out_path, subsets=subsets, progress=not args.quiet)
     failed = [*bad, *(Finding(name, reason, "error") for name, reason in found.failed.items())]
     if state.is_main_process:
         if any(scores.rows for scores in found.scores.values()):
             about = {
-                "checkpoint": checkpoint_digest(folder, base=args.base),
+                "task": None if task.is_brain_tumour else task.to_dict(),
+                "checkpoint": folder and checkpoint_digest(folder, base=args.base),
                 "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
                 "convention": args.convention,
@@ -186,41 +241,68 @@ def score(argv: Sequence[str]) -> int:
                 "failed": len(failed),
                 "trained_on": len(trained_on),
             }
-            report = _report(found.scores, failed, args.in_path, args.out_path, about)
+            report = _report(found.scores, failed, args.in_path, args.out_path, about, task)
+            if args.format:
+                _write_subset_table([args.out_path], args.out_path, args.format, task)
             if not args.quiet:
                 print(printable(report))
         else:
-            # Tables of an earlier evaluation would look like those of this one.
+            # Remove the tables of an earlier evaluation, which would look like those of this one.
             for name in TABLES:
                 (args.out_path / name).unlink(missing_ok=True)
         if failed:
-            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases are scored. These failed:", file=sys.stderr)
+            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases were scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
-    # A process that ends with an error makes the launcher end the others.
+    # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed)
+
+
+def _task_of(evaluation: Path) -> Task:
+    """What the checkpoint of an evaluation segmented."""
+    task = json.loads((evaluation / "table.json").read_text())["about"].get("task")
+    return BRAIN_TUMOUR if task is None else Task.from_dict(task)
+
+
+def _write_subset_table(folders: Sequence[Path], out: Path, form: str, task: Task) -> None:
+    """Write the table of published papers for evaluations, each called as its folder is."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    text = subset_table(dict(zip(names, map(read_scores, folders), strict=True)), form, task)
+    with replacing(out / f"subset_table.{FORMATS[form]}") as scratch:
+        scratch.write_text(text)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
-        ValueError: If an option has no effect beside the others.
+        ValueError: If an option has no effect in combination with the others.
     """
     parser = argparse.ArgumentParser(
-        description="Score a checkpoint on labelled cases over subsets of the sequences, or compare earlier "
-        "evaluations. A case that cannot be scored does not stop the others; the exit code is then 1."
+        description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
+        "sequences, or compare earlier evaluations. A case that cannot be scored does not stop the others; the exit "
+        "code is then 1."
     )
     add_checkpoint(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     add_in_path(what, help="folder of labelled cases")
     what.add_argument(
-        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first of them"
+        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first one"
     )
     add_out_path(parser, help="folder for the tables")
     parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FOLDER",
+        help="score the label maps in this folder instead of a checkpoint: CASE.nii.gz, CASE-seg.nii.gz or "
+        "CASE/seg.nii.gz, those from subsets of the sequences in folders such as t1c+flair",
+    )
+    parser.add_argument("--prediction-scheme", metavar="NAME", help="their label scheme, such as brats2023")
+    add_task(parser)
+    parser.add_argument(
         "--label-scheme",
-        choices=list(LABEL_SCHEMES),
         help="label scheme of the segmentations (default: the scheme that the file names imply)",
     )
     parser.add_argument(
@@ -233,35 +315,66 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--part", choices=PARTS, help=f"with --cases-of: which cases of the run (default: {PARTS[0]})")
     add_allowances(parser)
-    parser.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
     parser.add_argument(
-        "--mirror", action="store_true", help="average over each case and its mirror image, in twice the time"
+        "--subsets", help="score only these subsets, such as all,t1c+flair (default: all, 15 of four sequences)"
     )
     parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), default="brats", help="score of empty regions (default: brats)"
+        "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
     )
     parser.add_argument(
-        "--lesion-rules", choices=list(LESION_RULES), default="gli2023", help="what a lesion is (default: gli2023)"
+        "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
+    )
+    parser.add_argument(
+        "--lesion-rules",
+        choices=list(LESION_RULES),
+        default="gli2023",
+        help="rules that define lesions (default: gli2023)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        help="also write the table of published papers, Dice by subset in percent: subset_table.md, .tex or .csv",
     )
     add_device(parser)
     add_quiet(parser)
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet"})):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise ValueError(f"--compare reads earlier scores, on which {options} has no effect. Leave it out.")
+    if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet", "format"})):
+        raise ValueError(f"--compare reads earlier scores, on which {_options(useless)} has no effect. Leave it out.")
+    if args.predictions:
+        if useless := sorted(given & {"checkpoint", "mirror", "device"}):
+            raise ValueError(f"--predictions are scored as they are: {_options(useless)} has no effect. Leave it out.")
+    elif useless := sorted(given & {"prediction_scheme", "task"}):
+        raise ValueError(f"{_options(useless)} is for --predictions. A checkpoint knows what it segments.")
     if args.part and not args.cases_of:
         raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
     return args
 
 
-def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Finding]]:
+def _prediction_scheme(name: str | None, task: Task) -> str:
+    """Label scheme of predictions. Labels alone do not tell it: 1, 2 and 3 mean other parts in other schemes.
+
+    Raises:
+        ValueError: If the name is unknown, or there are several and none is named.
+    """
+    if name is None and len(task.schemes) > 1:
+        known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
+        raise ValueError(f"Name the label scheme of the predictions with --prediction-scheme:{known}")
+    return label_scheme(name or next(iter(task.schemes)), task.schemes).name
+
+
+def _options(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
     """Labelled cases to score, and the problems of those that cannot be scored, as far as file names show them.
 
     Raises:
-        ValueError: If a case that was asked for is missing, or no case can be scored.
+        ValueError: If a requested case is missing, or no case can be scored.
     """
-    found, bad = survey(args.in_path, channel_order=args.channel_order and parse_channel_order(args.channel_order))
+    order = args.channel_order and parse_channel_order(args.channel_order, task)
+    found, bad = survey(args.in_path, channel_order=order, task=task)
     wanted, source = None, ""
     if args.cases:
         wanted, source = args.cases.split(","), "--cases"
@@ -274,31 +387,40 @@ def _choose_cases(args: argparse.Namespace) -> tuple[list[CaseFiles], list[Findi
         missing = sorted(set(wanted) - {case.case_id for case in found})
         if missing:
             raise ValueError(
-                f"{args.in_path} does not hold {', '.join(missing)}, which {source} names." + _listed("Problems", bad)
+                f"{source} names {', '.join(missing)}, but {args.in_path} has no such case." + _listed("Problems", bad)
             )
-        # Problems of other cases are of no interest.
+        # Ignore the problems of other cases.
         found, bad = [case for case in found if case.case_id in wanted], []
     labelled, unlabelled = with_labels(found)
     bad += unlabelled
-    cases = [case.in_scheme(args.label_scheme) for case in labelled]
+    cases = [case.in_scheme(args.label_scheme, task) for case in labelled]
     if not cases:
         raise ValueError(f"No case in {args.in_path} can be scored." + _listed("Problems", bad))
     return cases, bad
 
 
-def _warn(cases: Sequence[CaseFiles], subsets: Sequence[Mask], bad: Sequence[Finding], trained_on: list[str]) -> None:
+def _warn(
+    cases: Sequence[CaseFiles],
+    subsets: Sequence[Mask],
+    scorer: Scorer,
+    bad: Sequence[Finding],
+    trained_on: list[str],
+) -> None:
     """Print all that is known before the first case is read."""
     for finding in bad:
         print(printable(f"failed: {finding}"), file=sys.stderr)
+    possible = [set(scorer.possible(case, subsets)) for case in cases]
     for subset in subsets:
-        able = sum(set(sequences_of(subset)) <= set(case.images) for case in cases)
+        able = sum(subset in those for those in possible)
         if able < len(cases):
-            print(f"warning: {able} of {len(cases)} cases have {subset_name(subset)}", file=sys.stderr)
+            name = subset_name(subset, scorer.task.modalities)
+            lacks = "a prediction from" if isinstance(scorer, PredictionScorer) else "the sequences"
+            print(f"warning: {able} of {len(cases)} cases have {lacks} {name}", file=sys.stderr)
     if trained_on:
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
-                f"{listed(trained_on)}. Their scores say little about new cases."
+                f"{listed(trained_on)}. Their scores are no evidence for new cases."
             ),
             file=sys.stderr,
         )
@@ -309,11 +431,19 @@ def _listed(head: str, findings: Sequence[Finding]) -> str:
 
 
 def _report(
-    scores: dict[str, CaseScores], failed: Sequence[Finding], root: Path, out: Path, about: dict[str, Any]
+    scores: dict[str, CaseScores],
+    failed: Sequence[Finding],
+    root: Path,
+    out: Path,
+    about: dict[str, Any],
+    task: Task,
 ) -> str:
     rows = [row for found in scores.values() for row in found.rows]
     reliability = {
-        (name, part): counts for name, found in scores.items() for part, counts in found.reliability.items()
+        (name, part): counts
+        for name, found in scores.items()
+        for part, counts in found.reliability.items()
+        if counts is not None
     }
     findings = [{"case_id": name, **finding} for name, found in scores.items() for finding in found.findings]
     findings += [
@@ -325,4 +455,4 @@ def _report(
         }
         for finding in failed
     ]
-    return write_report(pd.DataFrame(rows), reliability, findings, out, about=about)
+    return write_report(pd.DataFrame(rows), reliability, findings, out, about=about, task=task)

@@ -1,10 +1,10 @@
 """Lesion-wise Dice and HD95 of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
-The rules are those of https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception: surfaces are those of
-`metrics` and not the sub-voxel ones of https://github.com/google-deepmind/surface-distance.
+The rules come from https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception: surfaces are defined as in
+`metrics`, not with sub-voxel accuracy as in https://github.com/google-deepmind/surface-distance.
 
-The rules of 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics and the procedure
-of 2023, so their scores are not the official ones. The official programs of 2024 also merge predicted lesions by
+The rules for 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics, but the procedure
+of 2023. So their scores differ from the official ones. The official programs of 2024 also merge predicted lesions by
 dilation and remove small ones, count pieces of enhancing tumour that touch the same necrosis as one lesion, and do not
 penalise false lesions in MEN-RT.
 """
@@ -31,9 +31,9 @@ class LesionRules:
 
     Attributes:
         dilation: Number of dilations of the true region. Parts that touch afterwards are one lesion.
-        ignored_mm3: True lesions of this volume or less do not count.
+        ignored_mm3: True lesions of this volume or less are ignored.
         penalty_mm: HD95 of a missed or false lesion; `None` for the diagonal of the image.
-        ignored_mm3_of: `ignored_mm3` of single regions, where it differs.
+        ignored_mm3_of: `ignored_mm3` for the regions where it differs.
     """
 
     dilation: int
@@ -61,9 +61,9 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    Predicted components that touch a dilated true lesion belong to it and are compared with it together. A true lesion
-    without a component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is false
-    and gets the same scores. True lesions that are too small do not count, nor do the components that touch them.
+    All predicted components that touch a dilated true lesion are compared with it together. A true lesion without a
+    component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is false and gets
+    the same scores. True lesions that are too small are ignored, and so are the components that touch them.
 
     Args:
         prediction: `(D, H, W)` bool.
@@ -73,8 +73,8 @@ def lesion_scores(
         rules: Definition of a lesion.
 
     Returns:
-        `lesion_dice` and `lesion_hd95_mm`: sums over lesions, divided by the number of lesions that count plus that of
-        false ones; 1 and 0 if there are neither. And the numbers `lesions`, `lesions_missed`, `lesions_false`.
+        `lesion_dice` and `lesion_hd95_mm`: means over true lesions (without ignored ones) and false lesions; 1 and 0
+        if there are no lesions at all. `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.

@@ -1,4 +1,4 @@
-"""Overlap and distance of a predicted and a true region, and the scores of empty regions."""
+"""Overlap and distance of a predicted and a true region, with conventions for empty regions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Dice and NSD if both masks are empty, 1 or NaN; HD95 is then 0 or NaN.
+        both_empty: Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is then 0 or NaN.
         missed_hd95_mm: HD95 if only one mask is empty; `None` for the diagonal of the image.
-        eps: Added to numerator and denominator of Dice.
-        fewest_voxels: By region; predicted regions with fewer voxels are emptied first.
+        eps: Number that is added to numerator and denominator of Dice.
+        fewest_voxels: Smallest accepted prediction by region. Predicted regions with fewer voxels are emptied.
     """
 
     both_empty: float = 1.0
@@ -40,13 +40,13 @@ CONVENTIONS: dict[str, Convention] = {
     "brats": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM),
     "nan": Convention(both_empty=math.nan, missed_hd95_mm=math.nan),
     "worst": Convention(),
-    # That of RFNet (https://github.com/dyh127/RFNet) and of papers that compare with its table of 15 subsets.
+    # Convention of RFNet (https://github.com/dyh127/RFNet) and of papers that compare with its table of 15 subsets.
     "rfnet": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM, eps=1e-8, fewest_voxels={"et": 500}),
 }
 
 
 def dice(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Dice coefficient of two masks of one shape; two empty masks agree, so they score 1.
+    """Dice coefficient of two masks of the same shape. Two empty masks agree, so they score 1.
 
     Raises:
         ValueError: If the shapes differ.
@@ -57,7 +57,7 @@ def dice(prediction: ArrayLike, target: ArrayLike) -> float:
     """
     prediction, target = np.asarray(prediction, dtype=bool), np.asarray(target, dtype=bool)
     if prediction.shape != target.shape:
-        raise ValueError(f"Both masks must have one shape, got {prediction.shape} and {target.shape}.")
+        raise ValueError(f"Both masks must have the same shape, got {prediction.shape} and {target.shape}.")
     total = int(prediction.sum()) + int(target.sum())
     return 2 * int((prediction & target).sum()) / total if total else 1.0
 
@@ -69,8 +69,8 @@ def region_scores(
 
     They are Dice; HD95, the larger of the two 95th percentiles of the distances from one surface to the other; NSD,
     the share of both surfaces that lies within 1 mm of the other (https://arxiv.org/abs/1809.04430); sensitivity; and
-    predicted minus true volume. A surface consists of the voxels that erosion with six neighbours removes, as MONAI's
-    does.
+    predicted minus true volume. As in MONAI, a surface consists of the voxels that erosion with six neighbours
+    removes.
 
     Args:
         prediction: `(D, H, W)` bool.
@@ -94,7 +94,7 @@ def region_scores(
     if not num_predicted or not num_true:
         overlap = convention.eps / (num_predicted + num_true + convention.eps)
         hd95 = missed_distance_mm(convention.missed_hd95_mm, target.shape, spacing_mm)
-        # Without a true region sensitivity is the worst value, or undefined.
+        # Without a true region, sensitivity is 0, or NaN if the convention leaves undefined values open.
         sensitivity = 0.0 if num_true else 0.0 * convention.both_empty
         return dict(zip(METRICS, (overlap, hd95, 0.0, sensitivity, volume_error), strict=True))
     box = bounding_box(prediction | target)
@@ -114,7 +114,7 @@ def region_scores(
 def surface_distances_mm(
     prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from surface voxels of the prediction to the target's surface, and back; neither mask is empty."""
+    """Distances from the prediction's surface voxels to the target's surface, and back. Neither mask may be empty."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, target)]
     to_prediction, to_target = (ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces)
     return to_target[surfaces[0]], to_prediction[surfaces[1]]
@@ -127,20 +127,20 @@ def check_masks(prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"Both masks must have one shape, got {prediction.shape} and {target.shape}.")
+        raise ValueError(f"Both masks must have the same shape, got {prediction.shape} and {target.shape}.")
     if len(spacing_mm) != 3 or not all(0 < edge < math.inf for edge in spacing_mm):
         raise ValueError(f"`spacing_mm` must be three positive numbers, got {tuple(spacing_mm)}.")
 
 
 def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """The penalty, or the diagonal of the image where it is `None`."""
+    """Return the penalty, or the diagonal of the image if the penalty is `None`."""
     if penalty_mm is not None:
         return penalty_mm
     return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box around the voxels of a mask that is not empty, one voxel wider where the volume allows it."""
+    """Smallest box around a non-empty mask, one voxel wider on each side as far as the volume allows."""
     slices = []
     for axis in range(mask.ndim):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

@@ -1,4 +1,4 @@
-"""Tables and pictures of an evaluation: means with intervals, contributions of the sequences, calibration."""
+"""Tables and plots of an evaluation: means with intervals, contributions of the sequences, calibration."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
-from ..pictures import COLOURS
-from ..subsets import EVERY_SUBSET, subset_name
+from ..model.task import BRAIN_TUMOUR, Task, shown
+from ..pictures import colours_of
+from ..subsets import every_subset, subset_name
 from .calibration import NUM_BINS, expected_calibration_error
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-# By case and subset, `(R, 3, bins)`, see `calibration.reliability_counts`.
+# Counts `(R, 3, bins)` of `calibration.reliability_counts`, by case and subset.
 Reliability = Mapping[tuple[str, str], Any]
 
 FINDINGS = "findings.csv"
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 # Columns of a row that are no scores.
 LABELS = ("case_id", "subset", "sequences", "region")
 
@@ -36,15 +37,15 @@ LABELS = ("case_id", "subset", "sequences", "region")
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over cases with bootstrap intervals, per subset, region and metric.
 
-    The region `mean` is the mean over the regions of a case, the subset `mean` over the subsets of a case. Undefined
-    values (NaN) are left out of each mean, and `cases` counts the cases that enter it.
+    The region `mean` is the mean over the regions of a case. The subset `mean` is the mean over the subsets of a case.
+    Undefined values (NaN) are left out of each mean, and `cases` counts the cases that remain.
 
     Args:
-        rows: One for each case, subset and region.
+        rows: One row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean of no case is undefined, and so
-        is the interval of fewer than two.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean needs at least one case and the
+        interval at least two; otherwise they are NaN.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -60,7 +61,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and its percentile bootstrap interval over cases."""
+    """Mean and its percentile bootstrap interval over cases: mean, low, high."""
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
@@ -72,8 +73,8 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
     """Contribution of each sequence to a score, averaged over all orders in which the sequences may be acquired.
 
-    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`, with `v` of no
-    sequence zero. The values add up to the score of all sequences.
+    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `v`, the score, is
+    zero without any sequence. The values add up to the score of all sequences.
 
     Args:
         worth: Score of every non-empty subset.
@@ -96,29 +97,50 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
     return values
 
 
-def worth_of_sequences(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[str, dict[str, float]]:
     """Shapley values of the mean Dice by region.
 
-    They are taken over the cases in which the region's Dice is defined in all 15 subsets, so that every subset has the
+    They are taken over the cases in which the region's Dice is defined in all subsets, so that every subset has the
     same cases. A region without such a case is left out.
     """
     values = {}
-    for region in REGIONS:
+    for region in task.regions:
         dice = rows[rows["region"] == region].pivot(index="case_id", columns="subset", values="dice").dropna()
-        if len(dice) and len(dice.columns) == len(EVERY_SUBSET):
+        if len(dice) and len(dice.columns) == len(every_subset(task.modalities)):
             worth = {frozenset(subset.split("+")): mean for subset, mean in dice.mean().items()}
             values[region] = shapley_values(worth)
     return values
 
 
-def trust(rows: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
-    """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
-
-    Regions in which either Dice is undefined are left out of both.
+def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
+    """By number of sequences: how well the found volumes agree with the true ones, over cases and subsets.
 
     Returns:
-        Columns `sequences`, `ece_wt`, `ece_tc`, `ece_et`, `expected_dice`, `dice` (means over cases, subsets and
-        regions), and `spearman`, the rank correlation of the two over cases and subsets.
+        Columns `sequences`, and for each region `error_` and its name, the median absolute error in millilitres, and
+        `r2_` and its name, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is
+        negative where the mean of the true volumes would be a better guess, and undefined where they do not differ.
+    """
+    table = []
+    for count, group in rows.groupby("sequences"):
+        values: dict[str, float] = {"sequences": float(count)}
+        for region in task.regions:
+            own = group[group["region"] == region]
+            errors, true = own["volume_error_ml"].to_numpy(), own["true_volume_ml"].to_numpy()
+            spread = float(((true - true.mean()) ** 2).sum()) if len(true) else 0.0
+            values[f"error_{region}"] = float(np.median(np.abs(errors))) if len(errors) else math.nan
+            values[f"r2_{region}"] = 1 - float((errors**2).sum()) / spread if spread else math.nan
+        table.append(values)
+    return pd.DataFrame(table)
+
+
+def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
+    """By number of sequences: calibration error per region, and how well the expected Dice predicts the real one.
+
+    Regions in which one of the two Dice values is undefined are left out of both.
+
+    Returns:
+        Columns `sequences`, for each region `ece_` and its name, `expected_dice`, `dice` (means over cases, subsets
+        and regions), and `spearman`, the rank correlation of the two over cases and subsets.
     """
     table = []
     pooled = pooled_reliability(rows, reliability)
@@ -126,7 +148,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
     cases = both.groupby(["case_id", "subset", "sequences"])[["dice", "expected_dice"]].mean().reset_index()
     for count in sorted(pooled):
         group = cases[cases["sequences"] == count]
-        errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(REGIONS)}
+        errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
         varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
         rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
         means = {name: group[name].mean() for name in ("expected_dice", "dice")}
@@ -143,37 +165,49 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
     return pooled
 
 
-def to_markdown(rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = ()) -> str:
+def to_markdown(
+    rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = (), task: Task = BRAIN_TUMOUR
+) -> str:
     """All tables of an evaluation, after the notes."""
-    summary, worth, found = summarise(rows), worth_of_sequences(rows), trust(rows, reliability)
-    regions = [name.upper() for name in REGIONS]
+    summary, worth = summarise(rows), worth_of_sequences(rows, task)
+    regions = list(map(shown, task.regions))
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
     others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
     most = overall["cases"].max()
     parts = [
         *notes,
         "Dice, with 95 % bootstrap intervals over cases.",
-        dice_table(summary),
+        dice_table(summary, task),
         "Means of the other metrics over subsets and cases.",
         _table(
             ["metric", *regions],
-            [[name, *(_mean(overall.loc[(name, region)], most) for region in REGIONS)] for name in others],
+            [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
+        ),
+    ]
+    parts += [
+        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
+        "the variance of the true volumes that the found ones explain.",
+        _table(
+            ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
+            [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
         ),
     ]
     if worth:
         parts += [
-            "Contribution of each sequence to the Dice of all four (Shapley values).",
+            f"Contribution of each sequence to the Dice of all {NUMBERS[len(task.modalities) - 1]} (Shapley values).",
             _table(
-                ["sequence", *(name.upper() for name in worth)],
-                [[name, *_numbers(values[name] for values in worth.values())] for name in MODALITIES],
+                ["sequence", *map(shown, worth)],
+                [[name, *_numbers(values[name] for values in worth.values())] for name in task.modalities],
             ),
         ]
+    if not reliability:
+        return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the Dice that "
-        "the network expects, the real one, and the rank correlation of the two.",
+        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the expected "
+        "Dice, the true Dice, and the rank correlation of both Dice values.",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
-            [[f"{count:.0f}", *_numbers(values)] for count, *values in found.to_numpy()],
+            [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
         ),
     ]
     return "\n\n".join(parts)
@@ -184,39 +218,39 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _mean(row: pd.Series, usual: int) -> str:
-    """A mean, for Dice with its interval, and the number of its cases if that is not the usual one."""
+    """Format a mean: for Dice with its interval, and with the number of cases if it differs from `usual`."""
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
     return text if row["cases"] == usual else f"{text}, {row['cases']} cases"
 
 
-def dice_table(summary: pd.DataFrame) -> str:
+def dice_table(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> str:
     """One row for each subset, and a last row over all."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"], drop=False)
     lines = []
     for subset in dice.index.unique("subset"):
         usual = dice.loc[(subset, "mean")]["cases"]
         lines.append(
-            [subset, str(usual), *(_mean(dice.loc[(subset, region)], usual) for region in (*REGIONS, "mean"))]
+            [subset, str(usual), *(_mean(dice.loc[(subset, region)], usual) for region in (*task.regions, "mean"))]
         )
-    return _table(["sequences", "cases", "WT", "TC", "ET", "mean"], lines)
+    return _table(["sequences", "cases", *map(shown, task.regions), "mean"], lines)
 
 
 def _table(heads: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines))
 
 
-def plot_heat_map(summary: pd.DataFrame) -> Figure:
+def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
     """Dice of each subset and region."""
     dice = summary[summary["metric"] == "dice"].set_index(["subset", "region"])["mean"]
     subsets = list(dice.index.unique("subset"))
-    regions = [*REGIONS, "mean"]
+    regions = [*task.regions, "mean"]
     values = np.array([[dice[subset, region] for region in regions] for subset in subsets])
     figure = Figure(figsize=(5, 1 + 0.34 * len(subsets)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(regions)), [name.upper() if name in REGIONS else name for name in regions])
+    axes.set_xticks(range(len(regions)), list(map(shown, regions)))
     axes.set_yticks(range(len(subsets)), subsets)
     for (row, column), value in np.ndenumerate(values):
         colour = "black" if value > 0.55 else "white"
@@ -226,38 +260,40 @@ def plot_heat_map(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_by_count(rows: pd.DataFrame) -> Figure:
+def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
     """Dice by number of sequences: mean over cases and subsets, and the interval of that over cases."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = sorted(rows["sequences"].unique())
-    for place, region in enumerate(REGIONS):
+    step = 0.81 / len(task.regions)
+    for place, region in enumerate(task.regions):
         means, ends = [], []
         for count in counts:
             chosen = rows[(rows["region"] == region) & (rows["sequences"] == count)]
             mean, low, high = _interval(chosen.groupby("case_id")["dice"].mean().dropna().to_numpy())
             means.append(mean)
             ends.append((mean - low, high - mean) if not math.isnan(low) else (0.0, 0.0))
-        where = [index + (place - 1) * 0.27 for index in range(len(counts))]
-        axes.bar(where, means, 0.25, yerr=np.array(ends).T, label=region.upper(), color=COLOURS[region.upper()])
+        where = [index + (place - (len(task.regions) - 1) / 2) * step for index in range(len(counts))]
+        colour = colours_of(task)[shown(region)]
+        axes.bar(where, means, 0.25 / 0.27 * step, yerr=np.array(ends).T, label=shown(region), color=colour)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1), title="Dice by number of sequences, 95 % intervals")
-    axes.legend(ncols=len(REGIONS), loc="upper left")
+    axes.legend(ncols=len(task.regions), loc="upper left")
     return figure
 
 
-def plot_reliability(pooled: Mapping[int, np.ndarray]) -> Figure:
+def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
     """Share of true voxels against the probability, a panel a region, a curve a number of sequences."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(REGIONS), sharey=True)
-    for index, (axes, region) in enumerate(zip(panels, REGIONS, strict=True)):
+    figure = Figure(figsize=(2 + 3 * len(task.regions), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(task.regions), sharey=True, squeeze=False)[0]
+    for index, (axes, region) in enumerate(zip(panels, task.regions, strict=True)):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
         for count, counts in sorted(pooled.items()):
             voxels, probability, true = counts[index]
             seen = voxels > 0
             label = f"{count} sequence{'s' if count > 1 else ''}"
             axes.plot(probability[seen] / voxels[seen], true[seen] / voxels[seen], marker="o", label=label)
-        axes.set(title=region.upper(), xlabel=f"probability, in {NUM_BINS} bins", xlim=(0, 1), ylim=(0, 1))
+        axes.set(title=shown(region), xlabel=f"probability, in {NUM_BINS} bins", xlim=(0, 1), ylim=(0, 1))
     panels[0].set_ylabel("share of true voxels")
     panels[0].legend()
     return figure
@@ -270,29 +306,33 @@ def write_report(
     out: Path,
     *,
     about: Mapping[str, Any],
+    task: Task = BRAIN_TUMOUR,
 ) -> str:
-    """Write the tables and pictures of an evaluation; return the text to print.
+    """Write the tables and plots of an evaluation; return the text to print.
 
-    Names of cases are in `scores.csv` and `findings.csv` alone: the other files are published with a checkpoint.
+    Only `scores.csv` and `findings.csv` contain case ids, because the other files are published with a checkpoint.
 
     Args:
-        rows: Scores, at least one.
+        rows: Scores, at least one row.
         reliability: Counts for the calibration.
         findings: What is odd or wrong about a case, with `FINDING_COLUMNS`.
         out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the pictures.
         about: For `table.json`: checkpoint, data and options, and the numbers of `failed` cases and of cases that the
             checkpoint was `trained_on`.
+        task: What was segmented.
     """
-    order = {subset_name(subset): place for place, subset in enumerate(EVERY_SUBSET)}
+    names = task.modalities
+    order = {subset_name(subset, names): place for place, subset in enumerate(every_subset(names))}
     rows = rows.sort_values("subset", key=lambda names: names.map(order), kind="stable")
     warned = len({finding["case_id"] for finding in findings if finding["level"] == "warning"})
     about = {**about, "cases": int(rows["case_id"].nunique()), "with_warnings": warned}
-    summary, markdown = summarise(rows), to_markdown(rows, reliability, notes=_notes(about))
+    summary, markdown = summarise(rows), to_markdown(rows, reliability, notes=_notes(about), task=task)
     content = {
         "about": about,
         "summary": json.loads(summary.to_json(orient="records")),
-        "shapley": worth_of_sequences(rows),
-        "trust": json.loads(trust(rows, reliability).to_json(orient="records")),
+        "shapley": worth_of_sequences(rows, task),
+        "volumes": json.loads(volume_agreement(rows, task).to_json(orient="records")),
+        "trust": json.loads(trust(rows, reliability, task).to_json(orient="records")) if reliability else [],
     }
     tables = {"scores.csv": rows, FINDINGS: pd.DataFrame(findings, columns=FINDING_COLUMNS)}
     for name, table in tables.items():
@@ -303,10 +343,11 @@ def write_report(
     with replacing(out / "table.md") as scratch:
         scratch.write_text(markdown + "\n")
     pictures = {
-        "heat_map.png": plot_heat_map(summary),
-        "by_count.png": plot_by_count(rows),
-        "reliability.png": plot_reliability(pooled_reliability(rows, reliability)),
+        "heat_map.png": plot_heat_map(summary, task),
+        "by_count.png": plot_by_count(rows, task),
     }
+    if reliability:
+        pictures["reliability.png"] = plot_reliability(pooled_reliability(rows, reliability), task)
     for name, figure in pictures.items():
         with replacing(out / name) as scratch:
             FigureCanvasAgg(figure).print_png(scratch)
@@ -314,11 +355,11 @@ def write_report(
 
 
 def _notes(about: Mapping[str, Any]) -> list[str]:
-    """Sentences on cases that are missing, odd, or known to the checkpoint."""
+    """Notes on cases that failed, have warnings, or were used to train the checkpoint."""
     total = about["cases"]
     facts = {
         f"could not be scored and are left out ({FINDINGS} says why).": (about["failed"], total + about["failed"]),
         f"have warnings ({FINDINGS} lists them).": (about["with_warnings"], total),
-        "were used to train the checkpoint: their scores say little about new cases.": (about["trained_on"], total),
+        "were used to train the checkpoint: their scores are no evidence for new cases.": (about["trained_on"], total),
     }
     return [f"{count} of {number} cases {fact}" for fact, (count, number) in facts.items() if count]

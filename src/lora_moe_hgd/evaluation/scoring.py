@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,16 @@ from peft.utils import ModulesToSaveWrapper
 from ..cases.case_files import CaseFiles
 from ..cases.reading import read_case
 from ..files import printable
-from ..fingerprints import code_fingerprint, fingerprint
+from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..inference.segment import find_regions
 from ..model.brain import brain_of
 from ..model.case_rules import SettledCase
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.findings import Finding
 from ..model.geometry import voxel_spacing_mm
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..subsets import Mask, subset_name
+from ..model.task import Task
+from ..subsets import Mask, sequences_of, subset_name
 from .calibration import reliability_counts
 from .lesions import LESION_RULES, lesion_scores
 from .metrics import CONVENTIONS, region_scores
@@ -36,8 +39,8 @@ class Rules:
 
     Attributes:
         mirror: Take the mean over the case and its mirror image.
-        convention: Name in `metrics.CONVENTIONS`: the score of an empty region.
-        lesions: Name in `lesions.LESION_RULES`: what counts as a lesion.
+        convention: Key of `metrics.CONVENTIONS`: how empty regions score.
+        lesions: Key of `lesions.LESION_RULES`: what counts as a lesion.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
     """
@@ -55,7 +58,8 @@ class CaseScores:
 
     Attributes:
         rows: One for each subset and region: names, metrics, and the Dice that the network expected.
-        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`.
+        reliability: By subset, `(R, 3, bins)` as nested lists, see `calibration.reliability_counts`. `None` where
+            there are no probabilities.
         findings: What is odd about the case, as dicts of `level`, `where` and `message`.
     """
 
@@ -64,14 +68,13 @@ class CaseScores:
     findings: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, other: CaseScores) -> None:
-        """Take in the scores of other subsets of the same case."""
+        """Add the scores of other subsets of the same case."""
         self.rows += other.rows
         self.reliability |= other.reliability
         self.findings = other.findings
 
-    def only(self, subsets: Iterable[Mask]) -> CaseScores:
-        """The scores of these subsets alone, in their order."""
-        names = [subset_name(subset) for subset in subsets]
+    def only(self, names: Sequence[str]) -> CaseScores:
+        """The scores of the subsets of these names alone, in their order."""
         rows = [row for name in names for row in self.rows if row["subset"] == name]
         reliability = {name: self.reliability[name] for name in names if name in self.reliability}
         return CaseScores(rows, reliability, self.findings)
@@ -87,80 +90,167 @@ def score_case(
     """Segment and score a case under each subset of which it has all sequences.
 
     Raises:
-        BadInputError: If the case has an error that `lora-moe-hgd check` reports.
+        BadInputError: If the case has an error of the kind that `lora-moe-hgd check` reports.
     """
+    task = processor.segmentation_task
     reading = read_case(
-        case, labels=True, not_finite="error", allow_skull=rules.allow_skull, allow_partial=rules.allow_partial
+        case,
+        labels=True,
+        not_finite="error",
+        allow_skull=rules.allow_skull,
+        allow_partial=rules.allow_partial,
+        task=task,
     ).checked()
     settled, truth = reading.settled, reading.regions
-    spacing_mm = voxel_spacing_mm(settled.affine)
-    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
-    scores = CaseScores(
-        findings=[
-            {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
-            for found in reading.findings
-        ]
-    )
+    scores = CaseScores(findings=recorded(reading.findings))
     for inputs, brain, subset in prepared(processor, settled, subsets):
         regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
         (geometry,) = inputs["geometry"]
-        name = subset_name(subset)
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=subset)
-        for index, region in enumerate(REGIONS):
-            masks = regions[index], truth[index]
-            values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
-            values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
-            about = {"case_id": case.case_id, "subset": name, "sequences": sum(subset), "region": region}
-            volume_ml = float(truth[index].sum()) * geometry.voxel_ml
-            scores.rows.append({**about, **values, "true_volume_ml": volume_ml, "expected_dice": confidence[region]})
+        scores.rows += score_regions(
+            case.case_id, subset, regions, truth, settled.affine, rules=rules, task=task, confidence=confidence
+        )
+        name = subset_name(subset, processor.modalities)
         scores.reliability[name] = reliability_counts(probabilities, truth, brain).tolist()
     return scores
+
+
+def score_regions(
+    case_id: str,
+    subset: Mask,
+    regions: np.ndarray,
+    truth: np.ndarray,
+    affine: np.ndarray,
+    *,
+    rules: Rules,
+    task: Task,
+    confidence: Mapping[str, float | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row of scores for each region.
+
+    Args:
+        case_id: Name of the case.
+        subset: Sequences from which the regions were found.
+        regions: Found regions, `(R, D, H, W)` bool.
+        truth: True regions, likewise.
+        affine: `(4, 4)`, of both.
+        rules: How to score.
+        task: What was segmented.
+        confidence: Dice that the network expects of each region, if it is known.
+    """
+    convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
+    spacing_mm = voxel_spacing_mm(affine)
+    rows = []
+    for region, *masks in zip(task.regions, regions, truth, strict=True):
+        values = region_scores(*masks, spacing_mm=spacing_mm, region=region, convention=convention)
+        values |= lesion_scores(*masks, spacing_mm=spacing_mm, region=region, rules=lesion_rules)
+        about = {
+            "case_id": case_id,
+            "subset": subset_name(subset, task.modalities),
+            "sequences": sum(subset),
+            "region": region,
+        }
+        volume_ml = float(masks[1].sum()) * math.prod(spacing_mm) / 1000
+        expected = confidence and confidence[region]
+        rows.append(
+            {
+                **about,
+                **values,
+                "true_volume_ml": volume_ml,
+                "expected_dice": math.nan if expected is None else expected,
+            }
+        )
+    return rows
+
+
+def recorded(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Findings as JSON can hold them."""
+    return [
+        {"level": found.level, "where": printable(found.where), "message": printable(found.message)}
+        for found in findings
+    ]
 
 
 def prepared(
     processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
-    """Network input, brain and subset, each input the same as if the other sequences had never been acquired.
+    """Yield network input, brain and subset. Sequences outside the subset have no influence on the input.
 
-    Cropping and normalisation of a sequence depend on the other sequences only through the brain, which is where any
-    of them differs from zero. Subsets with the same brain are therefore preprocessed together.
+    Cropping and normalisation of a sequence depend on other sequences only through the brain, which is the set of
+    voxels where any sequence is not zero. Subsets with the same brain are therefore preprocessed together.
     """
     settled = replace(settled, labels=None)
     groups: dict[bytes, list[Mask]] = {}
     brains: dict[bytes, np.ndarray] = {}
     for subset in subsets:
-        names = sequences_of(subset)
+        names = sequences_of(subset, processor.modalities)
         if set(names) <= set(settled.arrays):
             brain = brain_of(settled.arrays[name] for name in names)
             key = hashlib.sha256(np.packbits(brain).tobytes()).digest()
             groups.setdefault(key, []).append(subset)
             brains[key] = brain
     for key, members in groups.items():
-        wanted = {name for subset in members for name in sequences_of(subset)}
+        wanted = {name for subset in members for name in sequences_of(subset, processor.modalities)}
         inputs = processor(settled.only(wanted))
         for subset in members:
             yield {**inputs, "modality_mask": torch.tensor([subset])}, brains[key], subset
 
 
-def sequences_of(subset: Mask) -> list[str]:
-    """Names of the sequences of a subset, in channel order."""
-    return [name for name, used in zip(MODALITIES, subset, strict=True) if used]
+@dataclass(frozen=True)
+class NetworkScorer:
+    """Scores what a network finds.
+
+    Attributes:
+        network: Network to score.
+        processor: Its processor.
+        rules: How to segment and score.
+    """
+
+    network: LoraMoeHgdForSegmentation
+    processor: LoraMoeHgdImageProcessor
+    rules: Rules
+
+    @property
+    def task(self) -> Task:
+        """What it segments."""
+        return self.processor.segmentation_task
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return scorer_fingerprint(self.network, self.processor, self.rules)
+
+    def made_from(self, case: CaseFiles) -> str:
+        """Fingerprint of everything that the scores of a case are made from.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        return fingerprint(self._fingerprint, case_fingerprint(case, labels=True))
+
+    def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
+        """The subsets of which the case has all sequences."""
+        names = self.task.modalities
+        return [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
+
+    def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
+        """Segment and score a case under these subsets; see `score_case`."""
+        return score_case(self.network, self.processor, case, subsets, self.rules)
 
 
 def scorer_fingerprint(network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, rules: Rules) -> str:
-    """Fingerprint of everything but the case that scores are made from: weights, settings, rules and code."""
+    """Fingerprint of everything that determines scores, except the case: weights, settings, rules and code."""
     weights = {
         name: (str(value.dtype), hashlib.sha256(_bytes_of(value)).hexdigest())
         for name, value in network.state_dict().items()
     }
-    # The state dict does not say which of several adapters are active, and how strong they are.
+    # The state dict contains neither the names of the active adapters nor their strengths.
     adapters = [
         (module.active_adapters, module.disable_adapters)
         for module in network.modules()
         if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)
     ]
     strengths = [module.scaling for module in network.modules() if isinstance(module, LoraLayer)]
-    # Nor does it hold settings such as the number of experts per token.
+    # The state dict also lacks settings such as the number of experts per token.
     settings = network.config.to_json_string(), processor.to_json_string()
     return fingerprint(weights, adapters, strengths, settings, vars(rules), code_fingerprint(__name__))
 

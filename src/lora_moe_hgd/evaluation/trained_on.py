@@ -13,15 +13,14 @@ from ..splits import FILE_NAME, Split, read_run_split
 
 
 def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
-    """Return the sorted ids of the cases that trained a checkpoint or one of its bases.
+    """Return the sorted ids of the cases on which a checkpoint or one of its bases was trained.
 
-    `RUN/split.csv` lists them for the checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`; a shipped
-    checkpoint has its own `split.csv`. Nothing is
-    known of other checkpoints. Bases are followed as long as they are folders on this machine. A case is recognised by
-    its id or by the content of its images.
+    `RUN/split.csv` lists the training cases of checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. A
+    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. Bases are followed
+    as long as they are folders on this machine. A case is recognised by its id or by the content of its images.
 
     Args:
-        cases: Cases in question.
+        cases: Cases to look up.
         checkpoint: Folder of the checkpoint.
     """
     names: set[str] = set()
@@ -38,12 +37,12 @@ def _content_of(case: CaseFiles) -> str | None:
     try:
         return images_fingerprint(case)
     except OSError:
-        # Scoring the case says which file cannot be read, and why.
+        # Scoring the case will raise again and report the file that cannot be read.
         return None
 
 
 def _splits_of(checkpoint: Path) -> Iterator[Split]:
-    """Splits of the run of a checkpoint and of those of its bases."""
+    """Splits of the runs that trained a checkpoint and its bases."""
     seen: set[Path] = set()
     waiting = [checkpoint]
     while waiting:

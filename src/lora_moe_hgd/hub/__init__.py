@@ -1,1 +1,1 @@
-"""Networks and adapters shared with others."""
+"""Share networks and adapters on the Hugging Face Hub."""

@@ -1,6 +1,6 @@
-"""Model cards: what was trained on what, how to use it, and its scores by subset of the sequences.
+"""Model cards: training, usage, and scores by subset of the sequences.
 
-Metadata as in https://huggingface.co/docs/hub/model-cards, scores as `model-index`, one entry a subset.
+The metadata follow https://huggingface.co/docs/hub/model-cards. Scores are entries of `model-index`.
 """
 
 from __future__ import annotations
@@ -12,57 +12,71 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..adapters.card import CARD, TAGS, adapter_card
-from ..model.configuration_lora_moe_hgd import REGIONS
+from ..adapters.card import CARD, about_task, adapter_card, tags_of
+from ..model.task import BRAIN_TUMOUR, Task, shown
 
 NETWORK_USE = """```python
 from transformers import AutoImageProcessor, AutoModel
 
 model = AutoModel.from_pretrained("{repo}", trust_remote_code=True).eval()
 processor = AutoImageProcessor.from_pretrained("{repo}", trust_remote_code=True)
-inputs = processor({{"t1": None, "t1c": "t1c.nii.gz", "t2": None, "flair": "flair.nii.gz"}})
+inputs = processor({{{all_inputs}}})
 logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
 ```
 
-or `pipeline(model="{repo}", trust_remote_code=True)({{"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"}})`. Where the
+or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. Where the
 package lora-moe-hgd is installed and imported its own classes are used and nothing of this repository is run:
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
+def _use(repo: str, task: Task) -> str:
+    """How to use a network, with files of two of its sequences."""
+    files = {name: f'"{name}.nii.gz"' for name in task.modalities}
+    given = ["t1c", "flair"] if task.is_brain_tumour else list(files)[-2:]
+    return NETWORK_USE.format(
+        repo=repo,
+        all_inputs=", ".join(f'"{name}": {file if name in given else None}' for name, file in files.items()),
+        present_inputs=", ".join(f'"{name}": {files[name]}' for name in given),
+    )
+
+
 def read_scores(evaluation: Path) -> dict[str, Any]:
-    """Read the scores that `lora-moe-hgd evaluate --out evaluation` wrote.
+    """Read the scores in an output folder of `lora-moe-hgd evaluate`.
 
     Raises:
-        ValueError: If the folder holds no evaluation.
+        ValueError: If the folder contains no evaluation.
     """
     path = evaluation / "table.json"
     if not path.is_file():
         raise ValueError(
-            f"{evaluation} holds no evaluation: there is no table.json, which `lora-moe-hgd evaluate` writes."
+            f"{evaluation} contains no table.json. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
         )
     scores: dict[str, Any] = json.loads(path.read_text())
     if "about" not in scores:
-        raise ValueError(f"{path} does not tell which weights it is of (`about`); run `lora-moe-hgd evaluate` again.")
+        raise ValueError(
+            f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
+        )
     return scores
 
 
-def model_index(scores: Mapping[str, Any]) -> list[EvalResult]:
+def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:
     """The mean Dice of each subset and region, and of all subsets together, as the Hub's metadata."""
     about = scores["about"]
+    kind = "Brain-tumour segmentation" if task.is_brain_tumour else f"Segmentation of {task.name}"
     return [
         EvalResult(
             task_type="image-segmentation",
-            task_name="Brain-tumour segmentation with missing sequences",
+            task_name=f"{kind} with missing sequences",
             dataset_type=about["data"],
             dataset_name=f"{about['data']} ({about['cases']} cases)",
             dataset_config="mean over subsets" if row["subset"] == "mean" else row["subset"],
             metric_type="dice",
-            metric_name=f"Dice {'mean' if row['region'] == 'mean' else row['region'].upper()}",
+            metric_name=f"Dice {shown(row['region'])}",
             metric_value=round(row["mean"], 4),
         )
         for row in scores["summary"]
-        if row["metric"] == "dice" and row["region"] in (*REGIONS, "mean") and row["mean"] is not None
+        if row["metric"] == "dice" and row["region"] in (*task.regions, "mean") and row["mean"] is not None
     ]
 
 
@@ -73,34 +87,38 @@ def make_card(
     training_data: str,
     evaluation: Path | None,
     adapter: tuple[str, str] | None = None,
+    task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """The card of a network, or of an adapter when `adapter` gives its base and its preset."""
+    """Make the card of a network, or of an adapter if `adapter` gives its base and its preset."""
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter
         card = adapter_card(
-            repo, base=base, preset=preset, training_data=training_data, scores=scores, license=license
+            repo, base=base, preset=preset, training_data=training_data, scores=scores, license=license, task=task
         )
-        return add_scores(card, repo, evaluation)
-    data = ModelCardData(license=license, library_name="transformers", pipeline_tag="image-segmentation", tags=TAGS)
+        return add_scores(card, repo, evaluation, task)
+    data = ModelCardData(
+        license=license, library_name="transformers", pipeline_tag="image-segmentation", tags=tags_of(task)
+    )
     text = CARD.format(
         name=repo,
         what="",
-        use=NETWORK_USE.format(repo=repo),
+        use=_use(repo, task),
         training_data=training_data.strip(),
         scores=scores,
+        **about_task(task),
     )
-    return add_scores(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"), repo, evaluation)
+    return add_scores(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"), repo, evaluation, task)
 
 
-def add_scores(card: ModelCard, name: str, evaluation: Path | None) -> ModelCard:
+def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
     """The card with the scores of an evaluation in its metadata, in place of any that are there."""
     if evaluation is None:
         return card
     data = ModelCardData(
         **{key: value for key, value in card.data.to_dict().items() if key != "model-index"},
         model_name=name.rsplit("/", 1)[-1],
-        eval_results=model_index(read_scores(evaluation)),
+        eval_results=model_index(read_scores(evaluation), task),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{card.text}")
 
@@ -109,11 +127,11 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
-    # Evaluations of earlier versions do not say: none was.
-    mirrored = ", the mean over each case and its mirror image" if about.get("mirror") else ""
+    # Evaluations of earlier versions have no `mirror`: they never used mirror images.
+    mirrored = " --mirror" if about.get("mirror") else ""
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
-        f"On {about['cases']} cases of {about['data']}, each on its own grid, by `lora-moe-hgd evaluate`{mirrored} "
-        f"(conventions of `{empty}` for empty regions, lesions by the rules of `{lesions}`).\n\n"
+        f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
+        f"{about['cases']} cases of {about['data']}, each on its own grid.\n\n"
         f"![Dice by subset and region](evaluation/heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

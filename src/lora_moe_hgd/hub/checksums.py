@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: what the files of a repository must contain, in the form that `sha256sum --check` reads."""
+"""`SHA256SUMS`: checksums of the files of a repository, in the format of `sha256sum --check`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ CARD = "README.md"
 
 
 def write_sums(folder: Path) -> None:
-    """Sum up all files below `folder`, except the card, which is often edited on the Hub itself."""
+    """Write checksums of all files below `folder`, except the card, which is often edited on the Hub."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, CARD)]
     lines = [f"{file_fingerprint(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths)]
     (folder / SUMS).write_text("".join(lines))
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Checksum by name.
+    """Read the checksum of each file, by file name.
 
     Raises:
-        ValueError: If the file is not of that form.
+        ValueError: If the file has another format.
     """
     sums = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -33,14 +33,14 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 def check_sums(folder: Path, sums: dict[str, str]) -> None:
-    """See that the files of `folder` are those that `sums` tells.
+    """Check that the files in `folder` have the checksums `sums`.
 
     Raises:
-        ValueError: If a file is absent or differs; the message names it.
+        ValueError: If a file is missing or has another checksum. The message names the file.
     """
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     for name, checksum in sums.items():
         if name not in there:
-            raise ValueError(f"{SUMS} tells of {name}, which is not there.")
+            raise ValueError(f"{SUMS} lists {name}, but this file is missing.")
         if (found := file_fingerprint(there[name])) != checksum:
-            raise ValueError(f"{name} must have the SHA-256 {checksum}, as {SUMS} says, got {found}.")
+            raise ValueError(f"{name} has the SHA-256 {found}, but {SUMS} lists {checksum}. Download it again.")

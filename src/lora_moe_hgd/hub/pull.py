@@ -1,4 +1,4 @@
-"""Fetch what `push` put on the Hub, and see that it is whole."""
+"""Download a network or adapter from the Hub and verify its checksums."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .checksums import CARD, SUMS, check_sums, read_sums
 
 
 def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
-    """Bring a repository to the folder `out`, which appears whole or not at all; return the commit.
+    """Download a repository to the folder `out`, and return its commit. `out` appears only if the download succeeds.
 
     Raises:
-        ValueError: If `out` is there already, or the repository has no checksums or does not agree with them.
+        ValueError: If `out` exists, or if the repository has no checksums or wrong ones.
     """
     if out.exists():
-        raise ValueError(f"--out-path must be a new folder, and {out} is there already.")
+        raise ValueError(f"--out-path must be a new folder, but {out} exists already.")
     commit = str(HfApi().model_info(repo, revision=revision).sha)
     try:
         sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
     except EntryNotFoundError as error:
         raise ValueError(
-            f"{repo} has no {SUMS}, so that it cannot be checked; `hf download {repo}` fetches it unchecked."
+            f"{repo} has no {SUMS}, so it cannot be verified. `hf download {repo}` downloads it without verification."
         ) from error
-    # Nothing but what was summed up is fetched: a repository may hold more than anybody vouches for.
+    # Download only files with a checksum. Other files cannot be verified.
     found = Path(snapshot_download(repo, revision=commit, allow_patterns=[*sums, SUMS, CARD]))
     check_sums(found, sums)
     with new_folder(out) as scratch:
@@ -43,10 +43,12 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Pull a repository."""
-    parser = argparse.ArgumentParser(description="Fetch a network or an adapter from the Hub and check its files.")
+    parser = argparse.ArgumentParser(
+        description="Download a network or an adapter from the Hub and verify its checksums."
+    )
     parser.add_argument("repo", help="name of the repository, such as me/brats-tiny")
-    add_out_path(parser, help="new folder to put it in")
-    parser.add_argument("--revision", help="branch, tag or commit; main if left out")
+    add_out_path(parser, help="new folder for the downloaded files")
+    parser.add_argument("--revision", help="branch, tag or commit (default: main)")
     args = parser.parse_args(argv)
     commit = pull(args.repo, args.out_path, revision=args.revision)
-    print(f"{args.repo} at {commit}: every file has its checksum. It is in {args.out_path}.")
+    print(f"{args.repo} at {commit} is in {args.out_path}. All checksums are correct.")

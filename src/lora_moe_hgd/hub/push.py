@@ -1,4 +1,4 @@
-"""Put a network or an adapter on the Hub, so that users of transformers and of this package can load it."""
+"""Upload a network or an adapter to the Hub, so that users of transformers and of this package can load it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import LoraConfig
 
 from ..adapters.presets import preset_of
-from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
+from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
+from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 
 EVALUATION_FILES = ("table.json", "table.md", "heat_map.png")
-# Files of an earlier push that this one may not replace: more shards, older code.
+# Files to delete in the repository, because an earlier push may have had more shards or other code files.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*"]
 
 
@@ -36,14 +37,14 @@ def stage(
     evaluation: Path | None,
     max_shard_size: str,
 ) -> ModelCard:
-    """Lay out in `into` what the repository shall hold; return its card.
+    """Write all files of the repository into the folder `into`, and return the card.
 
     Raises:
-        ValueError: If the evaluation is of other weights, or an adapter's base is not on the Hub.
+        ValueError: If the evaluation belongs to other weights, or if an adapter's base is not on the Hub.
     """
     if evaluation is not None and read_scores(evaluation)["about"]["checkpoint"] != checkpoint_digest(folder):
         raise ValueError(
-            f"{evaluation} is an evaluation of other weights or settings than {folder}, or by another version of this "
+            f"{evaluation} was made with other weights or settings than {folder}, or with another version of this "
             "package. Run `lora-moe-hgd evaluate` on these weights."
         )
     adapter = None
@@ -57,7 +58,7 @@ def stage(
             shutil.copyfile(folder / "preprocessor_config.json", into / "preprocessor_config.json")
     else:
         if base is not None:
-            raise ValueError(f"--base is for adapters, and {folder} holds a whole network.")
+            raise ValueError(f"--base is for adapters, but {folder} contains a complete network. Leave it out.")
         network, processor = load_checkpoint(folder)
         segmenter = BrainTumorSegmentationPipeline(model=network, image_processor=processor, device=-1)
         segmenter.save_pretrained(into, max_shard_size=max_shard_size)
@@ -66,7 +67,15 @@ def stage(
         for name in EVALUATION_FILES:
             shutil.copyfile(evaluation / name, into / "evaluation" / name)
     write_sums(into)
-    card = make_card(repo, license=license, training_data=training_data, evaluation=evaluation, adapter=adapter)
+    card = make_card(
+        repo,
+        license=license,
+        training_data=training_data,
+        evaluation=evaluation,
+        adapter=adapter,
+        # Training puts the settings beside an adapter. One without them needs its base, which may not be here.
+        task=checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR,
+    )
     card.save(into / CARD)
     return card
 
@@ -77,25 +86,27 @@ def _base_on_the_hub(folder: Path, base: str | None) -> str:
     on_this_machine = Path(recorded).is_absolute() or recorded in shipped_names()
     if on_this_machine and base is None:
         raise ValueError(
-            f"The adapter's base is {recorded} on this machine, where nobody else finds it: push it, too, and name "
-            "its repository with --base, or in LORA_MOE_HGD_HUB_IDS if it is shipped."
+            f"The adapter's base {recorded} is only on this machine. Push the base too, and name its repository with "
+            "--base. Name that of a shipped base in LORA_MOE_HGD_HUB_IDS instead, if you like."
         )
     if not on_this_machine and base not in (None, recorded):
-        raise ValueError(f"--base must be the base that the adapter was trained over, {recorded}, got {base}.")
+        raise ValueError(f"The adapter was trained on the base {recorded}, so --base cannot be {base}.")
     return base or recorded
 
 
 def upload(staged: Path, card: ModelCard, *, repo: str, private: bool, revision: str | None) -> str:
-    """Make the repository if need be, and put everything there in one commit; return its address.
+    """Create the repository if necessary, upload all files in one commit, and return the address of the commit.
 
     Raises:
-        ValueError: If the Hub finds the card invalid, or a private repository is wanted and it is there in public.
+        ValueError: If the Hub rejects the card, or if `private` is set but the repository is public.
     """
     api = HfApi()
     card.validate()
     api.create_repo(repo, private=private or None, exist_ok=True)
     if private and not api.model_info(repo).private:
-        raise ValueError(f"{repo} is there already and public; make it private on the Hub, or push to another.")
+        raise ValueError(
+            f"{repo} exists already and is public. Make it private on the Hub, or push to another repository."
+        )
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
     commit = api.upload_folder(
@@ -109,22 +120,20 @@ def upload(staged: Path, card: ModelCard, *, repo: str, private: bool, revision:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Push a checkpoint's folder."""
+    """Push a checkpoint to the Hub."""
     parser = argparse.ArgumentParser(description="Push a network or an adapter to the Hub, with card and checksums.")
     parser.add_argument("--checkpoint", required=True, help="shipped name, or folder of a network or an adapter")
     parser.add_argument("--repo", required=True, help="name of the repository, such as me/brats-tiny")
     scored = parser.add_mutually_exclusive_group(required=True)
-    scored.add_argument("--evaluation", type=Path, help="--out of `lora-moe-hgd evaluate` on these weights")
-    scored.add_argument("--without-evaluation", action="store_true", help="push weights whose worth nobody knows")
-    parser.add_argument("--license", required=True, help="the weights' licence as the Hub calls it, such as mit")
-    parser.add_argument(
-        "--training-data", required=True, help="for the card: what they learned from, and its citation"
-    )
+    scored.add_argument("--evaluation", type=Path, help="output folder of `lora-moe-hgd evaluate` on these weights")
+    scored.add_argument("--without-evaluation", action="store_true", help="push weights that were not evaluated")
+    parser.add_argument("--license", required=True, help="licence of the weights, such as mit, as named on the Hub")
+    parser.add_argument("--training-data", required=True, help="text for the card: training data and their citation")
     parser.add_argument("--base", help="repository of an adapter's base, if the base is a folder on this machine")
-    parser.add_argument("--private", action="store_true", help="for your account alone")
-    parser.add_argument("--revision", help="branch to push to; main if left out")
-    parser.add_argument("--max-shard-size", default="5GB", help="weights above this are split; 5GB if left out")
-    parser.add_argument("--dry-run", action="store_true", help="show files and sizes, push nothing")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--revision", help="branch to push to (default: main)")
+    parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights (default: 5GB)")
+    parser.add_argument("--dry-run", action="store_true", help="only show files and sizes, push nothing")
     args = parser.parse_args(argv)
     try:
         validate_repo_id(args.repo)
@@ -144,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
         )
         if args.dry_run:
             print(_listing(staged))
-            print(f"Nothing was pushed to {args.repo}: --dry-run.")
+            print(f"Nothing was pushed to {args.repo}, because of --dry-run.")
         else:
             address = upload(staged, card, repo=args.repo, private=args.private, revision=args.revision)
             print(f"Pushed: {address}")

@@ -1,1 +1,1 @@
-"""From a case's files to its segmentation, volumes and picture."""
+"""Segment cases and write label maps, reports and pictures."""

@@ -1,4 +1,4 @@
-"""Segment many cases into a folder each, with a table of all. A run that was stopped continues where it stopped."""
+"""Segment many cases into one folder per case, with a summary table. A stopped run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from tqdm import tqdm
 from ..cases.case_files import CaseFiles
 from ..cases.layouts import name_of_place
 from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
-from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.findings import Finding
+from ..model.task import Task
 from ..processes import started_processes
 from .page import write_cohort_index
 from .results import CaseSegmenter
 from .segmentation import RESULT_FILES
 
 SUMMARY, INDEX = "summary.csv", "index.html"
-COLUMNS = ("case", "status", "sequences", *(f"{region}_ml" for region in REGIONS), "warnings", "message")
 
 
 def segment_cohort(
@@ -37,14 +36,14 @@ def segment_cohort(
 ) -> int:
     """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
 
-    A case is skipped if its results are there already, made from the same weights, options, code and files. Results
-    get their name only when they are complete, and replace earlier ones only then. A case that raises any exception
-    is reported, and the others go on. Under `accelerate launch` the processes share the cases.
+    A case is skipped if its results exist and were made from the same weights, options, code and files. Results are
+    written atomically, so earlier results are replaced only by complete ones. If a case raises an exception, it is
+    reported and the other cases are still segmented. Under `accelerate launch` the processes share the cases.
 
     Args:
         segmenter: Segments a case.
-        cases: All cases; their names differ.
-        bad: Problems of folders that could not be recognised as a case. Each counts as a failed case.
+        cases: All cases, with distinct ids.
+        bad: Errors of folders that could not be recognised as a case. Each counts as a failed case.
         out: Folder for the results.
         progress: Show progress bars.
         root: Folder of the cohort.
@@ -54,14 +53,14 @@ def segment_cohort(
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, _names(cases))
-        # Only one process looks, so that the remaining cases are shared evenly however an earlier run was stopped.
-        # The bar appears if that takes long: files are read for their fingerprints.
+        # Only one process looks for earlier results, so that the remaining cases can be shared evenly. It reads all
+        # files for their fingerprints, so a progress bar appears if this takes long.
         numbers = tqdm(range(len(cases)), desc="earlier results", unit="case", delay=2, disable=not progress)
         left = [[number for number in numbers if not segmenter.is_done(cases[number], out / cases[number].case_id)]]
     (numbers_left,) = broadcast_object_list(left)
     own = [cases[number] for number in numbers_left[state.process_index :: state.num_processes]]
     if own:
-        # Before the loop, because a checkpoint that cannot be loaded is not the failure of a case.
+        # Load the network before the loop, because an invalid checkpoint must not count as the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
     for case in tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process)):
@@ -78,12 +77,12 @@ def segment_cohort(
     if state.is_main_process:
         for finding in bad:
             print(printable(f"failed: {finding}"), file=sys.stderr)
-        rows = _rows(cases, bad, failed, out, root)
-        _write_summary(rows, out)
+        rows = _rows(cases, bad, failed, out, root, segmenter.task)
+        _write_summary(rows, out, segmenter.task)
         # An index of an earlier run would show results that are gone.
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
-            write_cohort_index(out / INDEX, rows)
+            write_cohort_index(out / INDEX, rows, segmenter.task)
     # A process that ends with an error makes the launcher end the others.
     state.wait_for_everyone()
     return len(failed) + len(bad)
@@ -96,25 +95,25 @@ def _names(cases: Sequence[CaseFiles]) -> list[str]:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also holds files that are no results: replacing it would remove them."""
+    """Raise if a folder of earlier results also contains other files: replacing the folder would delete them."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(
-            f"{folder} also holds files that are no results ({', '.join(others[:3])}), which replacing the results "
-            "would remove. Move them, or choose another --out-path."
+            f"{folder} also contains files that are not results ({', '.join(others[:3])}). Replacing the results "
+            "would delete them. Move them, or choose another --out-path."
         )
 
 
 def _rows(
-    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path
+    cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """A row for each case, with `COLUMNS` and, where it is done, the least confidence over the regions."""
+    """A row for each case, with the columns of the summary and, where it is done, the least confidence."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
         if case.case_id not in failed:
             report = json.loads((out / case.case_id / "report.json").read_text())
-            row |= {f"{region}_ml": report["volumes_ml"][region] for region in REGIONS}
+            row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             found = [value for value in report["confidence"].values() if value is not None]
             row |= {"warnings": report["warnings"], "confidence": min(found, default=1.0)}
@@ -124,11 +123,12 @@ def _rows(
     ]
 
 
-def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path, task: Task) -> None:
+    columns = ("case", "status", "sequences", *(f"{region}_ml" for region in task.regions), "warnings", "message")
     with (
         replacing(out / SUMMARY) as scratch,
         open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, "warnings": "; ".join(row.get("warnings", []))} for row in rows)

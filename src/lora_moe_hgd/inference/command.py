@@ -1,4 +1,4 @@
-"""`lora-moe-hgd segment`, which is `infer.py`: a case, or a cohort of them, to segmentations."""
+"""`lora-moe-hgd segment` and `infer.py`: segment a case or a cohort."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path,
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
-from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..loading import checkpoint_folder, checkpoint_task
 from ..model.findings import BadInputError, Finding
-from ..model.label_schemes import LABEL_SCHEMES
+from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from .cohort import SUMMARY, segment_cohort
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
@@ -21,11 +21,12 @@ from .segmentation import Segmentation
 
 def main(argv: Sequence[str]) -> None:
     """Segment a case, or every case of a cohort; exit code 1 if some case of a cohort failed."""
+    task = _task_of(argv)
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
     add_in_path(parser, help="the case: its folder, or its file with four axes; or a folder of cases")
-    for name in MODALITIES:
+    for name in task.modalities:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"or one case file by file: {name}")
     add_out_path(parser, help="folder for the results; of a cohort it gets one for each case")
     add_checkpoint(parser)
@@ -34,26 +35,28 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--label-scheme",
-        choices=[*LABEL_SCHEMES, INPUT_SCHEME],
+        choices=[*task.schemes, INPUT_SCHEME],
         help="label numbers of seg.nii.gz: the checkpoint's, brats2023, if left out; input: as the case's own labels",
     )
     parser.add_argument(
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
     )
     parser.add_argument(
-        "--reference", choices=MODALITIES, help="whose grid the result has; that of the first if left out"
+        "--reference", choices=task.modalities, help="whose grid the result has; that of the first if left out"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse a case whose images give a warning")
+    parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
     parser.add_argument(
-        "--mirror", action="store_true", help="mean over the case and its mirror image, in twice the time"
+        "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
     )
-    parser.add_argument("--probabilities", action="store_true", help="also write probabilities.nii.gz: WT, TC, ET")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write probabilities.nii.gz, a volume a region"
+    )
     parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
     parser.add_argument(
         "--html",
         action="store_true",
-        help="also write report.html, slices to move through; for a cohort index.html, too",
+        help="also write report.html, a page to scroll through all slices; for a cohort also index.html",
     )
     add_device(parser)
     add_quiet(parser)
@@ -70,12 +73,13 @@ def main(argv: Sequence[str]) -> None:
         uncertainty=args.uncertainty,
         html=args.html,
     )
-    one, cases, bad = _cases_of(args)
+    options.check(task)
+    one, cases, bad = _cases_of(args, task)
     targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
     for case, folder in targets:
         if folder.resolve() == case.folder.resolve():
             raise ValueError(
-                f"--out-path must not be the folder of the case, which may hold a segmentation: {case.folder}"
+                f"--out-path must not be the folder of the case: {case.folder}. Its label map could be overwritten."
             )
     if one is not None:
         # Report bad input before the network is loaded.
@@ -95,47 +99,59 @@ def main(argv: Sequence[str]) -> None:
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
-        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. The table is {args.out_path / SUMMARY}.")
+        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 
 
-def _cases_of(args: argparse.Namespace) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
+def _task_of(argv: Sequence[str]) -> Task:
+    """What the checkpoint on the command line segments: the names of its sequences are options, too."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_checkpoint(parser)
+    try:
+        known = parser.parse_known_args(argv)[0]
+        return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
+    except (ValueError, OSError):
+        # Loading it raises the same, once the files of the case have been printed.
+        return BRAIN_TUMOUR
+
+
+def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
     """Find one case, by its folder or file by file, or the cases of a cohort and the problems of its other folders.
 
     Raises:
-        ValueError: If neither or both are given.
+        ValueError: If both `--in-path` and single files are given, or none of them.
         BadInputError: If there is no case.
     """
-    given = {name: getattr(args, name) for name in MODALITIES if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in task.modalities if getattr(args, name) is not None}
     if bool(given) == (args.in_path is not None):
-        options = ", ".join(f"--{name}" for name in MODALITIES)
+        options = ", ".join(f"--{name}" for name in task.modalities)
         raise ValueError(
-            f"Give a case by --in-path, or file by file by some of {options}{', not by both' if given else ''}."
+            f"Give a case either with --in-path or with single files ({options}){', not with both' if given else ''}."
         )
     if given:
         if args.channel_order:
             raise ValueError("--channel-order has no effect on files that are named one by one. Leave it out.")
-        return given_case(given), [], []
-    order = args.channel_order and parse_channel_order(args.channel_order)
+        return given_case(given, task), [], []
+    order = args.channel_order and parse_channel_order(args.channel_order, task)
     if args.in_path.is_dir():
         try:
-            cases, bad = survey(args.in_path, channel_order=order)
+            cases, bad = survey(args.in_path, channel_order=order, task=task)
         except BadInputError:
             # There is no case below: what the folder itself lacks tells more.
-            return find_case(args.in_path, channel_order=order), [], []
+            return find_case(args.in_path, channel_order=order, task=task), [], []
         if not cases and len(bad) == 1:
             raise BadInputError(bad[0].where, bad[0].message)
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
-    return find_case(args.in_path, channel_order=order), [], []
+    return find_case(args.in_path, channel_order=order, task=task), [], []
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
-    if found.volumes_ml["wt"] > 0:
-        print("  ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
+    if max(found.volumes_ml.values()) > 0:
+        print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
-        print("No tumour was found.")
+        print(f"No {found.task.target} was found.")
     print(f"Labels are those of {found.label_scheme}.")
     names = [name for name in options.files() if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

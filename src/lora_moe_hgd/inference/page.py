@@ -1,4 +1,4 @@
-"""A page for each case that opens in any browser without a network, and an index of a cohort's pages."""
+"""HTML page of a case that any browser opens offline, and an index page of a cohort."""
 
 from __future__ import annotations
 
@@ -19,35 +19,41 @@ import numpy as np
 from PIL import Image
 
 from ..files import printable, replacing
-from ..model.configuration_lora_moe_hgd import REGIONS
 from ..model.geometry import canonical_spacing_mm, to_canonical
-from ..pictures import BEST_BACKGROUND, COLOURS
+from ..model.task import BRAIN_TUMOUR, Task, shown
+from ..pictures import best_background, colours_of
 from .report import NOTICE
 
-# Of a picture that the eye does not tell from the original; a whole case at 1 mm stays at a few MB.
+# At this quality the eye sees no difference from the original, and the page of a case at 1 mm has only a few MB.
 WEBP_QUALITY = 90
-# Longest edge of a picture in that format.
+# Longest edge of a WebP picture.
 WEBP_EDGE = 16383
 MARGIN = 4
 
 
 def write_case_page(
-    path: Path, images: Mapping[str, nib.Nifti1Image], regions: np.ndarray, report: Mapping[str, Any]
+    path: Path,
+    images: Mapping[str, nib.Nifti1Image],
+    regions: np.ndarray,
+    report: Mapping[str, Any],
+    task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Write a page with slices to move through, and what the report says; it fetches nothing.
+    """Write a page with all slices to scroll through and the report. The page loads nothing from the internet.
 
-    Grey values are those between the 0.5th and 99.7th percentile of the brain, in 8 bits and slightly compressed;
-    regions are exact.
+    Grey values between the 0.5th and 99.7th percentile of the brain are shown in 8 bits with slight compression.
+    Regions are exact.
 
     Args:
-        path: Written beside and renamed.
+        path: HTML file, written atomically.
         images: Sequences by name, all on one grid.
-        regions: WT, TC and ET, nested, `(3, D, H, W)` bool on the same grid.
+        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET of a tumour.
         report: What `report.make_report` gave.
+        task: What the regions are.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
-    labels = to_canonical(regions.sum(axis=0).astype(np.uint8), affine)
+    # A bit for each region: not all regions are nested.
+    labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
     box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
     labels = labels[box]
     columns = _columns(labels.shape)
@@ -59,14 +65,14 @@ def write_case_page(
         "columns": columns,
         "start": [_fullest(labels if labels.any() else np.ones_like(labels), axis) for axis in range(3)],
         "sequences": list(images),
-        "first": next(name for name in BEST_BACKGROUND if name in images),
-        "regions": [{"name": name, "rgb": _rgb(colour)} for name, colour in COLOURS.items()],
+        "first": best_background(images),
+        "regions": [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()],
         "volumes": encoded | {"labels": _mosaic(labels, columns, lossless=True)},
     }
     filled = Template((files(__package__) / "page.html").read_text()).substitute(
         title=html.escape(f"{report['case_id']}: from {' + '.join(images)}"),
         notice=html.escape(report["notice"]),
-        facts=_facts(report),
+        facts=_facts(report, task),
         # No text may end the script element that holds it.
         case=json.dumps(case).replace("<", "\\u003c"),
     )
@@ -74,24 +80,27 @@ def write_case_page(
         scratch.write_text(printable(filled), encoding="utf-8")
 
 
-def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
     """Write the page that leads to the pages of a cohort's cases.
 
-    What failed comes first, then cases with most warnings, then the least confident.
+    Failed cases come first, then cases with the most warnings, then cases with the lowest confidence.
 
     Args:
         path: Written beside and renamed; the pages are in the folders of the cases beside it.
         rows: Of each case `case`, `status` and, where that is not done, `message`; otherwise `sequences`, the volumes,
             `warnings` and the least `confidence`.
+        task: What was segmented.
     """
-    cells = [["case", "sequences", *(f"{region.upper()}, mL" for region in REGIONS), "least confidence", "remarks"]]
+    cells = [
+        ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "least confidence", "remarks"]
+    ]
     for row in sorted(rows, key=_oddness):
         name = html.escape(row["case"])
         if row["status"] != "done":
-            cells.append([name, *[""] * (len(REGIONS) + 2), f"failed: {html.escape(row['message'])}"])
+            cells.append([name, *[""] * (len(task.regions) + 2), f"failed: {html.escape(row['message'])}"])
             continue
         link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
-        volumes = [f"{row[f'{region}_ml']:.1f}" for region in REGIONS]
+        volumes = [f"{row[f'{region}_ml']:.1f}" for region in task.regions]
         remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
         cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])
     head, *body = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
@@ -106,22 +115,22 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Sorts what needs a look before what does not."""
+    """Sort key of the index: cases that need a review come first."""
     return (-len(row["warnings"]), row["confidence"]) if row["status"] == "done" else (-math.inf, 0.0)
 
 
-def _facts(report: Mapping[str, Any]) -> str:
+def _facts(report: Mapping[str, Any], task: Task) -> str:
     """The report as a table."""
     volumes = report["volumes_ml"].items()
     rows = {
-        "volumes": ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in volumes),
+        "volumes": ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in volumes),
         "expected Dice": ", ".join(
-            f"{name.upper()} {value:.2f}" for name, value in report["confidence"].items() if value is not None
+            f"{shown(name)} {value:.2f}" for name, value in report["confidence"].items() if value is not None
         )
-        or "no tumour was found",
+        or f"no {task.target} was found",
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
-        "brought to another grid": ", ".join(report["interpolated"]) or "none",
+        "resampled to the common grid": ", ".join(report["interpolated"]) or "none",
         "warnings": "\n".join(report["warnings"]) or "none",
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
         f"{' x '.join(f'{edge:g}' for edge in report['spacing_mm'])} mm",
@@ -135,7 +144,7 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """The box around a mask with a margin, the whole array if it is empty."""
+    """Box around a mask with a margin; the whole array if the mask is empty."""
     box = []
     for axis, edge in enumerate(mask.shape):
         inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -145,7 +154,7 @@ def _bounds(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def _grey(volume: np.ndarray) -> np.ndarray:
-    """In 8 bits; black outside the brain."""
+    """Convert a volume to 8 bits, black outside the brain."""
     brain = volume != 0
     low, high = np.percentile(volume[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
     scaled = 255 * (volume - low) / max(high - low, 1e-6)
@@ -153,21 +162,21 @@ def _grey(volume: np.ndarray) -> np.ndarray:
 
 
 def _columns(shape: tuple[int, ...]) -> int:
-    """Number of slices side by side: about as many as rows, and neither edge too long for WebP.
+    """Number of slices per row in a mosaic that is nearly square and not too large for WebP.
 
     Raises:
-        ValueError: If no arrangement fits.
+        ValueError: If the volume is too large for any mosaic.
     """
     width, height, depth = shape
     least, most = math.ceil(depth / (WEBP_EDGE // height)), WEBP_EDGE // width
     columns = min(max(math.ceil(math.sqrt(depth)), least), most)
     if columns < least:
-        raise ValueError(f"A page must show {WEBP_EDGE**2} voxels at most, got {width} x {height} x {depth}.")
+        raise ValueError(f"A page can show at most {WEBP_EDGE**2} voxels, got {width} x {height} x {depth}.")
     return columns
 
 
 def _mosaic(volume: np.ndarray, columns: int, *, lossless: bool) -> str:
-    """Axial slices side by side, rows of a slice along the second axis, as a data URI."""
+    """Mosaic of all axial slices as a data URI. The rows of each slice run along the volume's second axis."""
     width, height, depth = volume.shape
     rows = math.ceil(depth / columns)
     tiles = np.zeros((rows * columns, height, width), np.uint8)
@@ -179,7 +188,7 @@ def _mosaic(volume: np.ndarray, columns: int, *, lossless: bool) -> str:
 
 
 def _fullest(labels: np.ndarray, axis: int) -> int:
-    """The slice with most of the innermost region that there is."""
+    """Index of the slice with the most voxels of the innermost region."""
     counts = (labels == labels.max()).sum(axis=tuple(other for other in range(3) if other != axis))
     return int(counts.argmax())
 

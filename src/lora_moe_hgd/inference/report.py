@@ -1,4 +1,4 @@
-"""Report of an inference run as JSON; it holds no text from image headers."""
+"""Report of an inference run as JSON. It contains no text from image headers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 import nibabel as nib
 
 from ..files import reason_of, replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
+from ..model.task import BRAIN_TUMOUR, Task
 
+# Keys of the labels in the report, where they are spelled unlike the words.
+KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
 
 
@@ -38,34 +40,31 @@ def make_report(
     interpolated: list[str],
     warnings: list[str],
     seconds: float,
+    task: Task = BRAIN_TUMOUR,
 ) -> dict[str, Any]:
     """Collect the report.
 
-    `files` has the file name of each sequence that was used, `left_out` those of volumes that are no sequence by name.
-    Volumes are in millilitres, spacing in millimetres along the array's own axes; `confidence` is the
-    Dice to expect, see `model.confidence`; `reference` is the sequence on whose grid the result lies,
-    and `interpolated` names those that came on another; `made_from` is a fingerprint of weights, options, code and
-    files; `not_written` lists pictures and pages that could not be made.
+    `files` has the file name of each sequence that was used. `left_out` names volumes that are not sequences. Volumes
+    are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the expected Dice,
+    see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names the sequences
+    that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and files.
+    `not_written` lists pictures and pages that could not be made.
     """
     return {
         "case_id": case_id,
-        "tumour_found": volumes_ml["wt"] > 0,
+        f"{task.target}_found": max(volumes_ml.values()) > 0,
         "volumes_ml": {name: round(volume, 3) for name, volume in volumes_ml.items()},
         "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
-        "sequences_not_used": [name for name in MODALITIES if name not in sequences],
+        "sequences_not_used": [name for name in task.modalities if name not in sequences],
         "files": files,
         "left_out": left_out,
         "reference": reference,
         "interpolated": interpolated,
         "warnings": warnings,
         "not_written": [],
-        "label_scheme": {
-            "name": scheme.name,
-            "edema": scheme.edema,
-            "core": scheme.core,
-            "enhancing": scheme.enhancing,
-        },
+        "label_scheme": {"name": scheme.name}
+        | {KEYS.get(word, word): label for word, label in scheme.written.items()},
         "shape": list(image.shape),
         "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
         "checkpoint": checkpoint,
@@ -80,11 +79,11 @@ def make_report(
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Write a picture or page without risk for the segmentation: if the block fails, the report says why instead.
+    """Keep the segmentation if the picture or page in the block fails. The report then says why it failed.
 
     Args:
         name: File that the block writes.
-        report: Gets a warning, and the name in `not_written`.
+        report: On failure, a warning and the name under `not_written` are added to it.
     """
     try:
         yield
@@ -96,6 +95,6 @@ def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write beside `path` and rename."""
+    """Write the report atomically."""
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A case, on disk or in memory, to its segmentation and the folder of its results."""
+"""Segment a case on disk or in memory, and write the folder of its results."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..cases.case_files import CaseFiles
 from ..cases.nifti import image_like
 from ..cases.reading import read_case, read_sources
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
-from ..loading import checkpoint_digest, checkpoint_folder, load_checkpoint, usable_device
+from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
 from ..model.confidence import confidence_warnings
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import Task
 from .report import make_report
 from .segment import find_regions
 from .segmentation import RESULT_FILES, Segmentation
 
-# A value of `ResultOptions.label_scheme`: the scheme of the case's own ground truth, as its file names tell.
+# Value of `ResultOptions.label_scheme` for the scheme that the case's file names imply for its ground truth.
 INPUT_SCHEME = "input"
 
 Case = CaseFiles | Mapping[str, Any]
@@ -39,19 +39,17 @@ class ResultOptions:
     """Options for the input and the output of a case.
 
     Attributes:
-        sequences: Use only these sequences; all that are there when `None`.
-        label_scheme: Scheme of the label map; the checkpoint's when `None`, that of the file names when `input`.
-        reference: The sequence whose grid the result has; the first when `None`.
-        strict: Refuse a case whose images give a warning.
+        sequences: Use only these sequences. `None` means all available ones.
+        label_scheme: Scheme of the label map. `None` means the checkpoint's scheme, and `input` the scheme that the
+            file names imply.
+        reference: Sequence whose grid the result has. `None` means the first one.
+        strict: Refuse cases with warnings about their images.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         mirror: Take the mean over the case and its mirror image.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
-
-    Raises:
-        ValueError: If a sequence or the label scheme is unknown.
     """
 
     sequences: tuple[str, ...] | None = None
@@ -65,14 +63,20 @@ class ResultOptions:
     uncertainty: bool = False
     html: bool = False
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.sequences or ()) - set(MODALITIES))
+    def check(self, task: Task) -> None:
+        """Check the names against the task of a checkpoint.
+
+        Raises:
+            ValueError: If a sequence or the label scheme is unknown.
+        """
+        known = ", ".join(task.modalities)
+        unknown = sorted({*(self.sequences or ()), *([self.reference] if self.reference else [])} - {*task.modalities})
         if unknown:
-            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {', '.join(MODALITIES)}.")
+            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
         if self.sequences == ():
-            raise ValueError(f"No sequence is to be used. Name at least one of {', '.join(MODALITIES)}.")
+            raise ValueError(f"No sequence is to be used. Name at least one of {known}.")
         if self.label_scheme not in (None, INPUT_SCHEME):
-            label_scheme(str(self.label_scheme))
+            label_scheme(str(self.label_scheme), task.schemes)
 
     def files(self) -> tuple[str, ...]:
         """Names of the files that are written."""
@@ -85,7 +89,7 @@ class ResultOptions:
 
 
 def parse_sequences(names: str) -> tuple[str, ...]:
-    """Names of sequences, separated by commas.
+    """Split a list of sequence names, separated by commas.
 
     Example:
         >>> parse_sequences("t1c, FLAIR")
@@ -95,10 +99,10 @@ def parse_sequences(names: str) -> tuple[str, ...]:
 
 
 def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles:
-    """The case with the sequences to use, all of them when `wanted` is `None`.
+    """Return the case with only the wanted sequences, or with all of them if `wanted` is `None`.
 
     Raises:
-        ValueError: If the case lacks one.
+        ValueError: If the case lacks a wanted sequence.
     """
     if wanted is None:
         return case
@@ -109,20 +113,20 @@ def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles
 def _require_sequences(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     lacking = [name for name in wanted if name not in present]
     if lacking:
-        raise ValueError(f"{where} lacks {', '.join(lacking)}; it has {', '.join(present)}.")
+        raise ValueError(f"{where} lacks {', '.join(lacking)}. It has {', '.join(present)}.")
 
 
 class CaseSegmenter:
-    """A checkpoint, loaded once when it is first needed, and how it segments cases.
+    """Segments cases with one checkpoint, which is loaded when it is first needed.
 
     Args:
-        checkpoint: Shipped name, folder or Hub id; an adapter's, too.
-        options: What is used and written.
-        device: Where to compute, such as `cpu` or `cuda:1`; the fastest there is when `None`.
-        base: Where to look for the base of an adapter, instead of where the adapter says.
+        checkpoint: Network or adapter: shipped name, folder or Hub id.
+        options: Options for input and output.
+        device: Device such as `cpu` or `cuda:1`. `None` means a GPU if there is one.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If there is no such checkpoint, or the device cannot be used.
+        ValueError: If there is no such checkpoint, an option does not fit its task, or the device cannot be used.
     """
 
     def __init__(
@@ -135,6 +139,8 @@ class CaseSegmenter:
     ) -> None:
         folder = checkpoint_folder(checkpoint)
         self.checkpoint, self.options, self.base = str(checkpoint), options, base
+        self.task = checkpoint_task(folder, base=base)
+        options.check(self.task)
         self.folder, self.weights = folder, checkpoint_digest(folder, base=base)
         self.device = usable_device(device)
 
@@ -144,9 +150,10 @@ class CaseSegmenter:
         return load_checkpoint(self.folder, device=self.device, base=self.base)
 
     def fingerprint(self, case: CaseFiles) -> str | None:
-        """Fingerprint of everything that results are made from: weights, options, code, and the files that are used.
+        """Fingerprint of all inputs of a result: weights, options, code, and the files that are used.
 
-        `None` if a file cannot be read: reading the case says why, and nothing equals it.
+        It is `None` if a file cannot be read. No stored result has this fingerprint, so the case is then read again,
+        which reports the error.
         """
         wanted = self.options.sequences
         try:
@@ -156,12 +163,12 @@ class CaseSegmenter:
         return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
-        """Whether `folder` holds complete results of exactly these weights, options, code and files."""
+        """Whether `folder` contains complete results of exactly these weights, options, code and files."""
         try:
             report = json.loads((folder / "report.json").read_text())
             made_from, not_written = report["made_from"], report["not_written"]
         except (ValueError, LookupError, TypeError, RecursionError, OSError):
-            # There is no report, or it is damaged or of another version.
+            # There is no report, or it is damaged, or another version wrote it.
             return False
         complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)
         return complete and made_from is not None and made_from == self.fingerprint(case)
@@ -172,18 +179,20 @@ class CaseSegmenter:
         """Segment a case.
 
         Args:
-            case: What to segment.
+            case: Case to segment.
             progress: Show a progress bar.
-            warn: Called with each finding about the case before the network runs, and about its result afterwards.
+            warn: Called with each finding: before the network runs for those about the case, afterwards for those
+                about the result.
 
         Raises:
-            ValueError: If the case is bad, or lacks a sequence that is asked for.
+            ValueError: If the case cannot be used or lacks a requested sequence.
         """
         started = time.perf_counter()
         options = self.options
-        # Before reading: if a file changes meanwhile, these results do not pass for those of the new file.
+        # Take the fingerprint before reading. If a file changes meanwhile, the results then do not match the new file.
         made_from = self.fingerprint(case) if isinstance(case, CaseFiles) else None
         rules = {name: getattr(options, name) for name in ("reference", "allow_skull", "allow_partial")}
+        rules["task"] = self.task
         if isinstance(case, CaseFiles):
             reading = read_case(choose_sequences(case, options.sequences), **rules)
         else:
@@ -191,17 +200,18 @@ class CaseSegmenter:
             used = {name: source for name, source in case.items() if name in (options.sequences or case)}
             reading = read_sources(used, **rules)
         reading.checked(strict=options.strict)
-        for finding in (*reading.findings, *result_warnings(reading.images)):
+        for finding in (*reading.findings, *result_warnings(reading.images, self.task)):
             if warn is not None:
                 warn(finding)
         scheme_name = _output_scheme(options.label_scheme, reading.case)
         network, processor = self.loaded
-        scheme = label_scheme(scheme_name or processor.label_scheme)
+        scheme = processor.scheme(scheme_name)
         inputs = processor(reading.settled)
         regions, probabilities = find_regions(network, processor, inputs, mirror=options.mirror, progress=progress)
         (geometry,) = inputs["geometry"]
         volumes_ml = {
-            name: float(region.sum()) * geometry.voxel_ml for name, region in zip(REGIONS, regions, strict=True)
+            name: float(region.sum()) * geometry.voxel_ml
+            for name, region in zip(self.task.regions, regions, strict=True)
         }
         (present,) = inputs["modality_mask"].tolist()
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
@@ -227,6 +237,7 @@ class CaseSegmenter:
             interpolated=reading.interpolated,
             warnings=warnings,
             seconds=time.perf_counter() - started,
+            task=self.task,
         )
         return Segmentation(
             label_map=image_like(scheme.encode(regions), like=like),
@@ -239,13 +250,14 @@ class CaseSegmenter:
             images=reading.images,
             report=report,
             origin=case.folder if isinstance(case, CaseFiles) else None,
+            task=self.task,
         )
 
     def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> Segmentation:
-        """Segment a case, print what is odd about it, and save the files that the options ask for.
+        """Segment a case, print warnings about it, and save the files that the options request.
 
         Raises:
-            ValueError: If the case is bad, or lacks a sequence that is asked for.
+            ValueError: If the case cannot be used or lacks a requested sequence.
         """
         found = self.segment(
             case, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
@@ -256,13 +268,15 @@ class CaseSegmenter:
 
 
 def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
-    """Name of the scheme to write labels in; the checkpoint's when `None`.
+    """Name of the label scheme to write; `None` means the checkpoint's scheme.
 
     Raises:
-        ValueError: If the case's own is asked for and its file names do not tell it.
+        ValueError: If the case's own scheme is requested, but its file names do not determine it.
     """
     if name != INPUT_SCHEME:
         return name
     if not case.label_schemes:
-        raise ValueError(f"The file names of {case.case_id} do not tell a label scheme. Name one with --label-scheme.")
+        raise ValueError(
+            f"The file names of {case.case_id} do not determine a label scheme. Name one with --label-scheme."
+        )
     return case.label_schemes[0]

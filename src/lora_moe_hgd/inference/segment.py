@@ -1,4 +1,4 @@
-"""Network input of a case to its regions and probabilities, on the case's own grid."""
+"""Find regions and probabilities of a preprocessed case, on the case's own grid."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ def find_regions(
     mirror: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment one case that the processor has prepared.
+    """Segment one case that the processor has preprocessed.
 
     Args:
         network: Segments the case.
-        processor: Brings the logits back to the grid of the case.
-        inputs: What the processor returned. Channels that `modality_mask` marks as absent are never read.
+        processor: Resamples the logits to the grid of the case.
+        inputs: Result of the processor. Channels that `modality_mask` marks as absent are never read.
         mirror: Average over the case and its mirror image.
         progress: Show a progress bar.
 
     Returns:
-        WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32 of the same shape.
+        The regions, WT, TC and ET of a tumour, `(R, D, H, W)` bool, and their probabilities, float32 of the same
+        shape.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),

@@ -1,4 +1,4 @@
-"""The segmentation of a case, and the files that hold it."""
+"""The segmentation of a case, and its result files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from ..cases.nifti import save_image, write_image
 from ..model.label_schemes import LabelScheme
-from ..pictures import BEST_BACKGROUND, save_overlay
+from ..model.task import BRAIN_TUMOUR, Task, shown
+from ..pictures import save_overlay
 from .page import write_case_page
 from .report import not_at_the_cost_of_the_result, write_report
 from .uncertainty import voxel_entropy
@@ -29,22 +30,24 @@ RESULT_FILES = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """Tumour regions of a case, on the case's own grid: that of its first sequence.
+    """Regions of a case, on the case's own grid: that of its first sequence.
 
-    Regions come in the order WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's own array.
+    Those of a tumour come in the order WT, TC, ET, and each contains the next. `D, H, W` are the axes of the case's
+    own array.
 
     Attributes:
         label_map: `(D, H, W)` uint8 with the affine of the case.
         label_scheme: What the numbers of the label map mean.
-        regions: `(3, D, H, W)` bool.
-        probabilities: `(3, D, H, W)` float32 in [0, 1].
-        volumes_ml: Volume of each region in millilitres, by `wt`, `tc` and `et`.
+        regions: `(R, D, H, W)` bool.
+        probabilities: `(R, D, H, W)` float32 in [0, 1].
+        volumes_ml: Volume of each region in millilitres, by its name: `wt`, `tc` and `et`.
         confidence: Expected Dice of each region, in (0, 1); `None` if it was not found. docs/confidence.md shows how
             reliable it is.
         warnings: What is odd about the case, a sentence each.
         images: The sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         origin: Folder of the case; `None` for a case in memory.
+        task: What was segmented.
     """
 
     label_map: nib.Nifti1Image
@@ -57,36 +60,39 @@ class Segmentation:
     images: dict[str, nib.Nifti1Image]
     report: dict[str, Any]
     origin: Path | None
+    task: Task = BRAIN_TUMOUR
 
     def __repr__(self) -> str:
-        volumes = ", ".join(f"{name.upper()} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
+        volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
         return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes})"
 
     def save(
         self, folder: str | Path, *, probabilities: bool = False, uncertainty: bool = False, html: bool = False
     ) -> None:
-        """Write `seg.nii.gz`, `overlay.png` and `report.json`, as `lora-moe-hgd segment` does.
+        """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
 
         Args:
             folder: Made if it does not exist.
-            probabilities: Also write `probabilities.nii.gz`, `(D, H, W, 3)` float32.
+            probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices.
 
         Raises:
-            ValueError: If it is the folder of a case, whose ground truth would be deleted.
+            ValueError: If `folder` is the folder of a case, because its ground truth would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
         if self.origin is not None and folder.resolve() == self.origin.resolve():
-            raise ValueError(f"{folder} is the folder of the case, which may hold a label map. Choose another folder.")
+            raise ValueError(
+                f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
+            )
         if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
             others = sorted({path.name for path in folder.iterdir()} - set(RESULT_FILES))
             if others:
                 raise ValueError(
-                    f"{folder} holds seg.nii.gz beside {others[0]}. It may be the folder of a case with its label "
+                    f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "
                     "map. Choose another folder."
                 )
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}
@@ -98,16 +104,20 @@ class Segmentation:
             array = np.moveaxis(self.probabilities, 0, -1)
             write_image(folder / "probabilities.nii.gz", array, like=self.label_map)
         if uncertainty:
-            write_image(folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities), like=self.label_map)
-        background = next(name for name in BEST_BACKGROUND if name in self.images)
+            write_image(
+                folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities, self.task), like=self.label_map
+            )
         with not_at_the_cost_of_the_result("overlay.png", report):
             save_overlay(
                 folder / "overlay.png",
-                self.images[background],
-                {"segmentation": self.regions},
-                title=f"{report['case_id']}: from {' + '.join(self.images)}, shown on {background}",
+                self.images,
+                {"found": self.regions},
+                title=f"{report['case_id']}, segmented from {' + '.join(self.images)}",
+                volumes_ml=self.volumes_ml,
+                warnings=self.warnings,
+                task=self.task,
             )
         if html:
             with not_at_the_cost_of_the_result("report.html", report):
-                write_case_page(folder / "report.html", self.images, self.regions, report)
+                write_case_page(folder / "report.html", self.images, self.regions, report, self.task)
         write_report(folder / "report.json", report)

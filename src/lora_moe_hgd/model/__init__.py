@@ -1,1 +1,1 @@
-"""The hub folder: flat, and copied to the Hub as it is; see CONTRIBUTING.md for what may be imported here."""
+"""The hub folder. It is flat and is copied to the Hub unchanged. CONTRIBUTING.md lists the imports allowed here."""

@@ -1,4 +1,4 @@
-"""Brain and background: backgrounds of any value, dark rims, heads with their skull, parts of brains."""
+"""Separate brain and background; detect filled backgrounds, dark rims, heads with their skull and partial brains."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from .geometry import canonical_spacing_mm, close_gaps, to_canonical
 
 # Brains of 24 cases of BraTS-Africa and 3 of open-ms take 1.1 to 1.9 litres.
 LEAST_BRAIN_LITRES = 0.5
-# Filled, six raw heads take 2.4 to 3.3 litres and 1.27 times the ellipsoid of their extents or more, as the field of
-# view cuts them off below; brains take at most 1.21 times theirs.
+# After filling, six raw heads have 2.4 to 3.3 litres, and at least 1.27 times the volume of the ellipsoid with their
+# extents, because the field of view cuts them off below. Brains have at most 1.21 times that volume.
 HEAD_LITRES, HEAD_FILL = 2.2, 1.25
-# Cut to a height of 110 mm, the same heads take 2.03 litres or more, of which bone and air are 9 % or more. Brains of
-# BraTS-Africa and open-ms, and those of phantoms, hold at most 3 % of gaps.
+# Cropped to a height of 110 mm, these heads have at least 2.03 litres, of which at least 9 % are bone and air. Brains
+# of BraTS-Africa, of open-ms and of phantoms have at most 3 % of gaps.
 CUT_HEAD_LITRES, HEAD_GAPS = 1.95, 0.06
-# Larger than any brain, whatever its shape.
+# A larger volume is a head, whatever its shape.
 LARGEST_BRAIN_LITRES = 2.8
-# Brains with less tissue, width and length are not looked at closer.
+# A mask below both limits is a brain, so the slower checks are skipped.
 SMALL_LITRES, SMALL_EXTENTS_MM2 = 1.9, 24_000.0
 COARSE_MM = 4.0
-# A constant fill of fewer voxels is a coincidence.
+# A smaller constant region (as a share of the volume, or in voxels) is not a background.
 LEAST_FILL, LEAST_FILL_VOXELS = 0.001, 64
-# Noise around a brain stays below this share of bright tissue, and is more than this share of all voxels.
+# Noise around a brain is darker than the first share of bright tissue, and has more than the second share of all
+# foreground voxels.
 DARK = 0.2
 LEAST_RIM = 0.2
 
 
 def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Where any sequence of a settled case differs from zero, bool in their shape; at least one must be given."""
+    """Mask of the voxels where any sequence of a settled case is not zero. At least one sequence must be given."""
     return np.logical_or.reduce([array != 0 for array in arrays])
 
 
@@ -39,9 +40,9 @@ def spread_of(values: np.ndarray) -> float:
 
 
 def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
-    """Constant regions that reach a corner of the field and are not zero: value to mask.
+    """Find constant regions that reach a corner of the volume and are not zero; return a mask for each value.
 
-    Registration and normalisation leave them: -1000, 1, the mean of the image, the z-score of a former zero.
+    Registration and normalisation produce such backgrounds: -1000, 1, the mean of the image, the z-score of zero.
     """
     corners = np.zeros(array.shape, dtype=bool)
     corners[:: array.shape[0] - 1 or 1, :: array.shape[1] - 1 or 1, :: array.shape[2] - 1 or 1] = True
@@ -52,7 +53,7 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
         if value == 0 or np.count_nonzero(equal) < least:
             continue
         region = flood(corners & equal, equal)
-        # Saturated tissue can reach a corner; background is never brighter than the brain.
+        # A region brighter than the brain is saturated tissue in a corner, not background.
         if value > np.percentile(array[~equal], 99):
             continue
         if np.count_nonzero(region) >= least:
@@ -61,13 +62,13 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
 
 
 def dark_rim(array: np.ndarray) -> np.ndarray | None:
-    """Noise between the background, or the border of the field, and the brain; `None` if there is hardly any.
+    """Mask of the dark noise between brain and background, or between brain and border; `None` if there is too little.
 
-    Brain extraction with a wide margin leaves such a rim, and resampling with ringing fills the whole background.
+    Brain extraction with a wide margin leaves such a rim. Resampling with ringing fills the complete background.
     """
     foreground = array != 0
     if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):
-        # A normalised image: how dark a voxel is cannot be told from its value.
+        # In a normalised image, voxels near zero are not dark.
         return None
     dark = foreground & (np.abs(array) < DARK * np.percentile(array[foreground], 90))
     if np.count_nonzero(dark) < LEAST_RIM * np.count_nonzero(foreground):
@@ -77,7 +78,7 @@ def dark_rim(array: np.ndarray) -> np.ndarray | None:
 
 
 def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
-    """Volume of a head with its skull in litres; 0 if the mask can be a brain."""
+    """Volume in litres if the mask shows a head with its skull; 0 if it may show a brain."""
     canonical, spacing_mm = to_canonical(brain, affine), canonical_spacing_mm(affine)
     voxel_litres = float(np.prod(spacing_mm)) / 1e6
     extents_mm = [
@@ -87,11 +88,11 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
     litres = np.count_nonzero(canonical) * voxel_litres
     if litres < SMALL_LITRES and extents_mm[0] * extents_mm[1] < SMALL_EXTENTS_MM2:
         return 0.0
-    # Every second to fourth voxel is enough for volumes, and far faster.
+    # A coarse grid is accurate enough for volumes, and much faster.
     steps = [max(1, int(COARSE_MM / edge)) for edge in spacing_mm]
     coarse_mm = (spacing_mm[0] * steps[0], spacing_mm[1] * steps[1], spacing_mm[2] * steps[2])
     closed = close_gaps(canonical[:: steps[0], :: steps[1], :: steps[2]], coarse_mm)
-    # Air inside a head is reached from above and below where the field of view cuts the head, but not from the sides.
+    # Fill the head from the sides only: where the field of view cuts the head, air inside it is open above and below.
     beside = np.zeros(closed.shape, dtype=bool)
     beside[[0, -1]] = True
     beside[:, [0, -1]] = True
@@ -104,7 +105,7 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Area of the brain on the border of the field, relative to its largest parallel plane; the largest of six."""
+    """Area of the brain on a border of the volume, divided by its largest parallel cross-section; maximum of six."""
     shares = []
     for axis in range(3):
         planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))
@@ -133,6 +134,6 @@ def _border(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _extent(counts: np.ndarray) -> int:
-    """Number of planes that hold all but 0.2 % of a mask at either end."""
+    """Number of planes of a mask, without the outermost 0.2 % of its voxels at each end."""
     shares = np.cumsum(counts) / max(counts.sum(), 1)
     return int(np.count_nonzero((shares > 0.002) & (shares < 0.998)))

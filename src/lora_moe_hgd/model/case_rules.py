@@ -1,7 +1,7 @@
-"""The rules for a case, the same by whichever road it enters: one grid, what is brain, what is refused.
+"""Rules for all cases, wherever they come from: one grid, the definition of the brain, and reasons to refuse a case.
 
-`settle` takes the volumes of a case as they were read and returns them on one grid, finite and zero outside the brain,
-with a finding for everything that is odd or wrong. The image processor and the reader of case folders both call it.
+`settle` takes the volumes of a case as they were read. It returns them on one grid, finite and zero outside the brain,
+with a finding for each error and warning. The image processor and the reader of case folders both call it.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ from .brain import (
 from .findings import BadInputError, Finding, Level, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
+from .task import BRAIN_TUMOUR, Task
 
 LABEL_MAP = "label map"
-# The masks of two sequences of one case of BraTS-Africa overlap by 0.99 and more.
+# In BraTS-Africa, the brain masks of two sequences of a case overlap by at least 0.99.
 LEAST_OVERLAP = 0.9
-# On these cases ET lies 1.8 to 6 spreads of the brain higher on T1c than on T1. Other labels, taken for ET, fall short
-# of this in most cases.
+# Smallest difference between the brightness of ET on T1c and on T1, in MADs of the brain. In BraTS-Africa it is 1.8 to
+# 6. It is mostly lower if another label is mistaken for ET.
 ENHANCEMENT = 0.5
 MOST_LABELS = 8
-# A brain cut off by the field of view shows this share of its largest plane on the border.
+# A brain is cut off by the field of view if its area on the border exceeds this share of its largest cross-section.
 CUT_OFF = 0.3
-
-WITHOUT_T1C = "TC and ET are guesses, because contrast uptake shows on T1c alone. Do not rely on them."
 
 
 @dataclass(frozen=True)
 class SettledCase:
-    """A case that keeps the rules, or the findings that say why it does not.
+    """A case after applying the rules, with all findings.
 
     Attributes:
         arrays: Each usable sequence, `(D, H, W)` float32, zero outside the brain, in channel order.
-        affine: Voxel to millimetre of their common grid, `(4, 4)`.
-        reference: Name of the sequence whose grid that is.
-        interpolated: Sequences, and `label map`, that came on another grid.
-        labels: Label map on the same grid, uint8; `None` if none was given or it cannot be used.
-        scheme: Its label scheme.
-        findings: What is odd or wrong.
+        affine: Voxel to millimetre of the common grid, `(4, 4)`.
+        reference: Name of the sequence whose grid is the common grid.
+        interpolated: Sequences, and `label map`, that were resampled from another grid.
+        labels: Label map on the common grid, uint8; `None` if none was given or it cannot be used.
+        scheme: Label scheme of the label map.
+        findings: Errors and warnings.
     """
 
     arrays: dict[str, np.ndarray]
@@ -61,19 +60,19 @@ class SettledCase:
     findings: tuple[Finding, ...] = ()
 
     def only(self, names: Iterable[str]) -> SettledCase:
-        """The same case with these sequences alone."""
+        """Return the case with only these sequences."""
         wanted = set(names)
         return replace(self, arrays={name: array for name, array in self.arrays.items() if name in wanted})
 
     @property
     def regions(self) -> np.ndarray:
-        """WT, TC and ET `(3, D, H, W)` bool of the label map."""
+        """Regions `(R, D, H, W)` bool of the label map: WT, TC and ET of a tumour."""
         assert self.labels is not None
         assert self.scheme is not None
         return self.scheme.decode(self.labels)
 
     def raise_errors(self, *, strict: bool = False) -> SettledCase:
-        """Return the case, if it can be used.
+        """Return the case if it can be used.
 
         Raises:
             BadInputError: On the first error; with `strict` on the first warning as well.
@@ -99,6 +98,7 @@ def settle(
     not_finite: Level = "warning",
     allow_skull: bool = False,
     allow_partial: bool = False,
+    task: Task = BRAIN_TUMOUR,
 ) -> SettledCase:
     """Apply the rules to the volumes of one case.
 
@@ -110,6 +110,7 @@ def settle(
         not_finite: Level of the finding for NaN and infinite voxels, which count as zero.
         allow_skull: Accept heads with their skull, as a warning.
         allow_partial: Accept volumes that show only a part of a brain, as a warning.
+        task: What is segmented: the meaning of the label map.
     """
     notes = _Notes()
     usable = {}
@@ -120,7 +121,7 @@ def settle(
     if not usable:
         return SettledCase({}, np.eye(4), "", findings=tuple(notes.findings))
     if reference not in usable:
-        # A stated affine counts more than an assumed one.
+        # Prefer a sequence whose source states an affine. Other affines are assumptions.
         reference = next((name for name, volume in usable.items() if volume.has_geometry), next(iter(usable)))
     like = usable[reference]
     arrays, interpolated = {}, []
@@ -135,21 +136,22 @@ def settle(
     )
     case = SettledCase(arrays, like.affine, reference)
     if label_map is not None:
-        labels, scheme, moved = _settle_labels(notes, label_map, label_schemes, reference, like)
+        labels, scheme, moved = _settle_labels(notes, label_map, label_schemes, reference, like, task)
         interpolated += [LABEL_MAP] if moved else []
         case = replace(case, labels=labels, scheme=scheme)
         if labels is not None:
-            _judge_labels(notes, case)
+            _judge_labels(notes, case, task)
     return replace(case, interpolated=tuple(interpolated), findings=tuple(notes.findings))
 
 
-def result_warnings(names: Iterable[str]) -> tuple[Finding, ...]:
+def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend on the available sequences alone, not on the images."""
-    return () if "t1c" in set(names) else (Finding("case", WITHOUT_T1C),)
+    present = set(names)
+    return tuple(Finding("case", warning) for name, warning in task.without.items() if name not in present)
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
-    """The volume with finite values and a background of zero, or `None` if it cannot be used."""
+    """Return the volume with finite values and a background of zero, or `None` if it cannot be used."""
     array = volume.array
     for oddity in volume.oddities:
         notes.add(name, oddity)
@@ -164,28 +166,28 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         return None
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
-        notes.add(name, f"{count} voxels are not finite (NaN or infinite). They count as zero.", not_finite)
+        notes.add(name, f"{count} voxels are not finite (NaN or infinite). They are treated as zero.", not_finite)
         array = np.where(finite, array, 0)
     if not array.any():
-        notes.add(name, "Every voxel is zero. Leave the sequence out if it was not acquired.", "error")
+        notes.add(name, "All voxels are zero. Leave the sequence out if it was not acquired.", "error")
         return None
     if array.min() == array.max():
         found = f"{array.flat[0]:g}"
-        notes.add(name, f"Every voxel is {found}. Leave the sequence out if it was not acquired.", "error")
+        notes.add(name, f"All voxels are {found}. Leave the sequence out if it was not acquired.", "error")
         return None
-    # A label map has few values, and a sample cannot have more than all.
+    # A label map has few values. Check a sample first, because it is faster and never has more values than the volume.
     values = np.unique(array[::2, ::2, ::2])
     if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and len(np.unique(array)) <= MOST_LABELS:
         found = ", ".join(f"{value:g}" for value in np.unique(array))
-        notes.add(name, f"This is a label map with the values {found}, not an image.", "error")
+        notes.add(name, f"This is a label map with the values {found}, not an image. Give the image instead.", "error")
         return None
     fills = constant_fills(array)
     if fills:
         found = ", ".join(f"{value:g}" for value in fills)
-        notes.add(name, f"The background is {found} instead of 0. It was set to 0.")
+        notes.add(name, f"The background has the value {found} instead of 0. It was set to 0.")
         array = np.where(np.logical_or.reduce(list(fills.values())), 0, array)
     if not array.any():
-        notes.add(name, "It holds constant background alone. Leave the sequence out.", "error")
+        notes.add(name, "The image shows only constant background. Leave the sequence out.", "error")
         return None
     if spread_of(array[array != 0]) == 0:
         level = np.median(array[array != 0])
@@ -201,29 +203,41 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
 def _on_reference(
     notes: _Notes, name: str, volume: Volume, reference: str, like: Volume, *, labels: bool = False
 ) -> tuple[Volume, bool] | None:
-    """The volume on the grid of the reference and whether it was interpolated, or `None` if that cannot be."""
+    """Return the volume on the reference's grid and whether it was interpolated, or `None` if that is impossible."""
     if volume is like:
         return volume, False
     same_shape = volume.array.shape == like.array.shape
     if not (volume.has_geometry and like.has_geometry) and not same_shape:
         shapes = f"{volume.array.shape} and {like.array.shape}"
-        notes.add(name, f"It has another shape than {reference} ({shapes}) and no affine to align it by.", "error")
+        notes.add(
+            name,
+            f"Its shape differs from that of {reference} ({shapes}), and there is no affine to align them. "
+            "Give files with an affine.",
+            "error",
+        )
         return None
     if volume.has_geometry != like.has_geometry:
-        notes.add(name, f"Only one of this and {reference} states an affine. Both were taken to lie on one grid.")
+        notes.add(name, f"Either this volume or {reference} has no affine. Both are assumed to have the same grid.")
         return Volume(volume.array, like.affine), False
     placed, step, apart_mm = on_grid_of(volume, like, labels=labels)
     if step == "taken over":
-        notes.add(name, f"Its affine is up to {apart_mm:.3g} mm off that of {reference}, which was taken.")
+        notes.add(
+            name, f"Its affine differs by up to {apart_mm:.3g} mm from that of {reference}, which is used for both."
+        )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():
             distance = centres_apart_mm(volume, like)
             notes.add(
-                name, f"It does not overlap with {reference}: their centres are {distance:.0f} mm apart.", "error"
+                name,
+                f"It does not overlap with {reference}: their centres are {distance:.0f} mm apart. Register them "
+                "first.",
+                "error",
             )
             return None
-        how = "Each voxel took its nearest label." if labels else "It was interpolated."
-        notes.add(name, f"It lies on another grid than {reference} ({_differences(volume, like)}). {how}")
+        how = "with the nearest label" if labels else "by interpolation"
+        notes.add(
+            name, f"Its grid differs from that of {reference} ({_differences(volume, like)}). It was resampled {how}."
+        )
     return placed, step == "interpolated"
 
 
@@ -236,11 +250,11 @@ def _differences(volume: Volume, like: Volume) -> str:
     if volume.array.shape != like.array.shape:
         return f"shape {volume.array.shape} instead of {like.array.shape}"
     distance = centres_apart_mm(volume, like)
-    return f"centres {distance:.3g} mm apart" if distance > 0.1 else "its axes are turned"
+    return f"centres {distance:.3g} mm apart" if distance > 0.1 else "rotated axes"
 
 
 def _without_rims(notes: _Notes, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without dark noise around the brain; what another sequence shows as tissue is kept."""
+    """Set dark noise around the brain to zero, except where another sequence shows tissue."""
     rims = {name: rim for name, array in arrays.items() if (rim := dark_rim(array)) is not None}
     if not rims:
         return arrays
@@ -255,7 +269,7 @@ def _without_rims(notes: _Notes, arrays: dict[str, np.ndarray]) -> dict[str, np.
 
 
 def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: bool, allow_partial: bool) -> None:
-    """Find heads, parts of brains, brains at different places, and one image given twice."""
+    """Add findings about heads with skull, partial brains, misaligned brains, and images that are given twice."""
     brains = {name: volume.array != 0 for name, volume in volumes.items()}
     for name, brain in brains.items():
         litres = np.count_nonzero(brain) * volumes[name].voxel_litres
@@ -263,19 +277,22 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         if head:
             notes.add(
                 name,
-                f"{head:.1f} litres of tissue look like a head with its skull. Extract the brain first. "
-                "Segmenting it as it is takes `--allow-skull` (`allow_skull=True`).",
+                f"{head:.1f} litres of tissue look like a head with its skull. Remove the skull first with a brain "
+                "extraction tool such as HD-BET or SynthStrip. To segment it as it is, use `--allow-skull` "
+                "(`allow_skull=True`).",
                 "warning" if allow_skull else "error",
             )
         elif litres < LEAST_BRAIN_LITRES:
             notes.add(
                 name,
-                f"{litres:.2g} litres of tissue are not a whole brain. Is the voxel size right? "
-                "Segmenting such a case takes `--allow-partial` (`allow_partial=True`).",
+                f"{litres:.2g} litres of tissue are too little for a brain. Check the voxel size. To segment a part "
+                "of a brain, use `--allow-partial` (`allow_partial=True`).",
                 "warning" if allow_partial else "error",
             )
         elif cut_off_share(brain) > CUT_OFF:
-            notes.add(name, "The field of view cuts off a part of the brain. Check that the skull was removed, too.")
+            notes.add(
+                name, "The field of view cuts off a part of the brain, or the skull was not removed. Check both."
+            )
     overlaps = {
         pair: np.count_nonzero(brains[pair[0]] & brains[pair[1]]) / np.count_nonzero(brains[pair[0]] | brains[pair[1]])
         for pair in itertools.combinations(brains, 2)
@@ -284,22 +301,23 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         pair = min(overlaps, key=lambda pair: overlaps[pair])
         notes.add(
             "case",
-            f"{pair[0]} and {pair[1]} show brains that overlap by {overlaps[pair]:.0%} only. Register them first.",
+            f"The brains in {pair[0]} and {pair[1]} overlap by only {overlaps[pair]:.0%}. The result is unreliable "
+            "unless the images are registered to each other. Check the registration.",
         )
     for first, second in overlaps:
         if np.array_equal(volumes[first].array, volumes[second].array):
-            notes.add(second, f"It holds the same voxels as {first}. One of the two names is wrong.")
+            notes.add(second, f"It has exactly the same voxels as {first}. Check which of the two files is wrong.")
 
 
 def _settle_labels(
-    notes: _Notes, label_map: Volume, schemes: Sequence[str], reference: str, like: Volume
+    notes: _Notes, label_map: Volume, schemes: Sequence[str], reference: str, like: Volume, task: Task
 ) -> tuple[np.ndarray | None, LabelScheme | None, bool]:
-    """The label map on the reference's grid, its scheme, and whether it was moved between voxels."""
+    """Return the label map on the reference's grid, its scheme, and whether it was resampled."""
     for oddity in label_map.oddities:
         notes.add(LABEL_MAP, oddity)
     try:
         check_affine(LABEL_MAP, label_map.affine, label_map.array.shape)
-        scheme = detect_label_scheme(label_values(label_map.array), schemes)
+        scheme = detect_label_scheme(label_values(label_map.array), schemes, task.schemes)
     except BadInputError as error:
         notes.findings.append(error.finding)
         return None, None, False
@@ -307,7 +325,7 @@ def _settle_labels(
         notes.add(LABEL_MAP, str(error), "error")
         return None, None, False
     if not label_map.has_geometry and label_map.array.shape == like.array.shape:
-        # A bare array belongs to the images it is given with.
+        # An array without an affine has the grid of the images.
         label_map = Volume(label_map.array, like.affine, like.has_geometry)
     placed = _on_reference(notes, LABEL_MAP, label_map, reference, like, labels=True)
     if placed is None:
@@ -315,29 +333,33 @@ def _settle_labels(
     return np.rint(placed[0].array).astype(np.uint8), scheme, placed[1]
 
 
-def _judge_labels(notes: _Notes, case: SettledCase) -> None:
+def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     """Find labels beside the brain, and an ET that does not enhance."""
-    whole, _, enhancing = case.regions
+    regions = dict(zip(task.regions, case.regions, strict=True))
+    whole = np.logical_or.reduce(list(regions.values()))
     if not whole.any():
-        notes.add(LABEL_MAP, "It marks no tumour.")
+        notes.add(LABEL_MAP, f"It marks no {task.target}.")
         return
     brain = brain_of(case.arrays.values())
     outside = np.count_nonzero(whole & ~brain) / np.count_nonzero(whole)
     if outside > 0.05:
-        notes.add(LABEL_MAP, f"{outside:.0%} of the tumour lie outside the brain. Check that it belongs to this case.")
+        notes.add(
+            LABEL_MAP, f"{outside:.0%} of the {task.target} lie outside the brain. Check that it belongs to this case."
+        )
+    enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
         rest = brain & ~whole
         gain = _height(case.arrays["t1c"], enhancing, rest) - _height(case.arrays["t1"], enhancing, rest)
         if gain < ENHANCEMENT:
             notes.add(
                 LABEL_MAP,
-                f"Its ET in {case.scheme} is not brighter on t1c than on t1 ({gain:.2f} spreads of the brain). "
-                "Check the scheme (`--label-scheme`).",
+                f"With the scheme {case.scheme}, ET is not brighter on t1c than on t1 (difference: {gain:.2f} median "
+                "absolute deviations of the brain). Check the scheme (`--label-scheme`).",
             )
 
 
 def _height(volume: np.ndarray, inside: np.ndarray, rest: np.ndarray) -> float:
-    """Difference of the medians `inside` and in the `rest`, in median absolute deviations of the rest."""
+    """Difference between the medians of `inside` and `rest`, in median absolute deviations of `rest`."""
     values = volume[rest]
     if not values.size:
         return 0.0

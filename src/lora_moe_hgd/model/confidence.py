@@ -1,4 +1,4 @@
-"""Confidence of a segmentation: the Dice to expect of each region, calibrated on real cases."""
+"""Confidence of a segmentation: the expected Dice of each region, calibrated on real cases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .findings import Finding
+from .task import shown
 
 # Below this, a region should not be used without correction.
 LOW_CONFIDENCE = 0.6
@@ -16,8 +17,8 @@ LOW_CONFIDENCE = 0.6
 def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]:
     """Return the Dice of each region that its probabilities imply: `2 sum(p [found]) / (sum(p) + sum([found]))`.
 
-    It is the Dice of the found region with the soft one, and 1 where no probability is between 0 and 1. On real cases
-    it is too high; `calibrated_dice` corrects it.
+    It is the soft Dice between the found region and its probabilities. If all probabilities are 0 or 1, it is 1. On
+    real cases it is too high, so `calibrated_dice` corrects it.
 
     Args:
         probabilities: `(R, D, H, W)` in [0, 1].
@@ -36,14 +37,14 @@ def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]
 
 
 def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], weights: Sequence[float]) -> float:
-    """Return the Dice to expect of a region on real cases, in (0, 1).
+    """Return the expected Dice of a region on real cases, in (0, 1).
 
-    A logistic regression: `sigmoid(w_0 + w_1 logit(e) + w_2 log10(V + 0.1) + sum_m w_(3+m) present_m)`.
+    It is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + w_2 log10(V + 0.1) + sum_m w_(3+m) present_m)`.
 
     Args:
         expected: `e`, the Dice that the probabilities imply.
         volume_ml: `V`, the volume of the region in millilitres.
-        present: Whether each sequence was there, in channel order.
+        present: Whether each sequence is available, in channel order.
         weights: `w`, three numbers and one for each sequence.
 
     Example:
@@ -56,10 +57,10 @@ def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], 
 
 
 def confidence_warnings(confidence: Mapping[str, float | None]) -> list[Finding]:
-    """Return a warning for each region that was found with a low confidence."""
+    """Return a warning for each region with a low confidence."""
     return [
         Finding(
-            name.upper(),
+            shown(name),
             f"the expected Dice is {value:.2f}. Do not use this region without correction by an expert.",
             "warning",
         )

@@ -1,4 +1,4 @@
-"""Configuration of the LoRA-MoE-HGD network: everything needed to rebuild it, nothing about how it was trained."""
+"""Configuration of the LoRA-MoE-HGD network: all sizes that are needed to rebuild it, but no training options."""
 
 import dataclasses
 import difflib
@@ -13,8 +13,8 @@ REGIONS = ("wt", "tc", "et")
 STEM_STRIDES = (2, 4, 8)
 TOKEN_STRIDE = 16
 
-# Keys that transformers, its Trainer and PEFT pass or leave in config.json, and that are no attribute of
-# `PreTrainedConfig` itself.
+# Keys that transformers, its Trainer and PEFT pass or write to config.json, although `PreTrainedConfig` has no such
+# attributes.
 KEYS_OF_TRANSFORMERS = (
     "_attn_implementation_internal",
     "_commit_hash",
@@ -40,34 +40,35 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """Sizes of the stem, the encoder, the experts and the holistically guided decoder.
 
     Args:
-        modalities: MRI sequences in channel order; any non-empty subset of them may be present in a case.
+        modalities: MRI sequences in channel order. A case may have any non-empty subset of them.
         regions: Nested target regions in channel order, each containing the next.
-        full_resolution_channels: Channels of the early-fused branch at stride 1.
+        full_resolution_channels: Channels of the branch at stride 1, which sees all sequences at once.
         stem_channels: Channels of each sequence's features at strides 2, 4 and 8.
         stem_depths: Residual blocks at strides 2, 4 and 8.
-        hidden_size: Width of a token, one per present sequence and 16^3 patch.
-        num_hidden_layers: Transformer blocks. Every second one, from the second on, has experts.
-        num_attention_heads: Must divide `hidden_size`.
+        hidden_size: Width of a token. There is one token per present sequence and 16^3 patch.
+        num_hidden_layers: Number of transformer blocks. Every second block, from the second on, has experts.
+        num_attention_heads: Number of attention heads. It must divide `hidden_size`.
         intermediate_size: Width inside the dense feed-forward blocks.
         expert_intermediate_size: Width inside one expert.
-        num_free_experts: Routed experts that any token may use, beside one owned by each modality.
-        num_experts_per_tok: Routed experts a token is sent to; at most `1 + num_free_experts`.
-        position_grid: Number of patches `(depth, height, width)` the learned positions are stored for; other sizes
-            are interpolated.
-        hidden_state_depths: Three block counts after which hidden states feed the decoder; the last is the output.
+        num_free_experts: Number of routed experts for all tokens, in addition to one expert per modality.
+        num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
+        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For other sizes
+            they are interpolated.
+        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
+            must be the last block.
         fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).
         codeword_size: Length of a codeword and channels of the assembled map (`q`).
-        num_codewords: Codewords made from the image (`n`).
-        num_prior_codewords: Learned codewords that stand for what absent sequences cannot say (`k`).
+        num_codewords: Number of codewords computed from the image (`n`).
+        num_prior_codewords: Number of learned codewords, which replace information of missing sequences (`k`).
         refinement_channels: Channels of the refinement at strides 4, 2 and 1.
-        load_balance_coef: Weight of the load-balance loss.
+        load_balance_coef: Weight of the load-balancing loss.
         router_z_coef: Weight of the router's z-loss.
         deep_supervision_weights: Weight of the loss at strides 8 and 4, relative to full resolution.
         initializer_range: Standard deviation of truncated-normal initial weights in linear layers and embeddings.
 
     Raises:
-        ValueError: If a key is not a field, or two fields contradict each other; the message names the rule and the
-            value.
+        ValueError: If a key is not a field, or if two fields contradict each other. The message names the rule and
+            the value.
 
     Example:
         >>> LoraMoeHgdConfig(hidden_size=100, num_attention_heads=6)  # doctest: +ELLIPSIS
@@ -78,7 +79,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """
 
     model_type = "lora_moe_hgd"
-    # `Trainer` then hands logits and labels alone to `compute_metrics`.
+    # With these keys ignored, `Trainer` passes only logits and labels to `compute_metrics`.
     keys_to_ignore_at_inference = ["hidden_states", "attentions", "router_logits", "codebook", "losses"]
 
     modalities: list[str] | tuple[str, ...] = MODALITIES
@@ -112,7 +113,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
                 names = [field.name for field in dataclasses.fields(self)]
                 (nearest,) = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
                 raise ValueError(f"`{key}` is not a field of LoraMoeHgdConfig. The nearest field is `{nearest}`.")
-        # JSON has no tuples: without this a reloaded configuration would differ from the saved one.
+        # JSON turns tuples into lists. Convert them back, so that a reloaded configuration equals the saved one.
         for name in (
             "modalities",
             "regions",
@@ -187,8 +188,9 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     def validate_experts(self) -> None:
         if self.num_experts_per_tok > 1 + self.num_free_experts:
             raise ValueError(
-                f"`num_experts_per_tok` must be at most 1 + `num_free_experts` ({1 + self.num_free_experts}): a token "
-                f"may use its own modality's expert and the free ones, got {self.num_experts_per_tok}."
+                f"`num_experts_per_tok` must be at most 1 + `num_free_experts` ({1 + self.num_free_experts}), because "
+                "a token may use only its own modality's expert and the free experts, got "
+                f"{self.num_experts_per_tok}."
             )
 
     def validate_depths(self) -> None:
@@ -201,21 +203,21 @@ class LoraMoeHgdConfig(PreTrainedConfig):
 
     @property
     def loss_coefficients(self) -> dict[str, float]:
-        """Weights of the router losses beside the loss of the task."""
+        """Weights of the router losses relative to the segmentation loss."""
         return {"load_balance": self.load_balance_coef, "router_z": self.router_z_coef}
 
     def has_experts(self, layer: int) -> bool:
-        """Whether block number `layer`, counted from 0, is a mixture of experts: every second one, not the first."""
+        """Whether block `layer`, counted from 0, has experts: blocks 1, 3, 5 and so on."""
         return layer % 2 == 1
 
     @classmethod
     def tiny(cls, **overrides: Any) -> "LoraMoeHgdConfig":
-        """The size that trains and runs on two CPU cores."""
+        """Configuration that is small enough for training and inference on two CPU cores."""
         return cls(**overrides)
 
     @classmethod
     def base(cls, **overrides: Any) -> "LoraMoeHgdConfig":
-        """The size for a GPU."""
+        """Configuration for a GPU."""
         sizes: dict[str, Any] = {
             "full_resolution_channels": 24,
             "stem_channels": (32, 64, 128),

@@ -28,8 +28,9 @@ class TokenLayout:
     Attributes:
         grid: Number of patches along depth, height and width.
         modality_BN: Modality index of each token; meaningless where `present_BN` is false.
-        present_BN: True where a token is real, false where it pads a case with fewer sequences than another.
-        is_padded: Whether any token is padding. A case alone has none: absent sequences are dropped, not masked.
+        present_BN: True for real tokens, false for padding in cases with fewer sequences than another case.
+        is_padded: Whether any token is padding. A batch of one case has no padding, because absent sequences get no
+            tokens.
     """
 
     grid: tuple[int, int, int]
@@ -48,7 +49,7 @@ class TokenLayout:
         return torch.where(present, x, 0.0).sum(dim=1) / present.sum(dim=1)
 
     def mean_over_sequences(self, x: Tensor) -> Tensor:
-        """Mean of `(B, N, C)` over the present sequences at each place, as a volume `(B, C, *grid)`."""
+        """Mean of `(B, N, C)` over the present sequences of each patch, as a volume `(B, C, *grid)`."""
         num_patches = self.grid[0] * self.grid[1] * self.grid[2]
         present = self.present_BN.unflatten(1, (-1, num_patches))[..., None]
         total = torch.where(present, x.unflatten(1, (-1, num_patches)), 0.0).sum(dim=1)
@@ -56,7 +57,7 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Gather the packed volumes' tokens `(P, L, hidden)` by case, `(B, N, hidden)`, with their layout."""
+    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return `(B, N, hidden)` and the layout."""
     num_patches = packed.shape[1]
     counts_B = torch.tensor(presence.counts, device=packed.device)
     num_slots = max(presence.counts)
@@ -168,13 +169,14 @@ class EncoderLayer(GradientCheckpointingLayer):
 
 @dataclass
 class EncoderOutput:
-    """Hidden states of the real tokens and padding.
+    """Output of the transformer.
 
     Attributes:
-        hidden_states: Before the first block and after each block, `(B, N, hidden)`; the last is normalised.
-        router_logits: One `(T, E)` per block with experts, over the real tokens only.
-        layout: Where each token comes from.
-        attentions: On request, the weights of each block, `(B, heads, N, N)`.
+        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last is
+            normalised.
+        router_logits: One `(T, E)` per block with experts, for the real tokens only.
+        layout: Origin of each token.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """
 
     hidden_states: tuple[Tensor, ...]
@@ -184,7 +186,7 @@ class EncoderOutput:
 
 
 class VisionTransformer(nn.Module):
-    """Tokens of all present sequences with learned position and modality embeddings, through the blocks."""
+    """Transformer over the tokens of all present sequences, with learned position and modality embeddings."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()

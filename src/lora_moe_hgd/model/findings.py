@@ -1,4 +1,4 @@
-"""Findings: the warnings and errors of a case, each with its place and its remedy."""
+"""Findings: warnings and errors about a case. Each says where the problem is and what to do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact about a case that its user should know.
+    """A warning or an error about a case.
 
     Attributes:
         where: Sequence name, `label map`, `case`, or the path of a file or folder.
-        message: A full sentence: what is wrong and what to do.
-        level: `error`: the case cannot be used. `warning`: it can, but the result may be wrong.
+        message: Full sentences that say what is wrong and what to do.
+        level: `error` if the case cannot be used; `warning` if it can be used, but the result may be wrong.
     """
 
     where: Path | str
@@ -43,13 +43,13 @@ class BadInputError(ValueError):
     """A file or a case that cannot be used.
 
     Attributes:
-        finding: What is wrong, as a `Finding` of level `error`.
+        finding: The problem, as a `Finding` of level `error`.
     """
 
     def __init__(self, where: Path | str, message: str) -> None:
         self.finding = Finding(where, " ".join(message.split()), "error")
         super().__init__(str(self.finding))
 
-    # A worker process sends an exception back by its arguments, and by default those are the message alone.
+    # By default, pickle rebuilds an exception from its message alone. Worker processes need both arguments.
     def __reduce__(self) -> tuple[type[BadInputError], tuple[Path | str, str]]:
         return BadInputError, (self.finding.where, self.finding.message)

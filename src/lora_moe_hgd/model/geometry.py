@@ -1,6 +1,6 @@
-"""Geometry of a volume: orientation, voxel size, resampling and back.
+"""Geometry of a volume: orientation, voxel size and resampling.
 
-Axes of canonical volumes are those of RAS order: left to right, back to front, bottom to top.
+The axes of canonical volumes are in RAS order: left to right, back to front, bottom to top.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """All that is needed to bring a prediction back to the grid a case came on.
+    """Everything that is needed to resample a prediction to the original grid of a case.
 
     Attributes:
         shape: Shape of the case's own array.
         affine: Voxel to millimetre of the case's own array, `(4, 4)`.
-        box: First and one-past-last voxel of the brain along each canonical axis.
-        resampled_shape: Shape of the brain's box at the network's spacing, before padding.
-        brain: Where the brain is inside its box, bool, in canonical order: no tumour lies elsewhere.
-        warnings: What the user should know of the case, a sentence each.
+        box: Bounding box of the brain: first voxel, and last voxel plus one, along each canonical axis.
+        resampled_shape: Shape of the box at the network's spacing, before padding.
+        brain: Brain mask inside the box, bool, in canonical order. Tumour is possible only inside it.
+        warnings: Warnings about the case.
     """
 
     shape: Shape
@@ -46,7 +46,7 @@ class CaseGeometry:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     def to_own_grid(self, volume: np.ndarray) -> np.ndarray:
-        """Paste `volume`, on the brain's box in canonical order, into the case's own array; zero elsewhere."""
+        """Paste `volume`, which covers the box in canonical order, into the case's own array. The rest is zero."""
         axes, flips = orientation(self.affine)
         canonical = np.zeros([self.shape[axis] for axis in axes], dtype=volume.dtype)
         canonical[tuple(slice(low, high) for low, high in self.box)] = volume
@@ -57,9 +57,9 @@ class CaseGeometry:
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Return the axes and flips that bring an array into RAS order.
 
-    `np.transpose(array, axes)`, then flip each axis whose flag is set.
+    Apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
-    Each anatomical axis takes the array axis that runs most nearly along it, the clearest match first.
+    Each anatomical axis is matched with the array axis closest in direction, the best match first.
 
     Raises:
         ValueError: If the affine is singular or not finite.
@@ -83,7 +83,7 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The array in RAS order; values are moved, never interpolated."""
+    """Return the array in RAS order. Values are moved, not interpolated."""
     axes, flips = orientation(affine)
     return np.ascontiguousarray(
         np.flip(np.transpose(volume, axes), axis=tuple(axis for axis in range(3) if flips[axis]))
@@ -106,7 +106,7 @@ def canonical_spacing_mm(affine: np.ndarray) -> Spacing:
 def close_gaps(mask: np.ndarray, spacing_mm: Spacing, *, gap_mm: float = 6.0) -> np.ndarray:
     """Fill holes and clefts of a mask that are up to `gap_mm` wide: morphological closing with a box."""
     radii = [round(gap_mm / 2 / spacing) for spacing in spacing_mm]
-    # Without a margin, the strip between the brain and the border of the volume would count as a gap.
+    # Without padding, the strip between the brain and the border of the volume would be treated as a gap.
     padding = [radius for radius in reversed(radii) for _ in range(2)]
     grown = _grow(nn.functional.pad(torch.from_numpy(mask).float(), padding), radii)
     closed = _grow(1 - nn.functional.pad(grown, padding), radii) == 0
@@ -124,7 +124,7 @@ def _grow(mask: Tensor, radii: list[int]) -> Tensor:
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
-    """Number of voxels that cover the same field of view at about `target_mm`; at least one an axis."""
+    """Number of voxels that cover the same field of view at about `target_mm`, at least one per axis."""
     edges = [
         max(1, round(edge * spacing / target))
         for edge, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
@@ -133,13 +133,13 @@ def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tupl
 
 
 def resample(volume: Tensor, shape: Shape) -> Tensor:
-    """Bring `(..., D, H, W)` to `shape` over the same field of view.
+    """Resample `(..., D, H, W)` to `shape` over the same field of view.
 
-    Along an axis that gets coarser, each new voxel is the mean of what it covers, as a coarser scan would be; along
-    one that gets finer, values are interpolated linearly between voxel centres. An axis of equal length is left
-    untouched.
+    Along an axis that gets coarser, each new voxel is the mean of the voxels that it covers, as in a coarser scan.
+    Along an axis that gets finer, values are interpolated linearly between voxel centres. An axis of equal length does
+    not change.
     """
-    # Beside a network that runs in bf16, too: eight bits are too few for an image.
+    # Resample in the volume's own precision even under autocast, because bf16 has too few bits for an image.
     with torch.autocast(volume.device.type, enabled=False):
         for axis, size in zip((-3, -2, -1), shape, strict=True):
             if volume.shape[axis] != size:
@@ -149,7 +149,7 @@ def resample(volume: Tensor, shape: Shape) -> Tensor:
 
 
 def _axis_weights(old: int, new: int) -> Tensor:
-    """Matrix `(new, old)` whose rows add up to 1."""
+    """Resampling matrix `(new, old)` of one axis. Each row adds up to 1."""
     step = old / new
     if new < old:
         edges = torch.arange(new + 1, dtype=torch.float64) * step

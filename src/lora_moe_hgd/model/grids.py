@@ -1,4 +1,4 @@
-"""Grids: affines, comparison of two grids, and interpolation from one to another."""
+"""Grids of volumes: check affines, compare two grids, and resample from one grid to another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .findings import BadInputError
 from .geometry import orientation, voxel_spacing_mm
 
-# Corners of equal grids may lie this share of a voxel apart, because programs round headers differently.
+# Grids count as equal if their corners differ by at most this share of a voxel, because programs round differently.
 TOLERATED_VOXELS = 0.25
 VOXEL_MM = (0.1, 20.0)
 MAX_FIELD_MM = 600.0
@@ -25,13 +25,13 @@ Step = Literal["none", "moved", "taken over", "interpolated"]
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels and where they lie.
+    """Voxels with their affine.
 
     Attributes:
         array: `(D, H, W)`.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
-        has_geometry: Whether the source stated its affine; otherwise it is an assumption.
-        oddities: What is odd about the header it came with, a sentence each.
+        has_geometry: Whether the source stated its affine. Otherwise the affine is an assumption.
+        oddities: Warnings about the header of the source.
     """
 
     array: np.ndarray
@@ -45,15 +45,15 @@ class Volume:
 
 
 def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse an affine that cannot be that of a head.
+    """Refuse an affine that is implausible for an image of a head.
 
     Raises:
-        BadInputError: If the affine is singular or not finite, or voxels, field of view or origin have an impossible
-            size.
+        BadInputError: If the affine is singular or not finite, or if voxel size, field of view or origin is
+            implausible.
     """
     with np.errstate(all="ignore"):
         edges_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        # The share of a box's volume that is left when its axes lean.
+        # Volume of a voxel divided by the product of its edges: 1 for orthogonal axes, 0 for a singular affine.
         share = abs(np.linalg.det(affine[:3, :3] / edges_mm)) if np.isfinite(affine).all() and edges_mm.all() else 0.0
     if not np.isfinite(share) or share < 1e-2:
         raise BadInputError(
@@ -64,19 +64,19 @@ def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) 
     if edges_mm.min() < VOXEL_MM[0] or edges_mm.max() > VOXEL_MM[1]:
         raise BadInputError(
             where,
-            f"The voxels measure {_times(edges_mm)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are read. Correct the "
-            "header. Its lengths must be in millimetres.",
+            f"The voxels measure {_times(edges_mm)} mm, but {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are allowed. "
+            "Correct the header. Its lengths must be in millimetres.",
         )
     field_mm = edges_mm * shape[:3]
     if field_mm.max() > MAX_FIELD_MM:
         raise BadInputError(
             where,
-            f"The volume covers {_times(field_mm)} mm, more than a head; at most {MAX_FIELD_MM:g} mm along an axis "
-            "are read. Correct the voxel size in the header, or crop the volume.",
+            f"The volume covers {_times(field_mm)} mm, but at most {MAX_FIELD_MM:g} mm along an axis are allowed. "
+            "Correct the voxel size in the header, or crop the volume.",
         )
     if np.abs(affine[:3, 3]).max() > MAX_ORIGIN_MM:
         raise BadInputError(
-            where, f"The origin lies at {_times(affine[:3, 3])} mm, more than 100 m away. Correct the header."
+            where, f"The origin is at {_times(affine[:3, 3])} mm, more than 100 m away. Correct the header."
         )
 
 
@@ -85,15 +85,16 @@ def _times(sizes: np.ndarray) -> str:
 
 
 def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tuple[Volume, Step, float]:
-    """Bring a volume onto the grid of another.
+    """Resample a volume to the grid of another.
 
-    A volume whose axes run another way is moved voxel by voxel. If its corners then lie within a quarter of a voxel of
-    the reference's, it takes over the reference's affine. Otherwise values are interpolated linearly: smoothed first
-    where the reference is coarser, and without the zeros around a brain. Labels take the nearest value.
+    If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners then
+    differ from the reference's by at most a quarter of a voxel, the volume gets the reference's affine. Otherwise
+    values are interpolated linearly. They are smoothed first if the reference is coarser, and zeros around a brain are
+    ignored. Labels take the nearest value.
 
     Returns:
-        The volume on the reference's grid, what was done, and the largest distance between corners in millimetres; the
-        distance is infinite if the shapes differ.
+        The volume on the reference's grid, the step that was necessary, and the largest distance between corners in
+        millimetres. The distance is infinite if the shapes differ.
     """
     moved, was_moved = _reoriented(volume, reference.affine)
     apart_mm = corners_apart_mm(moved, reference)
@@ -133,10 +134,10 @@ def centres_apart_mm(first: Volume, second: Volume) -> float:
 
 
 def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
-    """The same volume with its axes in the order and direction of the affine `like`, and whether that moved voxels."""
+    """Reorder and flip the axes like those of the affine `like`; return the volume and whether voxels were moved."""
     own_axes, own_flips = orientation(volume.affine)
     axes, flips = orientation(like)
-    # Array axis `axes[a]` of the target runs along the anatomical axis `a`, as `own_axes[a]` does here.
+    # Array axis `axes[a]` of the target and array axis `own_axes[a]` of the volume both run along anatomical axis `a`.
     order = [0, 0, 0]
     flipped = [False, False, False]
     for anatomical in range(3):
@@ -154,7 +155,7 @@ def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
 
 
 def _coordinates(to_volume: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Where the voxels of the reference's plane number `first` lie in the volume's array, `(H, W, 3)` in voxels."""
+    """Coordinates in the volume's array, `(H, W, 3)` in voxels, of all voxels in the reference's plane `first`."""
     rows = np.arange(shape[1])[:, None, None] * to_volume[:3, 1]
     columns = np.arange(shape[2])[None, :, None] * to_volume[:3, 2]
     return first * to_volume[:3, 0] + rows + columns + to_volume[:3, 3]
@@ -172,7 +173,7 @@ def _nearest(array: np.ndarray, to_volume: np.ndarray, shape: tuple[int, ...]) -
 
 def _linear(volume: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """Trilinear interpolation of `volume` at each voxel of the reference; zero outside."""
-    # A single slice is half a voxel thick on either side: two slices of zeros around it say so.
+    # `grid_sample` needs two voxels per axis. Zeros around a single slice let it fade out within one voxel.
     single = [int(edge == 1) for edge in volume.shape]
     volume = nn.functional.pad(volume, [pad for pad in reversed(single) for _ in range(2)])
     edges = np.array(volume.shape) - 1
@@ -185,7 +186,7 @@ def _linear(volume: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Te
 
 
 def _blurred(volume: Tensor, sigma_voxels: np.ndarray) -> Tensor:
-    """Separable Gaussian blur with zeros beyond the border; a sigma of zero leaves its axis alone."""
+    """Separable Gaussian blur with zeros beyond the border. A sigma of zero does not blur its axis."""
     for axis, sigma in enumerate(sigma_voxels):
         if sigma <= 0:
             continue

@@ -1,7 +1,7 @@
-"""Warnings about NIfTI headers that nibabel reads silently.
+"""Warnings about problems in NIfTI headers that nibabel accepts silently.
 
 A header gives the geometry up to three times: as an affine (sform), as a rotation with an origin (qform), and as voxel
-sizes (`pixdim`), which the qform needs. The sform counts first, then the qform, then the voxel sizes alone: this is
+sizes (`pixdim`), which the qform needs. The sform has priority, then the qform, then the voxel sizes alone. This is
 the order of nibabel and of the standard (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h, methods 1 to 3).
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from .findings import Finding
 
-# Codes of the standard beside 0, which says that the form is not given.
+# Codes that the standard defines, except 0, which means that the form is not given.
 KNOWN_CODES = range(1, 6)
-# An sform is stored as it is, a qform as a quaternion in float32: rounding alone gives less than a tenth of either.
+# Largest difference between sform and qform without a warning. Rounding errors are less than a tenth of it.
 SIZE_TOLERANCE = 0.01
 ANGLE_TOLERANCE_DEGREES = 1.0
-# Units of length by their code, beside millimetres (2) and "not said" (0).
+# Units of length by their code, except millimetres (2) and unknown (0).
 OTHER_UNITS = {1: "metres", 3: "micrometres"}
 
 
@@ -28,14 +28,14 @@ def header_findings(header: Any, where: Path | str) -> list[Finding]:
     """Warnings about the geometry in a header.
 
     Args:
-        header: Header of nibabel, NIfTI-1 or -2, as it lies on disk: read with `from_fileobj(..., check=False)`. The
-            header of a loaded image is repaired already, so a missing voxel size is no longer seen there.
-        where: Place that the findings name.
+        header: Unchanged NIfTI-1 or NIfTI-2 header of nibabel, read with `from_fileobj(..., check=False)`. In the
+            header of a loaded image, nibabel has already replaced a missing voxel size.
+        where: File or sequence that the findings name.
     """
     known = {form: int(header[f"{form}_code"]) in KNOWN_CODES for form in ("sform", "qform")}
     messages = [
         f"The {form} code of the header is {int(header[f'{form}_code'])}, which the standard does not define. The "
-        f"{form} is ignored, as nibabel does. Correct the header if the volume lies wrong."
+        f"{form} is ignored, as in nibabel. Correct the header if position or orientation is wrong."
         for form in known
         if not known[form] and int(header[f"{form}_code"]) != 0
     ]
@@ -46,21 +46,21 @@ def header_findings(header: Any, where: Path | str) -> list[Finding]:
     unit = int(header["xyzt_units"]) & 7
     if unit in OTHER_UNITS:
         messages.append(
-            f"The header gives lengths in {OTHER_UNITS[unit]}. They are read as millimetres, as nibabel does. "
-            "Correct the header: its lengths or their unit."
+            f"The header gives lengths in {OTHER_UNITS[unit]}. They are read as millimetres, as in nibabel. "
+            "Correct the lengths or their unit in the header."
         )
     return [Finding(where, message) for message in messages]
 
 
 def _disagreements(header: Any) -> list[str]:
-    """Whether sform and qform give different voxel sizes or directions."""
+    """Warnings about different voxel sizes or directions in sform and qform."""
     affine = np.array([header[f"srow_{axis}"][:3] for axis in "xyz"], dtype=np.float64)
     sizes_mm, other_mm = np.linalg.norm(affine, axis=0), np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     if not (np.isfinite(sizes_mm).all() and sizes_mm.all()):
-        # No affine at all: whoever reads the volume refuses it.
+        # The sform is not a valid affine. The reader of the volume refuses it.
         return []
-    used = "The sform is used, as nibabel does. If it is the wrong one, set its code to 0."
-    # Written so that NaN is a difference.
+    used = "The sform is used, as in nibabel. If the qform is the right one, set the sform code to 0."
+    # `not (a <= b)` instead of `a > b`, so that NaN is a difference.
     if not (np.abs(other_mm - sizes_mm) <= SIZE_TOLERANCE * sizes_mm).all():
         return [
             f"The header's sform and qform disagree about the voxel size: {_in_mm(sizes_mm)} by the sform and "
@@ -68,7 +68,7 @@ def _disagreements(header: Any) -> list[str]:
         ]
     rotation = qform_rotation(header)
     if rotation is None:
-        return ["The header's qform is invalid: its quaternion is no rotation. The sform is used, as nibabel does."]
+        return ["The header's qform is invalid: its quaternion is not a rotation. The sform is used, as in nibabel."]
     cosines = np.clip((affine / sizes_mm * rotation).sum(axis=0), -1, 1)
     apart = np.degrees(np.arccos(cosines)).max()
     if apart > ANGLE_TOLERANCE_DEGREES:
@@ -80,7 +80,7 @@ def _disagreements(header: Any) -> list[str]:
 
 
 def qform_rotation(header: Any) -> np.ndarray | None:
-    """Directions of the axes by the qform, `(3, 3)`, one a column; `None` if its quaternion is invalid."""
+    """Directions of the axes in the qform as columns, `(3, 3)`; `None` if its quaternion is invalid."""
     unit = header.copy()
     unit["pixdim"][1:4] = 1
     if unit["pixdim"][0] != -1:
@@ -94,25 +94,25 @@ def qform_rotation(header: Any) -> np.ndarray | None:
 
 
 def _voxel_sizes(header: Any, *, rotated: bool) -> list[str]:
-    """Findings about `pixdim` where the voxel sizes come from it."""
+    """Warnings about `pixdim` in headers that take the voxel sizes from it."""
     handedness, *sizes = (float(value) for value in header["pixdim"][:4])
     messages = []
     missing = [str(axis) for axis, size in enumerate(sizes, start=1) if size == 0]
     if missing:
         messages.append(
-            f"The header gives no voxel size for axis {' and '.join(missing)} (`pixdim` is 0). 1 mm is taken, as "
-            "nibabel does, so volumes and distances may be wrong. Correct the header."
+            f"The header gives no voxel size for axis {' and '.join(missing)} (`pixdim` is 0). 1 mm is assumed, as "
+            "in nibabel, so volumes and distances may be wrong. Correct the header."
         )
     if min(sizes) < 0:
         messages.append(
-            f"The header gives a negative voxel size ({_in_mm(sizes)}). Its sign is ignored, as nibabel does. "
-            "Check that left and right are right."
+            f"The header gives a negative voxel size ({_in_mm(sizes)}). Its sign is ignored, as in nibabel. "
+            "Check that left and right are not swapped."
         )
-    # By the standard 0 counts as 1.
+    # By the standard, 0 means 1.
     if rotated and handedness not in (-1, 0, 1):
         messages.append(
-            f"The header's `pixdim[0]` is {handedness:g}, but only 1 and -1 are defined. 1 is taken, as nibabel does, "
-            "so the third axis may be reversed. Correct the header."
+            f"The header's `pixdim[0]` is {handedness:g}, but only 1 and -1 are defined. 1 is assumed, as in "
+            "nibabel, so the third axis may be reversed. Correct the header."
         )
     return messages
 

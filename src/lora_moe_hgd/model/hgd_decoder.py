@@ -1,12 +1,13 @@
-"""Holistically guided decoder, moved to 3-D and to tokens that may be missing, and the refinement behind it.
+"""Holistically guided decoder for 3-D volumes with missing tokens, followed by a refinement to full resolution.
 
-EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487): a codebook of holistic codewords is made from
-the coarse tokens and assembled at stride 8 under a fine guidance map. Two things differ from the paper: absent tokens
-are masked in the spatial softmax, and learned prior codewords join those made from the image. A head at stride 8 alone
-cannot draw the enhancing tumour (its best Dice on real masks is about .82), hence the refinement to full resolution.
+As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), a codebook of holistic codewords is
+computed from the coarse tokens and assembled at stride 8, guided by a fine feature map. There are two differences to
+the paper: absent tokens are masked in the spatial softmax, and learned prior codewords are added to the codebook. A
+head at stride 8 alone is too coarse for the enhancing tumour (its best possible Dice on real masks is about 0.82), so
+a refinement to full resolution follows.
 
-Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords made, k prior codewords,
-V voxels of the stride-8 map.
+Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords from the image, k prior
+codewords.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PointwiseBlock(nn.Sequential):
 
 
 class HolisticCodebook(nn.Module):
-    """Codewords from the tokens: each is a convex combination of the present tokens' base vectors.
+    """Compute codewords from the tokens. Each is a convex combination of the base vectors of the present tokens.
 
     `m = Linear(cat[X_l1, X_l2, X_L])`, `Bas = ReLU(norm(Linear m))`, `A = softmax over tokens of MLP(m)`,
     `C = Bas^T A`, `C+ = cat[C, P]`.
@@ -75,8 +76,8 @@ class HolisticallyGuidedAssembly(nn.Module):
     """Assembly of the codewords at stride 8.
 
     `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W = ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`
-    with `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out = ReLU(norm(conv1(cat[F, G])))`: the output reads `G`,
-    not `G + g`, and the coefficients `W` pass a ReLU, no softmax.
+    with `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out = ReLU(norm(conv1(cat[F, G])))`. Note that the output
+    uses `G`, not `G + g`, and that the coefficients `W` are the result of a ReLU, not of a softmax.
     """
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
@@ -89,7 +90,7 @@ class HolisticallyGuidedAssembly(nn.Module):
         self.output = PointwiseBlock(2 * config.codeword_size, config.codeword_size)
 
     def forward(self, fine: Tensor, context: Tensor, codebook: Tensor, mean_base: Tensor) -> Tensor:
-        """Assemble.
+        """Assemble the codewords at each position of the fine features.
 
         Args:
             fine: Fused stem features at stride 8, `(B, C, *S8)`.
@@ -107,7 +108,7 @@ class HolisticallyGuidedAssembly(nn.Module):
 
 
 class RefinementStage(GradientCheckpointingLayer):
-    """Twice the resolution: reduce, upsample, join the skip, mix."""
+    """Double the resolution: reduce channels, upsample, concatenate the skip features, convolve."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -123,11 +124,11 @@ class RefinementStage(GradientCheckpointingLayer):
 
 @dataclass
 class DecoderOutput:
-    """Region logits from coarse to fine and what made them.
+    """Region logits from coarse to fine, and the codebook.
 
     Attributes:
-        logits: At strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32 or float64.
-        codebook: `(B, q, n + k)`.
+        logits: Logits at strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32 or float64.
+        codebook: Codewords `C+`, `(B, q, n + k)`.
     """
 
     logits: tuple[Tensor, Tensor, Tensor]

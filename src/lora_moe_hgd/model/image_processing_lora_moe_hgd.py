@@ -1,4 +1,4 @@
-"""Image processor: the sequences of a case, some of them absent, to network input, and logits back to its own grid."""
+"""Image processor: convert the available sequences of a case to network input, and logits back to the case's grid."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from transformers.processing_utils import ImagesKwargs
 from .brain import brain_of
 from .case_rules import SettledCase, result_warnings, settle
 from .confidence import calibrated_dice, expected_dice
-from .configuration_lora_moe_hgd import MODALITIES, REGIONS, TOKEN_STRIDE
+from .configuration_lora_moe_hgd import TOKEN_STRIDE
 from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
+from .label_schemes import LabelScheme
 from .label_schemes import label_scheme as find_label_scheme
 from .parts import largest_parts
 from .sources import volume_of
+from .task import BRAIN_TUMOUR, Task
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
-    """Settings of the processor that a checkpoint carries."""
+    """Settings of the processor that are saved in a checkpoint."""
 
     modalities: list[str]
     target_spacing_mm: list[float]
@@ -32,19 +34,22 @@ class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
     label_scheme: str
     least_part: float
     confidence_weights: list[list[float]] | None
+    task: dict[str, Any] | None
 
 
 class LoraMoeHgdImageProcessor(BaseImageProcessor):
-    """Canonical orientation, one voxel size, brain crop, robust z-score; and the way back.
+    """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
-        modalities: Sequences in channel order.
+        modalities: Sequences in channel order; those of the task when `None`.
         target_spacing_mm: Voxel size the network works at, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this.
-        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`.
+        label_scheme: Scheme of label maps when none is named in a call, see `label_schemes`; of a task of its own its
+            only one.
         least_part: Parts of a region smaller than this share of its largest part are taken for false; 0 keeps all.
-        confidence_weights: Weights of `confidence.calibrated_dice` for WT, TC and ET, fitted on real cases; without
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases; without
             them the confidence is the Dice that the probabilities imply, which is too high.
+        task: What is segmented, as `Task.to_dict` gives it; a brain tumour when `None`.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -63,12 +68,13 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        modalities: Sequence[str] = MODALITIES,
+        modalities: Sequence[str] | None = None,
         target_spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         intensity_clip: float = 10.0,
-        label_scheme: str = "brats2023",
+        label_scheme: str | None = None,
         least_part: float = 0.0,
         confidence_weights: Sequence[Sequence[float]] | None = None,
+        task: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,20 +84,41 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`intensity_clip` must be positive, got {intensity_clip}.")
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
-        self.modalities = list(modalities)
+        self.task = None if task is None else Task.from_dict(task).to_dict()
+        names = self.segmentation_task.modalities
+        if task is not None and modalities is not None and tuple(modalities) != names:
+            raise ValueError(
+                f"`modalities` must be those of the task, {', '.join(names)}, got {', '.join(modalities)}."
+            )
+        self.modalities = list(modalities or names)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
         self.intensity_clip = float(intensity_clip)
-        self.label_scheme = find_label_scheme(label_scheme).name
+        usual = "brats2023" if task is None else self.segmentation_task.name
+        self.label_scheme = self.scheme(label_scheme or usual).name
         self.least_part = float(least_part)
         if confidence_weights is not None:
             lengths = [len(weights) for weights in confidence_weights]
-            if lengths != [3 + len(self.modalities)] * len(REGIONS):
+            regions = self.segmentation_task.regions
+            if lengths != [3 + len(self.modalities)] * len(regions):
                 raise ValueError(
                     f"`confidence_weights` must hold {3 + len(self.modalities)} numbers for each of "
-                    f"{', '.join(REGIONS)}, got {lengths}."
+                    f"{', '.join(regions)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
+
+    @property
+    def segmentation_task(self) -> Task:
+        """What is segmented."""
+        return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
+
+    def scheme(self, name: str | None = None) -> LabelScheme:
+        """Label scheme of this name among those of the task; the processor's own when `None`.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return find_label_scheme(name or self.label_scheme, self.segmentation_task.schemes)
 
     def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         return self.preprocess(images, segmentation_maps, **kwargs)
@@ -107,32 +134,34 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         allow_partial: bool = False,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Prepare one case or a list of cases.
+        """Preprocess one case or a list of cases.
 
-        Every case follows the rules of `case_rules.settle`: all sequences and the label map are brought to the grid of
-        the first sequence, and what is odd is warned of.
+        Every case follows the rules of `case_rules.settle`: all sequences and the label map are resampled to the grid
+        of the first sequence that states its affine, and problems are reported as warnings.
 
         Args:
-            images: For each case a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
-                `MetaTensor`, an array or a tensor `(D, H, W)`; absent sequences are left out or `None`. Or what
-                `settle` returned.
-            segmentation_maps: Label map of each case, in the same forms; of a settled case its own is taken.
-            label_scheme: Scheme of the label maps; the processor's own when `None`.
-            spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm when `None`.
+            images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
+                `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Results of
+                `settle` are also accepted.
+            segmentation_maps: Label map of each case, in the same forms. A result of `settle` has its own label map.
+            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
+            spacing_mm: Voxel size of arrays without an affine. They must be in RAS order. `None` means 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
-            return_tensors: `pt`, the only kind of tensors there is.
+            return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
             `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the far
             end to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one per case, to go back, with the
-            warnings; and, with label maps, `labels (B, 3, D, H, W)` uint8, the nested regions.
+            warnings; and, with label maps, `labels (B, R, D, H, W)` uint8, the regions.
 
         Raises:
-            ValueError: If a case cannot be used; the message names the case, the sequence and the remedy.
+            ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
         """
         if return_tensors not in (None, "pt"):
-            raise ValueError(f"`return_tensors` must be 'pt', got {return_tensors!r}: the network runs in PyTorch.")
+            raise ValueError(
+                f"`return_tensors` must be 'pt', got {return_tensors!r}, because the network needs PyTorch."
+            )
         is_single = isinstance(images, Mapping | SettledCase)
         cases = [images] if isinstance(images, Mapping | SettledCase) else list(images)
         if segmentation_maps is None:
@@ -142,9 +171,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if len(maps) != len(cases) or any(label_map is None for label_map in maps):
                 given = sum(label_map is not None for label_map in maps)
                 raise ValueError(
-                    f"Give each of the {len(cases)} cases a label map, or none of them. {given} were given."
+                    f"Give a label map for each of the {len(cases)} cases, or for none of them. Got only {given}."
                 )
-        scheme = find_label_scheme(label_scheme or self.label_scheme)
+        scheme = self.scheme(label_scheme)
         settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
             if isinstance(case, SettledCase):
@@ -154,7 +183,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):
-            raise ValueError(f"Give each case a label map, or none of them. {sum(labelled)} of {len(cases)} have one.")
+            raise ValueError(
+                f"Give a label map for each case, or for none of them. {sum(labelled)} of {len(cases)} have one."
+            )
         volumes, labels, geometries = [], [], []
         for case in settled:
             volume, geometry = self._prepare(case)
@@ -207,6 +238,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             label_schemes=(scheme,),
             allow_skull=allow_skull,
             allow_partial=allow_partial,
+            task=self.segmentation_task,
         )
         for finding in settled.findings:
             if finding.level == "error":
@@ -221,41 +253,41 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         *,
         label_scheme: str | None = None,
     ) -> list[np.ndarray]:
-        """Bring logits back to each case's own grid, as label maps.
+        """Convert logits to label maps on each case's own grid.
 
         Args:
-            outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
+            outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: What `preprocess` returned for these cases.
             label_scheme: Scheme of the label maps; the processor's own when `None`.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
         """
-        scheme = find_label_scheme(label_scheme or self.label_scheme)
+        scheme = self.scheme(label_scheme)
         return [scheme.encode(regions) for regions, _ in self.post_process_regions(outputs, geometry)]
 
     def post_process_regions(
         self, outputs: Any, geometry: Sequence[CaseGeometry]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Bring logits back to each case's own grid, as regions and their probabilities.
+        """Convert logits to regions and probabilities on each case's own grid.
 
-        Logits are interpolated, passed through a sigmoid, nested (TC never exceeds WT, nor ET TC) and cut at 0.5, see
-        `regions_of`. Outside the brain there is no tumour.
+        Logits are interpolated, passed through a sigmoid, nested where the labels of the regions are (TC never exceeds
+        WT, nor ET TC) and cut at 0.5, see `regions_of`. Outside the brain nothing is found.
 
         Args:
-            outputs: Network output with `logits (B, 3, D, H, W)`, or the logits themselves.
+            outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: What `preprocess` returned for these cases.
 
         Returns:
-            Of each case WT, TC and ET, nested, `(3, D, H, W)` bool, and their probabilities, float32, both in the
-            case's own shape and orientation.
+            Of each case the regions `(R, D, H, W)` bool, of a tumour WT, TC and ET, and their probabilities, float32,
+            both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        results = []
+        results, task = [], self.segmentation_task
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
             at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
-            probabilities = at_case.sigmoid().cummin(dim=0).values.cpu().numpy() * case_geometry.brain
+            probabilities = task.nested(at_case.sigmoid()).cpu().numpy() * case_geometry.brain
             regions, probabilities = (
                 np.stack([case_geometry.to_own_grid(volume) for volume in volumes])
                 for volumes in (self.regions_of(probabilities), probabilities)
@@ -266,16 +298,17 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the Dice to expect of each region, by `wt`, `tc` and `et`; `None` for a region that was not found.
+        """Return the Dice to expect of each region, by its name; `None` for a region that was not found.
 
         Args:
-            probabilities: `(3, D, H, W)` in [0, 1].
-            regions: Found regions, `(3, D, H, W)` bool.
+            probabilities: `(R, D, H, W)` in [0, 1].
+            regions: Found regions, `(R, D, H, W)` bool.
             voxel_ml: Volume of a voxel in millilitres.
-            present: Whether each sequence was there, in channel order.
+            present: Whether each sequence is available, in channel order.
         """
         found: dict[str, float | None] = {}
-        for index, (name, value) in enumerate(zip(REGIONS, expected_dice(probabilities, regions), strict=True)):
+        names = self.segmentation_task.regions
+        for index, (name, value) in enumerate(zip(names, expected_dice(probabilities, regions), strict=True)):
             volume_ml = float(regions[index].sum()) * voxel_ml
             if volume_ml == 0:
                 found[name] = None
@@ -286,20 +319,20 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Nested regions `(3, D, H, W)` bool of nested probabilities, without the parts that are too small.
+        """Regions `(R, D, H, W)` bool of nested probabilities, without the parts that are too small.
 
-        What is left out of a region is left out of those inside it before their parts are looked at.
+        Voxels that are removed from a region are also removed from the regions inside it.
         """
         regions = probabilities > 0.5
         if self.least_part > 0:
-            around = np.ones_like(regions[0])
-            for region in regions:
-                region &= around
-                around = region[:] = largest_parts(region, self.least_part)
+            for region, around in zip(regions, self.segmentation_task.around, strict=True):
+                for number in around:
+                    region &= regions[number]
+                region[:] = largest_parts(region, self.least_part)
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Normalised volume `(M, D, H, W)` on the brain's box, and the geometry."""
+        """Return the normalised volume `(M, D, H, W)` of the brain's bounding box, and the geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -309,7 +342,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         spacing = canonical_spacing_mm(case.affine)
         new_shape = resampled_shape(box_shape, spacing, tuple(self.target_spacing_mm))
         brain = close_gaps(inside[tuple(slice(low, high) for low, high in box)], spacing)
-        messages = tuple(str(finding) for finding in (*case.findings, *result_warnings(case.arrays)))
+        warned = result_warnings(case.arrays, self.segmentation_task)
+        messages = tuple(str(finding) for finding in (*case.findings, *warned))
         geometry = CaseGeometry((shape[0], shape[1], shape[2]), case.affine, box, new_shape, brain, messages)
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
@@ -320,7 +354,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
-    """Region masks `(3, ...)` of the case's own grid on the brain's box in canonical order."""
+    """Region masks `(R, ...)` of the case's own grid on the brain's box in canonical order."""
     box = tuple(slice(low, high) for low, high in geometry.box)
     return np.stack([to_canonical(region, affine)[box] for region in regions])
 
@@ -334,10 +368,10 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`; zero elsewhere.
+    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Other voxels stay zero.
 
     Raises:
-        ValueError: If more than half of these voxels are equal: there is no spread to divide by.
+        ValueError: If more than half of these voxels are equal, because the MAD is then zero.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)
@@ -353,7 +387,7 @@ def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
 
 
 def _pad_and_stack(volumes: Sequence[Tensor]) -> Tensor:
-    """Stack `(C, D, H, W)` volumes, zero-padded at the far end to a common multiple of 16."""
+    """Stack `(C, D, H, W)` volumes, zero-padded at the end of each axis to a common multiple of 16."""
     edges = [-(-max(volume.shape[axis] for volume in volumes) // TOKEN_STRIDE) * TOKEN_STRIDE for axis in (1, 2, 3)]
     stacked = volumes[0].new_zeros(len(volumes), volumes[0].shape[0], *edges)
     for number, volume in enumerate(volumes):

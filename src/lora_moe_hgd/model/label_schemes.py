@@ -1,56 +1,80 @@
-"""Label schemes: which integer of a label map means which nested region.
+"""Label schemes: which integer of a label map means which region.
 
-A scheme gives one label to each of the three disjoint parts of a tumour: the part of WT outside TC (oedema), the part
-of TC outside ET (necrosis and non-enhancing tumour), and ET.
+A region is a set of labels. Sets may be nested, as those of a tumour are (WT, TC, ET), disjoint, or overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """One way to number the parts of a tumour; background is 0.
+    """One way to number the parts of what is segmented; background is 0.
 
     Attributes:
         name: How it is called on the command line and in files.
-        edema: Label of WT outside TC.
-        core: Label of TC outside ET.
-        enhancing: Label of ET.
-        more_core: Other labels of TC outside ET; read, never written.
-        no_tumour: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
+        regions: Labels of each region, in channel order. Later regions are painted over earlier ones, so each needs a
+            label that is in no later one.
+        words: Name of the part of each region that lies in no later one; that of the region if left out.
+        others: Labels of what is in none of the regions, such as the cavity of a resection; read, never written.
+        target: Word for what the regions are parts of.
     """
 
     name: str
-    edema: int
-    core: int
-    enhancing: int
-    more_core: tuple[int, ...] = ()
-    no_tumour: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]]
+    words: tuple[str, ...] = ()
+    others: tuple[int, ...] = ()
+    target: str = "tumour"
 
     @property
     def labels(self) -> set[int]:
         """Every label of the scheme, with background."""
-        return {0, self.edema, self.core, self.enhancing, *self.more_core, *self.no_tumour}
+        return {0, *self.others}.union(*self.regions.values())
+
+    @cached_property
+    def written(self) -> dict[str, int]:
+        """Label of the part of each region that lies in no later one, by the word for the part."""
+        members = list(self.regions.values())
+        own = []
+        for place, labels in enumerate(members):
+            later = set[int]().union(*members[place + 1 :])
+            # Of overlapping regions each is written by a label that is in no other one, if it has such a label.
+            own.append(min(set(labels) - later, key=lambda label: (sum(self._regions_of(label)), labels.index(label))))
+        return dict(zip(self.words or self.regions, own, strict=True))
+
+    @cached_property
+    def _exceptions(self) -> dict[int, tuple[bool, ...]]:
+        """Regions of each label that painting in order does not give: those of overlaps that are not nested."""
+        painted = {self._regions_of(label) for label in self.written.values()}
+        found: dict[tuple[bool, ...], int] = {}
+        for label in sorted(self.labels - {0, *self.others}):
+            if self._regions_of(label) not in painted:
+                found.setdefault(self._regions_of(label), label)
+        return {label: inside for inside, label in found.items()}
+
+    def _regions_of(self, label: int) -> tuple[bool, ...]:
+        return tuple(label in members for members in self.regions.values())
 
     def encode(self, regions: np.ndarray) -> np.ndarray:
-        """Label map `(D, H, W)` uint8 of the nested masks WT, TC and ET `(3, D, H, W)`."""
-        whole, core, enhancing = np.asarray(regions, dtype=bool)
-        labels = np.zeros(whole.shape, dtype=np.uint8)
-        labels[whole] = self.edema
-        labels[core] = self.core
-        labels[enhancing] = self.enhancing
+        """Label map `(D, H, W)` uint8 of the masks `(R, D, H, W)` of the regions."""
+        masks = np.asarray(regions, dtype=bool)
+        labels = np.zeros(masks.shape[1:], dtype=np.uint8)
+        for mask, label in zip(masks, self.written.values(), strict=True):
+            labels[mask] = label
+        for label, inside in self._exceptions.items():
+            labels[(masks == np.reshape(inside, (-1, *[1] * labels.ndim))).all(axis=0)] = label
         return labels
 
     def decode(self, labels: np.ndarray) -> np.ndarray:
-        """Nested masks WT, TC and ET `(3, D, H, W)` bool of a label map; floats may be off integers by 1e-3.
+        """Masks `(R, D, H, W)` bool of the regions of a label map; floats may be off integers by 1e-3.
 
         Raises:
-            LabelMapError: If a value is no integer or not of this scheme; the message lists what was found.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -58,28 +82,49 @@ class LabelScheme:
                    [0, 1, 0, 1],
                    [0, 0, 0, 1]])
         """
-        detect_label_scheme(label_values(labels), [self.name])
+        schemes = LABEL_SCHEMES if self.name in LABEL_SCHEMES else {self.name: self}
+        detect_label_scheme(label_values(labels), [self.name], schemes)
         labels = np.rint(labels)
-        enhancing = labels == self.enhancing
-        core = enhancing | np.isin(labels, (self.core, *self.more_core))
-        return np.stack([core | (labels == self.edema), core, enhancing])
+        return np.stack([np.isin(labels, members) for members in self.regions.values()])
 
     def __str__(self) -> str:
-        numbers = {0: "background", self.core: "core", self.edema: "oedema", self.enhancing: "enhancing"}
-        parts = ", ".join(f"{number} {name}" for number, name in sorted(numbers.items()))
-        more = "".join(f", {label} core" for label in self.more_core)
-        return f"{self.name} ({parts}{more}{''.join(f', {label} no tumour' for label in self.no_tumour)})"
+        words = {0: "background", **{label: word for word, label in self.written.items()}}
+        parts = ", ".join(f"{label} {word}" for label, word in sorted(words.items()))
+        names = list(self.words or self.regions)
+        for label in sorted(self.labels - {*words, *self.others}):
+            inside = [name for name, is_in in zip(names, self._regions_of(label), strict=True) if is_in]
+            nested = self._regions_of(label) not in self._exceptions.values()
+            parts += f", {label} {inside[-1] if nested else ' and '.join(inside)}"
+        return f"{self.name} ({parts}{''.join(f', {label} no {self.target}' for label in self.others)})"
+
+
+def _of_tumour(
+    name: str, *, edema: int, core: int, enhancing: int, more_core: tuple[int, ...] = (), others: tuple[int, ...] = ()
+) -> LabelScheme:
+    """Scheme of a tumour of three nested regions.
+
+    Args:
+        name: Name of the scheme.
+        edema: Label of WT outside TC.
+        core: Label of TC outside ET.
+        enhancing: Label of ET.
+        more_core: Other labels of TC outside ET; read, never written.
+        others: Labels of what is no tumour.
+    """
+    inner = (core, *more_core, enhancing)
+    regions = {"wt": (edema, *inner), "tc": inner, "et": (enhancing,)}
+    return LabelScheme(name, regions, ("oedema", "core", "enhancing"), others)
 
 
 LABEL_SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        LabelScheme("brats2018", edema=2, core=1, enhancing=4),  # BraTS 2017 to 2021
-        LabelScheme("brats2023", edema=2, core=1, enhancing=3),
-        LabelScheme("msd", edema=1, core=2, enhancing=3),  # Medical Segmentation Decathlon, task 1
-        LabelScheme("gli2024", edema=2, core=1, enhancing=3, no_tumour=(4,)),  # after surgery, with its cavity
-        LabelScheme("ped2024", edema=4, core=2, enhancing=1, more_core=(3,)),  # children, with cysts
-        LabelScheme("brats2015", edema=2, core=1, enhancing=4, more_core=(3,)),  # 2013 to 2015
+        _of_tumour("brats2018", edema=2, core=1, enhancing=4),  # BraTS 2017 to 2021
+        _of_tumour("brats2023", edema=2, core=1, enhancing=3),
+        _of_tumour("msd", edema=1, core=2, enhancing=3),  # Medical Segmentation Decathlon, task 1
+        _of_tumour("gli2024", edema=2, core=1, enhancing=3, others=(4,)),  # after surgery, with its cavity
+        _of_tumour("ped2024", edema=4, core=2, enhancing=1, more_core=(3,)),  # children, with cysts
+        _of_tumour("brats2015", edema=2, core=1, enhancing=4, more_core=(3,)),  # 2013 to 2015
     )
 }
 
@@ -88,66 +133,69 @@ class LabelMapError(ValueError):
     """A label map that cannot be read."""
 
 
-def label_scheme(name: str) -> LabelScheme:
-    """Return the scheme called `name`.
+def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) -> LabelScheme:
+    """Return the scheme called `name` among all of a task.
 
     Raises:
-        ValueError: If there is none; the message lists the names.
+        ValueError: If there is no such scheme. The message lists the names.
     """
-    if name not in LABEL_SCHEMES:
-        raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(LABEL_SCHEMES)}.")
-    return LABEL_SCHEMES[name]
+    if name not in schemes:
+        raise ValueError(f"Unknown label scheme '{name}'; there is: {', '.join(schemes)}.")
+    return schemes[name]
 
 
 def label_values(labels: np.ndarray) -> set[int]:
-    """The values of a label map.
+    """Return all values of a label map.
 
     Raises:
-        LabelMapError: If one is further than 1e-3 from an integer; the message lists some.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists some of them.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):
         whole = np.abs(found - np.rint(found)) <= 1e-3
     if not whole.all():
         values = ", ".join(f"{value:.4g}" for value in found[~whole][:5])
-        raise LabelMapError(f"Labels must be integers. It holds {values}.")
+        raise LabelMapError(f"Labels must be integers, but the label map contains {values}.")
     return {int(value) for value in np.rint(found)}
 
 
-def detect_label_scheme(values: set[int], candidates: Sequence[str] = ()) -> LabelScheme:
+def detect_label_scheme(
+    values: set[int], candidates: Sequence[str] = (), schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES
+) -> LabelScheme:
     """The scheme of a label map that holds `values`.
 
-    Several schemes that put every value into the same regions are as good as one. Without candidates, 4 without 3
-    means BraTS 2017 to 2021.
+    If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
+    the label 4 without the label 3 means BraTS 2017 to 2021.
 
     Args:
         values: Labels that occur.
         candidates: Schemes that the data set may use; any, if that is not known.
+        schemes: All schemes of the task, by name.
 
     Raises:
-        LabelMapError: If none of the schemes has all the values, or several do that disagree.
+        LabelMapError: If no scheme has all the values, or if several schemes have them but with different meanings.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
         'gli2024'
     """
-    fitting = [scheme for scheme in LABEL_SCHEMES.values() if values <= scheme.labels]
-    allowed = [label_scheme(name) for name in candidates]
+    fitting = [scheme for scheme in schemes.values() if values <= scheme.labels]
+    allowed = [label_scheme(name, schemes) for name in candidates]
     chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
     if not chosen:
-        known = set().union(*(scheme.labels for scheme in allowed or LABEL_SCHEMES.values()))
-        schemes = " or ".join(map(str, allowed)) or "any known scheme"
-        fit = ", ".join(scheme.name for scheme in fitting) or "none"
+        known = set().union(*(scheme.labels for scheme in allowed or schemes.values()))
         unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
-        raise LabelMapError(f"The label {unknown} is not in {schemes}. Schemes that fit: {fit} (`--label-scheme`).")
-    if not allowed and 4 in values and 3 not in values:
-        return LABEL_SCHEMES["brats2018"]
+        named = allowed or (list(schemes.values()) if len(schemes) == 1 else [])
+        wanted = " or ".join(map(str, named)) or "any known scheme"
+        if "brats2018" not in schemes and not fitting:
+            remedy = "Add it to a region of the task or to `other_labels`, or remove it from the label map."
+        else:
+            remedy = f"Schemes that fit: {', '.join(scheme.name for scheme in fitting) or 'none'} (`--label-scheme`)."
+        raise LabelMapError(f"The label {unknown} is not in {wanted}. {remedy}")
+    if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
+        return schemes["brats2018"]
     regions = {
-        tuple(
-            (value == scheme.enhancing, value in (scheme.core, *scheme.more_core), value == scheme.edema)
-            for value in sorted(values)
-        )
-        for scheme in chosen
+        tuple(value in members for value in sorted(values) for members in scheme.regions.values()) for scheme in chosen
     }
     if len(regions) > 1:
         names = " or ".join(scheme.name for scheme in chosen)

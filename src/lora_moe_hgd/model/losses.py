@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def soft_dice_loss(logits: Tensor, targets: Tensor, *, smooth: float = 1.0) -> Tensor:
     """One minus the soft Dice of each case and region, `(B, R, ...) -> (B, R)`.
 
-    Computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is added above
-    and below: two empty masks agree and lose nothing.
+    It is computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is added to
+    numerator and denominator, so that two empty masks have no loss.
 
     Example:
         >>> soft_dice_loss(torch.full((1, 1, 2, 2, 2), -50.0), torch.zeros(1, 1, 2, 2, 2))
@@ -29,7 +29,7 @@ def soft_dice_loss(logits: Tensor, targets: Tensor, *, smooth: float = 1.0) -> T
 
 
 def region_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the batch of soft Dice loss and of cross-entropy, each `(R,)`.
+    """Soft Dice loss and cross-entropy of each region, averaged over the batch, each `(R,)`.
 
     Args:
         logits: `(B, R, D, H, W)`.
@@ -45,10 +45,10 @@ def segmentation_losses(
     """Dice and cross-entropy, averaged over regions and scales with their weights.
 
     Args:
-        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`; the last at full resolution.
-        labels: Region masks `(B, R, D, H, W)`, 0 or 1. Coarser targets are the fraction of each cell that is covered.
+        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`. The last has full resolution.
+        labels: Region masks `(B, R, D, H, W)`, 0 or 1. Targets of coarser logits are means over the voxels of a cell.
         scale_weights: One weight per entry of `logits`.
-        region_weights: `(R,)`, not negative, not all zero.
+        region_weights: Weight of each region, `(R,)`, not negative and not all zero.
 
     Returns:
         Two scalars, `dice` and `cross_entropy`.
@@ -69,5 +69,5 @@ def segmentation_losses(
 
 
 def total_loss(parts: dict[str, Tensor], coefficients: dict[str, float]) -> Tensor:
-    """Sum of the loss parts, each times its coefficient; a part that is not named counts once."""
+    """Sum of the loss parts, each times its coefficient. A part without a coefficient has the coefficient 1."""
     return torch.stack([coefficients.get(name, 1.0) * value for name, value in parts.items()]).sum()

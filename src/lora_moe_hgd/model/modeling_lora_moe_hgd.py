@@ -1,8 +1,9 @@
 """LoRA-MoE-HGD: brain-tumour segmentation from any non-empty subset of the MRI sequences.
 
-Stem and transformer encoder over the present sequences (UNETR-style, https://arxiv.org/abs/2103.10504) with mixtures
-of experts, and a holistically guided decoder (https://arxiv.org/abs/2008.10487). Every file of this folder is imported
-here, so that the whole folder travels with a saved model.
+The network consists of a stem, a transformer encoder over the present sequences (UNETR-style,
+https://arxiv.org/abs/2103.10504) with mixtures of experts, and a holistically guided decoder
+(https://arxiv.org/abs/2008.10487). This file imports all files that the network needs, so that transformers saves them
+with the model.
 """
 
 import functools
@@ -31,11 +32,12 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
     """Output of the encoder.
 
     Attributes:
-        last_hidden_state: `(B, N, hidden)`, N the tokens of the present sequences; padded where cases differ.
-        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`; the last is
+        last_hidden_state: `(B, N, hidden)`. N is the number of tokens of all present sequences. Cases with fewer
+            sequences are padded.
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
             normalised.
-        attentions: On request, the weights of each block, `(B, heads, N, N)`, zero at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
     """
 
     last_hidden_state: Tensor | None = None
@@ -49,14 +51,14 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
     """Segmentation of a batch.
 
     Attributes:
-        loss: Scalar, when labels were given.
+        loss: Scalar, if labels were given.
         logits: `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
-        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`; the last is
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
             normalised.
-        attentions: On request, the weights of each block, `(B, heads, N, N)`, zero at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, over the batch's real tokens.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
         codebook: On request, `(B, codeword size, codewords)`.
-        losses: The parts of the loss by name, before their coefficients, when labels were given.
+        losses: Parts of the loss by name, without their coefficients, if labels were given.
     """
 
     loss: Tensor | None = None
@@ -81,7 +83,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["EncoderLayer"]
-    # The loss is a mean over cases: a trainer must average it over accumulated batches, not sum it.
+    # The loss is a mean over cases, so a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
 
     @classmethod
@@ -112,13 +114,13 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass. PEFT asks for it by this name."""
-        # That of transformers warns that it is deprecated, each time an adapter is loaded.
+        """Whether blocks are computed again in the backward pass. PEFT reads this property."""
+        # Override the property of transformers: it is deprecated and warns each time an adapter is loaded.
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise each kind of module that owns parameters; any other kind is an error, never garbage."""
+        """Initialise the parameters of a module. An unknown kind of module raises, so no parameter stays undefined."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
@@ -130,11 +132,11 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Conv3d | nn.LayerNorm | nn.GroupNorm) and module.bias is not None:
             init.zeros_(module.bias)
         if isinstance(module, ModalityStem):
-            # Unlike volumes that are constant in a crop must differ already before the first norm.
+            # Volumes of different sequences that are constant in a crop must differ before the first norm.
             init.normal_(module.modality_embedding.weight, std=0.5)
 
     def _check_inputs(self, pixel_values: Tensor, modality_mask: Tensor | None) -> Tensor:
-        """Return the boolean mask `(B, M)`; all true when none was given."""
+        """Return the boolean mask `(B, M)`. It is true everywhere if no mask was given."""
         num_modalities = len(self.config.modalities)
         if pixel_values.ndim != 5 or pixel_values.shape[1] != num_modalities:
             raise ValueError(
@@ -196,13 +198,13 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch projection; Accelerate asks for it under FSDP2."""
+        """Return the patch projection. Accelerate needs it with FSDP2."""
         return self.stem.patch_projection
 
     def encode(
         self, pixel_values: Tensor, modality_mask: Tensor, output_attentions: bool = False
     ) -> tuple[StemOutput, EncoderOutput]:
-        """Run stem and transformer on checked inputs; what the decoder reads."""
+        """Run stem and transformer on checked inputs, and return the outputs that the decoder needs."""
         stem = self.stem(pixel_values, modality_mask)
         return stem, self.vit(stem.patches, stem.presence, output_attentions)
 
@@ -215,7 +217,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         output_attentions: bool | None = None,
         output_router_logits: bool = False,
     ) -> LoraMoeHgdEncoderOutput:
-        """Encode the present sequences; arguments as in `LoraMoeHgdForSegmentation.forward`."""
+        """Encode the present sequences. The arguments are the same as in `LoraMoeHgdForSegmentation.forward`."""
         output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
         _, encoded = self.encode(pixel_values, modality_mask, output_attentions)
@@ -228,7 +230,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
 
 
 class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
-    """The whole network: nested tumour regions from any non-empty subset of the sequences."""
+    """The complete network: segments nested tumour regions from any non-empty subset of the sequences."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__(config)
@@ -253,19 +255,19 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
 
         Args:
             pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
-            modality_mask: `(B, M)`, true where a sequence was acquired; all when `None`. Channels marked false are
-                never read, so their content does not matter.
+            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all were acquired. Channels
+                marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
-            region_weights: `(R,)`, weight of each region in the loss; equal when `None`.
-            output_hidden_states: Return the states of the encoder; as in the configuration when `None`.
-            output_attentions: Return the attention weights, which needs the attention `eager`; as in the configuration
-                when `None`.
+            region_weights: `(R,)`, weight of each region in the loss. `None` means equal weights.
+            output_hidden_states: Return the hidden states of the encoder. `None` means as in the configuration.
+            output_attentions: Return the attention weights, which only `eager` attention has. `None` means as in the
+                configuration.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, a case has no sequence at all, or the attention returns no weights.
+            ValueError: If a shape does not fit, a case has no sequence, or the attention returns no weights.
         """
         output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
@@ -312,7 +314,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         return losses
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers does it; each `Auto` class that takes the network finds it in the code that goes along."""
+        """Save the model with its code, and register the network in `auto_map` for both `Auto` classes."""
         found = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = {
             **(getattr(self.config, "auto_map", None) or {}),
@@ -331,7 +333,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         mirror: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Logits `(1, R, D, H, W)` of a whole case `(1, M, D, H, W)`, see `sliding_window.sliding_window_logits`."""
+        """Logits `(1, R, D, H, W)` of a complete case `(1, M, D, H, W)`. See `sliding_window_logits`."""
         return sliding_window_logits(
             functools.partial(self, return_dict=True),
             pixel_values,

@@ -1,10 +1,10 @@
-"""Sparse mixture of feed-forward experts, some of them owned by one MRI sequence each.
+"""Sparse mixture of feed-forward experts, some of which are reserved for one MRI sequence each.
 
-Token-choice top-k routing (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538) beside one shared expert that is
-always on. A token may go to the expert of its own modality and to the free experts, so the expert of an absent
-sequence has no tokens and no say.
+The routing is token-choice top-k (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538). One shared expert processes
+all tokens. A token may use the expert of its own modality and the free experts, so the expert of an absent sequence
+gets no tokens and has no influence.
 
-Shape letters: T tokens, D hidden size, M modalities, E routed experts (the M owned ones first), K experts per token.
+Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts a token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .stem import at_least_float32
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between; as a dense block and as one expert."""
+    """Two linear layers with a GELU between them. It is used as a dense block and as an expert."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class ExpertRouter(nn.Linear):
         """Do nothing: the network initialises the weights of all its parts."""
 
     def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:  # type: ignore[override]
-        """Return logits `(T, E)`; minus infinity where a token may not use an expert."""
-        # Not in the autocast type: near-tied experts must not flip with rounding.
+        """Return logits `(T, E)` in at least float32, minus infinity where a token may not use an expert."""
+        # Route in float32 even under autocast, so that rounding does not swap experts with nearly equal logits.
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             logits_TE = nn.functional.linear(at_least_float32(x_TD), at_least_float32(self.weight))
         own_TM = nn.functional.one_hot(modality_T, self.num_modalities).bool()
@@ -71,7 +71,7 @@ class SparseMoe(nn.Module):
         weight_TK, expert_TK = logits_TE.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
         weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
         y_TD = self.shared_expert(x_TD)
-        # Experts without tokens run on zero rows: skipping them would break DDP, FSDP and full-graph compilation.
+        # Experts without tokens run on zero rows. Skipping them would break DDP, FSDP and full-graph compilation.
         for index, expert in enumerate(self.experts):
             token, choice = torch.where(expert_TK == index)
             routed = expert(x_TD[token]) * weight_TK[token, choice, None].to(y_TD.dtype)
@@ -83,21 +83,21 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Ten
     """Penalty that is smallest when each expert gets the same share of the tokens that may use it.
 
     Equations (4) to (6) of the Switch Transformer (https://arxiv.org/abs/2101.03961), generalised to top-k and to
-    experts that only some tokens may use: `mean_e (A f_e) (A p_e)`, over the experts that any token may use, with `A`
-    the number of experts allowed to a token, `f_e` the fraction of the allowed tokens' choices that fall on expert
-    `e`, and `p_e` its mean probability over the allowed tokens. With every expert allowed to every token this is the
-    published `E * sum_e f_e p_e`. Perfect balance gives 1.
+    experts that only some tokens may use: `mean_e (A f_e) (A p_e)`. The mean is over all experts that at least one
+    token may use. `A` is the number of experts that a token may use. Over the tokens that may use expert `e`, `f_e` is
+    the share of their choices that is `e`, and `p_e` is its mean probability. If every token may use every expert,
+    this is the published `E * sum_e f_e p_e`. Perfect balance gives 1.
 
     Args:
-        router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token is allowed the
+        router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token may use the
             same number of experts.
-        experts_per_token: Number of experts a token is sent to.
+        experts_per_token: Number of routed experts per token.
 
     Returns:
         Scalar, differentiable through `p_e` only (`f_e` is a count).
 
     Example:
-        >>> even = torch.eye(4).repeat(8, 1)  # 32 tokens, each sure of a different expert
+        >>> even = torch.eye(4).repeat(8, 1)  # 32 tokens, a quarter of them for each expert
         >>> round(load_balancing_loss(50 * even, experts_per_token=1).item(), 4)
         1.0
     """
@@ -124,12 +124,14 @@ def router_z_loss(router_logits_TE: Tensor) -> Tensor:
 
 
 def router_losses(router_logits: tuple[Tensor, ...], tokens: list[int], experts_per_token: int) -> dict[str, Tensor]:
-    """Both losses, as means over layers and cases: a batch split over processes or steps must not change them.
+    """Load-balancing loss and z-loss as means over layers and cases.
+
+    The losses are computed per case, so that splitting a batch over processes or steps does not change them.
 
     Args:
-        router_logits: One `(T, E)` per layer with experts, at least one.
-        tokens: Tokens of each case, in the order of the rows.
-        experts_per_token: Number of experts a token is sent to.
+        router_logits: One `(T, E)` per layer with experts, at least one layer.
+        tokens: Number of tokens of each case, in the order of the rows.
+        experts_per_token: Number of routed experts per token.
     """
     cases = [case for layer in router_logits for case in layer.split(tokens)]
     return {

@@ -1,4 +1,4 @@
-"""`pipeline("brain-tumor-segmentation")`: a case, or several, to label maps on their own grids."""
+"""`pipeline("brain-tumor-segmentation")`: segment one or several cases, each on its own grid."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,23 +11,22 @@ from transformers import Pipeline
 
 from .case_rules import SettledCase
 from .confidence import confidence_warnings
-from .configuration_lora_moe_hgd import REGIONS
-from .label_schemes import label_scheme as find_label_scheme
+from .task import Task
 
 
 class BrainTumorSegmentationPipeline(Pipeline):
     """Image processor, network and post-processing in one call.
 
-    A case is a dict from sequence name to a path, a nibabel image or an array; absent sequences are left out or
-    `None`. Where the package lora-moe-hgd is installed, which knows file names, a case is also the path of a folder.
-    The result of a case is a dict:
+    A case is a dict from sequence name to a path, a nibabel image or an array. Absent sequences are left out or
+    `None`. If the package lora-moe-hgd is installed, a case can also be the path of a folder. The result for a case is
+    a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
-    - `probabilities`: of WT, TC and ET, `(3, D, H, W)` float32 on that grid;
+    - `probabilities`: of the regions, of a tumour WT, TC and ET, `(R, D, H, W)` float32 on that grid;
     - `volumes_ml`: volume of each region in millilitres;
-    - `confidence`: expected Dice of each region, `None` if it was not found;
-    - `affine`: voxel to millimetre, `(4, 4)`, to save them with;
-    - `warnings`: what is odd about the case, a sentence each.
+    - `confidence`: expected Dice of each region, `None` for a region that was not found;
+    - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
+    - `warnings`: list of warnings about the case and the result.
 
     With `on_error="return"` the result of a case that cannot be segmented is a dict with the reason alone, `error`.
 
@@ -46,20 +45,20 @@ class BrainTumorSegmentationPipeline(Pipeline):
         """Segment a case, or a list of cases one after another.
 
         Args:
-            cases: One case, a list of cases, or what else a pipeline iterates over.
-            **kwargs: `label_scheme`, that of the label map, the processor's own when left out; `spacing_mm`, voxel
-                size of bare arrays; `allow_skull` and `allow_partial`, to accept heads with their skull and parts of
-                brains; `mirror`, to take the mean over the case and its mirror image; `on_error`, what to do about a
-                case that cannot be segmented: `raise`, or `return` its error and go on.
+            cases: One case, a list of cases, or another iterable that a pipeline accepts.
+            **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
+                of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
+                partial brains. `mirror`: average over the case and its mirror image. `on_error`:
+                `raise` (default), or `return` the error of a case that cannot be segmented and go on.
 
         Raises:
-            ValueError: If a case cannot be used and `on_error` is `raise`, an option is invalid, or cases are to be
-                stacked with `batch_size`.
+            ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`
+                is not 1.
         """
         if kwargs.get("batch_size", self._batch_size or 1) != 1:
             raise ValueError(
-                f"`batch_size` must be 1, as cases differ in size and sequences, got "
-                f"{kwargs.get('batch_size', self._batch_size)}; a list of cases is segmented one by one."
+                f"`batch_size` must be 1, because cases differ in size and sequences, got "
+                f"{kwargs.get('batch_size', self._batch_size)}. A list of cases is segmented one by one."
             )
         return super().__call__(cases, **kwargs)
 
@@ -111,7 +110,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
             raise ValueError("`spacing_mm` is for bare arrays. A folder states its own voxel size.")
-        return self.image_processor(_read_folder(case, **parameters))
+        return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
     def _segment(self, inputs: Mapping[str, Any], mirror: bool) -> dict[str, Any]:
         logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
@@ -121,9 +120,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
         logits: Tensor = outputs["logits"]
         ((regions, probabilities),) = self.image_processor.post_process_regions(logits, outputs["geometry"])
         (geometry,) = outputs["geometry"]
-        scheme = find_label_scheme(label_scheme or self.image_processor.label_scheme)
+        scheme = self.image_processor.scheme(label_scheme)
         voxels = np.count_nonzero(regions, axis=(1, 2, 3))
-        volumes_ml = dict(zip(REGIONS, (voxels * geometry.voxel_ml).tolist(), strict=True))
+        volumes_ml = dict(zip(scheme.regions, (voxels * geometry.voxel_ml).tolist(), strict=True))
         (present,) = outputs["modality_mask"].tolist()
         confidence = self.image_processor.confidence(
             probabilities, regions, voxel_ml=geometry.voxel_ml, present=present
@@ -138,21 +137,25 @@ class BrainTumorSegmentationPipeline(Pipeline):
         }
 
 
-def _read_folder(folder: str | Path, *, allow_skull: bool = False, allow_partial: bool = False) -> SettledCase:
+def _read_folder(
+    folder: str | Path, task: Task, *, allow_skull: bool = False, allow_partial: bool = False
+) -> SettledCase:
     """Read the case in a folder.
 
     Raises:
-        ValueError: If the package that knows file names is not installed, or the case cannot be used.
+        ValueError: If the package lora-moe-hgd is not installed, or the case cannot be used.
     """
     try:
         from lora_moe_hgd.cases.layouts import find_case
         from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
-            "A case must be a dict from sequence name to file or array; folders need the package lora-moe-hgd, "
-            f"which is not installed, got {folder}."
+            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install it, or give "
+            "a dict from sequence name to file or array."
         ) from error
-    reading = read_case(find_case(Path(folder)), allow_skull=allow_skull, allow_partial=allow_partial).checked()
+    reading = read_case(
+        find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial
+    ).checked()
     for finding in reading.findings:
         warnings.warn(str(finding), stacklevel=2)
     return reading.settled

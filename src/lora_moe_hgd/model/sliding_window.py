@@ -1,7 +1,7 @@
-"""Logits of a whole case from overlapping windows, blended with Gaussian weights.
+"""Logits of a complete case from overlapping windows, blended with Gaussian weights.
 
-The same positions and weights as MONAI's `sliding_window_inference` with `mode="gaussian"` and `sigma_scale=0.125`;
-windows without any brain are skipped.
+Positions and weights are the same as in MONAI's `sliding_window_inference` with `mode="gaussian"` and
+`sigma_scale=0.125`. Windows without any brain are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .stem import at_least_float32
 
-# Logit of voxels outside every window with brain: a firm "no tumour" (sigmoid 5e-5).
+# Logit of voxels that no window with brain covers. It means "no tumour" (sigmoid 5e-5).
 BACKGROUND_LOGIT = -10.0
 
 
@@ -33,28 +33,28 @@ def sliding_window_logits(
     mirror: bool = False,
     progress: bool = False,
 ) -> Tensor:
-    """Run `model` over windows of one case and blend.
+    """Run `model` on overlapping windows of one case and blend the logits.
 
     Args:
-        model: Called as `model(pixel_values=..., modality_mask=...)`; its result has `logits (B, R, *window)`.
-        pixel_values: `(1, M, D, H, W)`, zero outside the brain; smaller cases are zero-padded to the window.
+        model: Called as `model(pixel_values=..., modality_mask=...)`. Its result has `logits (B, R, *window)`.
+        pixel_values: `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are zero-padded.
         modality_mask: `(1, M)`, true where a sequence is present.
         window: Edges of a window in voxels.
-        overlap: Share of a window that it has in common with the next, in [0, 1).
-        batch_size: Windows per call of the model.
-        mirror: Take the mean over the case and its mirror image, left for right, in twice the time.
+        overlap: Share of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per call of the model.
+        mirror: Average over the case and its left-right mirror image. This takes twice as long.
         progress: Show a progress bar.
 
     Returns:
-        `(1, R, D, H, W)`, float32 or float64. A voxel that only windows without brain cover gets -10 in each region.
+        `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get -10 in each region.
 
     Raises:
-        ValueError: If `overlap` is outside [0, 1), or there is more than one case.
+        ValueError: If `overlap` is outside [0, 1), if there is more than one case, or if all voxels are zero.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
     if len(pixel_values) != 1:
-        raise ValueError(f"`pixel_values` must hold one case, got {len(pixel_values)}.")
+        raise ValueError(f"`pixel_values` must contain one case, got {len(pixel_values)}.")
     if mirror:
         options: dict[str, Any] = {"overlap": overlap, "batch_size": batch_size, "progress": progress}
         return mirrored_logits(
@@ -91,31 +91,31 @@ def sliding_window_logits(
             total[:, *place] += weight * window_logits
             weights[place] += weight
     if total is None:
-        raise ValueError("No voxel of the present sequences differs from zero: there is nothing to segment.")
+        raise ValueError("All voxels of the present sequences are zero, so there is nothing to segment.")
     blended = torch.where(weights > 0, total / weights.clamp(min=torch.finfo(torch.float32).tiny), BACKGROUND_LOGIT)
     own = tuple(slice(at, at + size) for at, size in zip(low, shape, strict=True))
     return blended[:, *own][None]
 
 
 def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Mean of the logits of a case and of its mirror image, mirrored back.
+    """Mean of the logits of a case and of its mirror image. The latter are mirrored back first.
 
     Args:
-        logits_of: Gives logits `(1, R, D, H, W)` of a whole case.
-        pixel_values: The case, `(1, M, D, H, W)`, left and right along D.
+        logits_of: Computes the logits `(1, R, D, H, W)` of a complete case.
+        pixel_values: The case, `(1, M, D, H, W)`. D is the left-right axis.
     """
     return (logits_of(pixel_values) + logits_of(pixel_values.flip(2)).flip(2)) / 2
 
 
 def _starts(size: int, edge: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis; the last window ends with the volume."""
+    """First voxel of each window along one axis. The last window ends at the end of the volume."""
     step = max(1, int(edge * (1 - overlap)))
     count = math.ceil((size - edge) / step) + 1
     return [min(index * step, size - edge) for index in range(count)]
 
 
 def _gaussian(window: tuple[int, int, int]) -> Tensor:
-    """Weight of each voxel of a window, 1 at the centre, never below 1e-3 of it."""
+    """Weight of each voxel of a window: a Gaussian of at most 1 and at least 1e-3."""
     weight = torch.ones(window)
     for axis, edge in enumerate(window):
         distance = torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2

@@ -1,4 +1,4 @@
-"""From what a user holds to a volume: a path, a nibabel image, a MONAI `MetaTensor`, an array or a tensor."""
+"""Convert user input to a volume: a path, a nibabel image, a MONAI `MetaTensor`, an array or a tensor."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
 
     Args:
         source: Path of a NIfTI or `.npy` file, nibabel image, `MetaTensor`, array or tensor.
-        where: What messages call it.
-        spacing_mm: Voxel size of bare arrays, which are taken to be in RAS order; 1 mm is assumed when `None`.
+        where: Name of the source in messages.
+        spacing_mm: Voxel size of arrays without an affine, which are assumed to be in RAS order. `None` means 1 mm.
 
     Raises:
-        BadInputError: If the source is of another kind, or does not hold one volume of real numbers.
+        BadInputError: If the source has another type, or is not a single volume of real numbers.
         ImportError: If a NIfTI file is given and nibabel is not installed.
     """
     if isinstance(source, str | Path):
@@ -43,42 +43,42 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
     if isinstance(source, Tensor) and getattr(source, "affine", None) is not None:
         return _of_meta_tensor(source, where)
     if isinstance(source, Tensor):
-        # numpy has no bfloat16.
+        # NumPy has no bfloat16.
         source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
     if not isinstance(source, np.ndarray):
         kind = type(source).__name__
-        raise BadInputError(where, f"A volume must be a path, a nibabel image, an array or a tensor, not {kind}.")
+        raise BadInputError(where, f"A volume must be a path, a nibabel image, an array or a tensor, got {kind}.")
     edges = np.broadcast_to(np.asarray(1.0 if spacing_mm is None else spacing_mm, dtype=np.float64), 3)
     return Volume(_checked(source, where), np.diag([*edges, 1.0]), spacing_mm is not None)
 
 
 def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
-    """Voxels and affine of a nibabel image, as float32.
+    """Convert a nibabel image to a float32 volume.
 
     Args:
         image: A nibabel image.
-        where: What messages call it.
-        header: Its header as it lies on disk, before nibabel repaired it, if that is known.
+        where: Name of the image in messages.
+        header: Header of the file before nibabel repaired it, if available.
 
     Raises:
-        BadInputError: If it does not hold one volume of real numbers.
+        BadInputError: If the image is not a single volume of real numbers.
     """
     array, affine = _checked(image.dataobj, where), np.asarray(image.affine, dtype=np.float64)
     if not isinstance(image.header, nib.Nifti1Header):
-        # Other formats always state an affine.
+        # Formats other than NIfTI always state an affine.
         return Volume(array, affine)
     stated = any(int(image.header[code]) in KNOWN_CODES for code in ("sform_code", "qform_code"))
     oddities = [finding.message for finding in header_findings(header or image.header, where)]
     if not stated and np.isfinite(affine).all():
         codes = "".join(nib.aff2axcodes(affine))
-        oddities.append(f"The header states no orientation (sform and qform codes are 0). It was taken for {codes}.")
+        oddities.append(f"The header states no orientation (sform and qform codes are 0). {codes} is assumed.")
     return Volume(array, affine, stated, tuple(oddities))
 
 
 def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] | None) -> Volume:
     is_array = path.lower().endswith(".npy")
     if not is_array and nib is None:
-        raise ImportError("Reading NIfTI files needs nibabel: pip install nibabel")
+        raise ImportError("Reading NIfTI files needs nibabel. Install it with: pip install nibabel")
     try:
         if is_array:
             array = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -95,7 +95,7 @@ def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] |
         raise
     except FileNotFoundError as error:
         raise BadInputError(path, "There is no such file. Check the path.") from error
-    # Nibabel and numpy raise many kinds of errors over damaged files.
+    # Nibabel and NumPy raise various errors for damaged files.
     except Exception as error:
         raise BadInputError(path, f"The file cannot be read: {error or type(error).__name__}") from error
 
@@ -103,11 +103,11 @@ def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] |
 def _check_size(path: str, shape: tuple[int, ...]) -> None:
     """Refuse a file whose header announces impossible sizes, before its voxels are read."""
     if any(not 1 <= edge <= MAX_EDGE for edge in shape) or math.prod(shape) * 4 > MAX_BYTES:
-        raise BadInputError(path, f"The header announces the shape {shape}, which is too large for a head or empty.")
+        raise BadInputError(path, f"The header announces the shape {shape}, which is empty or too large for a head.")
 
 
 def _of_meta_tensor(tensor: Any, where: str) -> Volume:
-    """MONAI keeps the affine beside the voxels, and a leading axis for channels."""
+    """Convert a `MetaTensor`, which has its affine as an attribute and may have a leading channel axis."""
     array = tensor.detach().cpu().numpy()
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
@@ -118,18 +118,18 @@ def _of_meta_tensor(tensor: Any, where: str) -> Volume:
 
 
 def _checked(array: Any, where: str) -> np.ndarray:
-    """The array as `(D, H, W)` float32, without trailing axes of length one."""
+    """Convert the array to `(D, H, W)` float32. Trailing axes of length one are dropped."""
     array = np.asarray(array)
     if 0 in array.shape:
         raise BadInputError(where, f"The volume has no voxel: its shape is {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise BadInputError(
-            where, f"The voxels must be real numbers, not {array.dtype}. Take the magnitude or one channel."
+            where, f"The voxels must be real numbers, got {array.dtype}. Take the magnitude or one channel."
         )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3:
         raise BadInputError(
-            where, f"A volume has three axes, but the shape is {array.shape}. Give each sequence alone."
+            where, f"A volume must have three axes, but the shape is {array.shape}. Give each sequence separately."
         )
     return array.astype(np.float32, copy=False)

@@ -1,7 +1,7 @@
 """Convolutional stem that reads only the sequences that are present.
 
-The present volumes of a batch are packed along the batch axis, so that an absent sequence costs nothing and cannot
-leak.
+The present volumes of a batch are packed along the batch axis. So an absent sequence costs no computation and cannot
+influence the result.
 
 Shape letters: B cases, M modalities, P present volumes in the whole batch, C channels, D H W voxels.
 """
@@ -21,10 +21,10 @@ from .configuration_lora_moe_hgd import STEM_STRIDES, LoraMoeHgdConfig
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
-    """Group normalisation of up to four groups.
+    """Group normalisation with up to four groups.
 
-    `eps` is large: a volume that is constant in a crop has next to no variance, and each norm in a chain would
-    multiply its gradients by `eps ** -0.5`.
+    `eps` is large, because a volume that is constant in a crop has almost no variance, and each norm in a chain
+    multiplies its gradients by `eps ** -0.5`.
     """
     return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
 
@@ -47,19 +47,20 @@ class InputConv3d(nn.Conv3d):
 class PointwiseConv3d(nn.Conv3d):
     """Convolution with a kernel of one voxel, `(B, C, ...) -> (B, C', ...)`.
 
-    A matrix product over the channels: on channels-last volumes PyTorch's convolution of a single voxel copies its
-    input and uses a slow kernel on the CPU.
+    It is computed as a matrix product over the channels. On channels-last volumes, PyTorch's own convolution of a
+    single voxel would copy its input and use a slow kernel on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         voxels = x.movedim(1, -1)
-        # One plain matrix: of others PyTorch chooses the product, and the rounding, by whether the weight is trained.
+        # Flatten to a plain matrix. For other shapes, PyTorch's algorithm, and so the rounding, would depend on
+        # whether the weight is trained.
         rows = nn.functional.linear(voxels.flatten(0, -2), self.weight.flatten(1), self.bias)
         return rows.unflatten(0, voxels.shape[:-1]).movedim(-1, 1)
 
 
 class ResidualBlock3d(GradientCheckpointingLayer):
-    """`x + conv(act(norm(x)))` with a 3^3 convolution; keeps the shape `(P, C, D, H, W)`."""
+    """`x + conv(act(norm(x)))` with a 3^3 convolution. It keeps the shape `(P, C, D, H, W)`."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Presence:
     Attributes:
         case_P: Case index of each present volume.
         modality_P: Modality index of each present volume.
-        counts: Number of present volumes of each case; all at least 1.
+        counts: Number of present volumes of each case, at least 1.
     """
 
     case_P: Tensor
@@ -94,14 +95,15 @@ class Presence:
         counts = modality_mask.sum(dim=1).tolist()
         if 0 in counts:
             raise ValueError(
-                f"Each case needs at least one present sequence, `modality_mask` has none for case {counts.index(0)}."
+                f"Each case needs at least one present sequence, but `modality_mask` has none for case "
+                f"{counts.index(0)}."
             )
         case_P, modality_P = torch.where(modality_mask)
         return cls(case_P, modality_P, counts)
 
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`, always in one order."""
-        # Addition of whole volumes: a reduction over the first axis strides through memory.
+        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`, always in the same order."""
+        # Add complete volumes, because a reduction over the first axis has a slow memory access pattern.
         return torch.stack([functools.reduce(torch.add, part.unbind()) for part in packed.split(self.counts)])
 
 
@@ -127,10 +129,10 @@ class StemOutput:
     """Output of the stem.
 
     Attributes:
-        full_resolution: For a decoder, early-fused features at stride 1, `(B, C, D, H, W)`.
-        skips: For a decoder, fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`.
+        full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`. `None` without a decoder.
+        skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`. `None` without a decoder.
         patches: One vector per present volume and patch, `(P, hidden, D/16, H/16, W/16)`.
-        presence: Where each packed volume belongs.
+        presence: Case and modality of each packed volume.
     """
 
     full_resolution: Tensor | None
@@ -173,7 +175,7 @@ class ModalityStem(nn.Module):
         self.patch_projection = nn.Conv3d(config.stem_channels[-1], config.hidden_size, kernel_size=2, stride=2)
 
     def forward(self, pixel_values: Tensor, modality_mask: Tensor) -> StemOutput:
-        """Read `pixel_values (B, M, D, H, W)` where `modality_mask (B, M)` is true, and nowhere else.
+        """Read `pixel_values (B, M, D, H, W)` only where `modality_mask (B, M)` is true.
 
         Raises:
             ValueError: If a case has no sequence.

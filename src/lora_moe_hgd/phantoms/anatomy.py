@@ -1,4 +1,4 @@
-"""Healthy brains: maps of tissues under a random affine, a smooth elastic warp and a mirror.
+"""Healthy brains: tissue maps, transformed by a random affine, a smooth elastic deformation and mirroring.
 
 The built-in maps (grey matter, white matter, brain mask; ICBM 152 2009a symmetric, McConnell Brain Imaging Centre)
 come with nilearn and need no download. Axes are in RAS order: left to right, back to front, bottom to top.
@@ -25,11 +25,11 @@ from .warp import identity_grid, sample_at_offset
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Tissue fractions of each voxel, in [0, 1], and the grid they lie on.
+    """Tissue fractions of each voxel, in [0, 1], and the voxel grid.
 
     Attributes:
         tissues: CSF, grey matter and white matter, `(3, D, H, W)`; they add up to 1 inside the brain, 0 outside.
-        ventricles: The part of the CSF that is in a ventricle, `(D, H, W)`.
+        ventricles: Fraction of each voxel that is CSF inside a ventricle, `(D, H, W)`.
         scar: Gliosis around old damage, `(D, H, W)` in [0, 1].
         spacing_mm: Edge of a voxel.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
@@ -61,13 +61,13 @@ MARGIN = 6
 
 @functools.lru_cache(maxsize=32)
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
-    """Tissue maps `(3 + mixed, D, H, W)` at `spacing_mm`, cropped near the brain, and its ventricles `(D, H, W)`.
+    """Tissue maps `(3 + mixed, D, H, W)` and ventricles `(D, H, W)` at `spacing_mm`, cropped near the brain.
 
-    Tissues are CSF, grey and white matter, and mixtures of both.
+    Tissues are CSF, grey matter, white matter and `mixed` structures that consist of both kinds of matter.
 
     Args:
         spacing_mm: Edge of a voxel.
-        label_map: A brain's label map; the MNI152 template, which has no mixtures, where there is none.
+        label_map: Label map of a brain. `None` means the MNI152 template, which has no mixed structures.
     """
     tissues, ventricles, affine = _mni152() if label_map is None else read_label_map(label_map)
     inside = torch.nonzero(tissues.sum(dim=0))
@@ -85,17 +85,17 @@ def template(spacing_mm: float, label_map: Path | None = None) -> Template:
 
 
 def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
-    """Read every map now, so that a bad one is told before the first phantom is made; `template` remembers some.
+    """Read every label map now, so that an invalid one raises before the first phantom is made.
 
     Raises:
-        BadInputError: If one is no label map of a brain.
+        BadInputError: If a file is not a label map of a brain.
     """
     for path in label_maps:
         template(spacing_mm, path)
 
 
 def _mni152() -> Template:
-    # nilearn takes a second to import, which only a phantom needs to pay.
+    # The import takes about a second, so only code that makes a phantom pays for it.
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 
     images = [
@@ -111,13 +111,13 @@ def _mni152() -> Template:
 def random_anatomy(
     *, spacing_mm: float, generator: torch.Generator, style: PhantomStyle, label_maps: Sequence[Path] = ()
 ) -> Anatomy:
-    """Draw a brain: shape, size, folding, ventricles and side differ from draw to draw.
+    """Draw a random brain. Its shape, size, folding and ventricles vary, and half of the brains are mirrored.
 
     Args:
         spacing_mm: Edge of a voxel.
-        generator: Of all draws.
-        style: What is drawn from.
-        label_maps: Individuals to begin from, beside the MNI152 template; each brain is as likely.
+        generator: Random generator for all draws.
+        style: Ranges of all draws.
+        label_maps: Label maps of individual brains. One of them or the MNI152 template is drawn, all equally likely.
     """
     sources = (None, *label_maps)
     source = sources[int(uniform(0, len(sources), generator)) % len(sources)] if label_maps else None
@@ -128,7 +128,7 @@ def random_anatomy(
     offset = _affine_offset(shape, style, generator) + _elastic_offset(shape, spacing_mm, style, generator)
     if chance(style.ventricles_share, generator):
         target_ml = log_uniform(*style.ventricles_ml, generator)
-        # Here ventricles that vanish in the template are fluid, so that they can grow.
+        # Narrow ventricles vanish in the template. They must hold fluid before they can grow.
         tissues = with_fluid(tissues, ventricles)
         inside, brain = sample_at_offset(torch.stack([ventricles, tissues.sum(dim=0)]), offset)
         growth = grow_ventricles(inside, brain, target_ml, spacing_mm, generator)
@@ -144,7 +144,7 @@ def random_anatomy(
 
 
 def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
-    """Fluid, grey and white matter; deep structures look like any mixture of the two, each by its own share."""
+    """Replace each mixed structure by grey and white matter in a random proportion; return `(3, D, H, W)`."""
     fluid, grey, white, *mixtures = tissues
     for mixture in mixtures:
         share = uniform(0.0, 1.0, generator)
@@ -153,7 +153,7 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Rotation, a scale per axis and shear, about the centre."""
+    """Offset `(D, H, W, 3)` in voxels of a random rotation, shear and scale per axis, about the centre."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(*style.rotation_degrees, generator))
@@ -170,7 +170,7 @@ def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator
 
 
 def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Bumps of 45 mm width, and finer ones of 18 mm width that change the folding."""
+    """Offset `(D, H, W, 3)` in voxels: bumps 45 mm wide, and bumps 18 mm wide that change the folding."""
     strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)

@@ -1,6 +1,6 @@
 """Anatomies of individuals, from a folder of FreeSurfer-style label maps such as those of SynthSeg.
 
-Codes are those of FreeSurfer's colour table; what lies outside the brain is left out by its place, not by its code.
+The codes are those of FreeSurfer's colour table. Voxels with other codes belong to the brain if they lie inside it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from .noise import gaussian_blur
 WHITE = (2, 7, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)
 VENTRICLES = (4, 5, 14, 15, 43, 44)
 GREY = (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
-# Between the two, each by its own draw: thalamus, pallidum, and brainstem with ventral diencephalon.
+# Structures that look like a mixture of grey and white matter: thalamus, pallidum, and brainstem with ventral
+# diencephalon. Each gets its own random proportion.
 MIXED = ((10, 49), (13, 52), (16, 28, 60))
-# In a brain there is this much of white and grey matter at least, in mL: less is no label map of a brain.
+# A label map with less grey and white matter than this, in mL, does not show a brain.
 LEAST_BRAIN_ML = 300.0
-# Tumours begin in white matter, of the lowest third or above it: each must have some.
+# Tumours begin in white matter, either in the lowest third of the brain or above it. Both parts need some, in mL.
 LEAST_WHITE_ML = 1.0
 
 
 def label_map_files(folder: Path) -> list[Path]:
-    """The maps in a folder, by name.
+    """Label maps in a folder, sorted by name.
 
     Raises:
-        BadInputError: If it holds none.
+        BadInputError: If the folder holds no label map.
     """
     found = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
     if not found:
@@ -43,12 +44,12 @@ def label_map_files(folder: Path) -> list[Path]:
 def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
     """Tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
 
-    Tissues are CSF, grey matter, white matter and each of `MIXED`. What the hull of grey and white matter holds beside
-    them is fluid.
+    Tissues are CSF, grey matter, white matter and each structure of `MIXED`. All other voxels inside the hull of the
+    solid tissue are CSF.
 
     Raises:
-        BadInputError: If voxels are not 1 mm wide, hardly any have a code of grey or white matter, or none low down or
-            high up is white matter.
+        BadInputError: If voxels are not 1 mm wide, if there is too little solid tissue for a brain, or if there is too
+            little white matter in or above the lowest third.
     """
     image = nib.as_closest_canonical(read_image(path).image)
     sizes_mm = voxel_spacing_mm(image.affine)
@@ -61,8 +62,8 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
     if solid.sum() < 1000 * LEAST_BRAIN_ML:
         raise BadInputError(
             path,
-            f"FreeSurfer's codes of grey and white matter mark {solid.sum() / 1000:.0f} mL, less than the "
-            f"{LEAST_BRAIN_ML:g} mL of a brain. Use label maps of whole brains with these codes.",
+            f"The label map has {solid.sum() / 1000:.0f} mL of grey and white matter, but a brain has at least "
+            f"{LEAST_BRAIN_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
         )
     heights = torch.nonzero(solid.any(dim=0).any(dim=0))
     third = int(heights[0] + (heights[-1] - heights[0]) // 3)
@@ -70,8 +71,8 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
         if part.sum() < 1000 * LEAST_WHITE_ML:
             raise BadInputError(
                 path,
-                f"FreeSurfer's codes of white matter mark {part.sum() / 1000:.1f} mL {where} of the brain, less than "
-                f"{LEAST_WHITE_ML:g} mL. Use label maps of whole brains with these codes.",
+                f"The label map has {part.sum() / 1000:.1f} mL of white matter {where} of the brain, but needs at "
+                f"least {LEAST_WHITE_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])

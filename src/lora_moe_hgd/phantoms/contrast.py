@@ -1,8 +1,8 @@
 """From tissue and tumour maps to the four MRI sequences.
 
-Lesions are painted in robust z-scores against the healthy brain of the same case, drawn from what was measured on real
-gliomas; healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse, FLAIR nearly flat
-with dark fluid). Each case draws its own contrasts, so that a network cannot key on absolute values.
+Lesion intensities are robust z-scores relative to the healthy brain of the same case; their ranges come from real
+gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse, FLAIR nearly flat
+with dark fluid). Each case draws its own contrasts, so that a network cannot rely on absolute values.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .style import Percentiles, PhantomStyle
 from .tumour import Tumour
 
 NECROSIS, OEDEMA, RIM = range(3)
-# How far from each voxel the middle of a rim is looked for.
+# Search radius around each voxel for the middle of a rim.
 MIDDLE_WITHIN_MM = 2.0
-# Grey-white contrast at which lesions were matched, and the least factor of a lesion's levels.
+# The lesion levels were matched to real cases at this grey-white contrast; and the smallest factor of these levels.
 USUAL_CONTRAST, LEAST_CONSPICUOUS = 0.8, 0.3
 
 
@@ -48,7 +48,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
         z = _robust_z(z, brain)
         bone, patch = uniform(*style.bone[name], generator), uniform(*style.patches[name], generator)
         z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
-        # The unit of what follows is that of a measured case, whose brain has a hull.
+        # Normalise again: lesions were measured on real cases, where the brain includes its hull.
         z = _robust_z(z, brain)
         own_texture = fractal_noise(shape, scales_mm=(4, 8), spacing_mm=spacing_mm, generator=generator)
         texture = 0.7 * shared_texture + 0.7 * own_texture
@@ -66,19 +66,19 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """`(x - median) / MAD` over the brain: the unit in which lesions were measured."""
+    """`(x - median) / MAD` over the brain, the unit of the lesion levels."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()
 
 
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
-    """A draw from a two-piece normal with these 10th, 50th and 90th percentiles.
+    """Draw from a two-piece normal distribution with these 10th, 50th and 90th percentiles.
 
-    `severity` is shared by the sequences of a case: what is bright on T2 tends to be bright on FLAIR.
+    All sequences of a case share `severity`: a lesion that is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
-    # 1.2816 standard deviations lie between the median and the 90th percentile of a normal.
+    # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.
     draw = 0.6 * severity + 0.8 * normal((), generator).item()
     return median + draw / 1.2816 * ((high - median) if draw > 0 else (median - low))
 
@@ -92,7 +92,7 @@ def _levels(name: str, region: int, tumour: Tumour, style: PhantomStyle) -> Perc
 
 
 def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Blood in the core, `(D, H, W)` in [0, 1]: patches of the core, or all of it."""
+    """Fraction of each voxel that is blood, `(D, H, W)` in [0, 1]: none, patches of the core, or the full core."""
     if not chance(style.blood_share, generator):
         return torch.zeros(tumour.regions.shape[1:])
     noise = fractal_noise(tumour.regions.shape[1:], scales_mm=(5, 10), spacing_mm=spacing_mm, generator=generator)
@@ -101,7 +101,7 @@ def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style:
 
 
 def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: less in grey matter and fluid, and at the border."""
+    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: lower in grey matter, in fluid and at the border."""
     _, grey, white = anatomy.tissues
     fluid = 1 - grey - white
     in_grey, in_fluid = uniform(*style.shown_in_grey, generator), uniform(*style.shown_in_fluid, generator)
@@ -111,9 +111,9 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, 
 
 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Shares of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1]; borders are soft.
+    """Fractions of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1], with soft borders.
 
-    The bright half of a rim ends inside its label, by the style's `generosity`.
+    Real labels of a rim are wider than its bright part. The style's `generosity` says by how much.
     """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
@@ -125,15 +125,15 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
         ]
     )
     shares[1] = (shares[1] - shares[0] - shares[2]).clamp(min=0)
-    # Where the label ends with the core there is no oedema beyond it.
+    # Where whole tumour and core end at the same border, there is no oedema outside the core.
     beyond = gaussian_blur((whole & ~core).float(), (soft_mm / spacing_mm,) * 3)
     shares[1] = torch.where(whole, shares[1], torch.minimum(shares[1], beyond))
     generosity = uniform(*style.generosity, generator)
-    # A thin rim never fills a voxel, but is bright in its middle, too.
+    # A thin rim never fills a voxel, but its middle must be as bright as that of a thick rim.
     reach = 2 * max(1, round(MIDDLE_WITHIN_MM / spacing_mm)) + 1
     middle = nn.functional.max_pool3d(shares[2][None, None], reach, stride=1, padding=reach // 2)[0, 0]
     bright = ((shares[2] - generosity * middle) / (1 - generosity)).clamp(min=0)
-    # What the rim does not show there its neighbours do.
+    # Necrosis and oedema fill the fraction that the rim loses.
     shares[:2] += (shares[2] - bright) * shares[:2] / shares[:2].sum(dim=0).clamp(min=1e-3)
     shares[2] = bright
     # Oedema thins out towards its border.
@@ -144,12 +144,13 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
 def _healthy(
     name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
 ) -> tuple[Tensor, float]:
-    """Relative signal without a tumour, `(D, H, W)`, and a factor of the lesions' levels."""
+    """Relative signal without a tumour, `(D, H, W)`, and a factor for the lesion levels."""
     csf, grey, white = style.healthy[name]
     contrast, unit = uniform(*style.grey_white, generator), 1.0
     if chance(style.odd_grey_white_share, generator):
         contrast = uniform(*style.odd_grey_white, generator)
-        # The unit of lesions is the brain's spread, which grows with this contrast: lesions grow with it only in part.
+        # Lesion levels are in units of the brain's spread, which grows with this contrast. The factor undoes a random
+        # part of that growth.
         unit = (USUAL_CONTRAST / max(abs(contrast), 0.3)) ** uniform(0.0, 1.0, generator)
     unit = max(unit * uniform(*style.conspicuity, generator), LEAST_CONSPICUOUS)
     levels = (csf * uniform(*style.fluid[name], generator), contrast * grey, contrast * white)
@@ -164,7 +165,7 @@ def _healthy(
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """The mask of a skull-stripping tool: smooth, near the hull, in some cases and places far outside it."""
+    """Simulate the mask of a skull-stripping tool: smooth and near the hull; in some cases parts lie far outside."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
@@ -178,7 +179,7 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: Phantom
 
 
 def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Share of each voxel outside the brain, and share of that which is not bone, both `(D, H, W)` in [0, 1]."""
+    """Fraction of each voxel outside the brain, and which part of it is not bone, both `(D, H, W)` in [0, 1]."""
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)
     outside = 1 - anatomy.tissues.sum(dim=0).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Fluid: ventricles from slit to hydrocephalus, sulci, and cavities after old damage."""
+"""Fluid of the brain: narrow to hydrocephalic ventricles, sulci, and cavities left by old damage."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .noise import Shape, chance, gaussian_blur, log_uniform, smooth_noise, unif
 from .style import PhantomStyle
 from .warp import identity_grid, sample_at_offset
 
-# Axes of the ventricles of the MNI152 template: points in millimetres from one end to the other, and a radius that
-# holds the ventricle but no cistern. Those of the right hemisphere are mirrored.
+# Centre lines of the ventricles of the MNI152 template: points in millimetres from one end to the other, and a radius
+# that includes the ventricle but no cistern. They are mirrored for the other hemisphere.
 LATERAL = ((13, 34, 4), (10, 22, 10), (8, 8, 18), (10, -8, 24), (15, -24, 24), (23, -38, 16), (27, -44, 8))
 OCCIPITAL_HORN = ((27, -44, 8), (25, -56, 6), (21, -68, 6))
 TEMPORAL_HORN = ((27, -44, 8), (34, -36, -4), (34, -22, -14), (30, -10, -20))
@@ -22,12 +22,12 @@ THIRD = ((0, 6, -8), (0, -4, -4), (0, -14, 2), (0, -26, 2))
 AQUEDUCT = ((0, -26, 2), (0, -34, -10), (0, -38, -20))
 FOURTH = ((0, -40, -22), (0, -46, -32), (0, -48, -40))
 AXES = ((LATERAL, 10.0), (OCCIPITAL_HORN, 7.0), (TEMPORAL_HORN, 4.0), (THIRD, 4.0), (AQUEDUCT, 2.0), (FOURTH, 9.0))
-# The template is a mean of many heads, in which narrow ventricles vanish: each has at least this radius.
+# Narrow ventricles vanish in the template, which is a mean of many heads. Each ventricle gets at least this radius.
 LEAST_RADIUS_MM = 1.2
 
 GROWTH_SPACING_MM = 4.0
 STEP_MM, MOST_STEPS = 1.5, 40
-# Of so many voxels one can be the middle of a blob.
+# One voxel in this many can be the centre of a blob.
 THINNED = 7
 RAGGED = 0.2
 
@@ -64,18 +64,18 @@ def _distance(shape: Shape, points: Tensor) -> Tensor:
 def grow_ventricles(
     ventricles: Tensor, brain: Tensor, target_ml: float, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Offset `(D, H, W, 3)` in voxels, to read a brain at, whose ventricles then have about `target_ml`.
+    """Offset `(D, H, W, 3)` in voxels that resamples a brain so that its ventricles have about `target_ml`.
 
-    The ventricles' walls move in steps along the slope of the blurred ventricles, and the brain around them with them,
-    less and less towards its hull, which stays. Some parts move more than others. The steps are small and composed, so
-    that nothing folds, and solved on a coarse grid.
+    The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around them moves
+    too, less and less towards its hull, which does not move. Some parts move more than others. The steps are small and
+    are composed, so that the deformation does not fold. They are computed on a coarse grid.
 
     Args:
         ventricles: Fraction of each voxel that belongs to a ventricle, `(D, H, W)`.
         brain: Fraction of each voxel that belongs to the brain, `(D, H, W)`.
-        target_ml: Volume to reach, larger or smaller than the present one.
+        target_ml: Volume to reach, larger or smaller than the present volume.
         spacing_mm: Edge of a voxel.
-        generator: Of all draws.
+        generator: Random generator for all draws.
     """
     size = [max(4, round(edge * spacing_mm / GROWTH_SPACING_MM)) for edge in ventricles.shape]
     coarse_mm = [edge * spacing_mm / length for edge, length in zip(ventricles.shape, size, strict=True)]
@@ -102,12 +102,13 @@ def grow_ventricles(
 
 
 def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Move the border between fluid and brain: wide ventricles and sulci of age, narrow ones of youth."""
+    """Move the border between fluid and brain: wide ventricles and sulci as in old age, or narrow as in youth."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     share = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1), 0.0)
     if chance(style.atrophy_share, generator):
-        # Wider in some lobes than in others. Deep grey matter of the template holds a trace of fluid, no more.
+        # Sulci are wider in some lobes than in others. The template's deep grey matter holds a trace of fluid, which
+        # must not grow: subtract it.
         waves = smooth_noise(csf.shape, scale_mm=60, spacing_mm=spacing_mm, generator=generator)
         exponent = uniform(*style.atrophy_exponent, generator) * torch.exp(uniform(0.0, 0.4, generator) * waves)
         share = ((share - 0.06) / 0.94).clamp(min=0)
@@ -117,14 +118,14 @@ def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generato
 
 
 def with_fluid(tissues: Tensor, fluid: Tensor) -> Tensor:
-    """The same brain with at least this fraction of fluid, `(D, H, W)` in [0, 1]."""
+    """Raise the fluid of each voxel to at least `fluid`, `(D, H, W)`, a fraction of the brain in [0, 1]."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     return _of_fluid(torch.maximum(csf, fluid * brain), grey, white, brain)
 
 
 def _of_fluid(csf: Tensor, grey: Tensor, white: Tensor, brain: Tensor) -> Tensor:
-    """Fluid takes its room from grey and white matter alike."""
+    """Set the fluid to `csf` and shrink grey and white matter by the same factor."""
     solid = (grey + white).clamp(min=1e-6)
     return torch.stack([csf, (brain - csf) * grey / solid, (brain - csf) * white / solid])
 
@@ -132,7 +133,7 @@ def _of_fluid(csf: Tensor, grey: Tensor, white: Tensor, brain: Tensor) -> Tensor
 def dig_cavities(
     tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Old infarcts, cysts and cavities of operations: brain that is fluid now, and the scar around it, `(D, H, W)`."""
+    """Replace brain by fluid (old infarct, cyst, resection cavity); return tissues and scar around it, `(D, H, W)`."""
     shape = tissues.shape[1:]
     scar = torch.zeros(shape)
     for _ in range(1 + int(uniform(0, style.most_cavities, generator))):
@@ -142,7 +143,7 @@ def dig_cavities(
         around = gaussian_blur(
             (blob < 1 + uniform(*style.scar_mm, generator) / radius_mm).float(), (1.5 / spacing_mm,) * 3
         )
-        # Some lose only a part of the tissue.
+        # Some cavities lose only a part of their tissue.
         lost = cavity * uniform(*style.lost_in_cavity, generator)
         tissues = with_fluid(tissues, lost)
         scar = torch.maximum(scar, (around - lost).clamp(min=0))
@@ -150,8 +151,11 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Distance from a random place in `where (D, H, W)`, in radii of an ellipsoid with a ragged surface."""
-    # `multinomial` takes at most 2^24 places; a volume at 1 mm has nearly as many.
+    """Distance from a random centre, relative to the ragged surface of an ellipsoid: below 1 is inside, `(D, H, W)`.
+
+    `where`, `(D, H, W)`, weights the position of the centre.
+    """
+    # `multinomial` takes at most 2^24 weights, and a volume at 1 mm has nearly as many voxels.
     weight = where.clamp(min=0).flatten()[::THINNED] + 1e-12
     seed = THINNED * int(torch.multinomial(weight.to(generator.device), 1, generator=generator))
     squares = torch.zeros(where.shape)
@@ -161,5 +165,5 @@ def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: t
         squares = squares + along.reshape([-1 if other == axis else 1 for other in range(3)])
     scale_mm = max(radius_mm, 2 * spacing_mm)
     ragged = smooth_noise(where.shape, scale_mm=scale_mm, spacing_mm=spacing_mm, generator=generator)
-    # The noise has rare extremes, which must not put parts of the blob far away.
+    # Limit the rare extremes of the noise: they would put parts of the blob far from its centre.
     return squares.sqrt() * (1 + RAGGED * ragged).clamp(0.5, 1.5)

@@ -16,12 +16,12 @@ from .tumour import Tumour
 
 @dataclass(frozen=True)
 class Mimics:
-    """Share of each voxel that shows a mimic of tumour, each `(D, H, W)` in [0, 1].
+    """Fraction of each voxel that shows a mimic of tumour, each `(D, H, W)` in [0, 1].
 
     Attributes:
         vessels: Vessels, plexus and meninges, bright on T1c.
         water: Spots, plaques, caps and scars, bright on T2 and FLAIR, dark on T1.
-        flow: Where fluid flows: bright on FLAIR, dark on T2.
+        flow: Flowing fluid, bright on FLAIR, dark on T2.
     """
 
     vessels: Tensor
@@ -30,7 +30,7 @@ class Mimics:
 
 
 def random_mimics(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style: PhantomStyle) -> Mimics:
-    """Draw all of them for a case; none of the water lies inside the tumour."""
+    """Draw all mimics of a case. Spots, plaques, caps and scars stay outside the tumour."""
     vessels = _vessels(anatomy, generator)
     spots, others, flow = (torch.zeros(anatomy.shape) for _ in range(3))
     if chance(style.spots_share, generator):
@@ -47,7 +47,7 @@ def random_mimics(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generato
 
 
 def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Thin curves (where two smooth fields are both near zero), parts of the brain's hull and of the ventricles."""
+    """Vessels as thin curves (where two smooth fields are both near zero), parts of the hull, and plexus."""
     shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
     first, second, where = (
         smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)
@@ -62,7 +62,7 @@ def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
 
 
 def _spots(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Leukoaraiosis in white matter, from few spots to confluent areas, more of it near fluid."""
+    """Leukoaraiosis in white matter, from a few spots to confluent areas, denser near fluid."""
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12), spacing_mm=spacing_mm, generator=generator)
     near_fluid = gaussian_blur(anatomy.tissues[0], (4 / spacing_mm,) * 3)
@@ -84,7 +84,7 @@ def _caps(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> 
 
 
 def _plaques(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Round and oval lesions of white matter, as of multiple sclerosis: more of them near the ventricles."""
+    """Round and oval lesions of white matter as in multiple sclerosis, denser near the ventricles."""
     spacing_mm = anatomy.spacing_mm
     where = anatomy.tissues[2] * (0.1 + gaussian_blur(anatomy.ventricles, (12 / spacing_mm,) * 3))
     plaques = torch.zeros(anatomy.shape)
@@ -95,6 +95,6 @@ def _plaques(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) 
 
 
 def _flow(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Some of the fluid, in ventricles and cisterns."""
+    """Flowing parts of the fluid in ventricles and cisterns."""
     noise = smooth_noise(anatomy.shape, scale_mm=25, spacing_mm=anatomy.spacing_mm, generator=generator)
     return anatomy.tissues[0] * ((noise - uniform(-0.5, 1.2, generator)) / 0.5).clamp(0, 1)

@@ -12,7 +12,10 @@ Shape = Sequence[int]
 
 
 def normal(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers on the default device, drawn on the generator's: the same on every device."""
+    """Standard normal numbers, drawn on the generator's device, then moved to the default device.
+
+    A seed therefore gives the same numbers on every device.
+    """
     drawn = torch.randn(tuple(shape), generator=generator, device=generator.device)
     return drawn.to(torch.get_default_device())
 
@@ -29,7 +32,7 @@ def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator:
 def fractal_noise(
     shape: Shape, *, scales_mm: tuple[float, ...], spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Sum of smooth noise at several scales, each weighted by its scale; unit variance."""
+    """Sum of smooth noise at several scales, each weighted by its scale, with unit variance, `(D, H, W)`."""
     total = torch.zeros(shape)
     for scale_mm in scales_mm:
         total += scale_mm * smooth_noise(shape, scale_mm=scale_mm, spacing_mm=spacing_mm, generator=generator)
@@ -37,7 +40,7 @@ def fractal_noise(
 
 
 def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
-    """Separable Gaussian blur of `(D, H, W)`; a sigma of zero leaves its axis alone, borders are replicated."""
+    """Separable Gaussian blur of `(D, H, W)`. A sigma of zero does not blur its axis. Borders are replicated."""
     blurred = volume[None, None]
     for axis, sigma in enumerate(sigma_voxels):
         if sigma <= 0:
@@ -55,19 +58,19 @@ def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One number between `low` and `high`; a range without width draws nothing."""
+    """Draw a number between `low` and `high`. Equal limits use no random number."""
     if low == high:
         return low
     return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
 
 
 def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One number between `low` and `high`, both positive, each factor as likely."""
+    """Draw a number between `low` and `high`, both positive, whose logarithm is uniformly distributed."""
     return math.exp(uniform(math.log(low), math.log(high), generator))
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
-    """True with the given probability; what is certain draws nothing, so that it changes no other draw."""
+    """Return true with the given probability. 0 and 1 use no random number, so they do not change later draws."""
     if probability in (0, 1):
         return probability == 1
     return torch.rand((), generator=generator, device=generator.device).item() < probability

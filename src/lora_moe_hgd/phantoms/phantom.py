@@ -29,7 +29,7 @@ FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
 
 @dataclass(frozen=True)
 class Phantom:
-    """One made-up case.
+    """One synthetic case.
 
     Attributes:
         volumes: One `(D, H, W)` float32 volume per sequence, positive inside the brain, exactly zero outside.
@@ -52,24 +52,25 @@ def make_phantom(
 ) -> Phantom:
     """Make phantom number `seed` on isotropic voxels; the same seed, spacing, maps and style give the same phantom.
 
-    Numbers are drawn on the CPU and all else is computed on `device`, so that devices agree to rounding.
+    Random numbers are drawn on the CPU, and everything else is computed on `device`. So results on different devices
+    agree up to rounding.
 
     Args:
         seed: Number of the phantom.
         spacing_mm: Edge of a voxel.
-        label_maps: FreeSurfer-style maps of brains to begin from, beside the built-in MNI152 template.
-        style: Ranges of all that differs between phantoms.
+        label_maps: FreeSurfer-style label maps of brains. One of them or the built-in MNI152 template is the start.
+        style: Ranges of everything that differs between phantoms.
         device: Where to compute.
 
     Raises:
-        ValueError: If `spacing_mm` is outside 1 to 4 mm: the template has 1 mm, and at 4 mm tumours vanish.
+        ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has 1 mm, and above 4 mm tumours vanish.
     """
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")
     generator = torch.Generator().manual_seed(seed)
     if chance(style.narrow_share, generator):
         style = NARROW
-    # Everything below makes its tensors on the default device.
+    # All functions of this package create their tensors on the default device.
     with torch.device(device):
         anatomy = random_anatomy(spacing_mm=spacing_mm, generator=generator, style=style, label_maps=label_maps)
         tumour = random_tumour(anatomy, generator=generator, style=style)
@@ -79,12 +80,12 @@ def make_phantom(
 
 
 def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["nii.gz", "npy"] = "nii.gz") -> None:
-    """Write `{T1,T1c,T2,FLAIR,seg}` into a new `folder`, which appears only when it is whole.
+    """Write `{T1,T1c,T2,FLAIR,seg}` into a new `folder`, which appears only when it is complete.
 
     Labels: 0 background, 1 in WT only, 2 in TC but not ET, 3 ET.
 
     Raises:
-        FileExistsError: If `folder` is there already; nothing is overwritten.
+        FileExistsError: If `folder` exists. Nothing is overwritten.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
@@ -108,23 +109,25 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
-    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel; 2 when left out, for npy always 1")
+    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2; npy: always 1)")
     parser.add_argument(
         "--label-maps",
         type=Path,
-        help="folder of FreeSurfer-style label maps of brains; each case begins from one of them or the "
-        "built-in brain, all as likely",
+        help="folder of FreeSurfer-style label maps of brains; each case starts from one of them or from the "
+        "built-in brain, all equally likely",
     )
     parser.add_argument(
         "--wide",
         action="store_true",
-        help="draw from the ranges of the training data, far wider than real ones: one case in six has no tumour",
+        help="draw from the ranges of the training data, which are far wider than those of real cases; one case in "
+        "six has no tumour",
     )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     args = parser.parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
         raise ValueError(
-            f"--spacing-mm must be 1 for npy, which holds no voxel size and is read so, got {args.spacing_mm}."
+            f"--spacing-mm must be 1 for npy, got {args.spacing_mm}. "
+            "An npy file stores no voxel size and is read as 1 mm."
         )
     spacing_mm = args.spacing_mm or (1.0 if args.format == "npy" else 2.0)
     label_maps = label_map_files(args.label_maps) if args.label_maps else ()

@@ -16,7 +16,7 @@ WARP_PIECES = 8
 
 
 def coil_sensitivity(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Logarithm of the sensitivity of surface coils, `(D, H, W)`: highest at the hull, at some sides of it."""
+    """Logarithm of the sensitivity of surface coils, `(D, H, W)`: highest at some parts of the hull."""
     spacing_mm = anatomy.spacing_mm
     strength = uniform(*style.coil, generator)
     if not chance(style.coil_share, generator):
@@ -35,12 +35,12 @@ def acquire(
     generator: torch.Generator,
     style: PhantomStyle,
 ) -> Tensor:
-    """Volume of a sequence: positive inside `brain`, exactly zero outside."""
+    """Turn the true signal `z` into the volume of a sequence: positive inside `brain`, exactly zero outside."""
     shift = normal((3,), generator) * style.misregistration_mm / spacing_mm
     z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
     sigma_mm = [uniform(*style.resolution_mm, generator)] * 3
     if chance(style.thick_slices_share, generator):
-        # Thick slices, most often axial, interpolated to isotropic voxels by the publisher of the data.
+        # Public data sets were often acquired in thick, mostly axial slices and then interpolated to isotropic voxels.
         axis = 2 if chance(0.5, generator) else min(int(uniform(0, 3, generator)), 2)
         sigma_mm[axis] = uniform(*style.thick_slices_mm, generator)
     z = gaussian_blur(z, [sigma / spacing_mm if sigma / spacing_mm > 0.25 else 0.0 for sigma in sigma_mm])
@@ -68,7 +68,7 @@ def acquire(
         signal = signal * _shading(brain, spacing_mm, generator, style)
     level = style.thermal[name] * uniform(*style.thermal_factor, generator)
     real, imaginary = (level * normal(z.shape, generator) for _ in range(2))
-    # Interpolation to the common grid has smoothed the scanner's noise, too.
+    # In public data sets, interpolation to the common grid has also smoothed the scanner's noise.
     smoothing = (0.5,) * 3
     real, imaginary = (gaussian_blur(part, smoothing) * math.sqrt(3) for part in (real, imaginary))
     signal = torch.sqrt((signal + real) ** 2 + imaginary**2)
@@ -89,7 +89,7 @@ def _in_slices(z: Tensor, thickness: float, generator: torch.Generator) -> Tenso
 
 
 def _monotone_warp(signal: Tensor, brain: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """A rising contrast curve of straight pieces, whose slopes differ by some factor; its ends stay where they are."""
+    """Apply a piecewise linear, rising contrast curve with random slopes. Lowest and highest value do not change."""
     values = signal[brain]
     low, high = values.min(), values.max()
     slopes = torch.exp(strength * normal((WARP_PIECES,), generator))
@@ -100,7 +100,7 @@ def _monotone_warp(signal: Tensor, brain: Tensor, strength: float, generator: to
 
 
 def _shading(brain: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Factor of the signal over the head, `(D, H, W)`: a ramp to any side, or a smooth field."""
+    """Factor of the signal, `(D, H, W)`: a ramp in a random direction, or a smooth field."""
     factor = log_uniform(*style.shading, generator)
     if chance(0.5, generator):
         field = identity_grid(brain.shape) @ nn.functional.normalize(normal((3,), generator), dim=0)
@@ -113,14 +113,14 @@ def _shading(brain: Tensor, spacing_mm: float, generator: torch.Generator, style
 
 def _window(signal: Tensor, brain: Tensor, generator: torch.Generator, style: PhantomStyle) -> Tensor:
     """Clip the signal to a display window."""
-    # As many voxels as are enough to find quantiles by.
+    # About 100,000 voxels are enough to estimate quantiles.
     values = signal[brain][:: max(1, int(brain.sum()) // 100_000)]
     low = values.quantile(uniform(*style.window_low, generator))
     return signal.clamp(low, values.quantile(uniform(*style.window_high, generator)))
 
 
 def _ringing(shape: Shape, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Stripes across a random direction, in plane or any, as motion and spikes leave them."""
+    """Stripes like those caused by motion and spikes, `(D, H, W)` in [-1, 1], in a random, mostly axial direction."""
     angle = uniform(0, math.pi, generator)
     direction = torch.tensor([math.cos(angle), math.sin(angle), 0.0])
     if chance(style.oblique_share, generator):

@@ -1,4 +1,4 @@
-"""Statistics of a labelled case, synthetic or real, to compare the two before any training."""
+"""Statistics of a labelled case, to compare synthetic with real cases before any training."""
 
 from __future__ import annotations
 
@@ -43,22 +43,23 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
         ):
             found[f"{name}, {part}"] = level
             found[f"{name}, {part}, spread"] = spread
-        # On T1 and T1c oedema is hardly another than the brain.
+        # On T1 and T1c oedema differs little from the brain, so the quotient would be meaningless.
         if name in ("t2", "flair"):
             found[f"{name}, edge over oedema"] = found[f"{name}, edge of WT"] / found[f"{name}, oedema"]
     return found
 
 
 def parts_of(regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Necrosis (with what else of the core does not enhance), oedema and enhancing rim, each `(D, H, W)` bool."""
+    """Necrosis (with all other core that does not enhance), oedema and enhancing rim, each `(D, H, W)` bool."""
     whole, core, enhancing = regions
     return core & ~enhancing, whole & ~core, enhancing
 
 
 def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
-    """Robust z of necrosis, oedema and rim in a sequence against the brain outside the tumour; NaN where absent.
+    """Robust z of necrosis, oedema and rim in a sequence relative to the brain outside the tumour.
 
-    `(median of the part - median of the brain) / MAD of the brain`, the brain being the voxels that are not zero.
+    The robust z is `(median of the part - median of the brain) / MAD of the brain`, where the brain is all voxels that
+    are not zero. A part with fewer than ten voxels gives NaN.
     """
     median, spread = _brain_scale(volume, regions)
     return [
@@ -68,7 +69,10 @@ def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
 
 
 def region_spreads(volume: Tensor, regions: Tensor) -> list[float]:
-    """MAD inside necrosis, oedema and rim over that of the brain outside the tumour; NaN where absent."""
+    """MAD inside necrosis, oedema and rim, divided by the MAD of the brain outside the tumour.
+
+    A part with fewer than ten voxels gives NaN.
+    """
     _, spread = _brain_scale(volume, regions)
     return [
         ((volume[mask] - volume[mask].median()).abs().median() / spread).item() if mask.sum() >= 10 else math.nan
@@ -77,9 +81,9 @@ def region_spreads(volume: Tensor, regions: Tensor) -> list[float]:
 
 
 def noise_level(volume: Tensor, regions: Tensor) -> float:
-    """Median absolute Laplacian inside the healthy brain over the brain's MAD: how grainy an image is.
+    """Median absolute Laplacian inside the healthy brain, divided by the brain's MAD: how grainy an image is.
 
-    Healthy means at least two voxels inside the brain and outside the tumour.
+    The healthy brain is all voxels at least two voxels inside the brain and outside the tumour.
     """
     brain = volume != 0
     healthy = brain & ~regions[0]
@@ -97,14 +101,17 @@ def noise_level(volume: Tensor, regions: Tensor) -> float:
 
 
 def edge_contrast(volume: Tensor, regions: Tensor) -> float:
-    """Robust z of the tumour's outermost voxel layer above the brain's layer next to it: how sharp the border is."""
+    """Robust z of the tumour's outermost voxel layer minus that of the brain's layer next to it."""
     whole = regions[0]
     inside, outside = _levels_at_border(volume, regions, whole, (volume != 0) & ~whole)
     return inside - outside
 
 
 def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
-    """Robust z of the rim's voxel layer at the oedema, and of the oedema's at the rim: how generous the label is."""
+    """Robust z of the rim's voxel layer next to the oedema, and of the oedema's voxel layer next to the rim.
+
+    The closer the two are, the further the label extends beyond the bright part of the rim.
+    """
     _, oedema, rim = parts_of(regions)
     return _levels_at_border(volume, regions, rim, oedema)
 
@@ -115,15 +122,15 @@ def brain_range(volume: Tensor, regions: Tensor) -> tuple[float, float]:
 
 
 def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
-    """The outermost `HULL_MM` of a brain, `(D, H, W)` bool; a hole inside it has no hull."""
-    # Beyond the array there is no brain.
+    """The outermost `HULL_MM` of a brain, `(D, H, W)` bool. Holes inside the brain are ignored."""
+    # The padding counts voxels beyond the array as background.
     solid = np.pad(ndimage.binary_fill_holes(brain.numpy()), 1)
     depth_mm = ndimage.distance_transform_edt(solid, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
     return torch.from_numpy((depth_mm > 0) & (depth_mm <= HULL_MM))
 
 
 def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, float]:
-    """Robust z of a sequence in the hull outside the tumour: its median, and its 97th percentile."""
+    """Robust z in the hull outside the tumour: median and 97th percentile."""
     outside = hull & ~regions[0]
     if not outside.any():
         return math.nan, math.nan
@@ -131,7 +138,7 @@ def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, f
 
 
 def roundness(mask: Tensor) -> float:
-    """Faces of a ball of the mask's volume over the faces of the mask, counted voxel by voxel; 1 is a ball."""
+    """Surface of a ball with the mask's volume, divided by the mask's surface in voxel faces. A ball gives 1."""
     volume = mask.sum().item()
     if volume < 10:
         return math.nan
@@ -143,15 +150,15 @@ def roundness(mask: Tensor) -> float:
 
 
 def thickness_mm(mask: Tensor, spacing_mm: float) -> float:
-    """Four times the mean depth of a mask below its surface: a plate's own thickness."""
+    """Thickness of a mask: four times the mean depth below its surface. For a plate this is exact."""
     if mask.sum() < 10:
         return math.nan
-    # In halves of voxels, as a voxel in the middle of a plate has halves that are nearest to either side.
+    # Split each voxel into halves: those of a voxel in the middle of a plate are nearest to opposite sides.
     halves = mask[ndimage.find_objects(mask.numpy().astype(np.uint8))[0]].numpy()
     for axis in range(3):
         halves = halves.repeat(2, axis)
     depth_mm = ndimage.distance_transform_edt(np.pad(halves, 1), sampling=spacing_mm / 2)
-    # Measured to the centre of the nearest half outside, which is a quarter of a voxel beyond the surface.
+    # The distance is measured to the centre of a half voxel, which is a quarter of a voxel beyond the surface.
     return float(4 * (depth_mm[depth_mm > 0].mean() - spacing_mm / 4))
 
 
@@ -163,7 +170,7 @@ def _brain_scale(volume: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _levels_at_border(volume: Tensor, regions: Tensor, inside: Tensor, outside: Tensor) -> tuple[float, float]:
-    """Robust z of the voxel layers on either side of where two masks meet; NaN where one has fewer than ten voxels."""
+    """Robust z of the voxel layers on both sides of the border of two masks; NaN if one has fewer than ten voxels."""
     inner, outer = inside & _dilated(outside), outside & _dilated(inside)
     if min(inner.sum(), outer.sum()) < 10:
         return math.nan, math.nan
@@ -181,7 +188,7 @@ def _percentiles(
 
 
 def _dilated(mask: Tensor) -> Tensor:
-    """With the voxels that share a face, an edge or a corner with the mask."""
+    """The mask and all voxels that share a face, an edge or a corner with it."""
     return nn.functional.max_pool3d(mask.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
 
 

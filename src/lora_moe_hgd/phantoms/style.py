@@ -1,4 +1,4 @@
-"""Ranges from which phantoms are drawn, as one frozen value."""
+"""Ranges from which phantoms are drawn, in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 # Lowest and highest value of a uniform draw.
 Range = tuple[float, float]
 BySequence = Mapping[str, Range]
-# Of necrosis, oedema and enhancing rim: 10th, 50th and 90th percentile over cases.
+# 10th, 50th and 90th percentile over cases, and these percentiles for necrosis, oedema and enhancing rim.
 Percentiles = tuple[float, float, float]
 Levels = tuple[Percentiles, Percentiles, Percentiles]
 
 
 @dataclass(frozen=True)
 class PhantomStyle:
-    """Ranges of everything that differs from phantom to phantom; `dataclasses.replace` changes some of them.
+    """Ranges of everything that differs from phantom to phantom. Change some of them with `dataclasses.replace`.
 
-    Levels of healthy tissue are relative: only their shape counts, the unit is set by the brain's own spread. Lesions
-    are given in robust z-scores against the healthy brain of the same case. A share is a probability per phantom.
+    Levels of healthy tissue are relative, because each image is divided by the spread of its brain. Lesion levels are
+    robust z-scores relative to the healthy brain of the same case. A share is a probability per phantom.
 
     Example:
         >>> from dataclasses import replace
@@ -26,28 +26,28 @@ class PhantomStyle:
         0.0
     """
 
-    # Phantoms that are drawn from `NARROW` instead.
+    # Share of the phantoms that are drawn from `NARROW` instead.
     narrow_share: float = 0.2
 
     # --- The healthy brain -------------------------------------------------------------------------------------------
 
-    # Size along each axis, rotation and shear, relative to the brain that a phantom begins from.
+    # Size along each axis, rotation and shear, relative to the brain from which a phantom is made.
     scale: Range = (0.9, 1.1)
     rotation_degrees: Range = (-8.0, 8.0)
     shear: Range = (-0.04, 0.04)
-    # Height of elastic bumps of 45 mm width, and of finer ones of 18 mm that change the folding.
+    # Size of elastic displacements with bumps of 45 mm width, and with finer bumps of 18 mm that change the folding.
     bumps_mm: Range = (1.0, 4.0)
     fine_bumps_mm: Range = (0.3, 1.5)
-    # Exponent of each voxel's share of fluid: below 1 ventricles and sulci are wider, above 1 narrower.
+    # Exponent of each voxel's share of fluid. Below 1, ventricles and sulci are wider; above 1, they are narrower.
     fluid_exponent: Range = (0.6, 1.6)
-    # Brains whose sulci are wide in some lobes, or narrow: the exponent then.
+    # Brains in which the width of the sulci differs between lobes: their share, and the exponent.
     atrophy_share: float = 0.35
     atrophy_exponent: Range = (0.35, 1.6)
-    # Brains whose ventricles grow or shrink to a volume of their own, from slits to hydrocephalus.
+    # Brains whose ventricles grow or shrink to a random volume, from slits to hydrocephalus: their share, the volume.
     ventricles_share: float = 0.65
     ventricles_ml: Range = (5.0, 260.0)
-    # Old infarcts, cysts and cavities of operations: how many at most, their radius, how much of the tissue they lose,
-    # and the width of the scar around them.
+    # Old infarcts, cysts and resection cavities: share of phantoms, largest number, radius, share of the tissue that
+    # is lost, and width of the scar around them.
     cavities_share: float = 0.15
     most_cavities: float = 3.0
     cavity_mm: Range = (3.0, 26.0)
@@ -57,35 +57,36 @@ class PhantomStyle:
     # --- The tumour --------------------------------------------------------------------------------------------------
 
     no_tumour_share: float = 0.2
-    # Median of the whole tumour's volume in mL and standard deviation of its logarithm; the same of the core's share.
+    # Median of the whole tumour's volume in mL, and standard deviation of its logarithm. `core_share` is the same for
+    # the share of the core.
     whole_tumour_ml: tuple[float, float] = (70.0, 1.0)
     least_whole_tumour_ml: float = 1.5
     core_share: tuple[float, float] = (0.27, 0.95)
     most_core_share: float = 0.9
     no_core_share: float = 0.06
-    # How many tumours begin in the lowest third of the brain (cerebellum, brainstem, base of temporal and frontal
-    # lobes), and their volume relative to that of the others.
+    # Share of tumours that begin in the lowest third of the brain (cerebellum, brainstem, base of temporal and frontal
+    # lobes), and factor of their volume.
     low_share: float = 0.15
     low_size: float = 0.3
-    # Probability of a second focus, of a third and so on.
+    # Probabilities of each further focus.
     more_foci_shares: tuple[float, ...] = (0.25, 0.1, 0.05)
-    # How much noise of 8 to 32 mm modulates the outline of the whole tumour.
+    # Strength of the noise of 8 to 32 mm that modulates the outline of the whole tumour.
     raggedness: float = 0.35
-    # Oedema reaches into the gyri like fingers: how well it spreads in grey matter beside white, and the
-    # blur of its outline.
+    # Oedema reaches into the gyri like fingers: spread in grey matter relative to white matter, and blur of the
+    # outline.
     spread_in_grey: Range = (0.05, 0.4)
     outline_mm: Range = (1.0, 2.5)
-    # Cores that do not enhance at all, and cores that enhance without necrosis.
+    # Share of cores that do not enhance at all, and share of cores that enhance without necrosis.
     not_enhancing_share: float = 0.08
     solid_share: float = 0.12
-    # Necrotic share of the others, and how far the shape of the core is felt in its depth.
+    # Necrotic share of the other cores, and the blur from which the depth inside the core is computed.
     necrotic_share: Range = (0.05, 0.5)
     core_depth_mm: Range = (3.5, 7.0)
-    # Cores that are a cyst, with its share of them, and solid ones of which nothing enhances.
+    # Share of cores with a cyst, the part of the core that is cyst, and share of solid cores without any enhancement.
     cystic_share: float = 0.12
     cyst_share: Range = (0.5, 0.93)
     solid_silent_share: float = 0.08
-    # Small enhancing nodules in or near the oedema: how many at most, and their radius.
+    # Small enhancing nodules in or near the oedema: share of phantoms, largest number, and radius.
     satellites_share: float = 0.12
     most_satellites: float = 4.0
     satellite_mm: Range = (4.0, 8.0)
@@ -106,18 +107,19 @@ class PhantomStyle:
             "flair": (-3.1, 0.40, -0.30),
         }
     )
-    # Factors of the contrast between grey and white matter, which old T1 contrasts hardly show, and of fluid.
+    # Factor of the contrast between grey and white matter, which is weak in old T1 images, and factor of the level of
+    # fluid.
     grey_white: Range = (0.35, 1.3)
     fluid: BySequence = field(
         default_factory=lambda: {"t1": (0.5, 1.6), "t1c": (0.5, 1.6), "t2": (0.45, 2.0), "flair": (-0.2, 1.6)}
     )
-    # Sequences whose grey-white contrast lies far from any real one.
+    # Sequences whose grey-white contrast is far from any real one: their share, and the factor.
     odd_grey_white_share: float = 0.3
     odd_grey_white: Range = (-1.0, 3.0)
     # Factor of the levels of all lesions in a sequence.
     conspicuity: Range = (0.45, 1.15)
-    # Robust z as painted. Grey matter, fluid, fading, blur and `generosity` lower what is measured afterwards,
-    # which is what was matched to real cases.
+    # Robust z of the painted lesions. Values measured in the finished phantom are lower, because of grey matter,
+    # fluid, fading, blur and `generosity`. These measured values were matched to real cases.
     lesion: Mapping[str, Levels] = field(
         default_factory=lambda: {
             "t1": ((-3.1, -1.55, -0.4), (-1.5, -0.70, 0.6), (-1.75, -1.15, -0.05)),
@@ -126,7 +128,7 @@ class PhantomStyle:
             "flair": ((2.0, 4.3, 9.5), (7.6, 12.8, 16.5), (3.2, 5.0, 7.2)),
         }
     )
-    # Instead of necrosis: the inside of a cyst, and solid tumour that does not enhance.
+    # Levels of the inside of a cyst, and of solid tumour that does not enhance. They replace the level of necrosis.
     cores: Mapping[str, Mapping[str, Percentiles]] = field(
         default_factory=lambda: {
             "cystic": {
@@ -143,12 +145,12 @@ class PhantomStyle:
             },
         }
     )
-    # Cores that bled, and the robust z that blood adds.
+    # Share of cores with a haemorrhage, and the robust z that blood adds.
     blood_share: float = 0.1
     blood: BySequence = field(
         default_factory=lambda: {"t1": (0.0, 7.0), "t1c": (0.0, 7.0), "t2": (-9.0, 5.0), "flair": (-5.0, 5.0)}
     )
-    # Spread inside a region, in the same units, and its factor.
+    # Spread inside a region, as robust z, and its factor.
     texture: Mapping[str, tuple[float, float, float]] = field(
         default_factory=lambda: {
             "t1": (0.9, 0.70, 0.65),
@@ -158,46 +160,48 @@ class PhantomStyle:
         }
     )
     texture_factor: Range = (0.5, 1.3)
-    # How much of the oedema's brightness grey matter and fluid inside it show: water gathers in white matter.
+    # Brightness of oedema in grey matter and in fluid, relative to white matter, in which water gathers.
     shown_in_grey: Range = (0.4, 1.0)
     shown_in_fluid: Range = (0.2, 1.0)
-    # How much of the healthy tissue shows through the oedema.
+    # Share of the healthy tissue's signal that is added to the oedema.
     shining_through: Range = (0.2, 0.8)
-    # How much of the oedema's brightness is lost at the border, beside what the border's blur (its standard deviation)
-    # takes: labels end at a half of the blurred mask.
+    # Share of the oedema's brightness that is lost at the border, in addition to the blur of the border. The standard
+    # deviation of this blur is `border_mm`. Labels end where the blurred mask is a half.
     fading: Range = (0.1, 0.9)
     border_mm: Range = (1.0, 3.2)
-    # Whoever draws a rim is generous: its label ends where its blurred mask is about a half, its brightness where that
-    # has fallen to this share of the highest value near by, which is the middle of the rim.
+    # Experts draw the label of a rim too wide. The label ends where the blurred mask is about a half. The bright part
+    # ends where the blurred mask falls to this share of its value in the middle of the rim.
     generosity: Range = (0.3, 0.75)
     # Fine grain of healthy tissue (relative, as `healthy`), and its factor.
     grain: Mapping[str, float] = field(default_factory=lambda: {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09})
     grain_factor: Range = (0.5, 1.6)
 
-    # --- What is bright and no tumour --------------------------------------------------------------------------------
+    # --- Bright structures that are not tumour -----------------------------------------------------------------------
 
-    # In the units of `healthy`: vessels, plexus and hull on T1c; spots on T2 and FLAIR, in a share of the cases.
+    # Levels in the units of `healthy`: vessels, plexus and hull on T1c; spots on T2 and FLAIR, and on T1 and T1c; and
+    # the share of phantoms with spots.
     vessels: Range = (1.0, 9.0)
     spots: Range = (0.8, 7.0)
     spots_on_t1: Range = (-1.2, 0.0)
     spots_share: float = 0.85
-    # Level of noise above which white matter is a spot: the lower, the more of them.
+    # Level of noise above which white matter is a spot. A lower level gives more spots.
     spots_level: Range = (0.7, 2.0)
-    # Caps, confluent disease and transependymal oedema around the ventricles: their blur. Plaques: number and radius.
+    # Caps, confluent disease and transependymal oedema around the ventricles: share of phantoms and blur. Plaques:
+    # share of phantoms, number and radius.
     caps_share: float = 0.45
     caps_mm: Range = (1.5, 9.0)
     plaques_share: float = 0.2
     plaques: Range = (3.0, 30.0)
     plaque_mm: Range = (1.5, 8.0)
-    # Fluid that flows, in the units of `healthy`.
+    # Flowing fluid: share of phantoms, and levels in the units of `healthy`.
     flow_share: float = 0.35
     flow: BySequence = field(
         default_factory=lambda: {"t1": (0.0, 1.0), "t1c": (0.0, 1.0), "t2": (-10.0, 0.0), "flair": (0.0, 5.0)}
     )
 
-    # --- What skull-stripping leaves at the brain's hull -------------------------------------------------------------
+    # --- Remains of skull-stripping at the brain's hull --------------------------------------------------------------
 
-    # Robust z of the brain without it: bone, and patches of dura, marrow and fat.
+    # Robust z, relative to the brain without hull, of bone, and of patches of dura, marrow and fat.
     bone: BySequence = field(
         default_factory=lambda: {
             "t1": (-16.0, -8.0),
@@ -209,32 +213,32 @@ class PhantomStyle:
     patches: BySequence = field(
         default_factory=lambda: {"t1": (0.0, 12.0), "t1c": (4.0, 22.0), "t2": (2.0, 13.0), "flair": (-2.0, 7.0)}
     )
-    # Where the mask ends, as a level of the blurred brain, and in how many cases it fails in part.
+    # Level of the blurred brain at which the mask ends, and share of phantoms in which stripping partly fails.
     stripped_level: Range = (0.15, 0.5)
     stripping_fails_share: float = 0.25
 
-    # --- The scanner, each sequence by itself ------------------------------------------------------------------------
+    # --- The scanner, separately for each sequence -------------------------------------------------------------------
 
-    # Surface coils are most sensitive near by: how much brighter the hull can be (logarithm), in how many
-    # of the cases.
+    # Surface coils are most sensitive nearby: logarithm of the additional brightness of the hull, and share of
+    # phantoms.
     coil: Range = (0.15, 0.8)
     coil_share: float = 0.5
-    # How far below the brain's median no signal lies (robust z).
+    # Distance of zero signal below the brain's median (robust z).
     floor: BySequence = field(
         default_factory=lambda: {"t1": (7.0, 12.5), "t1c": (9.0, 16.0), "t2": (5.0, 8.5), "flair": (8.0, 13.5)}
     )
-    # Standard deviation of a shift along each axis.
+    # Standard deviation of the shift between sequences along each axis.
     misregistration_mm: float = 0.5
     # Blur (standard deviation) in all directions, and across thick slices.
     resolution_mm: Range = (0.4, 1.2)
     thick_slices_share: float = 0.5
     thick_slices_mm: Range = (1.0, 2.8)
-    # Slices in a random plane, means over their thickness.
+    # Partial volume: share of sequences, and thickness of slices along a random axis over which voxels are averaged.
     partial_volume_share: float = 0.4
     partial_volume_mm: Range = (1.0, 6.0)
     gamma: Range = (0.6, 1.6)
-    # Contrast curves of pieces, with the spread of the logarithm of their slopes; contrast made even over the brain by
-    # this exponent; display windows by the quantiles they end at.
+    # Piecewise linear contrast curves: spread of the logarithm of their slopes. Local contrast: exponent by which
+    # contrast is evened out over the brain. Display windows: quantiles at which they end.
     warp_share: float = 0.25
     warp: Range = (0.1, 0.6)
     local_contrast_share: float = 0.1
@@ -242,28 +246,28 @@ class PhantomStyle:
     window_share: float = 0.15
     window_low: Range = (0.0, 0.04)
     window_high: Range = (0.96, 1.0)
-    # Stripes, as motion leaves them: their amplitude relative to the signal, and distance.
+    # Stripes like those caused by motion: amplitude relative to the signal, distance, and share of oblique stripes.
     ringing_share: float = 0.15
     ringing: Range = (0.005, 0.05)
     ringing_mm: Range = (4.0, 16.0)
     oblique_share: float = 0.3
-    # A faint shifted copy of the head.
+    # Ghost, a faint shifted copy of the head: share of sequences, and relative brightness.
     ghost_share: float = 0.07
     ghost: Range = (0.02, 0.1)
-    # Standard deviation of a smooth field (logarithm of the factor).
+    # Bias field: standard deviation of the logarithm of a smooth factor.
     bias: Range = (0.0, 0.1)
-    # How many times brighter than its darkest side the brightest side of a shaded sequence is.
+    # Shaded sequences: their share, and brightness of the brightest side divided by that of the darkest side.
     shading_share: float = 0.4
     shading: Range = (1.05, 3.0)
-    # Thermal noise (robust z) and its factor.
+    # Standard deviation of thermal noise (robust z), and its factor.
     thermal: Mapping[str, float] = field(default_factory=lambda: {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17})
     thermal_factor: Range = (0.0, 3.0)
 
 
-# The ranges of the training data: far wider than those of real cases.
+# Ranges of the training data, which are far wider than those of real cases.
 WIDE = PhantomStyle()
 
-# Ranges matched to nine real cases (lab/phantoms.md): no effect that these do not show.
+# Ranges matched to nine real cases (lab/phantoms.md). Effects that these cases do not show are switched off.
 NARROW = PhantomStyle(
     narrow_share=0.0,
     atrophy_share=0.0,

@@ -1,8 +1,8 @@
 """Tumours: infiltrating growth along white matter, a core, necrosis and an enhancing rim that is often incomplete.
 
 Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
-grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas, not growth parameters:
-each region is the set of voxels above the level that gives the wanted volume.
+grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; growth parameters are
+not. Each region is the set of voxels above the level that gives the drawn volume.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Tumour:
     Attributes:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
         infiltration: 0 at the border of the oedema to 1 at the core, `(D, H, W)`.
-        displacement: Where each voxel's healthy tissue comes from, in voxels, `(D, H, W, 3)`: the mass effect.
-        kind: What the core holds beside its rim.
+        displacement: Mass effect: offset in voxels to the origin of each voxel's healthy tissue, `(D, H, W, 3)`.
+        kind: Content of the core inside its rim.
     """
 
     regions: Tensor
@@ -44,7 +44,7 @@ class Tumour:
 
 
 def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: PhantomStyle) -> Tumour:
-    """Foci in one hemisphere or both, of random size, with or without a core, necrosis and enhancement; or nothing."""
+    """Draw a tumour of one or more foci, with or without core, necrosis and enhancement; or no tumour."""
     if chance(style.no_tumour_share, generator):
         nothing = torch.zeros(3, *anatomy.shape)
         return Tumour(nothing.bool(), nothing[0], torch.zeros(*anatomy.shape, 3))
@@ -53,7 +53,7 @@ def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: Phanto
     low = chance(style.low_share, generator)
     whole_ml = min(max(style.low_size * whole_ml if low else whole_ml, style.least_whole_tumour_ml), 0.3 * brain_ml)
     growth = _grow(anatomy, whole_ml, generator, style, low=low)
-    # Oedema keeps out of the fluid and is held up by the cortex.
+    # Oedema does not enter fluid, and the cortex slows it down.
     spread = growth * (anatomy.tissues[2] + uniform(*style.spread_in_grey, generator) * anatomy.tissues[1])
     spread = gaussian_blur(spread, (uniform(*style.outline_mm, generator) / anatomy.spacing_mm,) * 3)
     ragged = fractal_noise(anatomy.shape, scales_mm=(8, 16, 32), spacing_mm=anatomy.spacing_mm, generator=generator)
@@ -83,13 +83,16 @@ def _log_normal(median: float, spread: float, generator: torch.Generator) -> flo
 
 
 def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
-    """The level that about `num_voxels` voxels lie above; positive."""
+    """Return the positive level above which about `num_voxels` voxels of the field are."""
     count = int(min(max(num_voxels, 1), field.numel() - 1))
     return field.flatten().topk(count).values[-1].clamp(min=1e-4)
 
 
 def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: PhantomStyle, *, low: bool) -> Tensor:
-    """Tumour density in [0, 1] on the anatomy's grid, from one to three seeds in white matter, high up or low down."""
+    """Tumour density in [0, 1] on the anatomy's grid, grown from seeds in white matter.
+
+    Seeds are in the lowest third of the brain if `low`, and above it otherwise.
+    """
     factor = anatomy.spacing_mm / GROWTH_SPACING_MM
     size = [max(4, round(edge * factor)) for edge in anatomy.shape]
     coarse = nn.functional.interpolate(anatomy.tissues[None], size=size, mode="trilinear", align_corners=False)[0]
@@ -103,7 +106,7 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: 
         seed = int(torch.multinomial(weight.flatten().to(generator.device), 1, generator=generator))
         place = torch.tensor([seed // (size[1] * size[2]), seed // size[2] % size[1], seed % size[2]])
         axes = torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in size), indexing="ij")
-        # Growth starts from an ellipsoid, so that solid tumours need not follow the fibres alone.
+        # Growth starts from an ellipsoid, so that the shape of solid tumours does not depend on the fibres alone.
         radii = [uniform(1.0, 2.2, generator) * (1.0 if focus == 0 else 0.6) for _ in range(3)]
         distance = sum(
             ((axis - centre) / radius) ** 2 for axis, centre, radius in zip(axes, place, radii, strict=True)
@@ -121,12 +124,12 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: 
 
 
 def _diffuse(density: Tensor, diffusion: Tensor) -> Tensor:
-    """One explicit step of `div(D grad u)`; nothing flows where D is zero, nor over the border. Stable: step 1/6."""
+    """One explicit step of `div(D grad u)`, with the stable step size 1/6. Nothing flows over the border."""
     change = torch.zeros_like(density)
     for axis in range(3):
         length = density.shape[axis] - 1
         lower, upper = density.narrow(axis, 0, length), density.narrow(axis, 1, length)
-        # The harmonic mean lets the slower tissue of two neighbours rule.
+        # With the harmonic mean, the slower of two neighbouring tissues determines the flow.
         a, b = diffusion.narrow(axis, 0, length), diffusion.narrow(axis, 1, length)
         flow = 2 * a * b / (a + b).clamp(min=1e-6) * (upper - lower) / 6
         change.narrow(axis, 0, length).add_(flow)
@@ -142,7 +145,7 @@ def _core(
     generator: torch.Generator,
     style: PhantomStyle,
 ) -> Tensor:
-    """Compact part around the densest places, lobulated, of a random share of the whole."""
+    """Compact, lobulated core around the densest voxels. Its share of the whole tumour is random."""
     if chance(style.no_core_share, generator):
         return torch.zeros_like(whole)
     share = min(_log_normal(*style.core_share, generator), style.most_core_share)
@@ -171,13 +174,13 @@ def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, st
 def _enhancing(
     anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
 ) -> Tensor:
-    """The core without its necrotic inside and without the parts that do not take up contrast."""
+    """Enhancing tumour: the core without necrosis and without parts that take up no contrast agent."""
     if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(6, 12, 24), spacing_mm=spacing_mm, generator=generator)
     solid = chance(style.solid_share, generator)
-    # A blurred mask falls from 1 deep inside to one half at the border: its level sets are shells.
+    # A blurred mask falls from 1 deep inside to one half at the border, so its level sets are shells.
     width_mm = uniform(*style.core_depth_mm, generator)
     depth = gaussian_blur(core.float(), (width_mm / spacing_mm,) * 3)
     core_depth = depth[core]
@@ -193,7 +196,7 @@ def _enhancing(
 
 
 def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Healthy tissue is read from nearer the core: it looks pushed away, by up to about a centimetre."""
+    """Displacement that makes healthy tissue look pushed away from the core, `(D, H, W, 3)` in voxels."""
     sigma = 10 / spacing_mm
     pressure = gaussian_blur(core.float(), (sigma, sigma, sigma))
     slope = torch.stack(torch.gradient(pressure), dim=-1)
@@ -203,7 +206,7 @@ def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, st
 
 
 def displace(anatomy: Anatomy, tumour: Tumour) -> Anatomy:
-    """The anatomy under the tumour's mass effect, within the same brain."""
+    """Apply the tumour's mass effect to the anatomy. The outline of the brain does not change."""
     maps = torch.cat([anatomy.tissues, anatomy.ventricles[None], anatomy.scar[None]])
     tissues, (ventricles, scar) = sample_at_offset(maps, tumour.displacement).split([3, 2])
     brain = anatomy.tissues.sum(dim=0)

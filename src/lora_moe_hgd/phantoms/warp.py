@@ -1,4 +1,4 @@
-"""Reading a volume at displaced places."""
+"""Resample a volume at displaced positions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from .noise import Shape
 
 
 def identity_grid(shape: Shape) -> Tensor:
-    """Voxel coordinates `(D, H, W, 3)` in the order of the axes."""
+    """Voxel coordinates of a grid, `(D, H, W, 3)`, in the order of the axes."""
     return torch.stack(torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in shape), indexing="ij"), -1)
 
 
 def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
-    """Read `volumes (C, D, H, W)` trilinearly at each voxel plus `offset (D, H, W, 3)`, in voxels; zero outside."""
+    """Resample `volumes (C, D, H, W)` trilinearly at each voxel plus `offset (D, H, W, 3)`, in voxels.
+
+    Positions outside the volume give zero.
+    """
     edges = torch.tensor(volumes.shape[1:], dtype=torch.float32)
     grid = 2 * (identity_grid(tuple(volumes.shape[1:])) + offset) / (edges - 1) - 1
     sampled = nn.functional.grid_sample(volumes[None], grid.flip(-1)[None], mode="bilinear", align_corners=True)

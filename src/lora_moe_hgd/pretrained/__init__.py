@@ -1,11 +1,11 @@
-"""The weights that are installed with the package: networks, and adapters over them."""
+"""Weights that are installed with the package: networks and adapters."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# What is used wherever no checkpoint is named.
+# Checkpoint that is used if none is named.
 DEFAULT_CHECKPOINT = "glioma"
 
 _FOLDER = Path(__file__).parent
@@ -37,11 +37,13 @@ def hub_id(name: str) -> str | None:
 
 
 def pretrained_path(name: str) -> Path:
-    """Return the folder of a shipped network, in `from_pretrained` form, or of a shipped adapter.
+    """Return the folder of a shipped network or adapter, in `from_pretrained` form.
 
     Raises:
-        ValueError: If nothing of that name is shipped; the message lists what is.
+        ValueError: If no shipped checkpoint has this name. The message lists the shipped names.
     """
     if name not in shipped_names():
-        raise ValueError(f"No shipped checkpoint is named '{name}'; there is: {', '.join(shipped_names()) or 'none'}.")
+        raise ValueError(
+            f"No shipped checkpoint is named '{name}'. The names are: {', '.join(shipped_names()) or 'none'}."
+        )
     return _FOLDER / name

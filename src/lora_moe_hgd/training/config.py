@@ -1,7 +1,7 @@
-"""Reading the options of a run: one YAML file, and command-line options that overrule it.
+"""Read the options of a run from one YAML file and from command-line options, which override the file.
 
 `jsonargparse` takes name, type, default and help of each option from the dataclasses in `options.py`.
-A key that does not exist is an error that names the nearest one.
+An unknown key raises an error that names the most similar known key.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     """Read `--config FILE`, `--continue`, and options such as `--epochs 3` or `--data.num-workers 0`.
 
     Raises:
-        ValueError: If a key is unknown (the message names the nearest one), or a value has the wrong type or breaks a
-            rule.
+        ValueError: If a key is unknown (the message names the most similar one), or a value has the wrong type or
+            breaks a rule.
     """
     parser, options = _build_parser()
     names = {option.rpartition(".")[2]: option for option in options}
@@ -53,7 +53,7 @@ def _build_parser() -> tuple[ArgumentParser, list[str]]:
     """Parser of the command line, and the dotted name of each option of `RunConfig`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
-        description="Train on a folder of cases or on phantoms. Options overrule the file. The last part of a name is "
+        description="Train on a folder of cases or on phantoms. Options override the file. The last part of a name is "
         "enough, with - or _: `--num-workers 0` sets `data.num_workers`. `--data FOLDER` sets `data.root`.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -67,7 +67,7 @@ def _build_parser() -> tuple[ArgumentParser, list[str]]:
         dest="continue_run",
         help="continue the run in the output folder although its options have changed, and print what changed",
     )
-    # jsonargparse would read each part from a file of its own, such as `--sample FILE`.
+    # Hide the options of jsonargparse that read one part from a separate file, such as `--sample FILE`.
     parts = {option.partition(".")[0] for option in options if "." in option}
     for action in parser._actions:
         if action.dest in parts:
@@ -112,7 +112,7 @@ def _flatten(values: Any, options: Sequence[str], *, where: str, prefix: str = "
 
 
 def _in_one_line(message: str) -> str:
-    """Say what jsonargparse reports in one line, without its list of what it tried."""
+    """Shorten an error of jsonargparse to one line, without its list of failed attempts."""
     wrong = WRONG_TYPE.match(message)
     if wrong is None:
         return " ".join(message.split())

@@ -1,4 +1,4 @@
-"""From the options of a run to a trained network: everything that a run is built of. The steps are in `loop`."""
+"""Build everything that a run needs from its options, and train. The training steps are in `loop`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
 from ..adapters.presets import add_adapter
+from ..fingerprints import fingerprint
 from ..loading import base_name, checkpoint_folder, load_checkpoint, weights_digest
 from ..model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import BRAIN_TUMOUR, Task
 from ..phantoms.style import WIDE, PhantomStyle
 from ..processes import main_process_first, refuse_lone_process
 from ..splits import Split
+from ..task_files import read_task
 from .config import read_config
 from .loop import Network, TrainingLoop
 from .objectives import Objective, SegmentationObjective
@@ -31,6 +34,7 @@ from .options import SCORE, RunConfig
 from .reconstruction import MaskedReconstruction, ReconstructionObjective
 from .run_folder import RunFolder
 from .sources import RunData, build_data
+from .start import differing, start_from
 
 Build = Callable[[RunConfig], tuple[Network, LoraMoeHgdImageProcessor]]
 
@@ -38,7 +42,7 @@ FROM_SCRATCH_SPACING_MM = (1.5, 1.5, 1.5)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train as the command line says."""
+    """Train with the options of the command line."""
     train(read_config(argv))
 
 
@@ -46,13 +50,13 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
     """Train, and return the folder of the best checkpoint.
 
     Args:
-        config: The run.
-        build: Builds network and processor instead of `build_network`: for other networks that are called as the
-            segmenter is.
+        config: Options of the run.
+        build: Builds network and processor instead of `build_network`. The network must have the call signature of
+            the segmenter.
         style: Ranges that phantoms are drawn from.
 
     Raises:
-        ValueError: If the data, the base or the output folder cannot be used; found before the first step.
+        ValueError: If the data, the base or the output folder cannot be used. It is raised before the first step.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -60,6 +64,8 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
     shows = accelerator.is_main_process
     with main_process_first(accelerator.state):
         network, processor = (build or build_network)(config)
+        task = processor.segmentation_task
+        config.fit_to(task)
         data = build_data(config, processor, show=shows, style=style)
         objective: Objective
         if config.objective == "reconstruct":
@@ -67,7 +73,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
         else:
             objective = SegmentationObjective(config, accelerator, processor, data, run)
         if shows:
-            run.open(data.split, made_from=_made_from(config, accelerator, data))
+            run.open(data.split, made_from=_made_from(config, accelerator, data, task), task=task)
     # FSDP2 takes contiguous weights only; convolutions are faster with the others.
     if accelerator.distributed_type != DistributedType.FSDP:
         nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -76,43 +82,46 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
     return loop.run_epochs()
 
 
-def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData) -> dict[str, Any]:
+def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData, task: Task) -> dict[str, Any]:
     """Fingerprints of all inputs of a run other than its options and case ids."""
     return {
         "package version": version("lora-moe-hgd"),
         "base weights": None if config.base is None else weights_digest(checkpoint_folder(config.base))[:16],
+        "task content": None if task.is_brain_tumour else fingerprint(task.to_dict())[:16],
         "content of the cases": data.content[:16],
         "processes": accelerator.num_processes,
     }
 
 
 def _scored_on(config: RunConfig, split: Split) -> str:
-    """Fingerprint of what validation scores depend on beside the weights."""
+    """Fingerprint of everything that validation scores depend on, except the weights."""
     values = config.values()
     content = [{name: values[name] for name in sorted(config.marked(SCORE))}, split.validation]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """Set up processes, devices and precision as the launcher and the configuration say.
+    """Set up processes, devices and precision from the launcher and the configuration.
 
     Raises:
-        ValueError: If the launcher was asked for several processes but started one, or for DeepSpeed, or if the
-            tracker is not installed.
+        ValueError: If the launcher was asked for several processes but started only one, if it uses DeepSpeed, or if
+            the tracker is not installed.
     """
     refuse_lone_process()
-    # DeepSpeed steps inside the backward pass and keeps the optimizer's state in a form of its own: steps whose
-    # gradient is not finite could not be skipped, and runs could not be resumed.
+    # DeepSpeed updates the weights inside the backward pass and stores the optimizer's state in its own format. So
+    # steps whose gradient is not finite could not be skipped, and runs could not be resumed.
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         raise ValueError(
-            "`accelerate launch` was asked for DeepSpeed, with which runs cannot be resumed. Use `--config_file "
-            "configs/accelerate/fsdp2.yaml`, which shards weights and optimizer too."
+            "`accelerate launch` is set to use DeepSpeed, but runs with DeepSpeed cannot be resumed. Use "
+            "`--config_file configs/accelerate/fsdp2.yaml`, which also shards weights and optimizer."
         )
     known = [str(tracker) for tracker in get_available_trackers()]
     if config.tracker not in ("none", *known):
-        raise ValueError(f"`tracker` must be none or an installed one ({', '.join(known)}), but is {config.tracker}.")
+        raise ValueError(
+            f"`tracker` must be none or an installed tracker ({', '.join(known)}), but is {config.tracker}."
+        )
     return Accelerator(
-        # Without `cpu=True` and without a GPU, processes that were started for GPUs do not find each other.
+        # On a machine without a GPU, processes that were launched for GPUs cannot communicate unless `cpu=True`.
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.optim.precision,
         gradient_accumulation_steps=config.optim.accumulate,
@@ -124,13 +133,31 @@ def build_accelerator(config: RunConfig) -> Accelerator:
 
 
 def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
-    """Build the network to train, with its adapter, and its processor."""
+    """Build the network to train, with its adapter, and its processor.
+
+    Raises:
+        ValueError: If the base cannot be used, or an adapter is asked for where the task changes the network.
+    """
+    given = None if config.task is None else read_task(config.task)
     if config.base is None:
         sizes = {"tiny": LoraMoeHgdConfig.tiny, "base": LoraMoeHgdConfig.base}
-        network = LoraMoeHgdForSegmentation(sizes[str(config.size)]())
-        processor = LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM)
+        task = given or BRAIN_TUMOUR
+        network = LoraMoeHgdForSegmentation(sizes[str(config.size)](modalities=task.modalities, regions=task.regions))
+        processor = LoraMoeHgdImageProcessor(
+            target_spacing_mm=FROM_SCRATCH_SPACING_MM, task=None if given is None else given.to_dict()
+        )
     else:
         network, processor = load_checkpoint(config.base)
+        if given is not None and given != processor.segmentation_task:
+            if config.adapter != "none" and differing(processor.segmentation_task, given):
+                raise ValueError(
+                    f"`adapter` must be none, but is {config.adapter}: {config.task} has other sequences or regions "
+                    f"than {config.base}, and an adapter over {config.base} cannot hold them. Train all weights with "
+                    "`--adapter none --lora null`; adapters can be fitted over the result."
+                )
+            network, processor, lines = start_from(network, processor, given)
+            # Only the first process prints.
+            PartialState().print("\n".join([f"{given.name} starts from {config.base}.", *lines]))
     if config.sample.spacing_mm is not None:
         processor.target_spacing_mm = [config.sample.spacing_mm] * 3
     if config.optim.gradient_checkpointing:

@@ -1,7 +1,7 @@
 """The steps of a run through Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
 
-A step depends on the state alone: each sample has a random generator of its own, and each batch its own seed for
-everything else that is random. A run that was killed is therefore resumed bit for bit.
+A step depends on the state alone. Each sample has its own random generator, and each batch has its own seed for all
+other random numbers. A killed run therefore resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from .states import Progress, RunState
 
 Network = LoraMoeHgdForSegmentation | PeftModel | MaskedReconstruction
 
-# A run whose gradients are not finite in so many steps in a row does not recover.
+# After this many steps in a row without a finite gradient, a run does not recover.
 MOST_SKIPPED_IN_A_ROW = 20
 
-# The progress bar shows the running Dice of the regions, without their parts by number of sequences.
+# The progress bar shows the running Dice of each region, but not the values per number of sequences.
 TRAIN_DICE = re.compile(r"train_dice/\w+")
 
 
 class TrainingLoop:
-    """One run, from its first step or the step where it is resumed to the last.
+    """One run, from its first step, or from the step where it is resumed, to its last step.
 
     Args:
-        config: The run.
+        config: Options of the run.
         accelerator: Devices, precision and processes.
         network: Network to train.
-        processor: Saved beside the network.
+        processor: Image processor that is saved with the network.
         source: Training cases.
         objective: Samples, loss and validation score.
         run: Folder of the run, opened.
-        scored_on: Fingerprint of what validation scores depend on beside the weights.
+        scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class TrainingLoop:
         )
         optimizer = build_optimizer(network, config)
         self.experts_per_token = network.config.num_experts_per_tok
-        # A copy for the averaged weights, which are validated and saved: the trained ones may be sharded.
+        # The averaged weights are validated and saved. They need their own copy, because trained weights may be
+        # sharded.
         self.averaged = copy.deepcopy(network).to(accelerator.device).eval()
         self.network, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.average = WeightAverage(self.bare, decay=config.optim.ema_decay)
@@ -102,7 +103,7 @@ class TrainingLoop:
         return self.accelerator.unwrap_model(self.network)
 
     def step_size(self, batch: int) -> int:
-        """Number of batches in the step that begins with batch number `batch` of an epoch; the last may have fewer."""
+        """Number of batches in the step that begins with batch number `batch`. The last step may have fewer."""
         return min(self.config.optim.accumulate, self.done.batches - batch)
 
     def progress(self, batch: int) -> float:
@@ -115,7 +116,7 @@ class TrainingLoop:
 
         Raises:
             SystemExit: After Ctrl-C or SIGTERM, once the state is saved.
-            ValueError: If gradients stay infinite, or a state cannot be written.
+            ValueError: If many steps in a row have no finite gradient, or if a state cannot be written.
         """
         self._start_logs()
         with _signals_to(self._ask_to_stop):
@@ -141,7 +142,7 @@ class TrainingLoop:
         return self.run.path / "best"
 
     def _start_logs(self) -> None:
-        # TensorBoard then hides the values of steps that are repeated.
+        # `purge_step` makes TensorBoard hide earlier values of steps that are repeated.
         options = {"tensorboard": {"purge_step": self.done.step + 1}} if self.config.tracker == "tensorboard" else {}
         self.accelerator.init_trackers("logs", init_kwargs=options)
         if self.accelerator.is_main_process:
@@ -153,9 +154,9 @@ class TrainingLoop:
             self.metrics.append(values, step=self.done.step)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Stop after the current step, or at once during validation, which the next start repeats.
+        """Stop after the current step. Stop at once during validation, which the next start repeats.
 
-        A second signal stops at once, too.
+        A second signal also stops at once.
         """
         if self.stopping or self.validating:
             raise KeyboardInterrupt
@@ -223,13 +224,13 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * learning_rate_factor(progress, optim.warmup)
         output = self.objective.forward(self.network, batch, progress=progress)
-        # Accelerate divides by `accumulate`, but the last step of an epoch may have fewer batches.
+        # Accelerate divides the loss by `accumulate`, but the last step of an epoch may have fewer batches.
         self.accelerator.backward(output.loss * (optim.accumulate / self.step_size(begin)))
         self.losses = self.losses + torch.stack([output.loss, *output.losses.values()]).detach()
         norm = torch.tensor(math.nan)
         if self.accelerator.sync_gradients:
             norm = gathered(self.accelerator.clip_grad_norm_(self.network.parameters(), optim.max_grad_norm))
-            # The gradient is the mean over the processes: all of them see the same norm and decide alike.
+            # The gradient is the mean over the processes, so all of them see the same norm and decide alike.
             if norm.isfinite():
                 done.skipped_in_a_row = 0
                 self.optimizer.step()
@@ -257,7 +258,7 @@ class TrainingLoop:
             )
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
-        """Values to log of a step: losses and Dice over all processes, router statistics over those of the first."""
+        """Values to log after a step: losses and Dice of all processes, router statistics of the first process."""
         means = self.accelerator.reduce(self.losses / self.step_size(begin), reduction="mean").tolist()
         self.losses = torch.zeros((), device=self.accelerator.device)
         return {
@@ -291,7 +292,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
 
     def _save_state(self) -> None:
-        # Sharded tensors are gathered by all processes, in the same order, not by the writing one alone.
+        # All processes must gather sharded tensors together, although only the main process writes them.
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {index: gathered_tensors(values) for index, values in sorted(optimizer["state"].items())}
         scaler = self.accelerator.scaler
@@ -319,14 +320,14 @@ class TrainingLoop:
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         for index, values in state.optimizer["state"].items():
             values |= {key: laid_out_like(value, parameters[index]) for key, value in values.items() if value.ndim}
-        # The settings of the groups are those of the configuration, which may have changed.
+        # Take the group settings from the configuration: it may have changed since the state was written.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         sums = state.others["sums"].to(self.accelerator.device)
         if len(sums) != self.accelerator.num_processes:
-            # As if the first process had seen all batches.
+            # The number of processes has changed: give the total to the first process.
             total = sums.sum(dim=0)
             sums = torch.stack([total, *[torch.zeros_like(total)] * (self.accelerator.num_processes - 1)])
         self.objective.sums = sums[self.accelerator.process_index]
@@ -337,16 +338,18 @@ class TrainingLoop:
         batches, scored_on = self.done.batches, self.done.scored_on
         self.accelerator.print(f"Resuming after step {done.step}, in epoch {done.epoch + 1}.")
         if done.batch and done.batches != batches:
-            self.accelerator.print(f"An epoch now has other batches, so epoch {done.epoch + 1} begins anew.")
+            self.accelerator.print(
+                f"The number of batches in an epoch has changed, so epoch {done.epoch + 1} starts again."
+            )
             done.batch = 0
         if done.scored_on != scored_on and done.best_score > -math.inf:
-            self.accelerator.print("Validation has changed, so the next validated weights replace `best`.")
+            self.accelerator.print("The validation has changed, so the next validated weights replace `best`.")
             done.best_score = -math.inf
         self.done = replace(done, batches=batches, scored_on=scored_on)
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices and kernels only; fused, so that a step makes no copies."""
+    """Build AdamW with weight decay on matrices and kernels only. It is fused, so that a step copies no weights."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
@@ -357,19 +360,19 @@ def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 
 
 def batch_seed(seed: int, epoch: int, batch: int, process: int) -> int:
-    """Seed of its own for each batch of each epoch and process of a run.
+    """Seed that is different for each batch, epoch and process of a run.
 
     Example:
         >>> batch_seed(0, 1, 2, 0) == batch_seed(0, 1, 1, 1)
         False
     """
     digest = hashlib.sha256(f"{seed}/{epoch}/{batch}/{process}".encode()).digest()
-    # NumPy takes 32 bits.
+    # NumPy accepts seeds of at most 32 bits.
     return int.from_bytes(digest[:4], "little")
 
 
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Each batch, with the seconds that were spent waiting for it."""
+    """Yield each batch with the seconds spent waiting for it."""
     since = time.perf_counter()
     for batch in batches:
         yield time.perf_counter() - since, batch
@@ -378,7 +381,7 @@ def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[f
 
 @contextmanager
 def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let `handler` handle Ctrl-C, and SIGTERM, which cluster queues send, inside the block."""
+    """Let `handler` handle Ctrl-C and SIGTERM inside the block. Cluster queues send SIGTERM to stop a job."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

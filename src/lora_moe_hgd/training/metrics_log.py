@@ -1,7 +1,7 @@
-"""Measurements of a run: the file `metrics.jsonl`, written beside any tracker of Accelerate.
+"""Measurements of a run in the file `metrics.jsonl`, which is written in addition to any tracker of Accelerate.
 
-Each line is a JSON object with `step` and values by name. When a run is resumed, lines of steps that are repeated are
-removed first, so no step appears twice. Values named `time/...` or `memory/...` depend on the machine.
+Each line is a JSON object with `step` and values by name. When a run is resumed, lines of later steps are removed
+first, so that no step appears twice. Values named `time/...` or `memory/...` depend on the machine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.task import BRAIN_TUMOUR, Task
 
 FILE_NAME = "metrics.jsonl"
 
-# Decay of the running Dice per batch: a batch counts half after about fourteen others.
+# Decay of the running Dice per batch. The weight of a batch halves after about fourteen further batches.
 MEMORY = 0.95
 
 
@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Read all lines of a run's log, without a last line that is incomplete because the run was killed."""
+    """Read all lines of a run's log. A last line that is incomplete because the run was killed is left out."""
     rows = []
     for line in (folder / FILE_NAME).read_text().splitlines():
         try:
@@ -55,9 +55,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 class RunningDice:
     """Dice of training crops per number of present sequences and region, over the last few batches."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
+        self.task = task
         # Voxels of the overlap, and of prediction plus ground truth.
-        self.overlap = torch.zeros(2, len(MODALITIES), len(REGIONS), device=device)
+        self.overlap = torch.zeros(2, len(task.modalities), len(task.regions), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
         """Add logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
@@ -71,26 +72,26 @@ class RunningDice:
     def of_regions(self) -> dict[str, float]:
         """Dice of each region over all numbers of sequences."""
         both, total = self.overlap.sum(dim=1)
-        return dict(zip(REGIONS, (2 * both / total.clamp(min=1)).tolist(), strict=True))
+        return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`, where prediction or ground truth has a voxel."""
+        """Dice by `region/number of sequences`, as far as prediction or ground truth has a voxel."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
-            for index, region in enumerate(REGIONS)
-            for count in range(len(MODALITIES))
+            for index, region in enumerate(self.task.regions)
+            for count in range(len(self.task.modalities))
             if total[count, index] >= 1
         }
 
 
 def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
-    """Share of the choices of each expert, and entropy of the router's probabilities, per layer with experts.
+    """Share of the routing choices that go to each expert, and entropy of the routing probabilities, per MoE layer.
 
     `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so it must stay 0.
 
     Args:
-        router_logits: One `(T, E)` per layer, minus infinity where a token may not use an expert.
+        router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
         experts_per_token: Number of experts that a token chooses.
     """
     values: dict[str, float] = {}

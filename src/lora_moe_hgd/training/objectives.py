@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from ..evaluation.metrics import dice
 from ..files import reason_of
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.sliding_window import sliding_window_logits
-from ..pictures import BEST_BACKGROUND, save_overlay
+from ..model.task import BRAIN_TUMOUR, Task
+from ..pictures import save_overlay
 from ..subsets import Mask, parse_subset
 from .data.crops import CropDataset, SubsetCrops
 from .data.datasets import Case, CaseSource
@@ -39,45 +39,45 @@ class Objective(Protocol):
     """One kind of training.
 
     Attributes:
-        sums: Running sums over the batches of this process, kept in a state.
+        sums: Running sums over the batches of this process. They are part of a saved state.
     """
 
     sums: Tensor
 
     def crops(self, source: CaseSource) -> CropDataset:
-        """Training samples from the training cases."""
+        """Build the data set of training samples from the training cases."""
         ...
 
     def forward(self, network: nn.Module, batch: dict[str, Tensor], *, progress: float) -> Any:
-        """Run the network, update `sums`, and return its output: `loss`, its parts `losses`, and `router_logits`."""
+        """Run the network, update `sums`, and return the output: `loss`, its parts `losses`, and `router_logits`."""
         ...
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        """Values to log, from the sums over all processes; the progress bar shows those named `train_dice/...`."""
+        """Values to log, from the sums over all processes. The progress bar shows values named `train_dice/...`."""
         ...
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Score the validation cases, print and log the parts of the score, and return it; higher is better."""
+        """Score the validation cases, print and log the parts of the score, and return the score; higher is better."""
         ...
 
     def segmenter(self, network: Any) -> PeftModel | LoraMoeHgdForSegmentation:
-        """Part of the network that a checkpoint holds."""
+        """Return the part of the network that is saved in a checkpoint."""
         ...
 
     def describe(self, score: float) -> str:
-        """Say what a score means."""
+        """Describe a score in words, such as `mean Dice 0.812`."""
         ...
 
 
 class SegmentationObjective:
-    """Segment the nested regions from random subsets of the sequences, under the curriculum of `schedule`.
+    """Segment the regions of the task from random subsets of the sequences, under the curriculum of `schedule`.
 
     Args:
-        config: The run.
+        config: Options of the run.
         accelerator: Devices, precision and processes.
         processor: Preprocessing of the cases.
         data: Cases of the run.
-        run: Gets a picture of each validation.
+        run: Folder of the run. It gets a picture of each validation.
 
     Raises:
         ValueError: If no validation case has all sequences of a subset that must be scored.
@@ -92,13 +92,14 @@ class SegmentationObjective:
         run: RunFolder,
     ) -> None:
         self.config, self.accelerator, self.processor, self.run = config, accelerator, processor, run
+        self.task = processor.segmentation_task
         self.validation = data.validation
         cases = (self.validation[index] for index in range(len(self.validation)))
         acquired = {case["case_id"]: tuple(case["modality_mask"].tolist()) for case in cases}
-        self.scored = scored_subsets(config.validation.subsets, acquired)
+        self.scored = scored_subsets(config.validation.subsets, acquired, self.task)
         for line in describe_subsets(self.scored, list(acquired)):
             accelerator.print(line)
-        self.dice = RunningDice(accelerator.device)
+        self.dice = RunningDice(accelerator.device, self.task)
 
     @property
     def sums(self) -> Tensor:
@@ -123,19 +124,21 @@ class SegmentationObjective:
             pixel_values=batch["pixel_values"].contiguous(memory_format=torch.channels_last_3d),
             modality_mask=batch["modality_mask"],
             labels=batch["labels"],
-            region_weights=torch.tensor(region_weights(progress), device=self.accelerator.device),
+            region_weights=torch.tensor(
+                region_weights(progress, len(self.task.regions)), device=self.accelerator.device
+            ),
             output_router_logits=True,
         )
         self.dice.update(output.logits, batch["labels"], batch["modality_mask"])
         return output
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        dice = RunningDice(self.accelerator.device)
+        dice = RunningDice(self.accelerator.device, self.task)
         dice.overlap = sums
         return {f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean Dice over the subsets, the cases that have them, and the regions; the processes share the cases."""
+        """Mean Dice over the subsets, the cases that have them, and the regions. The processes share the work."""
         own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []
         shows = self.accelerator.is_main_process
@@ -145,13 +148,13 @@ class SegmentationObjective:
             volume, truth = case["pixel_values"].to(self.accelerator.device), case["labels"].bool()
             for name in (name for name, able in self.scored.items() if case["case_id"] in able):
                 bar.set_postfix_str(name)
-                subset = parse_subset(name)
+                subset = parse_subset(name, self.task.modalities)
                 with self.accelerator.autocast():
-                    predicted = predict(network, volume, subset)
+                    predicted = predict(network, volume, subset, self.task)
                 if shows and not scores:
                     try:
                         self._draw(case, name, subset, predicted, epoch=epoch)
-                    # A picture, whatever it fails of, must not end a run.
+                    # An error in a picture must never end a run.
                     except Exception as error:
                         reason = reason_of(error)
                         tqdm.write(f"warning: epoch {epoch} has no picture: {reason}", file=sys.stderr)
@@ -166,9 +169,11 @@ class SegmentationObjective:
                 continue
             regions = torch.tensor([dices for subset, _, dices in scores if subset == name]).mean(dim=0).tolist()
             means.append(sum(regions) / len(regions))
-            words = "  ".join(f"{region} {value:.3f}" for region, value in zip(REGIONS, regions, strict=True))
+            words = "  ".join(
+                f"{region} {value:.3f}" for region, value in zip(self.task.regions, regions, strict=True)
+            )
             self.accelerator.print(f"  epoch {epoch}, {name}, {len(able)} cases: Dice {words}")
-            log({f"dice_{name}/{region}": value for region, value in zip(REGIONS, regions, strict=True)})
+            log({f"dice_{name}/{region}": value for region, value in zip(self.task.regions, regions, strict=True)})
         return sum(means) / len(means)
 
     def segmenter(self, network: PeftModel | LoraMoeHgdForSegmentation) -> PeftModel | LoraMoeHgdForSegmentation:
@@ -179,27 +184,32 @@ class SegmentationObjective:
 
     def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor, *, epoch: int) -> None:
         """Write `pictures/epoch_001.png`: the ground truth of a validation case above its segmentation."""
-        name = next(name for name in BEST_BACKGROUND if present[MODALITIES.index(name)])
-        volume = case["pixel_values"][MODALITIES.index(name)].numpy()
-        spacing = self.processor.target_spacing_mm
+        affine = np.diag([*self.processor.target_spacing_mm, 1.0])
+        images = {
+            name: nib.Nifti1Image(volume.numpy(), affine)
+            for name, volume, there in zip(self.task.modalities, case["pixel_values"], present, strict=True)
+            if there
+        }
         save_overlay(
             self.run.picture_path(epoch),
-            nib.Nifti1Image(volume, np.diag([*spacing, 1.0])),
-            {"ground truth": case["labels"].bool().numpy(), "segmentation": predicted.numpy()},
-            title=f"{case['case_id']}, epoch {epoch}: from {subset}, shown on {name}",
+            images,
+            {"ground truth": case["labels"].bool().numpy(), "found": predicted.numpy()},
+            title=f"{case['case_id']}, epoch {epoch}, segmented from {subset}",
+            task=self.task,
         )
 
 
-def predict(network: nn.Module, pixel_values: Tensor, subset: Mask) -> Tensor:
-    """Segment one preprocessed case on the network's own grid: nested regions `(3, D, H, W)`, boolean.
+def predict(network: nn.Module, pixel_values: Tensor, subset: Mask, task: Task = BRAIN_TUMOUR) -> Tensor:
+    """Segment one preprocessed case on the network's own grid: regions `(R, D, H, W)`, boolean.
 
     Nothing is resampled, so this is fast enough for use during training.
 
     Args:
-        network: Called as the segmenter is.
+        network: Network with the call signature of the segmenter.
         pixel_values: `(M, D, H, W)`.
         subset: Sequences to use.
+        task: What the regions are.
     """
     mask = torch.tensor([subset], device=pixel_values.device)
     logits = sliding_window_logits(network, pixel_values[None], mask)[0]
-    return (logits.sigmoid().cummin(dim=0).values > 0.5).cpu()
+    return (task.nested(logits.sigmoid()) > 0.5).cpu()

@@ -13,12 +13,15 @@ from typing import Any
 
 from ..cases.channels import parse_channel_order
 from ..model.label_schemes import LABEL_SCHEMES
+from ..model.task import BRAIN_TUMOUR, Task
+from ..pretrained import shipped_names
 from ..processes import is_fast_in_bf16
 from ..subsets import parse_subset
+from ..task_files import read_task
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 
-# Effect of a changed value on a run in progress. Without a mark, the option changes how the run trains.
+# What happens when an option of a run in progress changes. An option without a mark changes how the run trains.
 # The result stays the same, bit for bit.
 NOTHING = {"changes": "nothing"}
 # Later validation scores cannot be compared with earlier ones.
@@ -33,7 +36,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: bool, reason: str) -> None:
-    """Raise if one of these options is given although it has no effect."""
+    """Raise if one of these options is given although it has no effect, that is, unless `applies`."""
     for name in names:
         if getattr(part, name) is not None and not applies:
             option = name.replace("_", "-")
@@ -57,17 +60,17 @@ class DataConfig:
         allow_skull: Accept cases with heads that still have their skull.
         allow_partial: Accept cases that show only a part of a brain.
         phantoms: Number of phantoms to train on, alone or mixed with cases.
-        phantom_share: Share of the samples that come from phantoms when there are cases too; 0.5 by default.
-        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, beside the built-in
-            brain.
-        val_phantoms: Number of further phantoms that validate when there are no cases; 8 by default.
-        val_fraction: Share of the cases that validate, at least one case; 0.2 by default.
+        phantom_share: Share of the samples that come from phantoms when there are also cases; 0.5 by default.
+        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
+            built-in brain.
+        val_phantoms: Number of further phantoms for validation when there are no cases; 8 by default.
+        val_fraction: Share of the cases that is used for validation, at least one case; 0.2 by default.
         folds: Number of folds of a cross-validation over the cases, drawn by the seed.
-        fold: The fold whose cases validate: from 0 with `folds`, as the file counts with `split_file`.
-        split_file: CSV file or nnU-Net's `splits_final.json` that says which cases train and which validate.
+        fold: Fold that is used for validation. `folds` counts from 0; a `split_file` has its own numbers.
+        split_file: CSV file or nnU-Net's `splits_final.json` that assigns cases to training and validation.
         val_on_train: Validate on the training cases, to see whether a network can overfit.
         cache_dir: Folder of preprocessed cases and phantoms.
-        num_workers: Processes that load samples.
+        num_workers: Number of processes that load samples.
     """
 
     root: str | None = None
@@ -76,14 +79,14 @@ class DataConfig:
     label_scheme: str | None = field(default=None, metadata=SCORE)
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
-    # Which cases these accept does not matter, because the cases themselves are compared.
+    # These two may change, because the cases that they accept are compared directly.
     allow_skull: bool | None = field(default=None, metadata=NOTHING)
     allow_partial: bool | None = field(default=None, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)
     val_phantoms: int | None = field(default=None, metadata=SCORE)
-    # How cases were left out and split does not matter, because the split itself is compared.
+    # The options of the split may change, because the resulting split is compared directly.
     val_fraction: float | None = field(default=None, metadata=NOTHING)
     folds: int | None = field(default=None, metadata=NOTHING)
     fold: int | None = field(default=None, metadata=NOTHING)
@@ -117,20 +120,12 @@ class DataConfig:
             self.root is None or self.dataset is None,
             f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Give one of them.",
         )
-        if self.dataset is not None or self.label_scheme is not None:
-            _require(
-                self.label_scheme in LABEL_SCHEMES,
-                f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}, but is "
-                f"{self.label_scheme or 'missing'}.",
-            )
-        if self.channel_order is not None:
-            self.channel_order = parse_channel_order(",".join(self.channel_order))
         self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
         self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
         self._refuse_idle(
             "label_scheme",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): phantoms have labels of their own",
+            reason="without cases (`data.root` or `data.dataset`): phantoms have their own labels",
         )
         self._refuse_idle(
             *("allow_skull", "allow_partial"),
@@ -144,7 +139,29 @@ class DataConfig:
             reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
         )
         self._refuse_idle(
-            "val_phantoms", applies=not self.has_cases, reason="beside cases: cases validate, not phantoms"
+            "val_phantoms", applies=not self.has_cases, reason="with cases: validation then uses cases, not phantoms"
+        )
+
+    def fit_to(self, task: Task) -> None:
+        """Check the options whose values are names of the task.
+
+        Raises:
+            ValueError: If one is unknown, or has no effect.
+        """
+        if self.channel_order is not None:
+            self.channel_order = parse_channel_order(",".join(self.channel_order), task)
+        if task.is_brain_tumour:
+            _require(
+                (self.dataset is None and self.label_scheme is None) or self.label_scheme in LABEL_SCHEMES,
+                f"`data.label_scheme` must be one of {', '.join(LABEL_SCHEMES)}, but is "
+                f"{self.label_scheme or 'missing'}.",
+            )
+            return
+        self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
+        _require(
+            self.phantoms == 0,
+            f"`data.phantoms` must be 0 with the task {task.name}: phantoms show brain tumours. Give `data.root` or "
+            "`data.dataset`.",
         )
 
     def _check_split(self) -> None:
@@ -155,11 +172,13 @@ class DataConfig:
             "split_file",
             "val_on_train",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): other phantoms validate",
+            reason="without cases (`data.root` or `data.dataset`): validation then uses other phantoms",
         )
         chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
         if len(chosen) > 1:
-            self._refuse_idle(*chosen[1:], applies=False, reason=f"beside `data.{chosen[0]}`, which chooses the cases")
+            self._refuse_idle(
+                *chosen[1:], applies=False, reason=f"with `data.{chosen[0]}`, which already chooses the cases"
+            )
         _require(
             self.split_file is None or self.root is not None,
             "`data.split_file` needs `data.root`: the cases of a dataset have no names.",
@@ -199,7 +218,7 @@ class SampleConfig:
         crop_size: Edges of a crop in voxels, multiples of 16.
         crops_per_case: Crops of each case in an epoch.
         batch_size: Crops in a batch of one process.
-        spacing_mm: Voxel size to train at. By default that of the base, and 1.5 mm without a base.
+        spacing_mm: Voxel size of the training samples. The default is the base's voxel size, or 1.5 mm without a base.
     """
 
     crop_size: tuple[int, int, int] = (64, 64, 64)
@@ -227,14 +246,14 @@ class OptimConfig:
 
     Attributes:
         lr: Highest learning rate of AdamW.
-        weight_decay: Weight decay of matrices and kernels; biases, norms and embeddings have none.
+        weight_decay: Weight decay of matrices and kernels. Biases, norms and embeddings have no weight decay.
         warmup: Share of the run over which the learning rate rises.
-        max_grad_norm: Largest norm of the gradient; a larger one is scaled down.
+        max_grad_norm: Largest norm of the gradient. Gradients with a larger norm are scaled down.
         ema_decay: Decay of the moving average of the weights, which is validated and saved.
-        accumulate: Batches of a step.
-        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` where the hardware is fast in it, else `no`.
-        gradient_checkpointing: Compute the blocks of stem, encoder and decoder again in the backward pass, which saves
-            memory.
+        accumulate: Number of batches per optimizer step.
+        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` on hardware that is fast in it, else `no`.
+        gradient_checkpointing: Save memory: compute the blocks of stem, encoder and decoder again in the backward
+            pass.
     """
 
     lr: float = 1.0e-3
@@ -257,7 +276,7 @@ class OptimConfig:
             self.precision in ("auto", "no", "bf16", "fp16"),
             f"`optim.precision` must be auto, no, bf16 or fp16, but is {self.precision}.",
         )
-        # Here, so that a run records what it was trained in.
+        # Replace `auto` here, so that a run records the precision that it was trained with.
         if self.precision == "auto":
             self.precision = "bf16" if is_fast_in_bf16() else "no"
 
@@ -268,8 +287,9 @@ class ValidationConfig:
 
     Attributes:
         every: Epochs between validations; the last epoch is always validated.
-        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all four. Each is scored on the validation
-            cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has.
+        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
+            validation cases that have all of its sequences. By default those of `DEFAULT_SUBSETS` that a case has, or
+            for a task of its own all sequences and each alone.
     """
 
     every: int = 1
@@ -280,7 +300,16 @@ class ValidationConfig:
         if self.subsets is None:
             return
         _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset.")
-        masks = [parse_subset(name) for name in self.subsets]
+
+    def fit_to(self, task: Task) -> None:
+        """Check that each subset is one of the task's sequences.
+
+        Raises:
+            ValueError: If a sequence is unknown, or a subset comes twice.
+        """
+        if self.subsets is None:
+            return
+        masks = [parse_subset(name, task.modalities) for name in self.subsets]
         _require(
             len(set(masks)) == len(masks), f"`validation.subsets` names a subset twice: {', '.join(self.subsets)}."
         )
@@ -291,21 +320,24 @@ class RunConfig:
     """All options of a run.
 
     Attributes:
-        objective: `segment`, or `reconstruct`, which trains the encoder alone and needs no labels.
+        objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
+        task: YAML file of a task of its own, see docs/tasks.md; by default that of the base, or brain tumour.
         size: `tiny` or `base`: size of a network that is trained from scratch.
         adapter: `lora`: LoRA alone; `lora+decoder`: LoRA, and stem, routers and decoder in full; `none`: all weights.
         lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
         epochs: Passes over the cases.
         seed: Seed of weights, split and samples.
-        output_dir: Folder of the run: `best`, `last`, logs, and the states that it is resumed from.
-        save_every: Optimizer steps between two states; one is also written after each epoch.
-        tracker: Where Accelerate sends what is measured, such as `tensorboard` or `wandb`; `none` for nowhere.
-        continue_run: Continue the run in `output_dir` although options have changed; set by `--continue` alone.
+        output_dir: Folder of the run: `best`, `last`, logs, and the saved states from which the run is resumed.
+        save_every: Optimizer steps between two saved states. A state is also saved after each epoch.
+        tracker: Experiment tracker of Accelerate, such as `tensorboard` or `wandb`, or `none`.
+        continue_run: Continue the run in `output_dir` although options have changed. Only `--continue` sets it.
     """
 
     objective: str = field(default="segment", metadata=NETWORK)
     base: str | None = field(default="tiny", metadata=NETWORK)
+    # Where the file lies does not matter, because its content is compared.
+    task: str | None = field(default=None, metadata=NOTHING)
     size: str | None = field(default=None, metadata=NETWORK)
     adapter: str = field(default="lora+decoder", metadata=NETWORK)
     lora: dict[str, Any] | None = field(default=None, metadata=NETWORK)
@@ -332,8 +364,8 @@ class RunConfig:
         )
         _require(
             (self.base is None) != (self.size is None),
-            "Give either `base`, a checkpoint, or `size`, to train from scratch, and set the other to null. Here "
-            f"`base` is {self.base} and `size` is {self.size}.",
+            "To start from a checkpoint, set `base`; to train from scratch, set `size`. Set the other one to null. "
+            f"Here `base` is {self.base} and `size` is {self.size}.",
         )
         _require(
             self.objective == "segment" or self.adapter == "none",
@@ -362,6 +394,19 @@ class RunConfig:
         _require(self.save_every >= 1, f"`save_every` must be at least 1, but is {self.save_every}.")
         if self.adapter != "none" and self.lora is None:
             self.lora = {"r": 8}
+        if self.task is not None:
+            self.fit_to(read_task(self.task))
+        elif self.base is None or self.base in shipped_names():
+            self.fit_to(BRAIN_TUMOUR)
+
+    def fit_to(self, task: Task) -> None:
+        """Check the options whose values are names of the task. The run does so, too: it knows the task of its base.
+
+        Raises:
+            ValueError: If one is unknown, or has no effect.
+        """
+        self.data.fit_to(task)
+        self.validation.fit_to(task)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

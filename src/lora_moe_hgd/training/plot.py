@@ -1,8 +1,9 @@
-"""Pictures of a run from its `metrics.jsonl`: curves, and the share of tokens of each expert."""
+"""Plots of a run from its `metrics.jsonl`: training curves, and the share of routing choices of each expert."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,30 +13,34 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import replacing
-from ..model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ..model.task import BRAIN_TUMOUR, Task
 from .metrics_log import FILE_NAME, read_metrics
+from .run_folder import RUN_FILE
 
 Rows = Sequence[dict[str, float]]
 
 
 def main(argv: Sequence[str]) -> None:
     """Draw `curves.png` and `router_load.png` into the folder of a run."""
-    parser = argparse.ArgumentParser(description="Draw the curves and the router's load of a run.")
+    parser = argparse.ArgumentParser(description="Draw the training curves and the load of each expert of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
     folder = parser.parse_args(argv).run
     if not (folder / FILE_NAME).is_file():
         raise ValueError(
-            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name one, such as checkpoints."
+            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name the folder of a run, such as "
+            "checkpoints."
         )
     rows = read_metrics(folder)
     if not rows:
         raise ValueError(f"{folder / FILE_NAME} holds no steps yet. Draw the curves after the first step.")
-    _save(plot_curves(rows), folder / "curves.png")
-    _save(plot_router_load(rows), folder / "router_load.png")
+    run = json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).is_file() else {}
+    task = Task.from_dict(run["task"]) if run.get("task") else BRAIN_TUMOUR
+    _save(plot_curves(rows, task), folder / "curves.png")
+    _save(plot_router_load(rows, task), folder / "router_load.png")
     print(f"Pictures are in {folder}: curves.png, router_load.png.")
 
 
-def plot_curves(rows: Rows) -> Figure:
+def plot_curves(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
     """Plot losses, Dice or error in training and validation, learning rate, gradient norm and time over the steps."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True).flatten()
@@ -45,7 +50,7 @@ def plot_curves(rows: Rows) -> Figure:
         panels[1].set_axis_off()
         _curves(panels[2], rows, {"hidden voxels": "reconstruction_error"}, title="mean absolute error in validation")
     else:
-        _dice_panels(panels[1], panels[2], rows)
+        _dice_panels(panels[1], panels[2], rows, task)
     _curves(
         panels[3],
         rows,
@@ -60,18 +65,18 @@ def plot_curves(rows: Rows) -> Figure:
     return figure
 
 
-def _dice_panels(training: Axes, validation: Axes, rows: Rows) -> None:
-    _curves(training, rows, {name: f"train_dice/{name}" for name in REGIONS}, title="Dice of training crops")
+def _dice_panels(training: Axes, validation: Axes, rows: Rows, task: Task) -> None:
+    _curves(training, rows, {name: f"train_dice/{name}" for name in task.regions}, title="Dice of training crops")
     subsets = sorted({name.split("/")[0] for row in rows for name in row if name.startswith("dice_")})
     for subset in subsets:
-        scored = [row for row in rows if f"{subset}/{REGIONS[0]}" in row]
-        means = [np.mean([row[f"{subset}/{region}"] for region in REGIONS]) for row in scored]
+        scored = [row for row in rows if f"{subset}/{task.regions[0]}" in row]
+        means = [np.mean([row[f"{subset}/{region}"] for region in task.regions]) for row in scored]
         validation.plot([row["step"] for row in scored], means, marker="o", label=subset.removeprefix("dice_"))
     validation.set(title="Dice of validation cases, mean of the regions", ylim=(0, 1))
     validation.legend(fontsize=8)
 
 
-def plot_router_load(rows: Rows) -> Figure:
+def plot_router_load(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
     """Plot the share of the router's choices of each expert over the steps, for each layer with experts."""
     layers = sorted({int(name.split("/")[1]) for row in rows for name in row if name.startswith("router_load/")})
     figure = Figure(figsize=(12, 1 + 2 * max(len(layers), 1)), layout="constrained")
@@ -80,7 +85,7 @@ def plot_router_load(rows: Rows) -> Figure:
         seen = [row for row in rows if f"{prefix}0" in row]
         number = sum(name.startswith(prefix) for name in seen[0])
         load = np.array([[row[f"{prefix}{expert}"] for row in seen] for expert in range(number)])
-        names = [*MODALITIES, *(f"free {index + 1}" for index in range(number - len(MODALITIES)))]
+        names = [*task.modalities, *(f"free {index + 1}" for index in range(number - len(task.modalities)))]
         steps = (seen[0]["step"] - 0.5, seen[-1]["step"] + 0.5)
         image = panel.imshow(
             load, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest", extent=(*steps, number - 0.5, -0.5)

@@ -1,9 +1,9 @@
-"""Masked pre-training: most patches and half of the sequences are hidden, and the encoder fills them in.
+"""Masked pre-training: the encoder learns to predict hidden patches and hidden sequences.
 
-Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886): they are zero for the stem and one learned token for
-the transformer; a linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
-follow M3AE (https://arxiv.org/abs/2303.05302): they are absent for the network, which predicts them from the others.
-No label is read. The checkpoint is a segmenter whose encoder is trained and whose decoder is not; `--base` takes it.
+Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). They are zero for the stem and one learned token for
+the transformer. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
+follow M3AE (https://arxiv.org/abs/2303.05302). They are absent for the network, which predicts them from the others.
+No label is read. The checkpoint is a segmenter with a trained encoder and an untrained decoder. Pass it as `--base`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class MaskedReconstruction(nn.Module):
     """The encoder of a segmenter with a mask token and a linear head.
 
     Args:
-        segmenter: Segmenter whose encoder is trained; its decoder is frozen and not run.
+        segmenter: Segmenter whose encoder is trained. Its decoder is frozen and is not run.
     """
 
     def __init__(self, segmenter: LoraMoeHgdForSegmentation) -> None:
         super().__init__()
         self.segmenter = segmenter
         segmenter.decoder.requires_grad_(False)
-        # The gates that fuse the sequences for the decoder, and the branch at full resolution, are not used here.
+        # Reconstruction uses neither the gates that fuse the sequences for the decoder nor the full-resolution branch.
         stem = segmenter.encoder.stem
         for unused in (stem.fusions, stem.full_resolution, stem.availability, stem.full_resolution_norm):
             unused.requires_grad_(False)
@@ -114,7 +114,7 @@ def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 
 
 def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose what the network sees of a sample.
+    """Choose the sequences that the network sees and the patches that are hidden.
 
     Args:
         acquired: `(M,)` bool.
@@ -122,8 +122,8 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
         generator: Random generator of the draws.
 
     Returns:
-        Which sequences are seen, `(M,)`: half of the acquired ones, rounded up. Which patches are hidden,
-        `(M, *grid)`: a share of `HIDDEN_PATCHES` in each sequence, drawn for each on its own.
+        Mask of visible sequences, `(M,)`: half of the acquired sequences, rounded up. Mask of hidden patches,
+        `(M, *grid)`: a share of `HIDDEN_PATCHES`, drawn for each sequence separately.
     """
     present = torch.where(acquired)[0]
     order = torch.randperm(len(present), generator=generator)
@@ -135,7 +135,7 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
 
 class MaskedCrops(CropDataset):
-    """Crops with a draw of what is hidden. Their intensity is not augmented: a random change cannot be predicted."""
+    """Crops with random hidden parts. Intensities are not augmented, because a random change cannot be predicted."""
 
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
@@ -154,7 +154,7 @@ class ReconstructionObjective:
     """Predict hidden patches and sequences of crops.
 
     Args:
-        config: The run.
+        config: Options of the run.
         accelerator: Devices, precision and processes.
         data: Cases of the run.
     """
@@ -178,7 +178,7 @@ class ReconstructionObjective:
         return {}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Negative mean absolute error over hidden voxels of validation crops; the processes share the crops."""
+        """Negative mean absolute error over hidden voxels of validation crops. The processes share the crops."""
         own = range(self.accelerator.process_index, len(self.held_out), self.accelerator.num_processes)
         errors = []
         shows = self.accelerator.is_main_process

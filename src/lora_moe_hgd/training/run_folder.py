@@ -1,11 +1,11 @@
-"""The folder of a run: its checkpoints, its records, and the states that it is resumed from.
+"""The folder of a run: its checkpoints, its records, and the saved states from which it is resumed.
 
-run.json        options, what else the run was made from, and whether it has ended
+run.json        options, fingerprints of the other inputs, and whether the run is finished
 split.csv       which cases trained and which validated, see `splits`
 resume/         states, see `states`
 best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
-metrics.jsonl   what was measured, see `metrics_log`
-pictures/       a validation case at each validation
+metrics.jsonl   losses and scores per step, see `metrics_log`
+pictures/       picture of a validation case after each validation
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..adapters.saving import save_adapter
 from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from ..model.task import BRAIN_TUMOUR, Task
 from ..splits import FILE_NAME as SPLIT_FILE
 from ..splits import Split, read_run_split, write_run_split
 from .options import NETWORK, NOTHING, RunConfig
@@ -39,40 +40,41 @@ class RunFolder:
     """One output folder.
 
     Args:
-        config: The run's options; the folder is its `output_dir`.
+        config: Options of the run. The folder is `output_dir`.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.path = Path(config.output_dir)
 
-    def open(self, split: Split, *, made_from: Mapping[str, Any]) -> None:
+    def open(self, split: Split, *, made_from: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> None:
         """Prepare the folder: continue the run in it, or move that run aside and begin a new one.
 
-        A run that was broken off is continued if nothing has changed that changes its result. With `--continue` it is
-        continued even so, and so is a finished run.
+        An unfinished run is continued if no input has changed that would change its result. With `--continue`, a
+        changed or finished run is continued too.
 
         Args:
             split: Training and validation cases.
             made_from: What the result depends on beside options and cases, by name: versions, files, processes.
+            task: What is segmented.
 
         Raises:
-            ValueError: If the folder holds something other than a run, which is left alone; or if `--continue` finds
-                no run, or one that cannot be continued with these options.
+            ValueError: If the folder holds other files than a run, which are not touched. Also if `--continue` finds
+                no run, or a run that cannot be continued with these options.
         """
         names = [*CHECKPOINTS, *(f"{name}.old" for name in CHECKPOINTS), RUN_FILE, SPLIT_FILE]
         remove_leftovers(self.path, names)
         if not (self.path / RUN_FILE).is_file():
             if self.path.exists() and any(self.path.iterdir()):
                 raise ValueError(
-                    f"{self.path} holds files, but no run. Choose another `--output-dir`, or empty the folder."
+                    f"{self.path} contains files, but no run. Choose another `--output-dir`, or empty the folder."
                 )
             if self.config.continue_run:
-                raise ValueError(f"{self.path} holds no run that `--continue` could continue. Leave it out.")
+                raise ValueError(f"{self.path} contains no run to continue. Start a new run without `--continue`.")
         else:
             self._continue_or_move_aside(split, made_from)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.made_from = dict(made_from)
+        self.made_from, self.task = dict(made_from), task
         self._write_run(finished=False)
         write_run_split(self.path, split, fold=self.config.data.fold)
 
@@ -101,7 +103,7 @@ class RunFolder:
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
-        """Words for everything that has changed and changes the result, by its name."""
+        """Describe each changed input that changes the result, by its name."""
         ignored = self.config.marked(NOTHING)
         pairs = [
             *((name, _value(run["config"], name), value) for name, value in _as_json(self.config.values()).items()),
@@ -121,7 +123,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If not; the message says why and what to do.
+            ValueError: If the run cannot be continued. The message says why and what to do.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:
@@ -129,7 +131,7 @@ class RunFolder:
                 f"The finished run in {self.path} has no state to continue from. Begin a new run in another "
                 f"`--output-dir` with `--base {self.path / 'last'}`."
             )
-        if fixed := sorted({*self.config.marked(NETWORK), "base weights"} & set(changes)):
+        if fixed := sorted({*self.config.marked(NETWORK), "base weights", "task content"} & set(changes)):
             raise ValueError(
                 f"`--continue` cannot change {', '.join(fixed)}, because the weights so far would not fit "
                 f"({'; '.join(changes[name] for name in fixed)}). Begin a new run in another `--output-dir`."
@@ -143,13 +145,13 @@ class RunFolder:
             trained = set(read_run_split(self.path).train)
             if gone := sorted(trained - set(split.train)):
                 raise ValueError(
-                    f"{', '.join(gone)} trained the run in {self.path} so far, but would not train it further. Keep "
-                    f"its split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in another "
-                    "`--output-dir`."
+                    f"The run in {self.path} was trained on {', '.join(gone)}, but the new split does not train on "
+                    f"them. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in "
+                    "another `--output-dir`."
                 )
 
     def save_state(self, state: RunState) -> None:
-        """Write a state beside the older ones; see `states.write_state`."""
+        """Write a state into the folder of states; see `states.write_state`."""
         write_state(self.path / STATES, state)
 
     def read_state(self) -> tuple[RunState | None, list[str]]:
@@ -173,7 +175,7 @@ class RunFolder:
         """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`.
 
         Raises:
-            OSError: If it cannot be written, for example on a full disk. The checkpoint before is kept.
+            OSError: If it cannot be written, for example on a full disk. The previous checkpoint is kept.
         """
         try:
             self._write_checkpoint(name, network, processor, score)
@@ -196,16 +198,17 @@ class RunFolder:
             if isinstance(network, PeftModel):
                 save_adapter(network, scratch / "adapter", processor=processor, place=self.path / name / "adapter")
                 base = str(network.peft_config["default"].base_model_name_or_path)
-                write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score)
+                write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score, task=self.task)
 
     def _write_run(self, *, finished: bool) -> None:
-        content = {"config": self.config.to_dict(), "made_from": self.made_from, "finished": finished}
+        task = None if self.task.is_brain_tumour else self.task.to_dict()
+        content = {"config": self.config.to_dict(), "made_from": self.made_from, "task": task, "finished": finished}
         with replacing(self.path / RUN_FILE) as scratch:
             scratch.write_text(json.dumps(content, indent=2))
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they come back from a JSON file, which has lists for tuples."""
+    """Convert values to the form that a JSON file returns, with lists instead of tuples."""
     return json.loads(json.dumps(dict(values)))
 
 

@@ -1,7 +1,7 @@
 """Schedules of a run, as pure functions of its progress from 0 to 1.
 
-The curriculum begins with the whole tumour and adds the core and the enhancing part. It begins with nearly complete
-cases and ends with all subsets of the sequences.
+The curriculum begins with the first region of the task, the whole tumour, and adds the others in their order, the core
+and the enhancing part. It begins with nearly complete cases and ends with all subsets of the sequences.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-# Progress at which the weight of a region begins to rise, and at which it is full. The whole tumour has full weight
-# from the start.
-TUMOUR_CORE_RAMP = (0.0, 0.15)
-ENHANCING_RAMP = (0.05, 0.25)
+# Progress at which the weight of the second region begins to rise, and at which it is full, and how much later each
+# further region does. The first region has full weight from the start.
+SECOND_RAMP = (0.0, 0.15)
+LATER = (0.05, 0.1)
 FIRST_WEIGHT = 0.1
 
-# Up to this progress at most one sequence is dropped, or at most two.
+# Up to the first value of progress, at most one sequence is dropped. Up to the second, at most two.
 ONE_DROPPED_UNTIL = 0.05
 TWO_DROPPED_UNTIL = 0.15
 
@@ -36,25 +36,27 @@ def ramp(progress: float, start: float, end: float) -> float:
     return round(position * position * (3 - 2 * position), 12)
 
 
-def region_weights(progress: float) -> tuple[float, float, float]:
-    """Weights of WT, TC and ET in the loss."""
-    core = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *TUMOUR_CORE_RAMP)
-    enhancing = FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, *ENHANCING_RAMP)
-    return 1.0, core, enhancing
+def region_weights(progress: float, regions: int = 3) -> tuple[float, ...]:
+    """Weights of the regions in the loss, by default of WT, TC and ET."""
+    weights = [1.0]
+    for place in range(regions - 1):
+        start, end = (first + place * later for first, later in zip(SECOND_RAMP, LATER, strict=True))
+        weights.append(FIRST_WEIGHT + (1 - FIRST_WEIGHT) * ramp(progress, start, end))
+    return tuple(weights)
 
 
-def most_dropped(progress: float) -> int:
+def most_dropped(progress: float, sequences: int = 4) -> int:
     """Largest number of sequences that may be dropped."""
     if progress < ONE_DROPPED_UNTIL:
         return 1
-    return 2 if progress < TWO_DROPPED_UNTIL else 3
+    return 2 if progress < TWO_DROPPED_UNTIL else sequences - 1
 
 
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    A share of `COMPLETE_SHARE` keeps all of them. The others take a non-empty subset that drops at most `most_dropped`
-    sequences; all such subsets are equally likely.
+    A share of `COMPLETE_SHARE` of the samples keeps all of them. Each other sample keeps a non-empty subset that drops
+    at most `most_dropped` sequences. All such subsets are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()
@@ -62,7 +64,7 @@ def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -
     subsets = [
         [modality for bit, modality in enumerate(present) if code >> bit & 1] for code in range(1, 2 ** len(present))
     ]
-    allowed = [subset for subset in subsets if len(present) - len(subset) <= most_dropped(progress)]
+    allowed = [subset for subset in subsets if len(present) - len(subset) <= most_dropped(progress, len(acquired))]
     chosen = allowed[int(torch.randint(len(allowed), (), generator=generator))]
     kept = torch.zeros_like(acquired)
     kept[chosen] = True

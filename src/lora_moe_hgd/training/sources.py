@@ -1,4 +1,4 @@
-"""The training and validation cases of a run: found, judged, prepared and split before the first step."""
+"""Find, check, preprocess and split the cases of a run before the first step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .data.datasets import (
 from .data.streams import StreamedCases
 from .options import RunConfig
 
-# Validation phantoms come from seeds that no training phantom reaches.
+# First seed of the validation phantoms. The seeds of training phantoms are smaller.
 VALIDATION_SEED = 9_000_000
 
 
@@ -34,7 +34,7 @@ class RunData:
     """Training and validation cases of a run.
 
     Attributes:
-        train: Training cases, with phantoms mixed in where the configuration says so.
+        train: Training cases, mixed with phantoms if the configuration asks for it.
         validation: Validation cases.
         split: Ids of the cases of both parts; phantoms are not listed.
         content: Fingerprint of the content of all cases and phantoms.
@@ -49,16 +49,16 @@ class RunData:
 def build_data(
     config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = WIDE
 ) -> RunData:
-    """Find, prepare and split the cases of a run; a bad file is found here, before training.
+    """Find, preprocess and split the cases of a run. An invalid file raises here, before training.
 
     Args:
-        config: The run.
+        config: Options of the run.
         processor: Preprocessing.
-        show: Whether to print progress, what is odd about each case, and what is left out.
+        show: Whether to print progress, warnings about cases, and the cases that are left out.
         style: Ranges that phantoms are drawn from.
 
     Raises:
-        ValueError: If a case cannot be used, there are too few, or the split file does not fit them.
+        ValueError: If a case cannot be used, if there are too few cases, or if the split file does not fit them.
     """
     data = config.data
     if data.val_phantoms is not None:
@@ -74,7 +74,7 @@ def build_data(
         cases = StreamedCases(
             str(data.dataset),
             split=str(data.split),
-            label_scheme=str(data.label_scheme),
+            label_scheme=data.label_scheme or processor.segmentation_task.name,
             processor=processor,
             cache_dir=Path(data.cache_dir).expanduser(),
             allow_skull=bool(data.allow_skull),
@@ -84,7 +84,7 @@ def build_data(
         split = _drawn_split(cases.case_ids, config)
     split = replace(split, contents=cases.contents())
     if show:
-        print(f"{len(split.train)} cases train and {len(split.validation)} validate.")
+        print(f"{len(split.train)} cases for training, {len(split.validation)} for validation.")
     place = {name: index for index, name in enumerate(cases.case_ids)}
     chosen, held_out = (ChosenCases(cases, [place[name] for name in part]) for part in (split.train, split.validation))
     if data.phantom_share is None:
@@ -119,14 +119,14 @@ def _phantoms(
 def _cases_below(
     root: Path, config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
 ) -> tuple[CaseDataset, Split]:
-    """Prepare the cases of a folder, judged as `lora-moe-hgd check` does, and split them.
+    """Preprocess the cases of a folder, checked with the rules of `lora-moe-hgd check`, and split them.
 
     Raises:
         ValueError: If a case cannot be used and `data.skip_bad` is not set, or the split does not fit the cases.
     """
-    data = config.data
-    found, findings = survey(root, channel_order=data.channel_order)
-    cases = [case.in_scheme(data.label_scheme) for case in found]
+    data, task = config.data, processor.segmentation_task
+    found, findings = survey(root, channel_order=data.channel_order, task=task)
+    cases = [case.in_scheme(data.label_scheme, task) for case in found]
     wanted: Split | None = None
     if data.split_file is not None and (data.skip_bad or not findings):
         wanted = read_split(Path(data.split_file), data.fold)
@@ -146,41 +146,45 @@ def _cases_below(
     if findings and not data.skip_bad:
         shown = "".join(f"\n  {finding}" for finding in findings)
         raise ValueError(
-            f"Cases in {root} cannot be used, for {len(findings)} reasons. Mend them, or leave them out with "
-            f"`--skip-bad true`; `lora-moe-hgd check {root}` says more:{shown}"
+            f"Some cases in {root} cannot be used (errors: {len(findings)}). Correct them, or leave them out with "
+            f"`--skip-bad true`. `lora-moe-hgd check {root}` gives a full report.{shown}"
         )
     for finding in findings if show else ():
         print(f"Case left out: {finding}", file=sys.stderr)
     usable = dataset.without(bad)
     if wanted is None:
         return usable, _drawn_split(usable.case_ids, config)
-    # In the order of the cases, as a drawn split has it: the same split then gives the same run.
+    # Sort the split file's cases in the order of the folder, as a random split does. Then the same split gives the
+    # same run.
     train, validation = (
         [name for name in usable.case_ids if name in part] for part in (wanted.train, wanted.validation)
     )
     split = Split(train, validation)
     if not split.train or not split.validation:
-        raise ValueError(f"All cases that train or all that validate by {data.split_file} had to be left out.")
+        raise ValueError(
+            f"No usable case is left for training or for validation in {data.split_file}. Correct the cases that were "
+            "left out, or use another split."
+        )
     return usable, split
 
 
 def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *, show: bool) -> list[CaseFiles]:
-    """The cases that a split file uses.
+    """Select the cases that a split file uses.
 
     Raises:
-        BadInputError: If a case that it uses is not there.
+        BadInputError: If one of these cases is missing.
     """
     wanted = {*split.train, *split.validation}
     there = {case.case_id for case in cases}
     if missing := sorted(wanted - there):
-        raise BadInputError(path, f"{listed(missing)} would train or validate, but {root} holds no such case.")
+        raise BadInputError(path, f"The split uses {listed(missing)}, but {root} contains no such case.")
     if show and (others := sorted(there - wanted)):
-        print(f"By {path}, {len(others)} cases of {root} neither train nor validate: {listed(others)}.")
+        print(f"{path} does not use {len(others)} cases of {root}: {listed(others)}.")
     return [case for case in cases if case.case_id in wanted]
 
 
 def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
-    """Split the cases as the seed decides.
+    """Split the cases at random, by the seed.
 
     Raises:
         ValueError: If there are too few cases.
@@ -190,12 +194,12 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
         return Split(list(case_ids), list(case_ids))
     least = data.folds or 2
     if len(case_ids) < least:
-        purpose = f"{data.folds} folds need at least one case each" if data.folds else "one case must validate"
+        purpose = f"each of the {data.folds} folds needs one" if data.folds else "one of them for validation"
         raise ValueError(
-            f"{data.root or data.dataset} holds {len(case_ids)} usable cases, but training needs at least {least}: "
+            f"{data.root or data.dataset} has {len(case_ids)} usable cases, but training needs at least {least}: "
             f"{purpose}."
         )
     if data.folds is not None and data.fold is not None:
         return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)
-    assert data.val_fraction is not None  # The options set it where nothing else splits the cases.
+    assert data.val_fraction is not None  # The options set a default if no other option splits the cases.
     return draw_split(case_ids, seed=config.seed, val_fraction=data.val_fraction)

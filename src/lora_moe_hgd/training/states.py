@@ -1,4 +1,4 @@
-"""States that a run is resumed from: the newest few, each written completely or not at all, and checked when read.
+"""Saved states from which a run is resumed. Each is written completely or not at all, and is checked when read.
 
 step-00000120/   weights, moving average and optimizer as safetensors, progress.json, manifest.json with their hashes
 """
@@ -27,13 +27,13 @@ class Progress:
 
     Attributes:
         epoch: Number of complete epochs.
-        batch: Number of batches done in the epoch after those.
+        batch: Number of completed batches in the current epoch.
         batches: Number of batches of an epoch.
         step: Number of optimizer steps, skipped ones included.
         skipped: Number of steps that were skipped because their gradient was not finite.
-        skipped_in_a_row: Number of these that came last.
+        skipped_in_a_row: Number of steps skipped since the last step that was not skipped.
         best_score: Best validation score so far.
-        scored_on: Fingerprint of what validation scores depend on beside the weights.
+        scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
 
     epoch: int = 0
@@ -55,7 +55,7 @@ class RunState:
         weights: Trained weights by name.
         average: Moving average of the trained weights.
         optimizer: `state_dict` of the optimizer.
-        others: Small tensors by name: running sums of the log.
+        others: Other tensors by name, such as the running sums of the log.
         scaler: `state_dict` of the loss scaler for fp16, otherwise empty.
     """
 
@@ -68,14 +68,14 @@ class RunState:
 
 
 class StateError(ValueError):
-    """A state cannot be written or read; the message says why and what to do."""
+    """A state cannot be written or read. The message says why and what to do."""
 
 
 def write_state(folder: Path, state: RunState) -> None:
     """Write `folder/step-...` under another name, rename it, and remove all but the newest `KEPT_STATES` states.
 
     Raises:
-        StateError: If the disk is full or not writable. Older states stay, and nothing is left of the new one.
+        StateError: If the disk is full or not writable. Older states are kept; the incomplete new state is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.progress.step:08d}"
@@ -112,10 +112,10 @@ def write_state(folder: Path, state: RunState) -> None:
 
 
 def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
-    """Load the newest intact state, and a warning for each newer one that is damaged.
+    """Load the newest intact state, and return a warning for each newer state that is damaged.
 
     Returns:
-        The state, `None` if the folder has no states, and the warnings.
+        The state, or `None` if the folder has no states; and the warnings.
 
     Raises:
         StateError: If there are states, but all of them are damaged.
@@ -125,14 +125,14 @@ def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
         damaged = _damaged_file(path)
         if damaged is None:
             return _load(path), warnings
-        warnings.append(f"{path / damaged} is damaged or missing. The state before it is used.")
+        warnings.append(f"{path / damaged} is damaged or missing. An older state is used instead.")
     if warnings:
         raise StateError(f"All states in {folder} are damaged. Remove {folder.parent} to start from the beginning.")
     return None, []
 
 
 def newest_progress(folder: Path) -> Progress | None:
-    """Progress of the run as the newest intact state says; `None` without one."""
+    """Progress of the run in the newest intact state, or `None` if there is no such state."""
     path = next((path for path in _states(folder) if _damaged_file(path) is None), None)
     return None if path is None else Progress(**json.loads((path / "progress.json").read_text())["progress"])
 

@@ -1,40 +1,49 @@
-"""Validation cases for each subset of the sequences: those that have all of its sequences."""
+"""Find the validation cases for each subset: the cases that have all sequences of the subset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from ..files import listed
+from ..model.task import BRAIN_TUMOUR, Task
 from ..subsets import Mask, parse_subset, subset_name
 from .options import DEFAULT_SUBSETS
 
 
-def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) -> dict[str, list[str]]:
+def default_subsets(task: Task) -> tuple[str, ...]:
+    """Subsets that are scored where none is named: of a task of its own all sequences, and each alone."""
+    return DEFAULT_SUBSETS if task.is_brain_tumour else tuple(dict.fromkeys(("all", *task.modalities)))
+
+
+def scored_subsets(
+    subsets: Sequence[str] | None, acquired: Mapping[str, Mask], task: Task = BRAIN_TUMOUR
+) -> dict[str, list[str]]:
     """Find the validation cases that score each subset.
 
     Args:
-        subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `DEFAULT_SUBSETS`, of which at
+        subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `default_subsets`, of which at
             least one must be scored.
         acquired: Which sequences each validation case has, by its id.
+        task: What is segmented.
 
     Returns:
-        Ids of the cases that have all sequences of a subset, by the name of the subset; none for a default subset that
-        no case has.
+        Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a
+        default subset that no case has.
 
     Raises:
-        ValueError: If no case has all sequences of a subset that was asked for, or of any default subset.
+        ValueError: If no case has all sequences of a requested subset, or if no case has those of any default subset.
 
     Example:
         >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})
         {'t1c': ['a', 'b'], 't1c+flair': ['a']}
     """
     scored = {
-        name: [case for case, has in acquired.items() if _has_all(has, parse_subset(name))]
-        for name in subsets or DEFAULT_SUBSETS
+        name: [case for case, has in acquired.items() if _has_all(has, parse_subset(name, task.modalities))]
+        for name in subsets or default_subsets(task)
     }
     empty = [name for name, cases in scored.items() if not cases]
     if empty and (subsets is not None or len(empty) == len(scored)):
-        there = [f"{case} has {subset_name(has)}" for case, has in acquired.items()]
+        there = [f"{case} has {subset_name(has, task.modalities)}" for case, has in acquired.items()]
         raise ValueError(
             f"No validation case has all sequences of {' or of '.join(empty)} (`validation.subsets`): "
             f"{listed(there, separator='; ')}. Name other subsets with `--subsets`, or validate on other cases."
@@ -43,7 +52,7 @@ def scored_subsets(subsets: Sequence[str] | None, acquired: Mapping[str, Mask]) 
 
 
 def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
-    """Say for each subset how many of the cases score it, and which do not."""
+    """Report for each subset on how many cases it is scored, and on which it cannot be scored."""
     lines = []
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]

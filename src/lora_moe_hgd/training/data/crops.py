@@ -1,4 +1,4 @@
-"""Random augmented crops of whole cases, with random subsets of their sequences."""
+"""Random augmented crops of cases, with random subsets of their sequences."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SubsetDraw = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 class CropDataset(Dataset):
-    """Random augmented crops; which crop number `index` of an epoch is depends on nothing else.
+    """Random augmented crops. A crop depends only on the seed, the epoch, its index and the case.
 
-    What a sample holds is `sample`'s affair.
+    Subclasses define in `sample` what a sample contains.
 
     Args:
-        source: Whole cases.
+        source: Cases to crop.
         crop_size: Edges of a crop in voxels.
         crops_per_case: Crops of each case in an epoch.
         seed: Seed of the run.
@@ -37,7 +37,7 @@ class CropDataset(Dataset):
         self.progress = 0.0
 
     def begin_epoch(self, epoch: int, *, progress: float) -> None:
-        """Say which epoch comes next, and how far the run is, for the draws."""
+        """Set the epoch and the progress of the run, on which the random draws depend."""
         self.epoch, self.progress = epoch, progress
 
     def __len__(self) -> int:
@@ -53,16 +53,18 @@ class CropDataset(Dataset):
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Make the sample from a mirrored crop of the acquired sequences `(M,)`."""
+        """Build a sample from a crop that is already randomly mirrored. `acquired` is a mask of sequences, `(M,)`."""
         raise NotImplementedError
 
 
 class SubsetCrops(CropDataset):
-    """Crops of changed intensity with a random subset of their sequences, and their labels.
+    """Crops with augmented intensity, a random subset of their sequences, and their labels.
 
     Args:
-        draw_subset: Chooses the sequences that a sample keeps, from those acquired, progress and generator.
-        others: As for `CropDataset`.
+        source: Cases to crop.
+        draw_subset: Function of the acquired sequences, the progress of the run and a random generator. It returns
+            the sequences that a sample keeps.
+        others: Other arguments of `CropDataset`.
     """
 
     def __init__(self, source: CaseSource, *, draw_subset: SubsetDraw, **others: Any) -> None:
@@ -79,6 +81,6 @@ class SubsetCrops(CropDataset):
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A generator of its own for each sample of each epoch of each run."""
+    """Random generator that differs for each sample of each epoch of each run."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,4 +1,4 @@
-"""Sources of whole preprocessed cases: phantoms, files, and mixtures of sources. Streams are in `streams`."""
+"""Sources of preprocessed cases: phantoms, files, and mixtures of sources. Streams are in `streams`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ...fingerprints import (
     images_fingerprint,
 )
 from ...model.case_rules import SettledCase
-from ...model.configuration_lora_moe_hgd import MODALITIES, REGIONS
+from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import BadInputError, Finding
 from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ...model.label_schemes import LABEL_SCHEMES
@@ -42,7 +42,7 @@ from ...phantoms.brain_maps import label_map_files
 from ...phantoms.phantom import make_phantom
 from ...phantoms.style import WIDE, PhantomStyle
 
-# Settings of a processor that do not change what it makes of images and of label maps in a named scheme.
+# Settings of a processor that do not change its output for images and for label maps of a known scheme.
 OF_NO_EFFECT = (
     "auto_map",
     "image_processor_type",
@@ -63,7 +63,7 @@ class Case(TypedDict):
 
 
 class CaseSource(Protocol):
-    """Anything with a length that gives preprocessed cases by number."""
+    """Sequence of preprocessed cases, read by index."""
 
     def __len__(self) -> int: ...
 
@@ -73,13 +73,13 @@ class CaseSource(Protocol):
 class CachedCases(Dataset):
     """Cases that are preprocessed once and then kept on disk, as safetensors in half precision.
 
-    Reading a preprocessed case takes milliseconds. Unpacking and resampling its files takes seconds. What is odd about
-    a case is kept with it, so that every run prints it.
+    Reading a preprocessed case takes milliseconds. Unpacking and resampling its files takes seconds. Warnings about a
+    case are stored with it, so that every run prints them.
 
     Args:
         processor: Preprocessing.
         cache_dir: Folder for the preprocessed cases. Each version of the package, and of the code that prepares cases,
-            has a folder of its own in it.
+            has its own folder in it.
     """
 
     def __init__(self, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
@@ -92,7 +92,7 @@ class CachedCases(Dataset):
 
     @property
     def case_ids(self) -> list[str]:
-        """Name of each case, by number."""
+        """Ids of all cases, in order."""
         return [self._case_id(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Case:
@@ -111,16 +111,16 @@ class CachedCases(Dataset):
         }
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Preprocess all cases that are not on disk yet; return, by number, why a case cannot be used.
+        """Preprocess all cases that are not in the cache; return the error of each unusable case, by its index.
 
         Args:
-            num_workers: Processes that prepare, beside this one.
-            progress: Whether to show progress and to print what is odd about each case.
+            num_workers: Number of further processes that preprocess cases.
+            progress: Whether to show progress and to print warnings about cases.
 
         Raises:
-            BadInputError: If an input that several cases share, such as a label map of a brain, is bad.
+            BadInputError: If an input that several cases share, such as a label map of a brain, is invalid.
         """
-        # The files are read for their fingerprints: of a large cohort this takes minutes.
+        # Fingerprints need the content of all files. For a large cohort, reading them takes minutes.
         numbers = tqdm(range(len(self)), desc="looking up", unit="case", delay=2, disable=not progress)
         missing = [index for index in numbers if not self._is_kept(index)]
         if missing:
@@ -132,7 +132,7 @@ class CachedCases(Dataset):
                 found.append(self._prepare(index))
                 bar.update()
         else:
-            # Spawned, as a fork of a process that computes with threads may hang.
+            # Spawn the workers: a fork of a process that uses threads may hang.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_one_thread) as pool:
                 for finding in pool.map(self._prepare, missing):
@@ -150,12 +150,12 @@ class CachedCases(Dataset):
         try:
             return self._kept_at(index).is_file()
         except OSError:
-            # Preparing the case says which file cannot be read, and why.
+            # Preprocessing the case will raise again and report the file that cannot be read.
             return False
 
     def content(self) -> str:
-        """Fingerprint of the content of all cases and of the settings they are prepared with."""
-        # The first folder of the cache is that of version and code.
+        """Fingerprint of the content of all cases and of the settings of their preprocessing."""
+        # Leave out the first folder below the cache, which is named after the versions of package and code.
         kept = [self._kept_at(index).relative_to(self.cache_dir).parts[1:] for index in range(len(self))]
         return fingerprint(kept)
 
@@ -163,12 +163,12 @@ class CachedCases(Dataset):
         """Validate inputs that several cases share before any case is made. The default does nothing."""
 
     def _prepare(self, index: int) -> Finding | None:
-        """Preprocess a case and keep it, or return why it cannot be used."""
+        """Preprocess a case and write it to the cache, or return the reason why it cannot be used."""
         try:
             self._keep(*self._preprocess(index), self._kept_at(index))
         except BadInputError as error:
             return error.finding
-        # Whatever else a case raises must not end the preparation of the others.
+        # An unexpected error in one case must not stop the others.
         except Exception as error:
             return Finding(self._case_id(index), reason_of(error), "error")
         return None
@@ -185,7 +185,7 @@ class CachedCases(Dataset):
             )
 
     def _print_findings(self, index: int) -> None:
-        """Print what is odd about a prepared case, a line each."""
+        """Print the warnings about a preprocessed case, one per line."""
         with safe_open(self._kept_at(index), framework="pt") as file:
             for text in json.loads(file.metadata()["findings"]):
                 tqdm.write(printable(f"warning: {self._case_id(index)}: {text}"), file=sys.stderr)
@@ -195,7 +195,7 @@ class CachedCases(Dataset):
         return {name: value for name, value in self.processor.to_dict().items() if name not in OF_NO_EFFECT}
 
     def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
-        """Make network input and labels of a case from its origin, and find what is odd about it.
+        """Make network input and labels of a case, and return them with the findings about the case.
 
         Raises:
             BadInputError: If the case cannot be used.
@@ -206,14 +206,15 @@ class CachedCases(Dataset):
         raise NotImplementedError
 
     def _kept_at(self, index: int) -> Path:
-        """Path of the preprocessed case. It differs whenever anything differs that the case is made from."""
+        """Path of the preprocessed case. It changes whenever an input of the preprocessing changes."""
         raise NotImplementedError
 
 
 def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
-    """Return the cache folder for what is allowed: a case that was accepted must not pass where it is refused.
+    """Return a separate cache folder for each combination of `--allow-skull` and `--allow-partial`.
 
-    What a case is made from does not change, so neither does the fingerprint of the cases of a run.
+    A case that was cached under a permission must not be accepted without it. The permissions do not change the
+    fingerprint of a case.
     """
     allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
     return folder.with_name(folder.name + allowed)
@@ -224,9 +225,10 @@ class PhantomDataset(CachedCases):
 
     Args:
         size: Number of phantoms.
-        seed: Seed of the first; the others follow.
-        label_maps: Folder of FreeSurfer-style label maps of brains to begin from, or only the built-in template.
-        processor: Gives spacing and normalisation.
+        seed: Seed of the first phantom. The others use the following seeds.
+        label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
+            built-in template.
+        processor: Preprocessing. Its target spacing is the voxel size of the phantoms.
         cache_dir: Folder for preprocessed phantoms.
         style: Ranges that phantoms are drawn from.
     """
@@ -246,7 +248,7 @@ class PhantomDataset(CachedCases):
         self.seed = seed
         self.label_maps = label_map_files(label_maps) if label_maps else []
         self.style = style
-        # A phantom draws one of the maps by its place in the list.
+        # A phantom draws one of the maps by its index, so their order is part of the fingerprint.
         maps = [file_fingerprint(path) for path in self.label_maps]
         self.folder /= f"phantoms-{fingerprint(self._settings(), asdict(style), maps)}"
 
@@ -276,7 +278,7 @@ class PhantomDataset(CachedCases):
 
 
 class CaseDataset(CachedCases):
-    """Cases on disk; those without a segmentation have empty labels, and are for objectives that read none.
+    """Cases on disk. Cases without a segmentation get empty labels, for objectives that read no labels.
 
     Args:
         cases: Files of the cases.
@@ -299,14 +301,14 @@ class CaseDataset(CachedCases):
         self.cases = list(cases)
         self.allow_skull, self.allow_partial = allow_skull, allow_partial
         self.folder = folder_of_allowed(self.folder, skull=allow_skull, partial=allow_partial) / "cases"
-        # Fingerprints by number: each file is read once for them, not once an epoch.
+        # Fingerprints by index, so that each file is read once for them, not once per epoch.
         self._fingerprints: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def contents(self) -> dict[str, str]:
-        """Fingerprint of the images of each case, by its name."""
+        """Fingerprint of the images of each case, by case id."""
         return {case.case_id: images_fingerprint(case) for case in self.cases}
 
     def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
@@ -317,6 +319,7 @@ class CaseDataset(CachedCases):
             not_finite="error",
             allow_skull=self.allow_skull,
             allow_partial=self.allow_partial,
+            task=self.processor.segmentation_task,
         ).checked()
         if index in self._fingerprints and self._fingerprints[index] != self._made_from(index):
             raise BadInputError(
@@ -324,12 +327,13 @@ class CaseDataset(CachedCases):
             )
         inputs = self.processor(reading.settled)
         if "labels" not in inputs:
-            inputs["labels"] = torch.zeros(1, len(REGIONS), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
+            regions = self.processor.segmentation_task.regions
+            inputs["labels"] = torch.zeros(1, len(regions), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
         # These name sequences, not files: a case that was moved keeps its preprocessed form.
         return inputs, reading.settled.findings
 
     def without(self, indices: Collection[int]) -> CaseDataset:
-        """The same cases without some of them, which are given by number."""
+        """Return the cases except those at `indices`."""
         kept = [index for index in range(len(self)) if index not in indices]
         rest = CaseDataset(
             [self.cases[index] for index in kept],
@@ -356,7 +360,7 @@ class CaseDataset(CachedCases):
 
 
 class ChosenCases:
-    """Some cases of a source, by number."""
+    """The cases of a source at the given indices."""
 
     def __init__(self, source: CaseSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
@@ -369,11 +373,11 @@ class ChosenCases:
 
 
 class MixedCases:
-    """Cases of several sources, each with its share; long enough that every case comes at least once.
+    """Cases of several sources, each with its share. Every case appears at least once.
 
     Args:
         sources: Sources to mix, none of them empty.
-        shares: Share of each source, positive, adding up to 1.
+        shares: Share of each source. All are positive and add up to 1.
     """
 
     def __init__(self, sources: Sequence[CaseSource], shares: Sequence[float]) -> None:

@@ -12,7 +12,6 @@ from transformers import BatchFeature
 
 from ...fingerprints import combined_fingerprint, file_fingerprint, fingerprint
 from ...model.case_rules import LABEL_MAP, settle
-from ...model.configuration_lora_moe_hgd import MODALITIES
 from ...model.findings import Finding
 from ...model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ...model.sources import volume_of
@@ -20,10 +19,10 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a `datasets` dataset, a Hub id or a folder, streamed once and then read from the cache.
+    """Labelled cases of a `datasets` dataset (Hub id or folder), streamed once and then read from the cache.
 
-    The columns have the names of the sequences, `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each is a
-    `datasets.Nifti` with null for a sequence that was not acquired.
+    The columns have the names of the sequences, of a tumour `t1`, `t1c` or `t1ce`, `t2` and `flair`, and `seg`. Each
+    is a `datasets.Nifti` with null for a sequence that was not acquired.
 
     Args:
         name: First argument of `datasets.load_dataset`.
@@ -57,14 +56,15 @@ class StreamedCases(CachedCases):
         return len(self.kept)
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Read the stream to its end; cases that are on disk already are not decoded.
+        """Read the stream to its end. Cases that are already in the cache are not decoded.
 
         Args:
-            num_workers: Of no effect: a stream is read by one process.
-            progress: Whether to show progress and to print what is odd about each case.
+            num_workers: Has no effect, because one process reads a stream.
+            progress: Whether to show progress and to print warnings about cases.
 
         Returns:
-            Nothing: a case that cannot be used is an error, as its number in the stream does not help to find it.
+            An empty dictionary. A case that cannot be used raises, because its index in the stream does not help to
+            find it.
 
         Raises:
             ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
@@ -74,38 +74,39 @@ class StreamedCases(CachedCases):
             versions = {_sequence(name): _version(file) for name, file in files.items()}
             self.kept.append(self._path_of(versions))
             self._contents.append(
-                combined_fingerprint({name: versions[name] for name in MODALITIES if name in versions})
+                combined_fingerprint({name: versions[name] for name in self.processor.modalities if name in versions})
             )
             if not self.kept[-1].is_file():
                 self._keep(*self._decoded(index, files), self.kept[-1])
             if progress:
                 self._print_findings(index)
         if not self.kept:
-            raise ValueError(f"The dataset {self.name} holds no case in its split {self.split}.")
+            raise ValueError(f"The split {self.split} of the dataset {self.name} contains no case.")
         return {}
 
     def contents(self) -> dict[str, str]:
-        """Fingerprint of the images of each case, by its name."""
+        """Fingerprint of the images of each case, by case id."""
         return dict(zip(self.case_ids, self._contents, strict=True))
 
     def _stream(self, *, begin: int = 0) -> Iterable[dict[str, Any]]:
-        """Files of each case by column, not decoded, from number `begin` on.
+        """Yield the files of each case by column, not decoded, from index `begin` on.
 
         Raises:
             ValueError: If the dataset lacks a column.
         """
-        # Here, because it takes a second that other sources need not wait for.
+        # The import takes about a second, so only streamed cases pay for it.
         from datasets import Nifti, load_dataset
 
         stream = load_dataset(self.name, split=self.split, streaming=True)
         features = stream.features or {}
-        columns = [name for name in (*MODALITIES, "t1ce", "seg") if name in features]
+        names = self.processor.modalities
+        columns = [name for name in (*names, *(["t1ce"] if "t1c" in names else []), "seg") if name in features]
         if "seg" not in columns or len(columns) < 2 or not all(isinstance(features[name], Nifti) for name in columns):
             raise ValueError(
-                f"A dataset must have some of the columns {', '.join(MODALITIES)}, and seg, all of type Nifti; "
+                f"A dataset must have some of the columns {', '.join(names)}, and seg, all of type Nifti; "
                 f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
             )
-        # Not by `cast_column`: a stream from the Hub is one that threads decode, whatever its columns are cast to.
+        # `cast_column` would not help: a stream from the Hub is decoded by threads even if its columns were cast.
         for example in stream.decode(False).skip(begin):
             yield {name: example[name] for name in columns if example[name] is not None}
 
@@ -124,19 +125,20 @@ class StreamedCases(CachedCases):
         segmentation = images.pop("seg")
         try:
             settled = settle(
-                {name: volume_of(images[name], where=name) for name in MODALITIES if name in images},
+                {name: volume_of(images[name], where=name) for name in self.processor.modalities if name in images},
                 label_map=volume_of(segmentation, where=LABEL_MAP),
                 label_schemes=(self.label_scheme,),
                 not_finite="error",
                 allow_skull=self.allow_skull,
                 allow_partial=self.allow_partial,
+                task=self.processor.segmentation_task,
             ).raise_errors()
             return self.processor(settled), settled.findings
         except ValueError as error:
             raise ValueError(f"{where} cannot be used. {error}") from error
 
     def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
-        """Read this case from a new stream; what `prepare_all` kept of it has been removed since."""
+        """Read this case from a new stream, because its file has been removed from the cache since `prepare_all`."""
         files = next(iter(self._stream(begin=index)), None)
         versions = {_sequence(name): _version(file) for name, file in (files or {}).items()}
         if files is None or self._path_of(versions) != self.kept[index]:
@@ -153,12 +155,12 @@ class StreamedCases(CachedCases):
 
 
 def _sequence(column: str) -> str:
-    """Sequence, or `seg`, of a column of the dataset."""
+    """Name of the sequence in a column of the dataset, or `seg`."""
     return "t1c" if column == "t1ce" else column
 
 
 def _version(file: Mapping[str, Any]) -> str:
-    """Fingerprint of a file of a stream: of its content, or its address, which on the Hub names the commit."""
+    """Fingerprint of a file of a stream: hash of its content, or its address, which on the Hub names the commit."""
     if file["bytes"] is not None:
         return hashlib.sha256(file["bytes"]).hexdigest()
     local = Path(file["path"])

@@ -1,7 +1,7 @@
 """Random crops and augmentation of a training sample.
 
-Each draw comes from a generator that the caller seeds per sample, so that a sample is the same whatever the number of
-workers or processes. A sample is a pair: `pixel_values (M, D, H, W)` and `labels (R, D, H, W)`.
+The caller seeds a random generator per sample, so that a sample does not depend on the number of workers or processes.
+A sample is a pair: `pixel_values (M, D, H, W)` and `labels (R, D, H, W)`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...phantoms.noise import chance, gaussian_blur, smooth_noise, uniform
 
 FOREGROUND_SHARE = 0.75
 
-# Share, angle and scales of nnU-Net (https://arxiv.org/abs/1904.08128); the angle half as large.
+# Share and scales follow nnU-Net (https://arxiv.org/abs/1904.08128). The largest angle is half of nnU-Net's.
 TURNED_SHARE = 0.2
 MOST_TURNED = math.radians(15)
 SCALES = (0.7, 1.4)
@@ -26,7 +26,7 @@ def random_crop(
 ) -> tuple[Tensor, Tensor]:
     """Cut out a box of `size`, three times in four around a voxel of a random region.
 
-    One box in five is turned and scaled, what it holds coming from the whole case. Small cases are zero-padded.
+    One box in five is rotated and scaled. Small cases are zero-padded.
     """
     shape = pixel_values.shape[1:]
     centre = [int(torch.randint(edge, (), generator=generator)) for edge in shape]
@@ -36,7 +36,7 @@ def random_crop(
             region = regions[int(torch.randint(len(regions), (), generator=generator))]
             places = torch.nonzero(region)
             centre = places[int(torch.randint(len(places), (), generator=generator))].tolist()
-            # Tumours are to be seen at the border of a window, too.
+            # Shift the crop, because at inference tumours also lie at the border of a window.
             jitter = [int(torch.randint(-(edge // 4), edge // 4 + 1, (), generator=generator)) for edge in size]
             centre = [middle + shift for middle, shift in zip(centre, jitter, strict=True)]
     padding = [0] * 6
@@ -69,23 +69,23 @@ def random_turn(generator: torch.Generator) -> Tensor:
 def turned_crop(
     pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], centre: Tensor, matrix: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A box whose voxel at `o` from its middle holds the case's voxel at `centre + matrix @ o`.
+    """Cut out a box whose voxel at offset `o` from its centre shows the case at `centre + matrix @ o`.
 
-    Images are interpolated linearly within the brain and stay zero outside; labels are those of the nearest voxel.
+    Images are interpolated linearly inside the brain and stay zero outside. Labels come from the nearest voxel.
     """
     shape = torch.tensor(pixel_values.shape[1:])
     offsets = torch.stack(
         torch.meshgrid(*(torch.arange(edge) - (edge - 1) / 2 for edge in size), indexing="ij"), dim=-1
     )
     places = centre + offsets @ matrix.T
-    # grid_sample wants x, y, z from -1 to 1, at the middles of the first and the last voxel.
+    # `grid_sample` expects x, y, z from -1 to 1, which are the centres of the first and the last voxel.
     grid = (2 * places / (shape - 1).clamp(min=1) - 1).flip(-1)[None]
 
     def sample(volumes: Tensor, mode: str) -> Tensor:
         return nn.functional.grid_sample(volumes[None].float(), grid, mode=mode, align_corners=True)[0]
 
     brain = (pixel_values != 0).float()
-    # At the border of the brain the outside must not darken what lies inside.
+    # At the border of the brain, zeros outside must not darken voxels inside.
     inside = sample(brain, "bilinear")
     image = sample(pixel_values, "bilinear") / inside.clamp(min=0.5)
     return torch.where(inside >= 0.5, image, 0.0), sample(labels, "nearest").to(labels.dtype)
@@ -98,7 +98,7 @@ def random_flip(pixel_values: Tensor, labels: Tensor, generator: torch.Generator
 
 
 def random_intensity(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-    """Change scale, offset, gamma, sharpness, resolution, bias field and noise of each sequence by itself.
+    """Change scale, offset, gamma, sharpness, resolution, bias field and noise of each sequence independently.
 
     Voxels that are exactly zero, outside the brain, stay zero.
     """
@@ -130,7 +130,7 @@ def _one_sequence(volume: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _thick_slices(volume: Tensor, axis: int, factor: float) -> Tensor:
-    """Lose resolution along one axis, and interpolate back."""
+    """Reduce the resolution along one axis by `factor`, and interpolate back to the original size."""
     size = list(volume.shape)
     size[axis] = max(2, round(size[axis] / factor))
     coarse = nn.functional.interpolate(volume[None, None], size=size, mode="area")
