@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := src tests scripts examples benchmarks lab train.py infer.py evaluate.py noxfile.py
 
-.PHONY: demo test test-slow check style floor newest build
+.PHONY: demo test test-slow check style floor newest build docs
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,7 @@ check: .venv/installed  ## Lint, format, types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 style: .venv/installed  ## Mend what can be mended
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -37,3 +38,8 @@ newest: .venv/installed  ## The same on the newest packages, on the oldest and t
 
 build: .venv/installed  ## Wheel and source distribution in dist/
 	$(BIN)/python -m build
+
+docs: .venv/installed  ## The documentation as a site in outputs/site
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open outputs/site/index.html."

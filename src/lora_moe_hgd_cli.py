@@ -22,6 +22,7 @@ COMMANDS = {
     "push": ("lora_moe_hgd.hub.push", "upload a network or an adapter to the Hub"),
     "pull": ("lora_moe_hgd.hub.pull", "download a network or an adapter and verify it"),
     "plot": ("lora_moe_hgd.training.plot", "draw the training curves and expert load of a run"),
+    "export": ("lora_moe_hgd.export.command", "write a network that runs without this package"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.phantoms.phantom", "write made-up cases with ground truth"),
     "info": ("lora_moe_hgd.info", "tell what is installed: versions, checkpoints, labels, device"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,35 @@ def run_page(page: str, folder: Path, **variables: str) -> None:
 
 def test_every_page_is_run() -> None:
     shown = {path.name for path in (ROOT / "docs").glob("*.md") if re.search("```(bash|python)", path.read_text())}
-    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md", "tasks.md"}
+    assert shown == {
+        "use.md",
+        "evaluate.md",
+        "train.md",
+        "finetune.md",
+        "publish.md",
+        "tasks.md",
+        "tutorial.md",
+        "export.md",
+    }
+
+
+def test_the_tutorial_runs(used: Path, small_weights: Path) -> None:
+    with shipping(small_weights):
+        run_page("tutorial.md", used)
+    for folder in ("first", "without_t1c", "mine"):
+        assert (used / "outputs" / folder / "overlay.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    """A page outside the navigation, a missing page and a dead link stop the build."""
+    pytest.importorskip("mkdocs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True, timeout=600)
+    assert "lora-moe-hgd segment" in (tmp_path / "reference/commands/index.html").read_text()
+    assert "brats2023" in (tmp_path / "reference/label_schemes/index.html").read_text()
+    for page in tmp_path.rglob("*.html"):
+        assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?://", page.read_text()), page
 
 
 def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
@@ -50,6 +80,13 @@ def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
     with shipping(small_weights):
         run_page("evaluate.md", used)
     assert (used / "outputs/comparison/comparison.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_export_runs(used: Path, small_weights: Path) -> None:
+    with shipping(small_weights):
+        run_page("export.md", used)
+    assert (used / "exported/two.nii.gz").is_file()
 
 
 @pytest.mark.slow

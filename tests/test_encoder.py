@@ -8,12 +8,12 @@ from small import random_volumes, small_config, small_network
 from torch.testing import assert_close
 
 from lora_moe_hgd.model.encoder import Attention, VisionTransformer, attention_mask, layout_tokens
-from lora_moe_hgd.model.stem import ModalityFusion, Presence
+from lora_moe_hgd.model.stem import ModalityFusion, PackedPresence
 
 
 def test_tokens_are_grouped_by_case_in_order_of_modality() -> None:
     mask = torch.tensor([[False, True, False, True], [True, True, True, False]])
-    presence = Presence.from_mask(mask)
+    presence = PackedPresence.from_mask(mask)
     packed = torch.arange(5.0)[:, None, None].expand(5, 6, 1)  # volume number p as its six tokens
     tokens, layout = layout_tokens(packed, presence, (1, 2, 3))
     assert tokens[..., 0].unflatten(1, (3, 6))[:, :, 0].tolist() == [[0, 1, 0], [2, 3, 4]]
@@ -25,7 +25,7 @@ def test_tokens_are_grouped_by_case_in_order_of_modality() -> None:
 def test_a_token_returns_to_the_place_it_came_from() -> None:
     volume = torch.randn(1, 5, 2, 3, 4)
     packed = volume.flatten(2).transpose(1, 2)
-    tokens, layout = layout_tokens(packed, Presence.from_mask(torch.tensor([[True]])), (2, 3, 4))
+    tokens, layout = layout_tokens(packed, PackedPresence.from_mask(torch.tensor([[True]])), (2, 3, 4))
     assert_close(layout.mean_over_sequences(tokens), volume, rtol=0, atol=0)
 
 
@@ -34,7 +34,7 @@ def test_attention_equals_a_loop_over_heads_and_queries(implementation: str) -> 
     torch.manual_seed(0)
     config = small_config(attn_implementation=implementation)
     attention = Attention(config)
-    presence = Presence.from_mask(torch.tensor([[True, False, False, False], [True, True, False, False]]))
+    presence = PackedPresence.from_mask(torch.tensor([[True, False, False, False], [True, True, False, False]]))
     x, layout = layout_tokens(torch.randn(3, 4, 24), presence, (1, 2, 2))
     actual, _ = attention(x, attention_mask(config, x, layout))
     for case, count in ((0, 4), (1, 8)):
@@ -60,8 +60,8 @@ def test_positions_of_another_grid_are_interpolated() -> None:
 
 def test_fusion_weighs_the_present_sequences_per_voxel() -> None:
     torch.manual_seed(0)
-    fusion = ModalityFusion(3, num_modalities=4)
-    presence = Presence.from_mask(torch.tensor([[False, True, True, False], [True, False, False, False]]))
+    fusion = ModalityFusion(3)
+    presence = PackedPresence.from_mask(torch.tensor([[False, True, True, False], [True, False, False, False]]))
     features = torch.randn(3, 3, 2, 2, 2)
     actual = fusion(features, presence)
     gate = [fusion.gate(features[[p]])[0, 0] for p in range(3)]

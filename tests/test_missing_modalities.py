@@ -7,6 +7,9 @@ import torch
 from small import EVERY_SUBSET, random_volumes, small_network
 from torch.testing import assert_close
 
+from lora_moe_hgd.model import stem
+from lora_moe_hgd.model.stem import DensePresence
+
 
 @pytest.mark.parametrize("mask", EVERY_SUBSET, ids=lambda mask: "".join("01"[bit] for bit in mask))
 def test_absent_sequences_are_never_read(mask: tuple[bool, ...]) -> None:
@@ -71,11 +74,65 @@ def test_a_crop_without_brain_has_finite_logits_and_tame_gradients(constant: flo
     assert 0 < of_constant < 10 * of_noise
 
 
+def in_mixed_batch(mask: tuple[bool, ...], **kwargs) -> dict[str, torch.Tensor]:
+    labels = torch.rand(2, 3, 16, 32, 48, generator=torch.Generator().manual_seed(0)) > 0.8
+    modality_mask = torch.tensor([mask, (True, False, True, True)])
+    return {"pixel_values": random_volumes(), "modality_mask": modality_mask, "labels": labels, **kwargs}
+
+
+@pytest.mark.parametrize("mask", EVERY_SUBSET, ids=lambda mask: "".join("01"[bit] for bit in mask))
+def test_the_dense_path_equals_the_packed_one_and_reads_no_absent_sequence(
+    mask: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_network()
+    inputs = in_mixed_batch(mask, output_codebook=True)
+    with torch.no_grad():
+        packed = network(**inputs)
+        monkeypatch.setattr(stem, "presence_of", DensePresence.from_mask)
+        dense = network(**inputs)
+        inputs["pixel_values"][~inputs["modality_mask"]] = float("nan")
+        without = network(**inputs)
+    assert packed.losses.keys() == dense.losses.keys()
+    for name in ("loss", "logits", "codebook"):
+        assert_close(dense[name], packed[name], rtol=0, atol=2e-5)  # kernels sum in another order
+        assert_close(without[name], dense[name], rtol=0, atol=0)  # exact: the values must not be touched
+    for name, loss in packed.losses.items():
+        assert_close(dense.losses[name], loss, rtol=1e-5, atol=1e-6)
+
+
+def test_the_dense_path_gives_the_gradients_of_the_packed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for presence in (stem.PackedPresence, DensePresence):
+        monkeypatch.setattr(stem, "presence_of", presence.from_mask)
+        network = small_network().train()
+        inputs = in_mixed_batch((False, True, False, False))
+        inputs["pixel_values"][~inputs["modality_mask"]] = float("nan")
+        network(**inputs).loss.backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for packed, dense in zip(*gradients, strict=True):
+        assert_close(dense, packed, rtol=1e-3, atol=1e-5)
+
+
+def test_one_graph_without_a_break_serves_every_subset() -> None:
+    network = small_network(num_hidden_layers=3, hidden_state_depths=(1, 2, 3))
+    inputs = {"pixel_values": random_volumes(), "modality_mask": torch.tensor([EVERY_SUBSET[0]] * 2)}
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        compiled(**inputs)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for mask in EVERY_SUBSET:
+                inputs["modality_mask"] = torch.tensor([mask, (True, False, True, True)])
+                actual = compiled(**inputs).logits
+                assert_close(actual, network(**inputs).logits, rtol=0, atol=2e-5)
+
+
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_logits_in_every_subset() -> None:
-    network, volumes = small_network(), random_volumes(1)
-    compiled = torch.compile(network)
+def test_a_compiled_network_gives_the_same_logits_and_loss_in_every_subset() -> None:
+    network = small_network()
+    compiled = torch.compile(network, fullgraph=True)
     with torch.no_grad():
         for mask in EVERY_SUBSET:
-            present = torch.tensor([mask])
-            assert_close(compiled(volumes, present).logits, network(volumes, present).logits, rtol=1e-4, atol=5e-5)
+            inputs = in_mixed_batch(mask)
+            actual, expected = compiled(**inputs), network(**inputs)
+            assert_close(actual.logits, expected.logits, rtol=1e-4, atol=5e-5)
+            assert_close(actual.loss, expected.loss, rtol=1e-4, atol=1e-5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from small import small_config
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_moe_hgd.model.moe import SparseMoe, load_balancing_loss, router_z_loss
 
@@ -53,6 +55,47 @@ def test_experts_without_tokens_still_get_a_gradient() -> None:
     moe, x_TD, modality_T = random_moe()
     moe(x_TD, torch.zeros_like(modality_T))[0].sum().backward()
     assert all(parameter.grad is not None for parameter in moe.parameters())
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose result the host needs: on a GPU each waits for all work before it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waiting = (torch.ops.aten.nonzero, torch.ops.aten._local_scalar_dense, torch.ops.aten.masked_select)
+        self.count += func.overloadpacket in waiting
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_once_for_all_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    moe, x_TD, modality_T = random_moe()
+    lists = []
+    original = torch.Tensor.tolist
+    # `tolist` is no operation on the CPU.
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or original(tensor))
+    with Waits() as waits:
+        moe(x_TD, modality_T)
+    assert waits.count + len(lists) == 1
+    with Waits() as waits:
+        moe(x_TD, modality_T, is_dense=True)
+    assert waits.count + len(lists) == 1
+
+
+def test_experts_computed_for_all_tokens_give_what_those_chosen_give() -> None:
+    moe, x_TD, modality_T = random_moe()
+    expected, expected_logits = moe(x_TD, modality_T)
+    actual, logits = moe(x_TD, modality_T, is_dense=True)
+    assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert_close(logits, expected_logits, rtol=0, atol=0)
+
+
+def test_an_expert_that_overflows_does_not_reach_tokens_that_did_not_choose_it() -> None:
+    moe, x_TD, modality_T = random_moe()
+    modality_T[:] = 3
+    expected, _ = moe(x_TD, modality_T, is_dense=True)
+    torch.nn.init.constant_(moe.experts[2].fc2.bias, math.inf)
+    assert_close(moe(x_TD, modality_T, is_dense=True)[0], expected, rtol=0, atol=0)
 
 
 def test_load_balance_is_one_when_allowed_experts_share_evenly() -> None:

@@ -35,6 +35,7 @@ ORDER = [
     "cases",
     "phantoms",
     "inference",
+    "export",
     "evaluation",
     "adapters",
     "training",

@@ -58,6 +58,12 @@ def test_a_task_survives_a_file_that_sorts_its_keys() -> None:
     assert Task.from_dict(json.loads(json.dumps(task.to_dict(), sort_keys=True))) == task
 
 
+@pytest.mark.parametrize("content", [3, {"sequences": 3}, {"regions": ["lesion"]}, {"sequences": [["t1", "t2", 3]]}])
+def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
+    with pytest.raises(BadInputError, match="task of the checkpoint: Sequences and regions are not lists of pairs"):
+        Task.from_dict(content)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ from lora_moe_hgd.cases.sequence_names import role_in
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.task import BRAIN_TUMOUR, Task, make_task
+from lora_moe_hgd.training.data.streams import StreamedCases
 from lora_moe_hgd_cli import run
 
 TEXT = """
@@ -109,6 +111,18 @@ def test_parts_that_are_left_out_of_a_region_stay_in_one_beside_it(task: Task) -
     assert (old.any(axis=(1, 2)).sum(), new.any(axis=(1, 2)).sum()) == (4, 2)
 
 
+def test_parts_that_are_left_out_of_a_region_are_left_out_of_those_inside_it() -> None:
+    regions = {"whole": [1, 2, 3], "left": [1], "right": [2]}
+    sequences = {"flair": None}
+    nested = make_task({"name": "x", "target": "y", "sequences": sequences, "regions": regions}, where="test")
+    processor = LoraMoeHgdImageProcessor(task=nested.to_dict(), least_part=0.5)
+    probabilities = np.zeros((3, 10, 4, 4))
+    probabilities[0, :4], probabilities[0, 8] = 1, 1
+    probabilities[1, 8], probabilities[2, :2] = 1, 1
+    whole, left, right = processor.regions_of(probabilities)
+    assert (whole.any(axis=(1, 2)).sum(), left.any(), right.any(axis=(1, 2)).sum()) == (4, False, 2)
+
+
 def test_check_reads_a_cohort_by_its_task(task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_case(tmp_path / "cohort/p1", {"t2f": 0, "dwi": 1})
     make_case(tmp_path / "cohort/p2", {"flair": 0})
@@ -122,6 +136,22 @@ def test_check_reads_a_cohort_by_its_task(task: Task, tmp_path: Path, capsys: py
     with pytest.raises(SystemExit):
         run("check", ["--in-path", str(tmp_path), "--task", str(file), "--label-scheme", "msd"])
     assert "no effect with --task" in capsys.readouterr().err
+
+
+def test_a_dataset_has_a_column_for_each_sequence_of_the_task(task: Task, tmp_path: Path) -> None:
+    folder = make_case(tmp_path / "data/train/p1", {"dwi": 1, "flair": 2})
+    row = {"dwi_file_name": "p1/p1_dwi.nii.gz", "flair_file_name": None, "seg_file_name": "p1/p1_lesion.nii.gz"}
+    (folder.parent / "metadata.jsonl").write_text(json.dumps(row))
+    stream = StreamedCases(
+        str(tmp_path / "data"),
+        split="train",
+        label_scheme=task.name,
+        processor=LoraMoeHgdImageProcessor(target_spacing_mm=(5.0, 5.0, 5.0), task=task.to_dict()),
+        cache_dir=tmp_path / "cache",
+    )
+    stream.prepare_all(num_workers=0, progress=False)
+    assert stream[0]["modality_mask"].tolist() == [False, True]
+    assert stream[0]["labels"].sum(dim=(1, 2, 3)).tolist() == [64, 8]
 
 
 def test_a_folder_without_a_sequence_of_the_task_is_refused_with_its_options(task: Task, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_all_roads_segment_alike(checkpoint: Path, cohort: Path, tmp_path: Path)
         result = pipeline(case)
         np.testing.assert_array_equal(result["segmentation"], expected)
     assert list(result["volumes_ml"]) == ["old", "new"]
+    with pytest.raises(ValueError, match=r"Unknown sequence t1c\. The names are flair, dwi"):
+        lmh.segment(files, checkpoint, sequences=["t1c"])
 
 
 def test_an_evaluation_has_the_subsets_and_regions_of_the_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from test_task_cases import TEXT
 from torch.testing import assert_close
 
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from lora_moe_hgd.model.task import BRAIN_TUMOUR, Task, make_task
+from lora_moe_hgd.model.task import Task, make_task
+from lora_moe_hgd.splits import Split
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import build_network
+from lora_moe_hgd.training.run_folder import RunFolder
 from lora_moe_hgd.training.schedule import draw_subset, most_dropped, region_weights
 from lora_moe_hgd.training.start import start_from
 from lora_moe_hgd.training.validation import default_subsets, scored_subsets
@@ -41,6 +44,7 @@ def test_the_curriculum_follows_the_order_of_the_regions() -> None:
         weights = region_weights(progress, 5)
         assert list(weights) == sorted(weights, reverse=True)
         assert weights[:3] == region_weights(progress)
+    assert len(set(region_weights(0.14, 5))) == 5
     assert region_weights(1.0, 8) == (1.0,) * 8
 
 
@@ -135,6 +139,15 @@ def test_a_task_from_scratch_has_its_inputs_and_outputs(file: Path) -> None:
     assert processor.segmentation_task.name == "stroke"
 
 
+def test_a_run_keeps_its_task_and_cannot_continue_with_another(tmp_path: Path) -> None:
+    words = [*SMOKE, "--output-dir", str(tmp_path / "run")]
+    task = task_of("flair dwi", "old new")
+    RunFolder(read_config(words)).open(Split([], []), made_from={"task content": "a"}, task=task)
+    assert Task.from_dict(json.loads((tmp_path / "run/run.json").read_text())["task"]) == task
+    with pytest.raises(ValueError, match="cannot change task content"):
+        RunFolder(read_config([*words, "--continue"])).open(Split([], []), made_from={"task content": "b"}, task=task)
+
+
 @pytest.mark.usefixtures("small_shipped")
 def test_the_start_from_a_base_is_printed_and_takes_no_adapter(file: Path, capsys) -> None:
     words = [*SMOKE, *CASES, "--task", str(file), "--size", "null", "--base", "tiny", "--spacing-mm", "null"]
@@ -145,4 +158,3 @@ def test_the_start_from_a_base_is_printed_and_takes_no_adapter(file: Path, capsy
     assert network.config.regions == ("old", "new")
     with pytest.raises(ValueError, match="`adapter` must be none, but is lora"):
         build_network(read_config([*words, "--adapter", "lora"]))
-    assert BRAIN_TUMOUR.is_brain_tumour

@@ -197,7 +197,6 @@ def main(argv: Sequence[str]) -> None:
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
     )
     add_task(parser)
-    parser.add_argument("--channel-order", metavar="NAMES", help="sequences of numbered channels: flair,t1,t1c,t2")
     add_allowances(parser)
     parser.add_argument("--num-workers", type=int, default=0, help="further processes that read cases (default: 0)")
     add_quiet(parser)

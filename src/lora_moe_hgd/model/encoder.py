@@ -1,7 +1,7 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-Shape letters: B cases, P present volumes in the batch, L patches of one volume, S slots (the largest number of present
-sequences of a case in the batch), N = S * L tokens of a case.
+Shape letters: B cases, P computed volumes in the batch, L patches of one volume, S slots (the largest number of
+computed volumes of a case in the batch), N = S * L tokens of a case, T tokens that the experts compute.
 """
 
 from __future__ import annotations
@@ -27,21 +27,39 @@ class TokenLayout:
 
     Attributes:
         grid: Number of patches along depth, height and width.
-        modality_BN: Modality index of each token; meaningless where `present_BN` is false.
-        present_BN: True for real tokens, false for padding in cases with fewer sequences than another case.
-        is_padded: Whether any token is padding. A batch of one case has no padding, because absent sequences get no
-            tokens.
+        modality_BN: Modality index of each token; meaningless for padding.
+        present_BN: True for real tokens, false for padding in cases with fewer sequences than another case, and for
+            the tokens of absent sequences in a graph.
+        is_padded: Whether any token may not be real. Outside a graph a batch of one case has no padding, because
+            absent sequences get no tokens.
+        routed_T: Index of the tokens that the experts compute, among the `B * N`. `None` if they compute all.
+        is_dense: Whether no shape may depend on values, see `DensePresence`.
     """
 
     grid: tuple[int, int, int]
     modality_BN: Tensor
     present_BN: Tensor
     is_padded: bool
+    routed_T: Tensor | None = None
+    is_dense: bool = False
 
     @property
     def tokens_per_case(self) -> list[int]:
-        """Number of real tokens of each case."""
+        """Number of tokens of each case that the experts compute."""
+        if self.routed_T is None:
+            return [self.present_BN.shape[1]] * self.present_BN.shape[0]
         return self.present_BN.sum(dim=1).tolist()
+
+    def to_experts(self, x: Tensor) -> Tensor:
+        """Take the tokens that the experts compute, case by case, `(B, N, ...) -> (T, ...)`."""
+        return x.flatten(0, 1) if self.routed_T is None else x.flatten(0, 1)[self.routed_T]
+
+    def from_experts(self, x_TD: Tensor) -> Tensor:
+        """Put tokens back, `(T, D) -> (B, N, D)`; zero where the experts compute none."""
+        if self.routed_T is not None:
+            places = x_TD.new_zeros(self.present_BN.numel(), x_TD.shape[1])
+            x_TD = places.index_put((self.routed_T,), x_TD)
+        return x_TD.unflatten(0, self.present_BN.shape)
 
     def mean_over_tokens(self, x: Tensor) -> Tensor:
         """Mean of `(B, N, C)` over the real tokens of each case, `(B, C)`."""
@@ -58,21 +76,23 @@ class TokenLayout:
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
     """Group the tokens `(P, L, hidden)` of the packed volumes by case; return `(B, N, hidden)` and the layout."""
-    num_patches = packed.shape[1]
-    counts_B = torch.tensor(presence.counts, device=packed.device)
-    num_slots = max(presence.counts)
-    slot_P = torch.arange(len(packed), device=packed.device) - (counts_B.cumsum(0) - counts_B)[presence.case_P]
-    place = (presence.case_P, slot_P)
-    tokens = packed.new_zeros(len(counts_B), num_slots, *packed.shape[1:]).index_put(place, packed)
-    modality_BS = presence.modality_P.new_zeros(len(counts_B), num_slots).index_put(place, presence.modality_P)
-    present_BS = torch.arange(num_slots, device=packed.device) < counts_B[:, None]
+    slots = presence.slots(packed)
+    num_slots, num_patches = slots.values.shape[1:3]
+    routed_T = None
+    if slots.filled is not None:
+        case_P, slot_P = slots.filled
+        patch_L = torch.arange(num_patches, device=packed.device)
+        routed_T = ((case_P * num_slots + slot_P)[:, None] * num_patches + patch_L).flatten()
     layout = TokenLayout(
         grid=grid,
-        modality_BN=modality_BS.repeat_interleave(num_patches, dim=1),
-        present_BN=present_BS.repeat_interleave(num_patches, dim=1),
-        is_padded=min(presence.counts) < num_slots,
+        # Not `repeat_interleave`, of which the ONNX exporter repeats the wrong axis.
+        modality_BN=slots.modality_BS[..., None].expand(-1, -1, num_patches).flatten(1),
+        present_BN=slots.present_BS[..., None].expand(-1, -1, num_patches).flatten(1),
+        is_padded=presence.is_dense or routed_T is not None,
+        routed_T=routed_T,
+        is_dense=presence.is_dense,
     )
-    return tokens.flatten(1, 2), layout
+    return slots.values.flatten(1, 2), layout
 
 
 def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> Any:
@@ -155,16 +175,15 @@ class EncoderLayer(GradientCheckpointingLayer):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, layout: TokenLayout, mask: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return hidden states `(B, N, hidden)`, router logits of the real tokens if any, attention weights if any."""
+        """Return hidden states `(B, N, hidden)`, router logits if any, and attention weights if any."""
         attended, weights = self.attention(self.attention_norm(x), mask)
         x = x + attended
         normed = self.feed_forward_norm(x)
         if not self.with_experts:
             return x + self.mlp(normed), None, weights
-        real = torch.where(layout.present_BN)
-        routed, router_logits = self.moe(normed[real], layout.modality_BN[real])
-        update = torch.zeros_like(x).index_put(real, routed.to(x.dtype))
-        return x + update, router_logits, weights
+        modality_T = layout.to_experts(layout.modality_BN)
+        routed, router_logits = self.moe(layout.to_experts(normed), modality_T, is_dense=layout.is_dense)
+        return x + layout.from_experts(routed.to(x.dtype)), router_logits, weights
 
 
 @dataclass
@@ -174,7 +193,7 @@ class EncoderOutput:
     Attributes:
         hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last is
             normalised.
-        router_logits: One `(T, E)` per block with experts, for the real tokens only.
+        router_logits: One `(T, E)` per block with experts, for the tokens that the experts compute.
         layout: Origin of each token.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """
@@ -223,8 +242,6 @@ class VisionTransformer(nn.Module):
         """Position embeddings `(L, hidden)` for `grid`, trilinearly interpolated from the stored grid."""
         # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
         stored = self.position_embedding(torch.arange(math.prod(self.position_grid), device=device))
-        if grid == tuple(self.position_grid):
-            return stored
         volume = stored.T.reshape(1, -1, *self.position_grid)
         resized = nn.functional.interpolate(at_least_float32(volume), size=grid, mode="trilinear", align_corners=False)
         return resized.flatten(2)[0].T.to(stored.dtype)

@@ -68,7 +68,7 @@ class HolisticCodebook(nn.Module):
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
         # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
         prior_kq = self.prior(torch.arange(self.num_priors, device=fused_BNd.device))
-        prior_Bqk = prior_kq.T.to(codewords_Bqn.dtype).expand(len(codewords_Bqn), -1, -1)
+        prior_Bqk = prior_kq.T.to(codewords_Bqn.dtype).expand(codewords_Bqn.shape[0], -1, -1)
         return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
 
 

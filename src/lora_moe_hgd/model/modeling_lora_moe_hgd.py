@@ -23,7 +23,7 @@ from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
 from .moe import router_losses
-from .sliding_window import sliding_window_logits
+from .sliding_window import OVERLAP, sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
 
@@ -33,11 +33,12 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: `(B, N, hidden)`. N is the number of tokens of all present sequences. Cases with fewer
-            sequences are padded.
+            sequences are padded. A compiled graph has tokens for absent sequences, too.
         hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
             normalised.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
+            compiled graph they are for all tokens.
     """
 
     last_hidden_state: Tensor | None = None
@@ -56,7 +57,8 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
         hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
             normalised.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch.
+        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
+            compiled graph they are for all tokens.
         codebook: On request, `(B, codeword size, codewords)`.
         losses: Parts of the loss by name, without their coefficients, if labels were given.
     """
@@ -267,7 +269,8 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, a case has no sequence, or the attention returns no weights.
+            ValueError: If a shape does not fit, a case has no sequence, or the attention returns no weights. A
+                compiled or exported graph cannot check the mask, and gives NaN for a case without a sequence.
         """
         output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
@@ -308,8 +311,12 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             region_weights=region_weights.to(logits[-1]),
         )
         if encoded.router_logits:
+            layout = encoded.layout
             losses |= router_losses(
-                encoded.router_logits, encoded.layout.tokens_per_case, self.config.num_experts_per_tok
+                encoded.router_logits,
+                layout.tokens_per_case,
+                layout.to_experts(layout.present_BN),
+                self.config.num_experts_per_tok,
             )
         return losses
 
@@ -328,7 +335,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         pixel_values: Tensor,
         modality_mask: Tensor,
         *,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         batch_size: int = 2,
         mirror: bool = False,
         progress: bool = False,

@@ -4,7 +4,8 @@ The routing is token-choice top-k (Shazeer et al. 2017, https://arxiv.org/abs/17
 all tokens. A token may use the expert of its own modality and the free experts, so the expert of an absent sequence
 gets no tokens and has no influence.
 
-Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts a token.
+Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts a token,
+C = T * K choices.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class ExpertRouter(nn.Linear):
         # Route in float32 even under autocast, so that rounding does not swap experts with nearly equal logits.
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             logits_TE = nn.functional.linear(at_least_float32(x_TD), at_least_float32(self.weight))
-        own_TM = nn.functional.one_hot(modality_T, self.num_modalities).bool()
-        free_TF = own_TM.new_ones(len(own_TM), self.num_free_experts)
+        own_TM = modality_T[:, None] == torch.arange(self.num_modalities, device=modality_T.device)
+        free_TF = own_TM.new_ones(own_TM.shape[0], self.num_free_experts)
         return logits_TE.masked_fill(~torch.cat([own_TM, free_TF], dim=1), -math.inf)
 
 
@@ -65,21 +66,44 @@ class SparseMoe(nn.Module):
             for _ in range(len(config.modalities) + config.num_free_experts)
         )
 
-    def forward(self, x_TD: Tensor, modality_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output `(T, D)` and the router logits `(T, E)`."""
+    def forward(self, x_TD: Tensor, modality_T: Tensor, *, is_dense: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the output `(T, D)` and the router logits `(T, E)`.
+
+        Args:
+            x_TD: The tokens.
+            modality_T: Modality index of each token.
+            is_dense: Compute every expert for every token, so that no shape depends on the routing.
+        """
         logits_TE = self.router(x_TD, modality_T)
         weight_TK, expert_TK = logits_TE.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
         weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
         y_TD = self.shared_expert(x_TD)
-        # Experts without tokens run on zero rows. Skipping them would break DDP, FSDP and full-graph compilation.
-        for index, expert in enumerate(self.experts):
-            token, choice = torch.where(expert_TK == index)
-            routed = expert(x_TD[token]) * weight_TK[token, choice, None].to(y_TD.dtype)
+        if is_dense:
+            return y_TD + self._from_all(x_TD, weight_TK, expert_TK), logits_TE
+        # Sort by expert, so that the host waits for a GPU once and not for each expert.
+        expert_C = expert_TK.flatten()
+        tokens_E = (expert_C[:, None] == torch.arange(len(self.experts), device=expert_C.device)).sum(dim=0)
+        parts = expert_C.argsort(stable=True).split(tokens_E.tolist())
+        # Experts without tokens run on zero rows. Skipping them would break DDP and FSDP.
+        for expert, choice in zip(self.experts, parts, strict=True):
+            token = choice.div(self.experts_per_token, rounding_mode="floor")
+            routed = expert(x_TD[token]) * weight_TK.flatten()[choice, None].to(y_TD.dtype)
             y_TD = y_TD.index_add(0, token, routed.to(y_TD.dtype))
         return y_TD, logits_TE
 
+    def _from_all(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts, each computed for all tokens."""
+        y_TD = torch.zeros_like(x_TD)
+        for index, expert in enumerate(self.experts):
+            is_chosen_TK = expert_TK == index
+            weight_T = torch.where(is_chosen_TK, weight_TK, 0.0).sum(dim=1)
+            # An expert may overflow for a token that is not its own.
+            routed = torch.where(is_chosen_TK.any(dim=1, keepdim=True), expert(x_TD), 0.0)
+            y_TD = y_TD + routed * weight_T[:, None].to(routed.dtype)
+        return y_TD
 
-def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Tensor:
+
+def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, present_T: Tensor | None = None) -> Tensor:
     """Penalty that is smallest when each expert gets the same share of the tokens that may use it.
 
     Equations (4) to (6) of the Switch Transformer (https://arxiv.org/abs/2101.03961), generalised to top-k and to
@@ -92,6 +116,7 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Ten
         router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token may use the
             same number of experts.
         experts_per_token: Number of routed experts per token.
+        present_T: False for tokens that do not count. All count if `None`.
 
     Returns:
         Scalar, differentiable through `p_e` only (`f_e` is a count).
@@ -101,29 +126,39 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int) -> Ten
         >>> round(load_balancing_loss(50 * even, experts_per_token=1).item(), 4)
         1.0
     """
-    allowed_TE = router_logits_TE.isfinite()
+    if present_T is None:
+        present_T = torch.ones_like(router_logits_TE[:, 0], dtype=torch.bool)
+    allowed_TE = router_logits_TE.isfinite() & present_T[:, None]
     probability_TE = router_logits_TE.softmax(dim=-1)
     chosen_TE = torch.zeros_like(probability_TE).scatter(
         1, probability_TE.topk(experts_per_token, dim=-1).indices, 1.0 / experts_per_token
     )
     tokens_E = allowed_TE.sum(dim=0)
-    num_allowed = allowed_TE.sum() / len(allowed_TE)
-    share_E = num_allowed * chosen_TE.sum(dim=0) / tokens_E.clamp(min=1)
-    mean_probability_E = num_allowed * probability_TE.sum(dim=0) / tokens_E.clamp(min=1)
+    num_allowed = allowed_TE.sum() / present_T.sum()
+    chosen_E, probability_E = (
+        torch.where(present_T[:, None], part_TE, 0.0).sum(dim=0) for part_TE in (chosen_TE, probability_TE)
+    )
+    share_E = num_allowed * chosen_E / tokens_E.clamp(min=1)
+    mean_probability_E = num_allowed * probability_E / tokens_E.clamp(min=1)
     return (share_E * mean_probability_E).sum() / (tokens_E > 0).sum()
 
 
-def router_z_loss(router_logits_TE: Tensor) -> Tensor:
+def router_z_loss(router_logits_TE: Tensor, present_T: Tensor | None = None) -> Tensor:
     """Mean squared log-sum-exp of the allowed logits (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5).
 
     Example:
         >>> router_z_loss(torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])).item()
         0.0
     """
-    return router_logits_TE.logsumexp(dim=-1).square().mean()
+    squared_T = router_logits_TE.logsumexp(dim=-1).square()
+    if present_T is None:
+        return squared_T.mean()
+    return torch.where(present_T, squared_T, 0.0).sum() / present_T.sum()
 
 
-def router_losses(router_logits: tuple[Tensor, ...], tokens: list[int], experts_per_token: int) -> dict[str, Tensor]:
+def router_losses(
+    router_logits: tuple[Tensor, ...], tokens: list[int], present_T: Tensor, experts_per_token: int
+) -> dict[str, Tensor]:
     """Load-balancing loss and z-loss as means over layers and cases.
 
     The losses are computed per case, so that splitting a batch over processes or steps does not change them.
@@ -131,10 +166,14 @@ def router_losses(router_logits: tuple[Tensor, ...], tokens: list[int], experts_
     Args:
         router_logits: One `(T, E)` per layer with experts, at least one layer.
         tokens: Number of tokens of each case, in the order of the rows.
+        present_T: False for tokens that do not count.
         experts_per_token: Number of routed experts per token.
     """
-    cases = [case for layer in router_logits for case in layer.split(tokens)]
+    present = present_T.split(tokens)
+    cases = [case for layer in router_logits for case in zip(layer.split(tokens), present, strict=True)]
     return {
-        "load_balance": torch.stack([load_balancing_loss(case, experts_per_token) for case in cases]).mean(),
-        "router_z": torch.stack([router_z_loss(case) for case in cases]).mean(),
+        "load_balance": torch.stack(
+            [load_balancing_loss(logits, experts_per_token, present) for logits, present in cases]
+        ).mean(),
+        "router_z": torch.stack([router_z_loss(logits, present) for logits, present in cases]).mean(),
     }

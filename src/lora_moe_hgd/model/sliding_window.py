@@ -19,6 +19,9 @@ from .stem import at_least_float32
 
 # Logit of voxels that no window with brain covers. It means "no tumour" (sigmoid 5e-5).
 BACKGROUND_LOGIT = -10.0
+# Edges of a window in voxels, and the share that it has in common with the next.
+WINDOW = (64, 64, 64)
+OVERLAP = 0.5
 
 
 @torch.no_grad()
@@ -27,8 +30,8 @@ def sliding_window_logits(
     pixel_values: Tensor,
     modality_mask: Tensor,
     *,
-    window: tuple[int, int, int] = (64, 64, 64),
-    overlap: float = 0.5,
+    window: tuple[int, int, int] = WINDOW,
+    overlap: float = OVERLAP,
     batch_size: int = 2,
     mirror: bool = False,
     progress: bool = False,

@@ -1,9 +1,10 @@
 """Convolutional stem that reads only the sequences that are present.
 
 The present volumes of a batch are packed along the batch axis. So an absent sequence costs no computation and cannot
-influence the result.
+influence the result. The shapes of a compiled or exported graph cannot depend on the mask. There, absent volumes are
+computed on zeros and masked. Only `presence_of` chooses between the two.
 
-Shape letters: B cases, M modalities, P present volumes in the whole batch, C channels, D H W voxels.
+Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots, C channels, D H W voxels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,55 +75,168 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 
 @dataclass
-class Presence:
-    """Index of the present volumes, in packed order (sorted by case, then by modality).
+class Slots:
+    """The computed volumes of each case side by side.
 
     Attributes:
-        case_P: Case index of each present volume.
-        modality_P: Modality index of each present volume.
+        values: `(B, S, ...)`, S the largest number of volumes that a case has.
+        modality_BS: Modality index of each slot; meaningless where it is empty.
+        present_BS: False where a slot is empty or its sequence absent.
+        filled: Index of the slots that hold a volume, each `(P,)`; `None` if all do.
+    """
+
+    values: Tensor
+    modality_BS: Tensor
+    present_BS: Tensor
+    filled: tuple[Tensor, Tensor] | None
+
+
+@dataclass
+class Presence(ABC):
+    """The volumes of a batch that are computed, and how they come together: sorted by case, then by modality.
+
+    Attributes:
+        mask_BM: True where a sequence was acquired.
+        case_P: Case index of each computed volume.
+        modality_P: Modality index of each computed volume.
+    """
+
+    is_dense: ClassVar[bool]
+
+    mask_BM: Tensor
+    case_P: Tensor
+    modality_P: Tensor
+
+    @abstractmethod
+    def pack(self, volumes: Tensor) -> Tensor:
+        """Take the volumes to compute, `(B, M, ...) -> (P, ...)`; nothing of an absent one is read."""
+
+    @abstractmethod
+    def weigh(self, gates: Tensor) -> Tensor:
+        """Softmax of the gates `(P, ...)` over the present sequences of each case; zero for an absent one."""
+
+    @abstractmethod
+    def sum_per_case(self, packed: Tensor) -> Tensor:
+        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, always in the same order."""
+
+    @abstractmethod
+    def slots(self, packed: Tensor) -> Slots:
+        """Arrange `(P, ...)` by case."""
+
+
+@dataclass
+class PackedPresence(Presence):
+    """The present volumes alone.
+
+    Attributes:
         counts: Number of present volumes of each case, at least 1.
     """
 
-    case_P: Tensor
-    modality_P: Tensor
+    is_dense = False
+
     counts: list[int]
 
     @classmethod
-    def from_mask(cls, modality_mask: Tensor) -> Presence:
+    def from_mask(cls, modality_mask: Tensor) -> PackedPresence:
         """Read a `(B, M)` boolean mask, true where a sequence was acquired.
 
         Raises:
             ValueError: If a case has no sequence at all.
         """
-        counts = modality_mask.sum(dim=1).tolist()
+        # One copy to the host gives every index. Each look at a tensor of a GPU would wait for the GPU.
+        on_host = modality_mask.cpu()
+        counts = on_host.sum(dim=1).tolist()
         if 0 in counts:
             raise ValueError(
                 f"Each case needs at least one present sequence, but `modality_mask` has none for case "
                 f"{counts.index(0)}."
             )
-        case_P, modality_P = torch.where(modality_mask)
-        return cls(case_P, modality_P, counts)
+        case_P, modality_P = (index.to(modality_mask.device, non_blocking=True) for index in torch.where(on_host))
+        return cls(modality_mask, case_P, modality_P, counts)
+
+    def pack(self, volumes: Tensor) -> Tensor:
+        return volumes[self.case_P, self.modality_P]
+
+    def weigh(self, gates: Tensor) -> Tensor:
+        logits = gates.new_full((*self.mask_BM.shape, *gates.shape[1:]), -math.inf)
+        logits = logits.index_put((self.case_P, self.modality_P), gates)
+        return logits.softmax(dim=1)[self.case_P, self.modality_P]
 
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the present volumes of each case, `(P, ...) -> (B, ...)`, always in the same order."""
         # Add complete volumes, because a reduction over the first axis has a slow memory access pattern.
         return torch.stack([functools.reduce(torch.add, part.unbind()) for part in packed.split(self.counts)])
+
+    def slots(self, packed: Tensor) -> Slots:
+        num_slots = max(self.counts)
+        slot_P = (self.mask_BM.cumsum(dim=1) - 1)[self.case_P, self.modality_P]
+        place = (self.case_P, slot_P)
+        modality_BS = self.modality_P.new_zeros(len(self.counts), num_slots).index_put(place, self.modality_P)
+        values = packed.new_zeros(*modality_BS.shape, *packed.shape[1:]).index_put(place, packed)
+        present_BS = torch.arange(num_slots, device=packed.device) < self.mask_BM.sum(dim=1, keepdim=True)
+        return Slots(values, modality_BS, present_BS, filled=None if min(self.counts) == num_slots else place)
+
+
+@dataclass
+class DensePresence(Presence):
+    """Every volume, absent ones as zeros, so that no shape depends on the mask.
+
+    The mask is applied wherever volumes of a case meet. A case without any sequence gives NaN and no error, because
+    a graph cannot look at the mask.
+    """
+
+    is_dense = True
+
+    @classmethod
+    def from_mask(cls, modality_mask: Tensor) -> DensePresence:
+        """Read a `(B, M)` boolean mask, true where a sequence was acquired."""
+        num_cases, num_modalities = modality_mask.shape
+        case_B, modality_M = (torch.arange(size, device=modality_mask.device) for size in modality_mask.shape)
+        case_P = case_B[:, None].expand(-1, num_modalities).flatten()
+        return cls(modality_mask, case_P, modality_M.expand(num_cases, -1).flatten())
+
+    def pack(self, volumes: Tensor) -> Tensor:
+        return torch.where(self._mask_like(volumes), volumes, torch.zeros_like(volumes)).flatten(0, 1)
+
+    def weigh(self, gates: Tensor) -> Tensor:
+        logits = self._by_case(gates)
+        return logits.masked_fill(~self._mask_like(logits), -math.inf).softmax(dim=1).flatten(0, 1)
+
+    def sum_per_case(self, packed: Tensor) -> Tensor:
+        return functools.reduce(torch.add, self._by_case(packed).unbind(dim=1))
+
+    def slots(self, packed: Tensor) -> Slots:
+        return Slots(self._by_case(packed), self._by_case(self.modality_P), self.mask_BM, filled=None)
+
+    def _by_case(self, packed: Tensor) -> Tensor:
+        return packed.unflatten(0, self.mask_BM.shape)
+
+    def _mask_like(self, volumes: Tensor) -> Tensor:
+        return self.mask_BM[(..., *[None] * (volumes.ndim - 2))]
+
+
+def presence_of(modality_mask: Tensor) -> Presence:
+    """Choose how absent sequences are left out: packed, or dense in a graph of `torch.compile` or `torch.export`.
+
+    The compiler says that it runs, so no caller has to choose, and a graph never breaks here.
+
+    Raises:
+        ValueError: If a case has no sequence at all; not in a graph.
+    """
+    presence: type[PackedPresence | DensePresence] = DensePresence if torch.compiler.is_compiling() else PackedPresence
+    return presence.from_mask(modality_mask)
 
 
 class ModalityFusion(nn.Module):
     """Mean over the present sequences of a case, weighted per voxel by a softmax over learned gates."""
 
-    def __init__(self, num_channels: int, num_modalities: int) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.num_modalities = num_modalities
         self.gate = PointwiseConv3d(num_channels, 1, kernel_size=1)
 
     def forward(self, features: Tensor, presence: Presence) -> Tensor:
         """Fuse `(P, C, D, H, W)` to `(B, C, D, H, W)`."""
         gates = at_least_float32(self.gate(features).squeeze(1))  # (P, D, H, W)
-        logits = gates.new_full((len(presence.counts), self.num_modalities, *gates.shape[1:]), -math.inf)
-        logits = logits.index_put((presence.case_P, presence.modality_P), gates)
-        weights = logits.softmax(dim=1)[presence.case_P, presence.modality_P].unsqueeze(1)
+        weights = presence.weigh(gates).unsqueeze(1)
         return presence.sum_per_case(features * weights.to(features.dtype))
 
 
@@ -170,7 +286,7 @@ class ModalityStem(nn.Module):
             for width, depth in zip(config.stem_channels, config.stem_depths, strict=True)
         )
         if with_skips:
-            self.fusions = nn.ModuleList(ModalityFusion(width, num_modalities) for width in config.stem_channels)
+            self.fusions = nn.ModuleList(ModalityFusion(width) for width in config.stem_channels)
         self.patch_norm = group_norm(config.stem_channels[-1])
         self.patch_projection = nn.Conv3d(config.stem_channels[-1], config.hidden_size, kernel_size=2, stride=2)
 
@@ -180,8 +296,8 @@ class ModalityStem(nn.Module):
         Raises:
             ValueError: If a case has no sequence.
         """
-        presence = Presence.from_mask(modality_mask)
-        x = pixel_values[presence.case_P, presence.modality_P].unsqueeze(1)  # (P, 1, D, H, W)
+        presence = presence_of(modality_mask)
+        x = presence.pack(pixel_values).unsqueeze(1)  # (P, 1, D, H, W)
         skips = []
         for stage in range(len(STEM_STRIDES)):
             x = self.downsample[stage](x)

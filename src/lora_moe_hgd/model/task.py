@@ -127,8 +127,14 @@ class Task:
         Raises:
             BadInputError: If it breaks a rule.
         """
-        pairs = {key: dict(content.get(key) or ()) for key in ("sequences", "regions")}
-        return make_task({**content, **pairs}, where="task of the checkpoint")
+        where = "task of the checkpoint"
+        try:
+            pairs = {key: dict(content.get(key) or ()) for key in ("sequences", "regions")}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BadInputError(
+                where, "Sequences and regions are not lists of pairs. Get the checkpoint again."
+            ) from error
+        return make_task({**content, **pairs}, where=where)
 
 
 BRAIN_TUMOUR = Task(

@@ -63,7 +63,7 @@ def make_phantom(
         device: Where to compute.
 
     Raises:
-        ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has 1 mm, and above 4 mm tumours vanish.
+        ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has 1 mm voxels, and tumours vanish above 4 mm.
     """
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")

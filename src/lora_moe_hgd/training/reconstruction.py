@@ -1,7 +1,7 @@
 """Masked pre-training: the encoder learns to predict hidden patches and hidden sequences.
 
-Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). They are zero for the stem and one learned token for
-the transformer. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
+Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). In their place, the stem gets zeros, the transformer a
+learned token. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
 follow M3AE (https://arxiv.org/abs/2303.05302). They are absent for the network, which predicts them from the others.
 No label is read. The checkpoint is a segmenter with a trained encoder and an untrained decoder. Pass it as `--base`.
 """
@@ -101,8 +101,13 @@ class MaskedReconstruction(nn.Module):
         counted = (hidden_voxels | ~modality_mask[..., None, None, None]) & acquired[..., None, None, None]
         losses = {"reconstruction": masked_error(predicted, pixel_values, counted & (pixel_values != 0))}
         if encoded.router_logits:
-            tokens = encoded.layout.tokens_per_case
-            losses |= router_losses(encoded.router_logits, tokens, self.config.num_experts_per_tok)
+            layout = encoded.layout
+            losses |= router_losses(
+                encoded.router_logits,
+                layout.tokens_per_case,
+                layout.to_experts(layout.present_BN),
+                self.config.num_experts_per_tok,
+            )
         loss = total_loss(losses, self.config.loss_coefficients)
         return ReconstructionOutput(loss=loss, losses=losses, predicted=predicted, router_logits=encoded.router_logits)
 

@@ -1,0 +1,1 @@
+"""Export: the network as a file that runs without this package."""

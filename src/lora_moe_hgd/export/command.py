@@ -1,0 +1,122 @@
+"""`lora-moe-hgd export`: a checkpoint as a file that runs without this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arguments import add_checkpoint, add_out_path, add_quiet
+from ..files import new_folder
+from ..loading import checkpoint_folder, load_checkpoint, weights_digest
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from ..model.sliding_window import BACKGROUND_LOGIT, OVERLAP, WINDOW
+from .graph import check_graph, save_onnx, save_torch
+
+SAVE = {"torch": ("network.pt2", save_torch), "onnx": ("network.onnx", save_onnx)}
+RUN = Path(__file__).with_name("run.py")
+# Last words of file names that tell a sequence to `run.py`.
+FILE_NAMES = {
+    "t1": ["t1", "t1n", "t1w"],
+    "t1c": ["t1c", "t1ce", "t1gd"],
+    "t2": ["t2", "t2w"],
+    "flair": ["flair", "t2f"],
+}
+# Words before the last that change what it means, as in `ce-gadolinium_T1w`, `flair_to_t1` and `ax_t2_flair`.
+UNCLEAR_WORDS = [
+    *("ce", "gd", "gad", "gado", "gadolinium", "contrast", "post", "pre", "km", "to", "reg"),
+    *("sub", "t1", "t1n", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2f"),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export a checkpoint; an adapter is merged into its base first."""
+    parser = argparse.ArgumentParser(
+        description="Write a network that runs without this package. It takes a minute, and the result is compared "
+        "with its source in every subset of the sequences. Research use, not a medical device."
+    )
+    add_checkpoint(parser)
+    add_out_path(parser, help="new folder for the network and the settings of its preprocessing")
+    parser.add_argument(
+        "--format",
+        choices=SAVE,
+        required=True,
+        help="torch: network.pt2 for torch.export.load; onnx: network.onnx for onnxruntime, with a program run.py",
+    )
+    add_quiet(parser)
+    args = parser.parse_args(argv)
+    difference = export(args.checkpoint, args.out_path, form=args.format)
+    if not args.quiet:
+        print(f"The network is in {args.out_path}. Its logits differ from their source by {difference:.1e} at most.")
+
+
+def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
+    """Write the network of a checkpoint, `preprocessing.json` and, for ONNX, `run.py` into a new folder.
+
+    Args:
+        checkpoint: Shipped name, folder or Hub id, of a network or of an adapter, which is merged.
+        folder: Appears when all is written and checked.
+        form: `torch` or `onnx`.
+
+    Returns:
+        The largest difference of a logit from those of the checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint cannot be used, a package is missing, or the result differs.
+        OSError: If the folder exists or cannot be written.
+    """
+    network, processor = load_checkpoint(checkpoint)
+    if form == "onnx":
+        _check_labels(processor)
+    name, save = SAVE[form]
+    with new_folder(folder) as scratch:
+        difference = check_graph(save(network, scratch / name), network)
+        settings = {
+            "checkpoint": str(checkpoint),
+            "weights_digest": weights_digest(checkpoint_folder(checkpoint)),
+            "package": f"lora-moe-hgd {version('lora-moe-hgd')}",
+            **preprocessing(processor),
+        }
+        (scratch / "preprocessing.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if form == "onnx":
+            shutil.copy(RUN, scratch / RUN.name)
+    return difference
+
+
+def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
+    """Settings that bring a case to the network's input and its logits to a label map."""
+    task, scheme = processor.segmentation_task, processor.scheme()
+    return {
+        "modalities": processor.modalities,
+        "file_names": {name: list(words) or FILE_NAMES[name] for name, words in task.sequences.items()},
+        "unclear_words": UNCLEAR_WORDS,
+        "target_spacing_mm": processor.target_spacing_mm,
+        "intensity_clip": processor.intensity_clip,
+        "window": list(WINDOW),
+        "overlap": OVERLAP,
+        "background_logit": BACKGROUND_LOGIT,
+        "least_part": processor.least_part,
+        "labels": dict(zip(task.regions, scheme.written.values(), strict=True)),
+        "around": task.around,
+    }
+
+
+def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
+    """Refuse regions that overlap without one being inside the other: `run.py` paints later regions over earlier ones.
+
+    Raises:
+        ValueError: If the label map has a number for such an overlap.
+    """
+    scheme = processor.scheme()
+    labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
+    if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
+        raise ValueError(
+            f"Regions of {scheme.name} overlap without one being inside the other (label {overlaps[0]}). `run.py` "
+            "cannot write such label maps. Export with --format torch."
+        )
