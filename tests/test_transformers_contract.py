@@ -9,12 +9,13 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.big_modeling import attach_layerwise_casting_hooks
+from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
 from small import EVERY_SUBSET, random_volumes, small_network
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, BatchFeature, EvalPrediction, Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdImageProcessor, LoraMoeHgdModel
@@ -67,23 +68,50 @@ def test_the_labels_of_a_configuration_are_its_regions(tmp_path: Path) -> None:
         LoraMoeHgdConfig(num_labels=2)
 
 
-def test_the_trainer_gives_logits_and_labels_to_the_metrics(tmp_path: Path) -> None:
-    network = small_network(0)
-    samples = [
-        {
-            "pixel_values": volume,
-            "modality_mask": torch.ones(4, dtype=torch.bool),
-            "labels": torch.zeros(3, *volume.shape[1:]),
-        }
-        for volume in random_volumes()
-    ]
-    seen = []
-    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=1)
-    trainer = Trainer(
-        network, arguments, eval_dataset=samples, compute_metrics=lambda found: seen.append(found) or {"seen": 1.0}
+def test_the_trainer_trains_and_evaluates_cases_of_different_size(brain: np.ndarray, tmp_path: Path) -> None:
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
+    half = brain.copy()
+    half[:, 18:] = 0
+    cases = [{"t1c": brain, "flair": brain}, {"t2": half}]
+
+    def collate(batch: list[dict[str, np.ndarray]]) -> BatchFeature:
+        # With the geometry, which must pass through devices and processes.
+        labels = [(next(iter(case.values())) > 120).astype(np.uint8) for case in batch]
+        return processor(batch, labels, spacing_mm=4, allow_partial=True, return_tensors="pt")
+
+    seen: list[EvalPrediction] = []
+    arguments = TrainingArguments(
+        str(tmp_path),
+        report_to=[],
+        use_cpu=True,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=1,
+        eval_do_concat_batches=False,
+        remove_unused_columns=False,
+        max_steps=1,
     )
-    assert trainer.evaluate()["eval_seen"] == 1.0
-    assert seen[0].predictions.shape == seen[0].label_ids.shape == (len(samples), 3, *samples[0]["labels"].shape[1:])
+    trainer = Trainer(
+        small_network(0),
+        arguments,
+        data_collator=collate,
+        train_dataset=cases,
+        eval_dataset=cases,
+        compute_metrics=lambda found: seen.append(found) or {"seen": float(len(found.predictions))},
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_seen"] == 2.0
+    found = trainer.predict(cases)
+    for predictions, labels in ((seen[0].predictions, seen[0].label_ids), (found.predictions, found.label_ids)):
+        shapes = [prediction.shape for prediction in predictions]
+        assert shapes == [label.shape for label in labels]
+        assert len(set(shapes)) == 2
+
+
+def test_accelerate_moves_the_output_of_the_processor_to_a_device(brain: np.ndarray) -> None:
+    inputs = LoraMoeHgdImageProcessor()({"t1c": brain}, spacing_mm=4, allow_partial=True)
+    for moved in (send_to_device(inputs, "meta"), inputs.to("meta")):
+        assert moved["pixel_values"].device.type == moved["modality_mask"].device.type == "meta"
+        assert moved["geometry"] == inputs["geometry"]
 
 
 def test_weights_may_wait_outside_the_device(saved: Path, tmp_path: Path) -> None:
