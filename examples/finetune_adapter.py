@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd import load_checkpoint, save_adapter
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.training.data.crops import SubsetCrops
 from lora_moe_hgd.training.data.datasets import CaseDataset
@@ -39,5 +39,5 @@ for batch in (bar := tqdm(DataLoader(crops, batch_size=2, shuffle=True))):
     optimizer.step()
     optimizer.zero_grad()
     bar.set_postfix(loss=f"{loss.item():.3f}")
-network.save_pretrained(args.out)
+save_adapter(network, args.out, processor=processor)
 print(f"The adapter is in {args.out}.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_moe_hgd import DEFAULT_CHECKPOINT, load_checkpoint
+from lora_moe_hgd import DEFAULT_CHECKPOINT, load_checkpoint, save_adapter
 from lora_moe_hgd.adapters.presets import TRAINED_IN_FULL, add_adapter
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.evaluation.compare import paired_differences
@@ -119,7 +119,7 @@ def fit(cases: Path, folder: Path, args: argparse.Namespace) -> None:
         rate.step()
         optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    network.save_pretrained(str(folder))
+    save_adapter(network, folder, processor=processor)
 
 
 def scores(checkpoint: str | Path, cases: Path, out: Path, args: argparse.Namespace) -> pd.DataFrame:

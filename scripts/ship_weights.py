@@ -16,6 +16,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 
 import lora_moe_hgd
+from lora_moe_hgd.adapters.saving import record_base
 from lora_moe_hgd.adapters.switching import blend
 from lora_moe_hgd.loading import adapter_base, checkpoint_folder, is_adapter, load_checkpoint
 
@@ -67,10 +68,11 @@ def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
             tensors[name] = torch.lerp(start[name.removeprefix("base_model.model.")], value, scale)
     save_file({name: value.bfloat16() for name, value in tensors.items()}, scratch / WEIGHTS, {"format": "pt"})
     config = PeftConfig.from_pretrained(str(checkpoint))
-    config.base_model_name_or_path = base.name
     config.save_pretrained(str(scratch))
-    if (checkpoint / "preprocessor_config.json").is_file():
-        shutil.copyfile(checkpoint / "preprocessor_config.json", scratch / "preprocessor_config.json")
+    record_base(scratch, base.name, place=scratch)
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = checkpoint if (checkpoint / name).is_file() else base
+        shutil.copyfile(settings / name, scratch / name)
 
 
 def main() -> None:

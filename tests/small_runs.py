@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from fsdp_on_cpu import shard_on_cpu
 from small import small_network
 
-from lora_moe_hgd import pretrained
+from lora_moe_hgd import pretrained, save_adapter
 from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.loading import is_adapter
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -44,20 +44,21 @@ def save_shipped(folder: Path) -> Path:
     Networks stay networks and adapters stay adapters over `tiny`, because they are loaded in different ways.
     """
     processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0), confidence_weights=CONFIDENCE_WEIGHTS)
-    for name in pretrained.shipped_names():
-        if is_adapter(pretrained.pretrained_path(name)):
-            adapted = add_adapter(small_network(), "lora", options={"r": 2}, base="tiny")
-            generator = torch.Generator().manual_seed(2)
-            # An adapter that nobody has trained changes no output.
-            with torch.no_grad():
-                for weights in adapted.parameters():
-                    if weights.requires_grad:
-                        weights += 0.05 * torch.randn(weights.shape, generator=generator)
-            # Otherwise PEFT asks the Hub for the vocabulary of the base.
-            adapted.save_pretrained(folder / name, save_embedding_layers=False)
-        else:
-            small_network().save_pretrained(folder / name)
-            processor.save_pretrained(folder / name)
+    names = pretrained.shipped_names()
+    adapters = [name for name in names if is_adapter(pretrained.pretrained_path(name))]
+    for name in set(names) - set(adapters):
+        small_network().save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    for name in adapters:
+        adapted = add_adapter(small_network(), "lora", options={"r": 2}, base="tiny")
+        generator = torch.Generator().manual_seed(2)
+        # An adapter that nobody has trained changes no output.
+        with torch.no_grad():
+            for weights in adapted.parameters():
+                if weights.requires_grad:
+                    weights += 0.05 * torch.randn(weights.shape, generator=generator)
+        with shipping(folder):
+            save_adapter(adapted, folder / name, processor=processor)
     return folder
 
 

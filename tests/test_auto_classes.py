@@ -34,7 +34,8 @@ CODE = {path.name for path in (PACKAGE / "model").glob("*.py")} - {"__init__.py"
 # What a user of transformers alone would write; argv: folder, files of T1c and FLAIR, where the results go.
 WITHOUT_PACKAGE = """
 import json, sys
-sys.modules['lora_moe_hgd'] = None  # as where it is not installed: importing it is an error
+# As where they are not installed: importing them is an error.
+sys.modules.update(dict.fromkeys(['lora_moe_hgd', 'scipy', 'peft', 'accelerate', 'datasets', 'monai', 'pandas']))
 import numpy as np, torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 from transformers import pipeline
@@ -62,7 +63,7 @@ except ValueError as error:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline around a small network, saved."""
     folder = tmp_path_factory.mktemp("auto") / "saved"
-    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0))
+    processor = LoraMoeHgdImageProcessor(target_spacing_mm=(4.0, 4.0, 4.0), least_part=0.1)
     pipeline(TASK, model=small_network(), image_processor=processor, device="cpu").save_pretrained(folder)
     return folder
 
@@ -90,7 +91,9 @@ def logits_of(network: Any, volumes: torch.Tensor) -> torch.Tensor:
         return network(volumes).logits
 
 
-def test_without_the_package_every_auto_class_gives_the_same_bits(saved: Path, files, tmp_path: Path) -> None:
+def test_without_the_package_every_auto_class_gives_the_same_bits(
+    saved: Path, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volumes = random_volumes()
     torch.save(volumes, tmp_path / "volumes.pt")
     words = [str(saved), files["t1c"], files["flair"], str(tmp_path)]
@@ -99,7 +102,11 @@ def test_without_the_package_every_auto_class_gives_the_same_bits(saved: Path, f
     expected = logits_of(AutoModel.from_pretrained(saved), volumes)
     for logits in torch.load(tmp_path / "logits.pt", weights_only=True):
         assert torch.equal(logits, expected)
-    here = pipeline(TASK, model=str(saved), pipeline_class=BrainTumorSegmentationPipeline, device="cpu")(files)
+    # With the package nothing is asked, although the folder brings a pipeline of its own.
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    segmenter = pipeline(TASK, model=str(saved), device="cpu")
+    assert type(segmenter) is BrainTumorSegmentationPipeline
+    here = segmenter(files)
     assert np.array_equal(np.load(tmp_path / "mask.npy"), here["segmentation"])
     # Saved again by someone without the package, it is as whole as before.
     again = {path.name for path in (tmp_path / "again").iterdir()}

@@ -7,7 +7,7 @@ import torch
 from small import random_volumes, small_config, small_network
 from torch.testing import assert_close
 
-from lora_moe_hgd.model.encoder import Attention, VisionTransformer, layout_tokens
+from lora_moe_hgd.model.encoder import Attention, VisionTransformer, attention_mask, layout_tokens
 from lora_moe_hgd.model.stem import ModalityFusion, PackedPresence
 
 
@@ -29,12 +29,14 @@ def test_a_token_returns_to_the_place_it_came_from() -> None:
     assert_close(layout.mean_over_sequences(tokens), volume, rtol=0, atol=0)
 
 
-def test_attention_equals_a_loop_over_heads_and_queries() -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_equals_a_loop_over_heads_and_queries(implementation: str) -> None:
     torch.manual_seed(0)
-    attention = Attention(small_config())
+    config = small_config(attn_implementation=implementation)
+    attention = Attention(config)
     presence = PackedPresence.from_mask(torch.tensor([[True, False, False, False], [True, True, False, False]]))
     x, layout = layout_tokens(torch.randn(3, 4, 24), presence, (1, 2, 2))
-    actual = attention(x, layout)
+    actual, _ = attention(x, attention_mask(config, x, layout))
     for case, count in ((0, 4), (1, 8)):
         q, k, v = (layer(x[case, :count]).reshape(count, 2, 12) for layer in (attention.q, attention.k, attention.v))
         rows = []
@@ -51,8 +53,8 @@ def test_positions_of_another_grid_are_interpolated() -> None:
     vit = VisionTransformer(small_config())
     with torch.no_grad():
         vit.position_embedding.weight[:] = torch.arange(8.0)[:, None]  # 4 x + 2 y + z on the 2^3 grid
-    assert_close(vit._positions((2, 2, 2))[:, 0], torch.arange(8.0))
-    finer = vit._positions((2, 2, 4))[:, 0].reshape(2, 2, 4)
+    assert_close(vit._positions((2, 2, 2), torch.device("cpu"))[:, 0], torch.arange(8.0))
+    finer = vit._positions((2, 2, 4), torch.device("cpu"))[:, 0].reshape(2, 2, 4)
     assert_close(finer[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, segment
+from lora_moe_hgd import BrainTumorSegmentationPipeline, load_checkpoint, pretrained_path, segment
 from lora_moe_hgd.cases.layouts import find_case
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -65,6 +65,47 @@ def test_arrays_have_the_spacing_and_the_result_the_scheme_that_is_asked_for(seg
     assert set(np.unique(found["segmentation"])) <= {0, 1, 2, 4}
     assert np.diag(found["affine"])[0] == spacing
     assert found["segmentation"].shape == image.shape
+
+
+def test_sequences_on_other_grids_are_taken_as_the_package_takes_them(segmenter, files: dict[str, Path]) -> None:
+    image = nib.load(files["flair"])
+    # Twice the voxel size.
+    flair = nib.Nifti1Image(np.asarray(image.dataobj)[::2, ::2, ::2], image.affine @ np.diag([2, 2, 2, 1]))
+    case = {"t1c": nib.load(files["t1c"]), "flair": flair}
+    found, expected = segmenter(case), segment(case)
+    assert np.array_equal(found["probabilities"], expected.probabilities)
+    assert found["segmentation"].shape == image.shape
+    assert found["warnings"] == expected.warnings
+    assert any("flair" in warning.lower() for warning in found["warnings"])
+    assert found["confidence"] == pytest.approx(expected.confidence)
+
+
+def test_a_bad_case_in_a_list_is_one_failed_item(segmenter, files: dict[str, Path], monkeypatch) -> None:
+    cases = [files, {"t1c": "nowhere.nii.gz"}, {"t9": files["t1c"]}, "nowhere", None, files]
+    found = segmenter(cases, on_error="return")
+    reasons = ["nowhere.nii.gz: There is no such file", "Unknown sequence t9", "nowhere", "None"]
+    for item, reason in zip(found[1:5], reasons, strict=True):
+        assert list(item) == ["error"]
+        assert reason in item["error"]
+    for item in (found[0], found[5]):
+        assert np.array_equal(item["segmentation"], segmenter(files)["segmentation"])
+    with pytest.raises(ValueError, match="There is no such file"):
+        segmenter(cases)
+    with pytest.raises(ValueError, match="`on_error` must be 'raise' or 'return', got 'skip'"):
+        segmenter(cases, on_error="skip")
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    for part, method in ((segmenter.model, "segment_volume"), (segmenter.image_processor, "post_process_regions")):
+        with monkeypatch.context() as patched:
+            patched.setattr(part, method, fail)
+            assert segmenter(files, on_error="return") == {"error": "MemoryError"}
+
+
+def test_a_shipped_adapter_is_the_model_of_a_pipeline(files: dict[str, Path]) -> None:
+    found = pipeline(TASK, model=str(pretrained_path("glioma")), device="cpu")(files)
+    assert found["probabilities"] == pytest.approx(default_pipeline()(files)["probabilities"], abs=1e-5)
 
 
 def test_cases_are_not_stacked(segmenter, files: dict[str, Path]) -> None:

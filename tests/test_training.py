@@ -264,7 +264,13 @@ def test_an_option_that_peft_does_not_have_is_refused() -> None:
 
 def test_the_base_is_the_same_after_training_an_adapter(adapted: Path) -> None:
     files = sorted(path.name for path in (adapted / "last/adapter").iterdir())
-    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"]
+    assert files == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    ]
     card = (adapted / "last/adapter/README.md").read_text()
     assert "This is an adapter of tiny." in card
     assert str(pretrained_path("tiny")) not in card

@@ -11,10 +11,9 @@
     model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
 
 Other names in this module:
-- adapters: `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
+- adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
 - classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
-  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. The import registers them with the `Auto` classes and
-  `pipeline` of transformers, so that no `trust_remote_code` is needed.
+  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `Auto` classes and `pipeline` know them.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from importlib.metadata import version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adapters.saving import save_adapter as save_adapter
 from .adapters.switching import adapter_disabled as adapter_disabled
 from .adapters.switching import combine_adapters as combine_adapters
 from .adapters.switching import load_adapters as load_adapters

@@ -20,6 +20,7 @@ def segment(
     *,
     sequences: Sequence[str] | None = None,
     device: str | None = None,
+    base: str | Path | None = None,
     label_scheme: str | None = None,
     mirror: bool = False,
     allow_skull: bool = False,
@@ -34,6 +35,7 @@ def segment(
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
         sequences: Use only these sequences. `None` means all available ones.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
         label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
             own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
         mirror: Average over the case and its mirror image. This takes twice as long.
@@ -54,7 +56,7 @@ def segment(
         allow_skull=allow_skull,
         allow_partial=allow_partial,
     )
-    segmenter = CaseSegmenter(checkpoint, options, device=device)
+    segmenter = CaseSegmenter(checkpoint, options, device=device, base=base)
     return segmenter.segment(_found(case, segmenter.task))
 
 

@@ -19,18 +19,26 @@ def add_out_path(parser: argparse._ActionsContainer, *, help: str, required: boo
 
 
 def add_checkpoint(parser: argparse._ActionsContainer) -> None:
-    """Add `--checkpoint`."""
+    """Add `--checkpoint` and `--base`."""
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         help=f"shipped name, folder or Hub id of a network or an adapter (default: {DEFAULT_CHECKPOINT})",
     )
+    add_base(parser)
 
 
 def add_task(parser: argparse._ActionsContainer) -> None:
     """Add `--task`."""
     parser.add_argument(
         "--task", type=Path, metavar="FILE", help="YAML file of a task of your own; brain tumour if left out"
+    )
+
+
+def add_base(parser: argparse._ActionsContainer) -> None:
+    """Add `--base`, the place of an adapter's base."""
+    parser.add_argument(
+        "--base", help="folder or Hub id of an adapter's base (default: the base that the adapter names)"
     )
 
 

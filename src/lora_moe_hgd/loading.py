@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers.utils.logging import set_tqdm_hook
 
 from .fingerprints import file_fingerprint, fingerprint
@@ -25,8 +28,8 @@ from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .model.task import BRAIN_TUMOUR, Task
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
-# Name of the folder of the shipped checkpoints.
-_SHIPPED = pretrained_path("tiny").parent.name
+# Key of `auto_mapping` in adapter_config.json, where PEFT keeps what helps to find the base.
+BASE_DIGEST = "base_weights_sha256"
 
 
 def checkpoint_folder(name: str | Path) -> Path:
@@ -35,7 +38,7 @@ def checkpoint_folder(name: str | Path) -> Path:
     Raises:
         ValueError: If `name` is a pickle file, or is not a folder, a shipped name or a Hub id.
     """
-    folder = _folder_on_disk(name)
+    folder = local_folder(name)
     if folder is not None:
         return folder
     repo, _, revision = str(name).partition("@")
@@ -52,21 +55,43 @@ def checkpoint_folder(name: str | Path) -> Path:
     return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
 
 
-def checkpoint_digest(folder: Path) -> str:
+def checkpoint_digest(folder: Path, *, base: str | Path | None = None) -> str:
     """Fingerprint of a checkpoint and of the package's version, because results depend on both."""
-    return fingerprint(weights_digest(folder))
+    return fingerprint(weights_digest(folder, base=base))
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, base: str | Path | None = None) -> str:
     """SHA-256 of the weights and settings in a checkpoint's folder. For an adapter, its base is included."""
     paths = (*folder.glob("*.json"), *folder.glob("*.safetensors"))
     content = [f"{path.name} {file_fingerprint(path)}" for path in sorted(paths)]
     if is_adapter(folder):
-        content.append(weights_digest(checkpoint_folder(adapter_base(folder))))
+        content.append(weights_digest(find_base(folder, base)))
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-def checkpoint_task(folder: Path) -> Task:
+def tensors_digest(folder: Path) -> str:
+    """SHA-256 of the tensors of a checkpoint, and of what an adapter goes over.
+
+    It depends neither on the settings beside the weights nor on the number of files: a network on the Hub has the
+    digest of the folder that it was pushed from.
+    """
+    found = hashlib.sha256()
+    tensors: dict[str, Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    if is_adapter(folder):
+        config = PeftConfig.from_pretrained(str(folder)).to_dict()
+        for name in ("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"):
+            del config[name]
+        found.update(json.dumps(config, sort_keys=True, default=sorted).encode())
+        found.update(tensors_digest(find_base(folder)).encode())
+    return found.hexdigest()
+
+
+def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
     """Read the task of a checkpoint, without its weights.
 
     Raises:
@@ -77,7 +102,7 @@ def checkpoint_task(folder: Path) -> Task:
         task = json.loads(settings.read_text()).get("task")
         return BRAIN_TUMOUR if task is None else Task.from_dict(task)
     # An adapter has the task of its base. Loading of any other folder without this file raises an error later.
-    return checkpoint_task(checkpoint_folder(adapter_base(folder))) if is_adapter(folder) else BRAIN_TUMOUR
+    return checkpoint_task(find_base(folder, base)) if is_adapter(folder) else BRAIN_TUMOUR
 
 
 def is_adapter(folder: Path) -> bool:
@@ -86,7 +111,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_base(folder: Path) -> str:
-    """Name of the base of the adapter in `folder`.
+    """Name of the base of the adapter in `folder`: shipped name, Hub id, or full path of a folder.
 
     Raises:
         ValueError: If the adapter's configuration does not name a base.
@@ -96,20 +121,81 @@ def adapter_base(folder: Path) -> str:
         raise ValueError(
             f"`base_model_name_or_path` in {folder / 'adapter_config.json'} must name the adapter's base, got {base}."
         )
-    path = Path(base)
-    if path.is_absolute() and not path.exists() and path.parent.name == _SHIPPED and path.name in shipped_names():
-        # The adapter was trained on another computer, where the package is installed elsewhere.
-        return path.name
-    return str(base)
+    return str((folder / base).resolve()) if base.startswith(".") else str(base)
+
+
+def base_digest(folder: Path) -> str | None:
+    """`tensors_digest` of the base that the adapter in `folder` was trained over, if it is recorded."""
+    return (json.loads((folder / "adapter_config.json").read_text()).get("auto_mapping") or {}).get(BASE_DIGEST)
+
+
+def find_base(folder: Path, base: str | Path | None = None) -> Path:
+    """Local folder of the base that the adapter in `folder` goes over.
+
+    Args:
+        folder: Folder of the adapter.
+        base: Where to look for the base, instead of where the adapter says.
+
+    Raises:
+        ValueError: If it is not found, or has other weights than the adapter was trained over.
+    """
+    digest = base_digest(folder)
+    if base is None:
+        for name in shipped_names() if digest else ():
+            # Whatever it was called where the adapter was trained.
+            if not is_adapter(pretrained_path(name)) and tensors_digest(pretrained_path(name)) == digest:
+                return pretrained_path(name)
+    name = str(base or adapter_base(folder))
+    try:
+        found = checkpoint_folder(name)
+    except ValueError as error:
+        raise ValueError(
+            f"The base of the adapter in {folder} is not found: {error} Name its place with --base."
+        ) from error
+    if digest is not None and (got := tensors_digest(found)) != digest:
+        raise ValueError(
+            f"The adapter in {folder} was trained over {_called(adapter_base(folder))} with the weights "
+            f"{digest[:12]}, but {name} has the weights {got[:12]}. Name the folder or Hub id of its base with --base."
+        )
+    return found
+
+
+def _called(base: str) -> str:
+    """Name of a base for messages, without the folders around it."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def base_reference(name: str | Path, *, adapter: Path) -> str:
+    """How an adapter names its base so that it is found on other computers.
+
+    Args:
+        name: Name of the base.
+        adapter: Folder in which the adapter lies.
+
+    Returns:
+        Shipped name or Hub id; for another folder the way to it from that of the adapter, which begins with a dot.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        return str(name)
+    if shipped := _shipped_name(folder):
+        return shipped
+    way = os.path.relpath(folder.resolve(), adapter.resolve())
+    return way if way.startswith(".") else f"./{way}"
+
+
+def _shipped_name(folder: Path) -> str | None:
+    """Name of a shipped checkpoint from its folder; `None` of any other folder."""
+    return next((name for name in shipped_names() if pretrained_path(name).resolve() == folder.resolve()), None)
 
 
 def base_name(name: str | Path) -> str:
     """Name of this checkpoint in an adapter's configuration: a Hub id unchanged, a folder as full path."""
-    folder = _folder_on_disk(name)
+    folder = local_folder(name)
     return str(name) if folder is None else str(folder.resolve())
 
 
-def _folder_on_disk(name: str | Path) -> Path | None:
+def local_folder(name: str | Path) -> Path | None:
     """Return the folder on this machine for `name`; `None` if `name` can only be a Hub id."""
     path = Path(name)
     # Shipped names come first, so that a folder in the working directory cannot hide the base of a shipped adapter.
@@ -157,16 +243,17 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_checkpoint(
-    name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu"
+    name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu", base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """Load a network in evaluation mode and its processor. An adapter is merged into its base.
 
     Args:
         name: Network or adapter: shipped name, folder, or Hub id, optionally followed by `@` and a revision.
         device: Device of the network.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If the checkpoint cannot be found or is a pickle file.
+        ValueError: If the checkpoint cannot be found or is a pickle file, or an adapter's base has other weights.
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
@@ -176,15 +263,17 @@ def load_checkpoint(
                 "folder of a network or an adapter."
             )
         with _without_bars():
-            network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True)
-        network.to(device)  # type: ignore[arg-type]  # transformers wraps it without its type
+            network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
+        # PEFT records it as the base of adapters: where the package is installed means nothing to others.
+        network.name_or_path = _shipped_name(folder) or str(folder)
+        network.to(device)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
-    network, processor = load_checkpoint(adapter_base(folder), device=device)
+    network, processor = load_checkpoint(find_base(folder, base), device=device)
     if (folder / "preprocessor_config.json").is_file():
         # The adapter may have been trained at another voxel size than its base.
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     # PEFT records this name as base in new adapters of this network.
-    adapted.name_or_path = str(folder)
+    adapted.name_or_path = _shipped_name(folder) or str(folder)
     # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

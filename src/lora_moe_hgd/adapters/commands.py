@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors import safe_open
 
-from ..arguments import add_allowances, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import add_allowances, add_base, add_device, add_in_path, add_out_path, add_quiet
 from ..evaluation import evaluate
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     merging = commands.add_parser("merge", help="merge an adapter into its base and write a complete network")
     merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
     add_out_path(merging, help="new folder for the network and its processor")
+    add_base(merging)
     merging.add_argument(
         "--scale", type=float, default=1.0, help="strength of the adapter, from 0 (base) to 1 (default: 1)"
     )
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         print(list_adapters(args.folders))
     elif args.command == "merge":
         with new_folder(args.out_path) as scratch:
-            network, processor = merge_adapter(args.checkpoint, scale=args.scale)
+            network, processor = merge_adapter(args.checkpoint, scale=args.scale, base=args.base)
             network.save_pretrained(scratch)
             processor.save_pretrained(scratch)
         print(f"The network is in {args.out_path}.")

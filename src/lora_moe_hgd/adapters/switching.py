@@ -19,7 +19,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ..loading import adapter_base, base_name, checkpoint_digest, checkpoint_folder, is_adapter, load_checkpoint
+from ..loading import (
+    adapter_base,
+    base_digest,
+    base_name,
+    checkpoint_digest,
+    checkpoint_folder,
+    find_base,
+    is_adapter,
+    load_checkpoint,
+    local_folder,
+    tensors_digest,
+)
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .presets import COMPOSABLE_PRESET
@@ -160,12 +171,17 @@ def combine_adapters(model: PeftModel, weights: Mapping[str, float], *, into: st
 
 
 def merge_adapter(
-    name: str | Path, *, scale: float = 1.0
+    name: str | Path, *, scale: float = 1.0, base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """Merge an adapter into its base; return the complete network and the processor.
 
     Each weight becomes `base + scale (adapted - base)`, also in modules that were trained in full. A scale of 0 gives
     exactly the base, and a scale of 1 exactly the adapted network.
+
+    Args:
+        name: Folder or Hub id of the adapter.
+        scale: How far to go.
+        base: Where to look for the base, instead of where the adapter says.
 
     Raises:
         ValueError: If `name` is not an adapter or does not name its base, or if `scale` is not between 0 and 1.
@@ -173,7 +189,8 @@ def merge_adapter(
     if not 0 <= scale <= 1:
         raise ValueError(f"`scale` must be between 0 (the base) and 1 (the adapter), got {scale}.")
     folder = adapter_folder(name)
-    return blend(adapter_base(folder), folder, scale=scale)
+    found = find_base(folder, base)
+    return _blend(load_checkpoint(found)[0], load_checkpoint(folder, base=found), scale=scale)
 
 
 def blend(
@@ -183,8 +200,16 @@ def blend(
 
     Both networks must have the same shape. The processor is that of `checkpoint`.
     """
-    weights = load_checkpoint(base)[0].state_dict()
-    network, processor = load_checkpoint(checkpoint)
+    return _blend(load_checkpoint(base)[0], load_checkpoint(checkpoint), scale=scale)
+
+
+def _blend(
+    base: LoraMoeHgdForSegmentation,
+    checkpoint: tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor],
+    scale: float,
+) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
+    weights = base.state_dict()
+    network, processor = checkpoint
     with torch.no_grad():
         for key, value in network.state_dict().items():
             value.copy_(torch.lerp(weights[key], value, scale))
@@ -284,7 +309,15 @@ def _check_base(folder: Path, given: str) -> None:
     Raises:
         ValueError: If the adapter was made for another base.
     """
-    recorded = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
+    digest, found = base_digest(folder), local_folder(given) if given else None
+    if digest and found:
+        if (got := tensors_digest(found)) != digest:
+            raise ValueError(
+                f"The adapter in {folder} was trained over {adapter_base(folder)} with the weights {digest[:12]}, "
+                f"got the base {given} with the weights {got[:12]}."
+            )
+        return
+    recorded = adapter_base(folder) if PeftConfig.from_pretrained(str(folder)).base_model_name_or_path else ""
     if not all(name and (Path(name).is_dir() or not Path(name).is_absolute()) for name in (recorded, given)):
         return
     names = [base_name(name) for name in (recorded, given)]

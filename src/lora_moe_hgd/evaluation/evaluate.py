@@ -196,7 +196,7 @@ def score(argv: Sequence[str]) -> int:
         folder, task = None, read_task(args.task) if args.task else BRAIN_TUMOUR
     else:
         folder = checkpoint_folder(args.checkpoint)
-        task = checkpoint_task(folder)
+        task = checkpoint_task(folder, base=args.base)
     names = task.modalities
     subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
     cases, bad = _choose_cases(args, task)
@@ -220,7 +220,9 @@ def score(argv: Sequence[str]) -> int:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
             raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
-        network, processor = load_checkpoint(folder, device=usable_device(device_of_process(state, args.device)))
+        network, processor = load_checkpoint(
+            folder, device=usable_device(device_of_process(state, args.device)), base=args.base
+        )
         scorer = NetworkScorer(network, processor, rules)
     if state.is_main_process:
         _warn(cases, subsets, scorer, bad, trained_on)
@@ -230,7 +232,7 @@ def score(argv: Sequence[str]) -> int:
         if any(scores.rows for scores in found.scores.values()):
             about = {
                 "task": None if task.is_brain_tumour else task.to_dict(),
-                "checkpoint": folder and checkpoint_digest(folder),
+                "checkpoint": folder and checkpoint_digest(folder, base=args.base),
                 "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
                 "convention": args.convention,

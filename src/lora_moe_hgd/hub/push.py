@@ -17,7 +17,7 @@ from ..adapters.presets import preset_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from ..model.task import BRAIN_TUMOUR
-from ..pretrained import shipped_names
+from ..pretrained import hub_id, shipped_names
 from .card import make_card, read_scores
 from .checksums import CARD, write_sums
 
@@ -82,11 +82,12 @@ def stage(
 
 def _base_on_the_hub(folder: Path, base: str | None) -> str:
     recorded = adapter_base(folder)
+    base = base or hub_id(recorded)
     on_this_machine = Path(recorded).is_absolute() or recorded in shipped_names()
     if on_this_machine and base is None:
         raise ValueError(
             f"The adapter's base {recorded} is only on this machine. Push the base too, and name its repository with "
-            "--base."
+            "--base. Name that of a shipped base in LORA_MOE_HGD_HUB_IDS instead, if you like."
         )
     if not on_this_machine and base not in (None, recorded):
         raise ValueError(f"The adapter was trained on the base {recorded}, so --base cannot be {base}.")

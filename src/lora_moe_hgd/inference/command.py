@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         used = choose_sequences(one, options.sequences)
         if not args.quiet:
             print("\n".join(used.mapping()))
-        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device)
+        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         found = segmenter.write(one, args.out_path, progress=not args.quiet)
         if not args.quiet:
             _print_result(found, args.out_path, options)
@@ -95,7 +95,8 @@ def main(argv: Sequence[str]) -> None:
     state = started_processes()
     if state.is_main_process and cases and not args.quiet:
         print("\n".join(f"files of {line}" for line in namings(cases)))
-    segmenter = CaseSegmenter(args.checkpoint, options, device=device_of_process(state, args.device))
+    device = device_of_process(state, args.device)
+    segmenter = CaseSegmenter(args.checkpoint, options, device=device, base=args.base)
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
@@ -109,7 +110,8 @@ def _task_of(argv: Sequence[str]) -> Task:
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
     try:
-        return checkpoint_task(checkpoint_folder(parser.parse_known_args(argv)[0].checkpoint))
+        known = parser.parse_known_args(argv)[0]
+        return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
     except (ValueError, OSError):
         # Loading the checkpoint raises the same error later, after the files of the case have been printed.
         return BRAIN_TUMOUR

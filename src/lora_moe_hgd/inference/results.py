@@ -123,23 +123,31 @@ class CaseSegmenter:
         checkpoint: Network or adapter: shipped name, folder or Hub id.
         options: Options for input and output.
         device: Device such as `cpu` or `cuda:1`. `None` means a GPU if there is one.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
         ValueError: If there is no such checkpoint, an option does not fit its task, or the device cannot be used.
     """
 
-    def __init__(self, checkpoint: str | Path, options: ResultOptions, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        options: ResultOptions,
+        *,
+        device: str | None = None,
+        base: str | Path | None = None,
+    ) -> None:
         folder = checkpoint_folder(checkpoint)
-        self.checkpoint, self.options = str(checkpoint), options
-        self.task = checkpoint_task(folder)
+        self.checkpoint, self.options, self.base = str(checkpoint), options, base
+        self.task = checkpoint_task(folder, base=base)
         options.check(self.task)
-        self.folder, self.weights = folder, checkpoint_digest(folder)
+        self.folder, self.weights = folder, checkpoint_digest(folder, base=base)
         self.device = usable_device(device)
 
     @cached_property
     def loaded(self) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
         """Network and processor."""
-        return load_checkpoint(self.folder, device=self.device)
+        return load_checkpoint(self.folder, device=self.device, base=self.base)
 
     def fingerprint(self, case: CaseFiles) -> str | None:
         """Fingerprint of all inputs of a result: weights, options, code, and the files that are used.

@@ -80,7 +80,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
 
     model_type = "lora_moe_hgd"
     # With these keys ignored, `Trainer` passes only logits and labels to `compute_metrics`.
-    keys_to_ignore_at_inference = ["hidden_states", "router_logits", "codebook", "losses"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "router_logits", "codebook", "losses"]
 
     modalities: list[str] | tuple[str, ...] = MODALITIES
     regions: list[str] | tuple[str, ...] = REGIONS
@@ -125,6 +125,9 @@ class LoraMoeHgdConfig(PreTrainedConfig):
             "deep_supervision_weights",
         ):
             setattr(self, name, tuple(getattr(self, name)))
+        if not __name__.startswith("transformers_modules."):
+            # Where the package is installed, `pipeline` knows the task, and would ask before it runs other code.
+            kwargs.pop("custom_pipelines", None)
         num_labels = kwargs.pop("num_labels", len(self.regions))
         if num_labels != len(self.regions):
             raise ValueError(
@@ -132,6 +135,9 @@ class LoraMoeHgdConfig(PreTrainedConfig):
                 f"got {num_labels}."
             )
         super().__post_init__(**kwargs)
+        if self.output_attentions and self._attn_implementation is None:
+            # The only attention that returns its weights; the base class chooses it for later assignments alone.
+            self._attn_implementation = "eager"
         self.id2label = dict(enumerate(self.regions))
         self.label2id = {name: number for number, name in self.id2label.items()}
 

@@ -6,15 +6,19 @@ computed volumes of a case in the batch), N = S * L tokens of a case, T tokens t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .moe import FeedForward, SparseMoe
-from .stem import Presence
+from .stem import Presence, at_least_float32
 
 
 @dataclass
@@ -91,23 +95,66 @@ def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]
     return slots.values.flatten(1, 2), layout
 
 
+def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> Any:
+    """Mask of the real tokens for `x (B, N, hidden)`, in the form that the configured attention takes.
+
+    Returns:
+        `None` without padding, so that a faster kernel may run. Otherwise `(B, 1, 1, N)`, true where a token is real,
+        for `sdpa`, `eager` and functions that users register; for others what transformers makes for them.
+    """
+    if not layout.is_padded:
+        return None
+    implementation = config._attn_implementation
+    if implementation in ("sdpa", "eager") or implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+        return layout.present_BN[:, None, None, :]
+    return create_bidirectional_mask(config, x, layout.present_BN)
+
+
+def eager_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, which also returns its weights; called as the functions of transformers are.
+
+    Args:
+        module: Not read.
+        query: `(B, heads, N, head size)`; `key` and `value` likewise.
+        key: See `query`.
+        value: See `query`.
+        attention_mask: `(B, 1, 1, N)`, true where a token is real; all are when `None`.
+        **unused: Options of other functions.
+
+    Returns:
+        Attended values `(B, N, heads, head size)`, and weights `(B, heads, N, N)`, zero at padding.
+    """
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -math.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention over the present tokens of each case."""
+    """Multi-head self-attention over the present tokens of each case, by the function that the configuration names."""
+
+    # The functions of transformers read it.
+    is_causal = False
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()
+        # Read at each call: `set_attn_implementation` changes it.
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
         self.k = nn.Linear(config.hidden_size, config.hidden_size)
         self.v = nn.Linear(config.hidden_size, config.hidden_size)
         self.o = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Attend within `x (B, N, hidden)`; also return the weights `(B, heads, N, N)` if attention is `eager`."""
         q, k, v = (self._split_heads(projection(x)) for projection in (self.q, self.k, self.v))
-        # Without padding no mask is needed, so that a faster kernel can be used.
-        mask = layout.present_BN[:, None, None, :] if layout.is_padded else None
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o(attended.transpose(1, 2).flatten(2))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, weights = attend(self, q, k, v, mask, dropout=0.0, is_causal=False)
+        return self.o(attended.flatten(2)), weights
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, hidden) -> (B, heads, N, head size)
@@ -127,15 +174,16 @@ class EncoderLayer(GradientCheckpointingLayer):
         else:
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
-        """Return the hidden states `(B, N, hidden)` and the router logits, if the block has experts."""
-        x = x + self.attention(self.attention_norm(x), layout)
+    def forward(self, x: Tensor, layout: TokenLayout, mask: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return hidden states `(B, N, hidden)`, router logits if any, and attention weights if any."""
+        attended, weights = self.attention(self.attention_norm(x), mask)
+        x = x + attended
         normed = self.feed_forward_norm(x)
         if not self.with_experts:
-            return x + self.mlp(normed), None
+            return x + self.mlp(normed), None, weights
         modality_T = layout.to_experts(layout.modality_BN)
         routed, router_logits = self.moe(layout.to_experts(normed), modality_T, is_dense=layout.is_dense)
-        return x + layout.from_experts(routed.to(x.dtype)), router_logits
+        return x + layout.from_experts(routed.to(x.dtype)), router_logits, weights
 
 
 @dataclass
@@ -143,14 +191,17 @@ class EncoderOutput:
     """Output of the transformer.
 
     Attributes:
-        hidden_states: Hidden states after each of the configured depths, `(B, N, hidden)`. The last is normalised.
+        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last is
+            normalised.
         router_logits: One `(T, E)` per block with experts, for the tokens that the experts compute.
         layout: Origin of each token.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """
 
     hidden_states: tuple[Tensor, ...]
     router_logits: tuple[Tensor, ...]
     layout: TokenLayout
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class VisionTransformer(nn.Module):
@@ -158,36 +209,39 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()
+        self.config = config
         self.position_grid = config.position_grid
-        self.hidden_state_depths = config.hidden_state_depths
-        self.position_embedding = nn.Embedding(
-            config.position_grid[0] * config.position_grid[1] * config.position_grid[2], config.hidden_size
-        )
+        self.position_embedding = nn.Embedding(math.prod(config.position_grid), config.hidden_size)
         self.modality_embedding = nn.Embedding(len(config.modalities), config.hidden_size)
         self.layers = nn.ModuleList(
             EncoderLayer(config, with_experts=config.has_experts(layer)) for layer in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, patches: Tensor, presence: Presence) -> EncoderOutput:
+    def forward(self, patches: Tensor, presence: Presence, output_attentions: bool = False) -> EncoderOutput:
         """Encode `patches (P, hidden, D/16, H/16, W/16)`."""
         grid = (patches.shape[2], patches.shape[3], patches.shape[4])
         packed = patches.flatten(2).transpose(1, 2)  # (P, hidden, z, y, x) -> (P, L, hidden)
-        packed = packed + self._positions(grid) + self.modality_embedding(presence.modality_P)[:, None]
+        packed = packed + self._positions(grid, patches.device) + self.modality_embedding(presence.modality_P)[:, None]
         x, layout = layout_tokens(packed, presence, grid)
-        hidden_states, router_logits = [], []
-        for depth, layer in enumerate(self.layers, start=1):
-            x, logits = layer(x, layout)
+        mask = attention_mask(self.config, x, layout)
+        hidden_states, router_logits, attentions = [x], [], []
+        for layer in self.layers:
+            x, logits, weights = layer(x, layout, mask)
+            hidden_states.append(x)
             if logits is not None:
                 router_logits.append(logits)
-            if depth in self.hidden_state_depths:
-                hidden_states.append(x)
-        hidden_states[-1] = self.norm(hidden_states[-1])
-        return EncoderOutput(tuple(hidden_states), tuple(router_logits), layout)
+            if output_attentions:
+                attentions.append(weights)
+        hidden_states[-1] = self.norm(x)
+        return EncoderOutput(
+            tuple(hidden_states), tuple(router_logits), layout, tuple(attentions) if output_attentions else None
+        )
 
-    def _positions(self, grid: tuple[int, int, int]) -> Tensor:
+    def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
         """Position embeddings `(L, hidden)` for `grid`, trilinearly interpolated from the stored grid."""
-        stored = self.position_embedding.weight
+        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        stored = self.position_embedding(torch.arange(math.prod(self.position_grid), device=device))
         volume = stored.T.reshape(1, -1, *self.position_grid)
-        resized = nn.functional.interpolate(volume.float(), size=grid, mode="trilinear", align_corners=False)
+        resized = nn.functional.interpolate(at_least_float32(volume), size=grid, mode="trilinear", align_corners=False)
         return resized.flatten(2)[0].T.to(stored.dtype)

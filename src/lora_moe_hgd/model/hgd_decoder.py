@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
 from .encoder import EncoderOutput, TokenLayout
-from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, group_norm
+from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, at_least_float32, group_norm
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:
@@ -55,17 +55,20 @@ class HolisticCodebook(nn.Module):
             nn.ReLU(),
             nn.Linear(config.num_codewords, config.num_codewords),
         )
+        self.num_priors = config.num_prior_codewords
         self.prior = nn.Embedding(config.num_prior_codewords, config.codeword_size)
 
     def forward(self, hidden_states: tuple[Tensor, ...], layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Return the codebook `C+ (B, q, n + k)` and the mean base vector `(B, q)`."""
         fused_BNd = self.fusion(torch.cat(hidden_states, dim=-1))
         base_BNq = nn.functional.relu(self.base_norm(self.base(fused_BNd)))
-        logits_BNn = self.weighting(fused_BNd).float()
+        logits_BNn = at_least_float32(self.weighting(fused_BNd))
         logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
         weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
-        prior_Bqk = self.prior.weight.T.to(codewords_Bqn.dtype).expand(codewords_Bqn.shape[0], -1, -1)
+        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        prior_kq = self.prior(torch.arange(self.num_priors, device=fused_BNd.device))
+        prior_Bqk = prior_kq.T.to(codewords_Bqn.dtype).expand(codewords_Bqn.shape[0], -1, -1)
         return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
 
 
@@ -124,7 +127,7 @@ class DecoderOutput:
     """Region logits from coarse to fine, and the codebook.
 
     Attributes:
-        logits: Logits at strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32.
+        logits: Logits at strides 8, 4 and 1, each `(B, R, D/s, H/s, W/s)`, in float32 or float64.
         codebook: Codewords `C+`, `(B, q, n + k)`.
     """
 
@@ -139,6 +142,7 @@ class HolisticallyGuidedDecoder(nn.Module):
         super().__init__()
         half, quarter, _ = config.stem_channels
         at4, at2, at1 = config.refinement_channels
+        self.hidden_state_depths = config.hidden_state_depths
         self.codebook = HolisticCodebook(config)
         self.assembly = HolisticallyGuidedAssembly(config)
         self.refine4 = RefinementStage(config.codeword_size, quarter, at4)
@@ -152,13 +156,16 @@ class HolisticallyGuidedDecoder(nn.Module):
         )
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
-        codebook, mean_base = self.codebook(encoded.hidden_states, encoded.layout)
+        assert stem.skips is not None
+        assert stem.full_resolution is not None
+        at_depths = tuple(encoded.hidden_states[depth] for depth in self.hidden_state_depths)
+        codebook, mean_base = self.codebook(at_depths, encoded.layout)
         context = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])
         at8 = self.assembly(stem.skips[2], context, codebook, mean_base)
         at4 = self.block4(self.refine4(at8, stem.skips[1]))
         at2 = self.block2(self.refine2(at4, stem.skips[0]))
         at1 = self.refine1(at2, stem.full_resolution)
         logits8, logits4, logits1 = (
-            head(features).float() for head, features in zip(self.heads, (at8, at4, at1), strict=True)
+            at_least_float32(head(features)) for head, features in zip(self.heads, (at8, at4, at1), strict=True)
         )
         return DecoderOutput((logits8, logits4, logits1), codebook)

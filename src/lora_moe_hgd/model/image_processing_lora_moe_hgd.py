@@ -20,13 +20,9 @@ from .findings import BadInputError
 from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
 from .label_schemes import LabelScheme
 from .label_schemes import label_scheme as find_label_scheme
+from .parts import largest_parts
 from .sources import volume_of
 from .task import BRAIN_TUMOUR, Task
-
-try:
-    from scipy import ndimage
-except ImportError:
-    ndimage = None
 
 
 class LoraMoeHgdImagesKwargs(ImagesKwargs, total=False):
@@ -58,7 +54,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
     Raises:
         ValueError: If a setting is outside its range.
-        ImportError: If `least_part` is positive, but scipy is not installed.
 
     Example:
         >>> processor = LoraMoeHgdImageProcessor()
@@ -90,10 +85,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             raise ValueError(f"`intensity_clip` must be positive, got {intensity_clip}.")
         if not 0 <= least_part <= 1:
             raise ValueError(f"`least_part` must be between 0 and 1, got {least_part}.")
-        if least_part > 0 and ndimage is None:
-            raise ImportError(
-                "Removing small parts of regions (`least_part`) needs scipy. Install it with: pip install scipy"
-            )
         self.task = None if task is None else Task.from_dict(task).to_dict()
         names = self.segmentation_task.modalities
         if task is not None and modalities is not None and tuple(modalities) != names:
@@ -363,18 +354,6 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             values = resample_brain(torch.tensor(cropped), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
-
-
-def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Remove parts of a mask that are smaller than `least_part` of the largest part.
-
-    Voxels that share a face, an edge or a corner belong to the same part.
-    """
-    labelled, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(labelled.ravel())
-    # The first label is the background.
-    sizes[0] = 0
-    return mask & (sizes >= least_part * sizes.max())[labelled]
 
 
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:

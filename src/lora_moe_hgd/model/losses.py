@@ -53,7 +53,7 @@ def segmentation_losses(
     Returns:
         Two scalars, `dice` and `cross_entropy`.
     """
-    targets = labels.float()
+    targets = labels.to(logits[-1].dtype)
     region_weights = region_weights / region_weights.sum()
     scale_total = sum(scale_weights)
     losses = {"dice": logits[-1].new_zeros(()), "cross_entropy": logits[-1].new_zeros(())}

@@ -6,7 +6,9 @@ https://arxiv.org/abs/2103.10504) with mixtures of experts, and a holistically g
 with the model.
 """
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
-from .moe import ExpertRouter, router_losses
+from .moe import router_losses
 from .sliding_window import OVERLAP, sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
@@ -31,13 +34,16 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: `(B, N, hidden)`. N is the number of tokens of all present sequences. Cases with fewer
             sequences are padded. A compiled graph has tokens for absent sequences, too.
-        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
+            normalised.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
         router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
             compiled graph they are for all tokens.
     """
 
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
 
 
@@ -47,8 +53,10 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32.
-        hidden_states: On request, the states that feed the decoder, each `(B, N, hidden)`.
+        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
+        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
+            normalised.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
         router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
             compiled graph they are for all tokens.
         codebook: On request, `(B, codeword size, codewords)`.
@@ -58,6 +66,7 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
     codebook: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -72,9 +81,38 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["EncoderLayer"]
     # The loss is a mean over cases, so a trainer must average it over accumulated batches, not sum it.
     accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it; the base of an adapter in a folder is looked for as the package does.
+
+        Raises:
+            ValueError: If it is the folder of an adapter and the base is not found or has other weights.
+        """
+        folder = Path(str(pretrained_model_name_or_path))
+        if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
+        except ImportError as error:
+            raise ValueError(
+                f"{folder} holds an adapter without its base, which the package lora-moe-hgd finds. Install it."
+            ) from error
+        base: Any = find_base(folder)
+        if is_adapter(base):
+            merged, _ = load_checkpoint(base)
+            kwargs = {"config": merged.config, **kwargs, "state_dict": merged.state_dict()}
+            network = super().from_pretrained(None, *args, **kwargs)
+            network.load_adapter(str(folder))
+            return network
+        kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": str(folder)}
+        return super().from_pretrained(base, *args, **kwargs)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -85,7 +123,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the parameters of a module. An unknown kind of module raises, so no parameter stays undefined."""
-        if isinstance(module, nn.Linear | nn.Embedding | ExpertRouter):
+        if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
             init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
@@ -121,13 +159,43 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             )
         return modality_mask.bool()
 
+    def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
+        """Whether hidden states and attention weights are to be returned; the configuration decides over `None`.
+
+        Raises:
+            ValueError: If attention weights are asked for that the configured attention does not make.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                "`output_attentions` needs the attention `eager`, got "
+                f"{self.config._attn_implementation}: call `set_attn_implementation('eager')`, or load the network "
+                "with `attn_implementation='eager'`."
+            )
+        return bool(output_hidden_states), bool(output_attentions)
+
 
 class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
-    """Stem and transformer encoder, without a decoder."""
+    """Stem and transformer encoder, without a decoder.
 
-    def __init__(self, config: LoraMoeHgdConfig) -> None:
+    Args:
+        config: Sizes.
+        with_skips: Also fuse the stem's features for a decoder. Without them every parameter contributes to
+            `last_hidden_state`.
+    """
+
+    # The rest of a segmenter.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"stem\.(fusions|full_resolution|full_resolution_norm|availability)\.",
+    ]
+
+    def __init__(self, config: LoraMoeHgdConfig, *, with_skips: bool = False) -> None:
         super().__init__(config)
-        self.stem = ModalityStem(config)
+        self.stem = ModalityStem(config, with_skips=with_skips)
         self.vit = VisionTransformer(config)
         self.post_init()
 
@@ -135,23 +203,30 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         """Return the patch projection. Accelerate needs it with FSDP2."""
         return self.stem.patch_projection
 
-    def encode(self, pixel_values: Tensor, modality_mask: Tensor) -> tuple[StemOutput, EncoderOutput]:
+    def encode(
+        self, pixel_values: Tensor, modality_mask: Tensor, output_attentions: bool = False
+    ) -> tuple[StemOutput, EncoderOutput]:
         """Run stem and transformer on checked inputs, and return the outputs that the decoder needs."""
         stem = self.stem(pixel_values, modality_mask)
-        return stem, self.vit(stem.patches, stem.presence)
+        return stem, self.vit(stem.patches, stem.presence, output_attentions)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         modality_mask: Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_router_logits: bool = False,
     ) -> LoraMoeHgdEncoderOutput:
         """Encode the present sequences. The arguments are the same as in `LoraMoeHgdForSegmentation.forward`."""
-        _, encoded = self.encode(pixel_values, self._check_inputs(pixel_values, modality_mask))
+        output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
+        modality_mask = self._check_inputs(pixel_values, modality_mask)
+        _, encoded = self.encode(pixel_values, modality_mask, output_attentions)
         return LoraMoeHgdEncoderOutput(
             last_hidden_state=encoded.hidden_states[-1],
             hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
             router_logits=encoded.router_logits if output_router_logits else None,
         )
 
@@ -161,22 +236,24 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__(config)
-        self.encoder = LoraMoeHgdModel(config)
+        self.encoder = LoraMoeHgdModel(config, with_skips=True)
         self.decoder = HolisticallyGuidedDecoder(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         modality_mask: Tensor | None = None,
         labels: Tensor | None = None,
         region_weights: Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_router_logits: bool = False,
         output_codebook: bool = False,
         geometry: Any = None,
     ) -> LoraMoeHgdSegmenterOutput:
-        """Segment a batch.
+        """Segment a batch. As in every model of transformers, `return_dict=False` makes the result a tuple.
 
         Args:
             pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
@@ -184,17 +261,20 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
             region_weights: `(R,)`, weight of each region in the loss. `None` means equal weights.
-            output_hidden_states: Return the encoder states that feed the decoder.
+            output_hidden_states: Return the hidden states of the encoder. `None` means as in the configuration.
+            output_attentions: Return the attention weights, which only `eager` attention has. `None` means as in the
+                configuration.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
             geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, or a case has no sequence. A compiled or exported graph cannot check
-                the mask, and gives NaN for such a case.
+            ValueError: If a shape does not fit, a case has no sequence, or the attention returns no weights. A
+                compiled or exported graph cannot check the mask, and gives NaN for a case without a sequence.
         """
+        output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
-        stem, encoded = self.encoder.encode(pixel_values, modality_mask)
+        stem, encoded = self.encoder.encode(pixel_values, modality_mask, output_attentions)
         decoded = self.decoder(stem, encoded)
         loss, losses = None, None
         if labels is not None:
@@ -204,6 +284,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             loss=loss,
             logits=decoded.logits[-1],
             hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
             router_logits=encoded.router_logits if output_router_logits else None,
             codebook=decoded.codebook if output_codebook else None,
             losses=losses,
@@ -261,7 +342,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
     ) -> Tensor:
         """Logits `(1, R, D, H, W)` of a complete case `(1, M, D, H, W)`. See `sliding_window_logits`."""
         return sliding_window_logits(
-            self,
+            functools.partial(self, return_dict=True),
             pixel_values,
             modality_mask,
             overlap=overlap,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
+from .stem import at_least_float32
 
 
 class FeedForward(nn.Module):
@@ -30,20 +31,23 @@ class FeedForward(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
-class ExpertRouter(nn.Module):
-    """Scores every routed expert for every token, in float32."""
+class ExpertRouter(nn.Linear):
+    """Scores every routed expert for every token, in at least float32."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
-        super().__init__()
-        self.num_modalities = len(config.modalities)
+        num_modalities = len(config.modalities)
+        super().__init__(config.hidden_size, num_modalities + config.num_free_experts, bias=False)
+        self.num_modalities = num_modalities
         self.num_free_experts = config.num_free_experts
-        self.weight = nn.Parameter(torch.empty(self.num_modalities + self.num_free_experts, config.hidden_size))
 
-    def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
-        """Return logits `(T, E)` in float32, minus infinity where a token may not use an expert."""
+    def reset_parameters(self) -> None:
+        """Do nothing: the network initialises the weights of all its parts."""
+
+    def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:  # type: ignore[override]
+        """Return logits `(T, E)` in at least float32, minus infinity where a token may not use an expert."""
         # Route in float32 even under autocast, so that rounding does not swap experts with nearly equal logits.
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
-            logits_TE = nn.functional.linear(x_TD.float(), self.weight.float())
+            logits_TE = nn.functional.linear(at_least_float32(x_TD), at_least_float32(self.weight))
         own_TM = modality_T[:, None] == torch.arange(self.num_modalities, device=modality_T.device)
         free_TF = own_TM.new_ones(own_TM.shape[0], self.num_free_experts)
         return logits_TE.masked_fill(~torch.cat([own_TM, free_TF], dim=1), -math.inf)

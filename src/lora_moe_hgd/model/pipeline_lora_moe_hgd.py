@@ -1,7 +1,7 @@
 """`pipeline("brain-tumor-segmentation")`: segment one or several cases, each on its own grid."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ class BrainTumorSegmentationPipeline(Pipeline):
     - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
     - `warnings`: list of warnings about the case and the result.
 
+    With `on_error="return"` the result of a case that cannot be segmented is a dict with the reason alone, `error`.
+
     Example:
         `pipeline("brain-tumor-segmentation", model=...)({"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"})`
     """
 
     _load_image_processor = True
+    # Otherwise `pipeline` looks for each, and asks whether it may run the code that a checkpoint brings.
+    _load_tokenizer = _load_feature_extractor = _load_processor = _load_video_processor = False
 
     model: Any
     image_processor: Any
@@ -44,10 +48,12 @@ class BrainTumorSegmentationPipeline(Pipeline):
             cases: One case, a list of cases, or another iterable that a pipeline accepts.
             **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
                 of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
-                partial brains. `mirror`: average over the case and its mirror image.
+                partial brains. `mirror`: average over the case and its mirror image. `on_error`:
+                `raise` (default), or `return` the error of a case that cannot be segmented and go on.
 
         Raises:
-            ValueError: If a case cannot be used, or if `batch_size` is not 1.
+            ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`
+                is not 1.
         """
         if kwargs.get("batch_size", self._batch_size or 1) != 1:
             raise ValueError(
@@ -57,7 +63,11 @@ class BrainTumorSegmentationPipeline(Pipeline):
         return super().__call__(cases, **kwargs)
 
     def _sanitize_parameters(
-        self, label_scheme: str | None = None, mirror: bool | None = None, **parameters: Any
+        self,
+        label_scheme: str | None = None,
+        mirror: bool | None = None,
+        on_error: str | None = None,
+        **parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         before: dict[str, Any] = {
             name: parameters[name] for name in ("spacing_mm", "allow_skull", "allow_partial") if name in parameters
@@ -66,9 +76,36 @@ class BrainTumorSegmentationPipeline(Pipeline):
             raise TypeError(f"The pipeline has no option {', '.join(unknown)}.")
         between: dict[str, Any] = {} if mirror is None else {"mirror": mirror}
         after: dict[str, Any] = {} if label_scheme is None else {"label_scheme": label_scheme}
+        if on_error is not None:
+            if on_error not in ("raise", "return"):
+                raise ValueError(f"`on_error` must be 'raise' or 'return', got {on_error!r}.")
+            for step in (before, between, after):
+                step["on_error"] = on_error
         return before, between, after
 
-    def preprocess(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
+    def preprocess(self, case: Any, on_error: str = "raise", **parameters: Any) -> Mapping[str, Any]:
+        return self._attempt(on_error, self._prepare, case, **parameters)
+
+    def _forward(self, inputs: Mapping[str, Any], on_error: str = "raise", mirror: bool = False) -> Mapping[str, Any]:
+        return inputs if "error" in inputs else self._attempt(on_error, self._segment, inputs, mirror)
+
+    def postprocess(
+        self, outputs: Mapping[str, Any], on_error: str = "raise", label_scheme: str | None = None
+    ) -> Mapping[str, Any]:
+        return outputs if "error" in outputs else self._attempt(on_error, self._result, outputs, label_scheme)
+
+    def _attempt(
+        self, on_error: str, step: Callable[..., Mapping[str, Any]], *args: Any, **parameters: Any
+    ) -> Mapping[str, Any]:
+        try:
+            return step(*args, **parameters)
+        # Whatever a case raises, the next one is segmented.
+        except Exception as error:
+            if on_error == "raise":
+                raise
+            return {"error": str(error) or type(error).__name__}
+
+    def _prepare(self, case: Mapping[str, Any] | str | Path, **parameters: Any) -> Mapping[str, Any]:
         if isinstance(case, Mapping):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
@@ -77,11 +114,11 @@ class BrainTumorSegmentationPipeline(Pipeline):
             )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
-    def _forward(self, inputs: Mapping[str, Any], mirror: bool = False) -> dict[str, Any]:
+    def _segment(self, inputs: Mapping[str, Any], mirror: bool) -> dict[str, Any]:
         logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
         return {"logits": logits, "geometry": inputs["geometry"], "modality_mask": inputs["modality_mask"]}
 
-    def postprocess(self, outputs: Mapping[str, Any], label_scheme: str | None = None) -> dict[str, Any]:
+    def _result(self, outputs: Mapping[str, Any], label_scheme: str | None) -> dict[str, Any]:
         logits: Tensor = outputs["logits"]
         ((regions, probabilities),) = self.image_processor.post_process_regions(logits, outputs["geometry"])
         (geometry,) = outputs["geometry"]

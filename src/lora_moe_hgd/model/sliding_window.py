@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .stem import at_least_float32
+
 # Logit of voxels that no window with brain covers. It means "no tumour" (sigmoid 5e-5).
 BACKGROUND_LOGIT = -10.0
 # Edges of a window in voxels, and the share that it has in common with the next.
@@ -47,7 +49,7 @@ def sliding_window_logits(
         progress: Show a progress bar.
 
     Returns:
-        `(1, R, D, H, W)` float32. Voxels that no window with brain covers get -10 in each region.
+        `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get -10 in each region.
 
     Raises:
         ValueError: If `overlap` is outside [0, 1), if there is more than one case, or if all voxels are zero.
@@ -83,9 +85,11 @@ def sliding_window_logits(
     for first in tqdm(batches, desc="windows", unit="batch", disable=not progress):
         chosen = places[first : first + batch_size]
         crops = torch.cat([padded[:, :, *place] for place in chosen])
-        logits = model(pixel_values=crops, modality_mask=modality_mask.expand(len(chosen), -1)).logits.float()
+        logits = at_least_float32(
+            model(pixel_values=crops, modality_mask=modality_mask.expand(len(chosen), -1)).logits
+        )
         if total is None:
-            total = torch.zeros(logits.shape[1], *padded.shape[2:], device=logits.device)
+            total = torch.zeros(logits.shape[1], *padded.shape[2:], device=logits.device, dtype=logits.dtype)
         for place, window_logits in zip(chosen, logits, strict=True):
             total[:, *place] += weight * window_logits
             weights[place] += weight

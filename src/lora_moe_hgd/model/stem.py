@@ -32,6 +32,21 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class InputConv3d(nn.Conv3d):
+    """Convolution that reads what it gets in the type of its weights.
+
+    Within its own call they have the type they compute in, wherever and however they are stored meanwhile.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class PointwiseConv3d(nn.Conv3d):
     """Convolution with a kernel of one voxel, `(B, C, ...) -> (B, C', ...)`.
 
@@ -220,7 +235,7 @@ class ModalityFusion(nn.Module):
 
     def forward(self, features: Tensor, presence: Presence) -> Tensor:
         """Fuse `(P, C, D, H, W)` to `(B, C, D, H, W)`."""
-        gates = self.gate(features).squeeze(1).float()  # (P, D, H, W)
+        gates = at_least_float32(self.gate(features).squeeze(1))  # (P, D, H, W)
         weights = presence.weigh(gates).unsqueeze(1)
         return presence.sum_per_case(features * weights.to(features.dtype))
 
@@ -230,37 +245,48 @@ class StemOutput:
     """Output of the stem.
 
     Attributes:
-        full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`.
-        skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`.
+        full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`. `None` without a decoder.
+        skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`. `None` without a decoder.
         patches: One vector per present volume and patch, `(P, hidden, D/16, H/16, W/16)`.
         presence: Case and modality of each packed volume.
     """
 
-    full_resolution: Tensor
-    skips: tuple[Tensor, Tensor, Tensor]
+    full_resolution: Tensor | None
+    skips: tuple[Tensor, Tensor, Tensor] | None
     patches: Tensor
     presence: Presence
 
 
 class ModalityStem(nn.Module):
-    """Features of each present sequence at strides 2, 4, 8 and patch vectors at stride 16, with shared weights."""
+    """Features of each present sequence at strides 2, 4, 8 and patch vectors at stride 16, with shared weights.
 
-    def __init__(self, config: LoraMoeHgdConfig) -> None:
+    Args:
+        config: Sizes.
+        with_skips: Also fuse features for a decoder. Without one their parameters would have no gradient.
+    """
+
+    def __init__(self, config: LoraMoeHgdConfig, *, with_skips: bool) -> None:
         super().__init__()
+        self.with_skips = with_skips
         num_modalities = len(config.modalities)
         widths = (1, *config.stem_channels)
-        self.full_resolution = nn.Conv3d(num_modalities, config.full_resolution_channels, kernel_size=3, padding=1)
-        self.availability = nn.Linear(num_modalities, config.full_resolution_channels)
-        self.full_resolution_norm = group_norm(config.full_resolution_channels)
+        if with_skips:
+            self.full_resolution = InputConv3d(
+                num_modalities, config.full_resolution_channels, kernel_size=3, padding=1
+            )
+            self.availability = nn.Linear(num_modalities, config.full_resolution_channels)
+            self.full_resolution_norm = group_norm(config.full_resolution_channels)
         self.modality_embedding = nn.Embedding(num_modalities, config.stem_channels[0])
         self.downsample = nn.ModuleList(
-            nn.Conv3d(fine, coarse, kernel_size=3, stride=2, padding=1) for fine, coarse in itertools.pairwise(widths)
+            InputConv3d(fine, coarse, kernel_size=3, stride=2, padding=1)
+            for fine, coarse in itertools.pairwise(widths)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(*(ResidualBlock3d(width) for _ in range(depth)))
             for width, depth in zip(config.stem_channels, config.stem_depths, strict=True)
         )
-        self.fusions = nn.ModuleList(ModalityFusion(width) for width in config.stem_channels)
+        if with_skips:
+            self.fusions = nn.ModuleList(ModalityFusion(width) for width in config.stem_channels)
         self.patch_norm = group_norm(config.stem_channels[-1])
         self.patch_projection = nn.Conv3d(config.stem_channels[-1], config.hidden_size, kernel_size=2, stride=2)
 
@@ -271,7 +297,6 @@ class ModalityStem(nn.Module):
             ValueError: If a case has no sequence.
         """
         presence = presence_of(modality_mask)
-        pixel_values = pixel_values.to(self.full_resolution.weight.dtype)
         x = presence.pack(pixel_values).unsqueeze(1)  # (P, 1, D, H, W)
         skips = []
         for stage in range(len(STEM_STRIDES)):
@@ -279,18 +304,18 @@ class ModalityStem(nn.Module):
             if stage == 0:
                 x.add_(self.modality_embedding(presence.modality_P)[..., None, None, None])
             x = self.blocks[stage](x)
-            skips.append(self.fusions[stage](x, presence))
+            if self.with_skips:
+                skips.append(self.fusions[stage](x, presence))
         patches = self.patch_projection(nn.functional.leaky_relu(self.patch_norm(x), inplace=True))
         return StemOutput(
-            full_resolution=self._fuse_early(pixel_values, modality_mask),
-            skips=(skips[0], skips[1], skips[2]),
+            full_resolution=self._fuse_early(pixel_values, modality_mask) if self.with_skips else None,
+            skips=(skips[0], skips[1], skips[2]) if self.with_skips else None,
             patches=patches,
             presence=presence,
         )
 
     def _fuse_early(self, pixel_values: Tensor, modality_mask: Tensor) -> Tensor:
         present = torch.where(modality_mask[..., None, None, None], pixel_values, 0.0)
-        availability = self.availability(modality_mask.to(pixel_values.dtype))
         x = self.full_resolution(present)
-        x.add_(availability[..., None, None, None])
+        x.add_(self.availability(modality_mask.to(x.dtype))[..., None, None, None])
         return nn.functional.leaky_relu(self.full_resolution_norm(x), inplace=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # Checkpoint that is used if none is named.
@@ -13,7 +14,26 @@ _FOLDER = Path(__file__).parent
 def shipped_names() -> list[str]:
     """Names of the shipped networks and adapters, in alphabetical order."""
     kinds = ("config.json", "adapter_config.json")
-    return sorted(path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}"))
+    return sorted({path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}")})
+
+
+def hub_id(name: str) -> str | None:
+    """Hub id of a shipped checkpoint, from the environment variable `LORA_MOE_HGD_HUB_IDS`; `None` if it is not there.
+
+    Raises:
+        ValueError: If the variable is not of the form `tiny=OWNER/NAME,glioma=OWNER/NAME`.
+
+    Example:
+        >>> os.environ["LORA_MOE_HGD_HUB_IDS"] = "tiny=me/lora-moe-hgd-tiny"
+        >>> hub_id("tiny"), hub_id("glioma")
+        ('me/lora-moe-hgd-tiny', None)
+        >>> del os.environ["LORA_MOE_HGD_HUB_IDS"]
+    """
+    stated = os.environ.get("LORA_MOE_HGD_HUB_IDS", "")
+    pairs = [pair.partition("=") for pair in stated.split(",") if pair]
+    if any("/" not in repo for _, _, repo in pairs):
+        raise ValueError(f"LORA_MOE_HGD_HUB_IDS must look like tiny=OWNER/NAME,glioma=OWNER/NAME, got {stated}.")
+    return {shipped.strip(): repo.strip() for shipped, _, repo in pairs}.get(name)
 
 
 def pretrained_path(name: str) -> Path:

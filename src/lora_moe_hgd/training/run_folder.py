@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from ..adapters.card import write_run_card
 from ..adapters.presets import merged
+from ..adapters.saving import save_adapter
 from ..files import remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -195,8 +196,7 @@ class RunFolder:
             merged(network).save_pretrained(scratch)
             processor.save_pretrained(scratch)
             if isinstance(network, PeftModel):
-                network.save_pretrained(str(scratch / "adapter"))
-                processor.to_json_file(scratch / "adapter" / "preprocessor_config.json")
+                save_adapter(network, scratch / "adapter", processor=processor, place=self.path / name / "adapter")
                 base = str(network.peft_config["default"].base_model_name_or_path)
                 write_run_card(scratch / "adapter", base=base, preset=self.config.adapter, score=score, task=self.task)
 

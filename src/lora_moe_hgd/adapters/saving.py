@@ -1,0 +1,71 @@
+"""Save an adapter so that it works on other computers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from ..loading import BASE_DIGEST, base_reference, checkpoint_folder, local_folder, tensors_digest
+from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+
+# Settings of a network that name code which lies beside its own weights, not beside an adapter.
+SETTINGS_OF_CODE = ("auto_map", "custom_pipelines")
+
+
+def save_adapter(
+    network: PeftModel, folder: Path, *, processor: LoraMoeHgdImageProcessor, place: Path | None = None
+) -> None:
+    """Save an adapter with all that is needed to load it over its base, anywhere.
+
+    PEFT writes the adapter. The folder also gets the settings of the network and of the image processor, so that
+    `AutoModel` and `pipeline` take it. `adapter_config.json` gets the name of the base and the digest of its weights.
+    A base in a folder of one's own is named by the relative path from the adapter.
+
+    Args:
+        network: Network with one adapter, as `add_adapter` or `get_peft_model` returned it.
+        folder: Folder for the adapter.
+        processor: Image processor that the adapter was trained with.
+        place: Where `folder` will lie in the end; there when `None`.
+
+    Raises:
+        ValueError: If the base is not found.
+    """
+    has_card = (folder / "README.md").exists()
+    # Otherwise PEFT asks the Hub for the vocabulary of the base.
+    network.save_pretrained(str(folder), save_embedding_layers=False)
+    if not has_card:
+        # PEFT's card is empty, and names the base by its path on this machine.
+        (folder / "README.md").unlink()
+    base: Any = network.get_base_model()
+    for file, settings in (
+        ("config.json", base.config.to_diff_dict()),
+        ("preprocessor_config.json", json.loads(processor.to_json_string())),
+    ):
+        _write(folder / file, {key: value for key, value in settings.items() if key not in SETTINGS_OF_CODE})
+    name = str(network.peft_config["default"].base_model_name_or_path)
+    record_base(folder, name, place=place or folder)
+
+
+def record_base(folder: Path, base: str, *, place: Path) -> None:
+    """Write name and digest of `base` into `adapter_config.json`; `place` is where the folder will lie."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base_reference(base, adapter=place)
+    folder_of_base = local_folder(base)
+    digest = _digest_on_hub(base) if folder_of_base is None else tensors_digest(folder_of_base)
+    config["auto_mapping"] = {**(config["auto_mapping"] or {}), BASE_DIGEST: digest}
+    _write(path, config)
+
+
+@functools.cache
+def _digest_on_hub(base: str) -> str:
+    """Digest of a repository; a run that saves often asks the Hub once."""
+    return tensors_digest(checkpoint_folder(base))
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
