@@ -35,7 +35,7 @@ def run_page(page: str, folder: Path, **variables: str) -> None:
 
 def test_every_page_is_run() -> None:
     shown = {path.name for path in (ROOT / "docs").glob("*.md") if re.search("```(bash|python)", path.read_text())}
-    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md", "tasks.md"}
+    assert shown == {"use.md", "evaluate.md", "train.md", "finetune.md", "publish.md", "tasks.md", "export.md"}
 
 
 def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
@@ -50,6 +50,13 @@ def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
     with shipping(small_weights):
         run_page("evaluate.md", used)
     assert (used / "outputs/comparison/comparison.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_on_export_runs(used: Path, small_weights: Path) -> None:
+    with shipping(small_weights):
+        run_page("export.md", used)
+    assert (used / "exported/two.nii.gz").is_file()
 
 
 @pytest.mark.slow

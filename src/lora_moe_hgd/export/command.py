@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..arguments import add_checkpoint, add_out_path, add_quiet
 from ..files import new_folder
 from ..loading import checkpoint_folder, load_checkpoint, weights_digest
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import label_scheme
 from ..model.sliding_window import BACKGROUND_LOGIT, OVERLAP, WINDOW
 from .graph import check_graph, export_graph, save_onnx, save_torch
 
@@ -87,11 +88,21 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
 
 
 def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
-    """Settings that bring a case to the network's input and its logits to a label map."""
-    scheme = label_scheme(processor.label_scheme)
+    """Settings that bring a case to the network's input and its logits to a label map.
+
+    Raises:
+        ValueError: If regions overlap without one being inside the other: `run.py` paints one over the other.
+    """
+    task, scheme = processor.segmentation_task, processor.scheme()
+    labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
+    if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
+        raise ValueError(
+            f"Regions of {task.name} overlap without one being inside the other (label {overlaps[0]}). `run.py` cannot "
+            "write such label maps. Export with --format torch."
+        )
     return {
         "modalities": processor.modalities,
-        "file_names": FILE_NAMES,
+        "file_names": {name: list(words) or FILE_NAMES[name] for name, words in task.sequences.items()},
         "unclear_words": UNCLEAR_WORDS,
         "target_spacing_mm": processor.target_spacing_mm,
         "intensity_clip": processor.intensity_clip,
@@ -99,5 +110,6 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
         "overlap": OVERLAP,
         "background_logit": BACKGROUND_LOGIT,
         "least_part": processor.least_part,
-        "labels": {"wt": scheme.edema, "tc": scheme.core, "et": scheme.enhancing},
+        "labels": dict(zip(task.regions, scheme.written.values(), strict=True)),
+        "around": task.around,
     }

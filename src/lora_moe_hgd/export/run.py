@@ -114,13 +114,13 @@ def segment(images, session, settings):
     for name, array in arrays.items():
         volume[settings["modalities"].index(name), *case] = normalise(array[box], shape, settings["intensity_clip"])
     logits = resample(windowed(session, volume, mask, settings)[:, *case], brain.shape)
-    probabilities = np.minimum.accumulate(1 / (1 + np.exp(-logits)))
-    labels, around = np.zeros(inside.shape, np.uint8), brain
-    for probability, label in zip(probabilities, settings["labels"].values()):
-        parts, _ = ndimage.label((probability > 0.5) & around, np.ones((3, 3, 3)))
+    labels, found = np.zeros(inside.shape, np.uint8), []
+    for region, outer, label in zip(logits > 0, settings["around"], settings["labels"].values()):
+        region = np.logical_and.reduce([region, brain, *(found[number] for number in outer)])
+        parts, _ = ndimage.label(region, np.ones((3, 3, 3)))
         counts = np.bincount(parts[parts > 0], minlength=2)
-        around = (parts > 0) & (counts >= settings["least_part"] * counts.max())[parts]
-        labels[box][around] = label
+        found.append((parts > 0) & (counts >= settings["least_part"] * counts.max())[parts])
+        labels[box][found[-1]] = label
     back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nib.io_orientation(first.affine))
     return nib.Nifti1Image(nib.orientations.apply_orientation(labels, back), first.affine)
 
