@@ -37,12 +37,12 @@ PHANTOMS = 4
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def eager(checkpoint: str) -> Run:
+def eager(checkpoint: str, memory_format: torch.memory_format) -> Run:
     """PyTorch without a graph, which computes present sequences alone."""
     network, _ = lmh.load_checkpoint(checkpoint)
 
     def run(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        values = torch.from_numpy(volume).contiguous(memory_format=torch.channels_last_3d)
+        values = torch.from_numpy(volume).contiguous(memory_format=memory_format)
         with torch.no_grad():
             return network(pixel_values=values, modality_mask=torch.from_numpy(mask)).logits.numpy()
 
@@ -170,7 +170,8 @@ def main() -> None:
         print(f"\n{args.edge}^3, batch of one, {args.threads} threads")
         print(f"network.onnx {source.stat().st_size / 1e6:.1f} MB, int8 {small.stat().st_size / 1e6:.1f} MB\n")
         runs: dict[str, Run | None] = {
-            "eager": eager(settings["checkpoint"]),
+            "eager": eager(settings["checkpoint"], torch.contiguous_format),
+            "eager, channels last": eager(settings["checkpoint"], torch.channels_last_3d),
             "onnxruntime": by_onnxruntime(source, args.threads),
             "OpenVINO": by_openvino(source, args.threads),
             "onnxruntime int8": by_onnxruntime(small, args.threads),

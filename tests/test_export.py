@@ -20,9 +20,10 @@ import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.export import run as program
-from lora_moe_hgd.export.command import RUN, preprocessing
+from lora_moe_hgd.export.command import RUN, export, preprocessing
 from lora_moe_hgd.export.graph import check_graph
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.model.task import Task, make_task
 from lora_moe_hgd_cli import run
 
 FILES = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
@@ -144,6 +145,40 @@ def test_the_program_refuses_sequences_on_two_grids(dummy_root: Path, network: t
     images["t2"] = nib.Nifti1Image(images["t2"].get_fdata(dtype=np.float32), shifted)
     with pytest.raises(ValueError, match="t2 lies on another grid"):
         program.segment(images, Session(network), settings_of())
+
+
+def own_task(regions: dict[str, list[int]]) -> Task:
+    sequences = {"dwi": ["dwi", "b1000"], "flair": []}
+    return make_task({"name": "own", "target": "lesion", "sequences": sequences, "regions": regions}, where="test")
+
+
+def test_a_task_of_ones_own_is_segmented_as_the_package_does(dummy_root: Path, tmp_path: Path) -> None:
+    task = own_task({"outer": [1, 2], "beside": [3, 4], "inner": [2]})
+    processor = LoraMoeHgdImageProcessor(
+        modalities=task.modalities, task=task.to_dict(), target_spacing_mm=(4.0, 4.0, 4.0), least_part=0.1
+    )
+    settings = json.loads(json.dumps(preprocessing(processor)))
+    for name, source in {"case_b1000": "T2", "case_flair": "FLAIR", "case_t1": "T1"}.items():
+        (tmp_path / f"{name}.nii.gz").symlink_to(dummy_root / f"case_000/{source}.nii.gz")
+    images = {name: program.read(path) for name, path in program.find(tmp_path, settings).items()}
+    assert images.keys() == {"dwi", "flair"}
+    network = small_network(seed=3, modalities=task.modalities, regions=task.regions)
+    inputs = processor(images)
+    logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
+    (expected,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
+    found = np.asarray(program.segment(images, Session(network), settings).dataobj)
+    assert len(np.unique(expected)) > 2
+    assert np.mean(found != expected) < 1e-5
+
+
+def test_regions_that_overlap_are_refused_before_the_export(tmp_path: Path) -> None:
+    task = own_task({"first": [1, 2], "second": [3, 2]})
+    processor = LoraMoeHgdImageProcessor(modalities=task.modalities, task=task.to_dict())
+    processor.save_pretrained(tmp_path / "own")
+    small_network(modalities=task.modalities, regions=task.regions).save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"overlap without one being inside the other \(label 2\)"):
+        export(tmp_path / "own", tmp_path / "out", form="onnx")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("fault", ["one subset", "NaN"])

@@ -17,7 +17,7 @@ from ..files import new_folder
 from ..loading import checkpoint_folder, load_checkpoint, weights_digest
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.sliding_window import BACKGROUND_LOGIT, OVERLAP, WINDOW
-from .graph import check_graph, export_graph, save_onnx, save_torch
+from .graph import check_graph, save_onnx, save_torch
 
 SAVE = {"torch": ("network.pt2", save_torch), "onnx": ("network.onnx", save_onnx)}
 RUN = Path(__file__).with_name("run.py")
@@ -72,9 +72,11 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
         OSError: If the folder exists or cannot be written.
     """
     network, processor = load_checkpoint(checkpoint)
+    if form == "onnx":
+        _check_labels(processor)
     name, save = SAVE[form]
     with new_folder(folder) as scratch:
-        difference = check_graph(save(export_graph(network), scratch / name), network)
+        difference = check_graph(save(network, scratch / name), network)
         settings = {
             "checkpoint": str(checkpoint),
             "weights_digest": weights_digest(checkpoint_folder(checkpoint)),
@@ -88,18 +90,8 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
 
 
 def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
-    """Settings that bring a case to the network's input and its logits to a label map.
-
-    Raises:
-        ValueError: If regions overlap without one being inside the other: `run.py` paints one over the other.
-    """
+    """Settings that bring a case to the network's input and its logits to a label map."""
     task, scheme = processor.segmentation_task, processor.scheme()
-    labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
-    if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
-        raise ValueError(
-            f"Regions of {task.name} overlap without one being inside the other (label {overlaps[0]}). `run.py` cannot "
-            "write such label maps. Export with --format torch."
-        )
     return {
         "modalities": processor.modalities,
         "file_names": {name: list(words) or FILE_NAMES[name] for name, words in task.sequences.items()},
@@ -113,3 +105,18 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
         "labels": dict(zip(task.regions, scheme.written.values(), strict=True)),
         "around": task.around,
     }
+
+
+def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
+    """Refuse regions that overlap without one being inside the other: `run.py` paints later regions over earlier ones.
+
+    Raises:
+        ValueError: If the label map has a number for such an overlap.
+    """
+    scheme = processor.scheme()
+    labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
+    if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
+        raise ValueError(
+            f"Regions of {scheme.name} overlap without one being inside the other (label {overlaps[0]}). `run.py` "
+            "cannot write such label maps. Export with --format torch."
+        )

@@ -22,8 +22,8 @@ from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
 INPUTS = ("pixel_values", "modality_mask")
-# Logits differ by 4e-5 at most, because other kernels sum in another order.
-TOLERANCE = 1e-3
+# Logits of the shipped networks differ by up to 3e-5, because other kernels sum in another order.
+TOLERANCE = 1e-4
 
 
 class _Logits(nn.Module):
@@ -57,7 +57,7 @@ class _RowwiseGroupNorm(nn.Module):
         return x * scale + shift
 
 
-def with_rowwise_norms(network: LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
+def _with_rowwise_norms(network: LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
     """A copy of the network for onnxruntime, with the same values."""
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):
@@ -81,14 +81,14 @@ def export_graph(network: LoraMoeHgdForSegmentation) -> ExportedProgram:
         return torch.export.export(module, (pixel_values, modality_mask), dynamic_shapes=shapes, strict=False)
 
 
-def save_torch(graph: ExportedProgram, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Save the graph for `torch.export.load`, and return it as it was read again."""
-    torch.export.save(graph, path)
+def save_torch(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """Save the graph of a network for `torch.export.load`, and return it as it was read again."""
+    torch.export.save(export_graph(network), path)
     return torch.export.load(path).module()
 
 
-def save_onnx(graph: ExportedProgram, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Save the graph as ONNX in one file, and return it as onnxruntime runs it.
+def save_onnx(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """Save the graph of a network as ONNX in one file, and return it as onnxruntime runs it.
 
     Raises:
         ValueError: If the packages that this needs are not installed.
@@ -100,6 +100,7 @@ def save_onnx(graph: ExportedProgram, path: Path) -> Callable[[Tensor, Tensor], 
         raise ValueError(
             f"Export to ONNX needs a package: {error}. Install it: pip install 'lora-moe-hgd[export]'"
         ) from error
+    graph = export_graph(_with_rowwise_norms(network))
     with _quiet():
         program = torch.onnx.export(
             graph, dynamo=True, input_names=INPUTS, output_names=["logits"], external_data=False, verbose=False
