@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_moe_hgd import load_checkpoint
+from lora_moe_hgd.export.command import export
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import train
 
@@ -87,3 +88,14 @@ def test_the_training_engine_takes_a_peer(peer: Any, tmp_path: Path) -> None:
     best = train(read_config(words), build=lambda config: (peer, processor))
     reloaded = type(peer).from_pretrained(best)
     assert not torch.equal(next(reloaded.parameters()), next(type(peer)(peer.config).parameters()))
+
+
+@pytest.mark.slow
+def test_exported_networks_are_timed_and_quantised(tmp_path: Path, small_weights: Path) -> None:
+    # The names of what is shipped mean something else in the script's process, so the folder is named.
+    checkpoint = str(small_weights / "tiny")
+    export(checkpoint, tmp_path / "out", form="onnx")
+    rows = run_script(
+        "exported.py", "--folder", str(tmp_path / "out"), "--edge", "32", "--rounds", "1", "--threads", "1"
+    )
+    assert {row.split(" | ")[0] for row in rows[2:]} >= {"| eager", "| onnxruntime", "| onnxruntime int8"}
