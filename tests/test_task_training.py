@@ -125,7 +125,7 @@ CASES = ("--phantoms", "0", "--val-phantoms", "null", "--data", "cases")
         ([*CASES, "--label-scheme", "msd"], "no effect with the task stroke, which has one scheme"),
         ([*CASES, "--channel-order", "[t1, dwi]"], "A channel order lists flair, dwi"),
         ([], "phantoms show brain tumours"),
-        ([*CASES, "--task", "nowhere.yaml"], "no such task file"),
+        ([*CASES, "--task", "nowhere.yaml"], "The task file does not exist"),
     ],
 )
 def test_options_are_checked_against_the_task(file: Path, options: list[str], message: str) -> None:

@@ -37,6 +37,7 @@ RESERVED = {
     "data",
     "out_path",
     "out",
+    "base",
     "checkpoint",
     "sequences",
     "modalities",
