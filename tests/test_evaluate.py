@@ -185,7 +185,7 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
         write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
         for number in ("five", "six")
     )
-    assert "There is no p value for fewer than 6 cases (5 here)" in few
+    assert "Rows with fewer than 6 cases (5 here) have no p value" in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
     assert f"for the {len(table)} tests" in enough
