@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import dcm2niix
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -125,12 +124,3 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         # Windows allows links to few users.
         shutil.copyfile(source, target)
-
-
-def image_of(volume: Volume) -> nib.Nifti1Image:
-    """The volume as a NIfTI image with nothing but its geometry in the header."""
-    image = nib.Nifti1Image(np.ascontiguousarray(volume.array), volume.affine)
-    image.set_sform(volume.affine, code=1)
-    image.set_qform(volume.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    return image
