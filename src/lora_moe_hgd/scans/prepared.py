@@ -116,7 +116,8 @@ def report_of(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             rounded[key] = report_of(value)
         elif isinstance(value, np.ndarray | tuple | list):
-            rounded[key] = np.round(np.asarray(value, dtype=np.float64), 4).tolist()
+            array = np.asarray(value)
+            rounded[key] = array.tolist() if array.dtype.kind == "i" else np.round(array.astype(float), 4).tolist()
         elif isinstance(value, float | np.floating):
             rounded[key] = round(float(value), 4)
         else:
