@@ -41,8 +41,14 @@ def segment_scan(
     Raises:
         ValueError: If the images cannot be used.
     """
+    # Only now, because it needs the extra.
     from ..scans.prepare import prepare
 
+    if not segmenter.task.is_brain_tumour:
+        raise ValueError(
+            f"{path} holds images from the scanner. Of these, only T1, T1c, T2 and FLAIR are recognised, and the "
+            f"network segments {segmenter.task.name}. Bring its sequences to one grid without skull yourself."
+        )
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"
         work.mkdir()

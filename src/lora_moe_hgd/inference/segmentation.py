@@ -19,13 +19,14 @@ from .page import write_case_page
 from .report import not_at_the_cost_of_the_result, write_report
 from .uncertainty import voxel_entropy
 
+# Written for cases of raw images alone.
+SCAN_FILES = ("seg.dcm", *(f"seg_on_{name}.nii.gz" for name in MODALITIES))
 # Deletion order. `report.json` goes first: its presence marks the folder as complete.
 RESULT_FILES = (
     "report.json",
     "report.html",
     "seg.nii.gz",
-    "seg.dcm",
-    *(f"seg_on_{name}.nii.gz" for name in MODALITIES),
+    *SCAN_FILES,
     "overlay.png",
     "probabilities.nii.gz",
     "uncertainty.nii.gz",
@@ -92,10 +93,12 @@ class Segmentation:
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices.
-            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the grid on which each sequence was scanned. This is for cases of raw images.
+            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the grid on which each sequence was
+                scanned. Only a case of raw images has these.
 
         Raises:
-            ValueError: If `on_all` is asked for a case that was not made of raw images; or if it is the folder of a case, whose ground truth would be deleted.
+            ValueError: If `on_all` is asked for another case; or if the folder is that of a case, whose ground truth
+                would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
@@ -128,13 +131,17 @@ class Segmentation:
             for name in self.images:
                 own = self.scan.on_own_grid(name, self.regions, self.label_scheme)
                 save_image(folder / f"seg_on_{name}.nii.gz", own)
-        if self.scan is not None and self.scan.headers:
+        if self.scan is not None and self.scan.headers and self.regions.any():
             with not_at_the_cost_of_the_result("seg.dcm", report):
                 # Only now, because it needs further packages.
                 from ..scans.dicom_seg import write_dicom_seg
 
                 write_dicom_seg(
-                    folder / "seg.dcm", self.regions, self.scan.affine, self.scan.headers, algorithm=report["checkpoint"]
+                    folder / "seg.dcm",
+                    self.regions,
+                    self.scan.affine,
+                    self.scan.headers,
+                    algorithm=report["checkpoint"],
                 )
         images = self.images if self.scan is None else self.scan.head_images()
         with not_at_the_cost_of_the_result("overlay.png", report):

@@ -17,8 +17,8 @@ from .raw import require_extra
 def main(argv: Sequence[str]) -> None:
     """Prepare one study."""
     parser = argparse.ArgumentParser(
-        description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, a "
-        "DICOMDIR) or NIfTI. The output is a case folder, which every other command reads."
+        description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, "
+        "a DICOMDIR) or NIfTI. The output is a case folder, which every other command reads."
     )
     parser.add_argument("places", nargs="*", type=Path, metavar="RAW OUT", help="instead of --in-path and --out-path")
     add_in_path(parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with skull")

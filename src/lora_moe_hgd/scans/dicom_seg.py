@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import Segmentation, SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -117,7 +117,9 @@ def _matrix(cosines: Sequence[float], spacing: Sequence[float], position: Sequen
     along, down = np.array(cosines, dtype=float).reshape(2, 3)
     matrix = np.zeros((4, 3))
     # The first number of the spacing is the distance between rows.
-    matrix[:3] = np.column_stack([along * float(spacing[1]), down * float(spacing[0]), np.array(position, dtype=float)])
+    matrix[:3] = np.column_stack(
+        [along * float(spacing[1]), down * float(spacing[0]), np.array(position, dtype=float)]
+    )
     matrix[3, 2] = 1
     return TO_RAS @ matrix
 

@@ -26,8 +26,8 @@ TURNS = tuple(itertools.product((-20.0, -10.0, 0.0, 10.0, 20.0), (-10.0, 0.0, 10
 FOLLOWED, REFINED = 4, 1
 # Fixed, so that sums are taken in one order on every machine.
 WORK_UNITS = 4
-# A gain in mutual information below this share is no reason to move an image.
-LEAST_GAIN = 0.01
+# A small motion needs such a gain in mutual information, as a share. Scanners' positions are right more often.
+LEAST_GAIN, SMALL_DEGREES, SMALL_MM = 0.01, 0.5, 0.5
 MARGIN_MM = 12.0
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -58,7 +58,9 @@ class Motion:
 def register(
     reference: Volume, moving: Volume, *, brain: np.ndarray | None = None, moving_brain: np.ndarray | None = None
 ) -> Motion:
-    """Find the rigid motion that brings `moving` to `reference`; none where moving it gains nothing.
+    """Find the rigid motion that brings `moving` to `reference`.
+
+    The position by the headers is kept where moving the image gains nothing.
 
     Args:
         reference: Image that stays, with its skull.
@@ -80,8 +82,6 @@ def register(
     refined = [_climbed(fine, start) for start in _best(coarse, followed, REFINED)]
     (found,) = _best(fine, refined, 1)
     before, after = (fine.information(candidate) for candidate in (_transform(centre, (0.0, 0.0, 0.0), shift), found))
-    if after <= before * (1 + LEAST_GAIN):
-        return Motion(np.eye(4), before, before, 0.0, 0.0)
     # The transform takes points of the fixed image to the moving one, in LPS.
     matrix = np.eye(4)
     rotation = np.array(found.GetMatrix()).reshape(3, 3)
@@ -89,6 +89,9 @@ def register(
     matrix[:3, 3] = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
     turn = math.degrees(math.acos(float(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
     shift_mm = float(np.linalg.norm(np.array(found.TransformPoint(tuple(centre))) - centre))
+    is_small = turn < SMALL_DEGREES and shift_mm < SMALL_MM
+    if after <= before * (1 + LEAST_GAIN * is_small):
+        return Motion(np.eye(4), before, before, 0.0, 0.0)
     return Motion(TO_LPS @ np.linalg.inv(matrix) @ TO_LPS, before, after, turn, shift_mm)
 
 
