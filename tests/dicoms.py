@@ -194,7 +194,7 @@ def _header(series: str, instance: int, *, implicit: bool) -> Dataset:
     header.SOPClassUID = meta.MediaStorageSOPClassUID
     header.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     header.AccessionNumber = "A-99"
-    header.ReferringPhysicianName = "Doctor^Who"
+    header.ReferringPhysicianName = "Zzyzx^Quark"
     header.StudyTime = "101500"
     header.SamplesPerPixel = 1
     header.PhotometricInterpretation = "MONOCHROME2"

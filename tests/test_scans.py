@@ -12,44 +12,23 @@ import numpy as np
 import pydicom
 import pytest
 from dicoms import PATIENT, ball, in_plane, study, write_series
+from small_scans import SPACINGS, quicken, write_study
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.scans import brains, prepare, raw
 from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT
-from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
-SPACINGS = {"t1c": (4.0, 4.0, 5.0), "flair": (4.5, 4.5, 6.0)}
-
-
-def head(spacing: tuple[float, float, float]) -> nib.Nifti1Image:
-    """A ball with noise, about as large as a brain: what is left of a head without skull."""
-    shape = tuple(int(150 / edge) for edge in spacing)
-    image = ball(shape, spacing)
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    place = grid @ image.affine[:3, :3].T + image.affine[:3, 3] - [3.0, -5.0, 11.0]
-    noise = np.random.default_rng(0).normal(1, 0.1, shape)
-    values = 300 * (np.linalg.norm(place, axis=-1) < 66) * noise * (1 + (place[..., 0] > 20) + (place[..., 1] > 10))
-    return nib.Nifti1Image(values.astype(np.float32), image.affine)
 
 
 @pytest.fixture(scope="module")
 def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with T1c, a sagittal FLAIR and a localiser."""
-    folder, shared = tmp_path_factory.mktemp("dicom"), study()
-    write_series(folder / "a", in_plane(head(SPACINGS["t1c"]), "LPS"), "t1c", number=1, shared=shared)
-    write_series(folder / "b/c", in_plane(head(SPACINGS["flair"]), "PIL"), "flair", number=2, shared=shared)
-    write_series(folder / "d", in_plane(ball((20, 24, 3)), "LPS"), "t1", number=3, shared=shared)
+    folder = tmp_path_factory.mktemp("dicom")
+    write_study(folder)
     return folder
-
-
-def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes seconds, and what slow tests do on real heads. A ball is all brain."""
-    patch.setattr(prepare, "extract_brain", lambda volume, where: volume.array > 0)
-    patch.setattr(prepare, "register", lambda *args, **more: Motion(np.eye(4), 1.0, 1.0, 0.0, 0.0))
-    patch.setattr(brains, "BRIGHT_SPREADS", 1e6)
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +97,7 @@ def test_nothing_of_the_patient_gets_out(dicom: Path, tmp_path: Path, capfd: pyt
     options = ["--keep", str(tmp_path / "kept"), "--on", "all", "--html", "--probabilities"]
     run("segment", ["--in-path", str(dicom), "--out-path", str(tmp_path / "out"), *options])
     printed = capfd.readouterr()
-    words = [*PATIENT["PatientName"].split("^"), PATIENT["PatientID"], PATIENT["PatientBirthDate"], "A-99", "Who"]
+    words = [*PATIENT["PatientName"].split("^"), PATIENT["PatientID"], PATIENT["PatientBirthDate"], "A-99", "Zzyzx"]
     texts = {"console": (printed.out + printed.err).encode()}
     for path in tmp_path.rglob("*"):
         # The DICOM segmentation belongs to the patient, as the standard demands.
