@@ -12,12 +12,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicoms import PATIENT, ball, in_plane, study, write_series
+from scipy.spatial.transform import Rotation
 from small_scans import SPACINGS, quicken, write_study
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.scans import brains, prepare, raw
-from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT
+from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT, Placement, Prepared
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -78,6 +80,23 @@ def test_one_command_leads_from_dicom_to_dicom(dicom: Path, segmented: Path) -> 
     report = json.loads((segmented / "report.json").read_text())
     assert report["prepared"]["reference"] == "t1c"
     assert not report["not_written"]
+
+
+def test_a_label_map_follows_the_motion_back_to_the_own_grid() -> None:
+    place = np.moveaxis(np.indices((30, 30, 30)), 0, -1) * 2.0
+    found = np.linalg.norm(place - [30, 20, 40], axis=-1) < 14
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("z", 12, degrees=True).as_matrix()
+    motion[:3, 3] = [5, -7, 3]
+    own = Placement((20, 24, 12), np.diag([3.0, 2.5, 5.0, 1.0]), motion)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    case = Prepared("case", "t1c", affine, {}, {}, found, {"flair": own}, (), {})
+    image = case.on_own_grid("flair", np.stack([found, found, found]), LABEL_SCHEMES["brats2023"])
+    labels = np.asarray(image.dataobj)
+    assert (image.shape, set(np.unique(labels))) == (own.shape, {0, 3})
+    centre = motion @ image.affine @ [*np.argwhere(labels > 0).mean(axis=0), 1]
+    np.testing.assert_allclose(centre[:3], [30, 26, 32], atol=0.7)
+    assert np.count_nonzero(labels) * 37.5 == pytest.approx(found.sum() * 8, rel=0.1)
 
 
 def test_python_and_a_zip_give_what_the_command_gives(dicom: Path, segmented: Path, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def _origins(volume: Volume, series: Series) -> np.ndarray | None:
         if along < 0:
             # dcm2niix reversed the axis: the first voxel of the header is the last of the array.
             origins = origins - (shape[axis] - 1) * affine[:3, axis]
-    return origins if np.cross(*cosines) @ affine[:3, 2] > 0 else origins[::-1]
+    # dcm2niix orders slices along the normal, as `Series.positions` does.
+    return origins if np.cross(*cosines) @ affine[:3, 2] > 0 else None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -81,9 +81,7 @@ class Prepared:
         return {name: image_on(self.affine, array) for name, array in self.heads.items()}
 
     def on_own_grid(self, sequence: str, regions: np.ndarray, scheme: LabelScheme) -> nib.Nifti1Image:
-        """The label map on the grid on which a sequence was scanned.
-
-        Each region is averaged over the slices and rows it is brought to, and is where its share is half or more.
+        """The label map on the grid on which a sequence was scanned; each voxel has the label at its centre.
 
         Args:
             sequence: Whose grid.
@@ -92,12 +90,8 @@ class Prepared:
         """
         place = self.placements[sequence]
         target = Volume(np.zeros(place.shape, dtype=np.float32), place.motion @ place.affine)
-        moved = []
-        for region in regions:
-            # On a background of one, because zeros count as background, which is not averaged.
-            volume = Volume(1 + region.astype(np.float32), self.affine)
-            moved.append(on_grid_of(volume, target)[0].array >= 1.5)
-        return image_on(place.affine, scheme.encode(np.stack(moved)))
+        moved, _, _ = on_grid_of(Volume(scheme.encode(regions), self.affine), target, labels=True)
+        return image_on(place.affine, moved.array)
 
 
 def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:
