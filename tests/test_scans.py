@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from dicoms import PATIENT, ball, in_plane, study, write_series
 from scipy.spatial.transform import Rotation
-from small_scans import SPACINGS, quicken, write_study
+from small_scans import SPACINGS, head, quicken, write_study
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
@@ -223,3 +223,14 @@ def test_bright_tissue_that_goes_on_outside_the_mask_is_told(monkeypatch: pytest
     # A scalp does not touch the brain.
     scalp = (np.linalg.norm(place, axis=-1) > 20) & (np.linalg.norm(place, axis=-1) < 22)
     assert not brains.cut_off_findings(np.where(scalp, 400, flair), brain, affine, "flair")
+
+
+def test_a_cohort_that_also_holds_dicom_files_is_a_cohort(dicom: Path, tmp_path: Path) -> None:
+    for name in ("case_0", "case_1"):
+        (tmp_path / "cohort" / name).mkdir(parents=True)
+        image = head(SPACINGS["t1c"])
+        nib.save(image, tmp_path / "cohort" / name / "T1c.nii.gz")
+    shutil.copytree(dicom / "a", tmp_path / "cohort/sources/deep/dicom/series")
+    run("segment", ["--in-path", str(tmp_path / "cohort"), "--out-path", str(tmp_path / "out"), "--allow-partial"])
+    assert (tmp_path / "out/case_1/seg.nii.gz").is_file()
+    assert not (tmp_path / "out/seg.dcm").exists()

@@ -21,7 +21,8 @@ from lora_moe_hgd.scans.choice import choose, parse_series
 from lora_moe_hgd.scans.convert import convert
 from lora_moe_hgd.scans.raw import is_raw
 from lora_moe_hgd.scans.recognise import recognise
-from lora_moe_hgd.scans.studies import Acquisition, Series, choose_study, read_studies
+from lora_moe_hgd.scans.series import Acquisition, Series
+from lora_moe_hgd.scans.studies import choose_study, read_studies
 
 
 def of(**values: object) -> Series:

@@ -89,7 +89,13 @@ def main(argv: Sequence[str]) -> None:
         html=args.html,
     )
     options.check(task)
-    if args.in_path is not None and _is_study(args.in_path):
+    try:
+        one, cases, bad = _cases_of(args, task)
+    except BadInputError:
+        if not _is_study(args.in_path):
+            raise
+        one, cases, bad = None, [], []
+    if one is None and not cases and _is_study(args.in_path):
         _segment_study(args, options)
         return
     if given := [*given_scan_options(args), *(f"--{name}" for name in ("on", "keep") if getattr(args, name))]:
@@ -97,7 +103,6 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(given)} has no effect on a case that is prepared already. Leave it out, or see "
             "`lora-moe-hgd prepare` for NIfTI files with the skull."
         )
-    one, cases, bad = _cases_of(args, task)
     targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
     for case, folder in targets:
         _refuse_same_folder(folder, case.folder)
@@ -136,15 +141,9 @@ def _task_of(argv: Sequence[str]) -> Task:
         return BRAIN_TUMOUR
 
 
-def _is_study(path: Path) -> bool:
-    """Whether these are raw images. A folder in which cases are found is none, whatever else it holds."""
-    if path.is_dir():
-        try:
-            if survey(path)[0]:
-                return False
-        except BadInputError:
-            pass
-    return is_raw(path)
+def _is_study(path: Path | None) -> bool:
+    """Whether these are DICOM files. A folder in which cases are found is none, whatever else it holds."""
+    return path is not None and is_raw(path)
 
 
 def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError, Finding
 from .recognise import Recognised, recognise
-from .studies import Series, shown_date
+from .series import Series
+from .studies import shown_date
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scipy import ndimage
 from ..cases.nifti import read_image
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume
-from .studies import Series
+from .series import Series
 
 TIMEOUT_S = 600
 # Headers are rounded. What lies further from its place is put there.

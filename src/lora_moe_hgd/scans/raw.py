@@ -23,13 +23,13 @@ MAX_FILES = 200_000
 
 
 def is_raw(path: Path) -> bool:
-    """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOM file such as a DICOMDIR.
+    """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOMDIR.
 
     A folder with images of another kind beside them, such as an ordinary case, still counts if it holds DICOM files.
     """
     if path.is_dir():
         return any(is_dicom(file) for file in files_below(path))
-    return path.is_file() and (is_zip(path) or is_dicom(path))
+    return path.is_file() and (is_zip(path) or (path.name.upper() == "DICOMDIR" and is_dicom(path)))
 
 
 def is_zip(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..cases.sequence_names import role_of
-from .studies import Acquisition, Series
+from .series import Acquisition, Series
 
 # A stack with fewer slices or a shorter one shows no whole brain.
 LEAST_SLICES = 10
