@@ -27,7 +27,7 @@ FOLLOWED, REFINED = 4, 1
 # Fixed, so that sums are taken in one order on every machine.
 WORK_UNITS = 4
 # A small motion needs such a gain in mutual information, as a share. Scanners' positions are right more often.
-LEAST_GAIN, SMALL_DEGREES, SMALL_MM = 0.01, 0.5, 0.5
+LEAST_GAIN, SMALL_DEGREES, SMALL_MM = 0.01, 0.3, 0.3
 MARGIN_MM = 12.0
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
