@@ -15,6 +15,7 @@ from importlib.metadata import version
 # Each subcommand is the `main` of a module. The module is imported only when its command is run.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.command", "segment cases that may lack sequences"),
+    "prepare": ("lora_moe_hgd.scans.command", "make a case from DICOM files, or from images with the skull"),
     "check": ("lora_moe_hgd.cases.check", "check a cohort for errors and warnings"),
     "convert": ("lora_moe_hgd.cases.convert", "convert cases to other file names or another label scheme"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),

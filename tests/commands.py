@@ -31,6 +31,7 @@ CHEAPER = {
     "evaluate": ["--subsets", "flair"],
     "plot": [],
     "segment": [],
+    "prepare": [],
     "check": [],
     "convert": [],
     "list": [],

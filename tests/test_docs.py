@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
 from small_runs import shipping
+from small_scans import quicken, write_study
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -46,6 +47,7 @@ def test_every_page_is_run() -> None:
         "tasks.md",
         "tutorial.md",
         "export.md",
+        "scans.md",
     }
 
 
@@ -80,6 +82,15 @@ def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
     with shipping(small_weights):
         run_page("evaluate.md", used)
     assert (used / "outputs/comparison/comparison.csv").is_file()
+
+
+def test_the_page_on_images_from_the_scanner_runs(used: Path, small_weights: Path, monkeypatch) -> None:
+    quicken(monkeypatch)
+    write_study(used / "data/dicom")
+    with shipping(small_weights):
+        run_page("scans.md", used)
+    assert (used / "outputs/scan/seg.dcm").is_file()
+    assert (used / "outputs/prepared/seg.nii.gz").is_file()
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ ORDER = [
     "info",
     "cases",
     "phantoms",
+    "scans",
     "inference",
     "export",
     "evaluation",

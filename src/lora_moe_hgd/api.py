@@ -9,9 +9,12 @@ from typing import Any
 from .cases.case_files import given_case
 from .cases.layouts import find_case
 from .inference.results import Case, CaseSegmenter, ResultOptions
+from .inference.scanned import segment_scan
 from .inference.segmentation import Segmentation
+from .model.findings import BadInputError
 from .model.task import Task
 from .pretrained import DEFAULT_CHECKPOINT
+from .scans.raw import is_raw, require_extra
 
 
 def segment(
@@ -29,7 +32,8 @@ def segment(
     """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
     Args:
-        case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, MONAI
+        case: Folder of the case; or a folder, zip file or DICOMDIR with the DICOM files of one study, which needs the
+            extra `scans`; or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, MONAI
             `MetaTensor`, array or tensor `(D, H, W)`. Missing sequences are left out or `None`. Arrays without an
             affine are assumed to be in RAS order with voxels of 1 mm.
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
@@ -57,7 +61,17 @@ def segment(
         allow_partial=allow_partial,
     )
     segmenter = CaseSegmenter(checkpoint, options, device=device, base=base)
-    return segmenter.segment(_found(case, segmenter.task))
+    try:
+        found = _found(case, segmenter.task)
+    except BadInputError:
+        if isinstance(case, Mapping) or not is_raw(Path(case)):
+            raise
+        require_extra()
+        # Only now, because it needs the extra.
+        from .scans.prepare import ScanOptions
+
+        return segment_scan(segmenter, Path(case), ScanOptions(sequences=options.sequences))
+    return segmenter.segment(found)
 
 
 def example_case() -> Path:

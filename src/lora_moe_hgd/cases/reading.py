@@ -117,6 +117,19 @@ def read_case(
     return CaseReading(case, settled, images, findings)
 
 
+def read_volumes(case: CaseFiles) -> tuple[dict[str, Volume], list[Finding]]:
+    """Read the sequences of a case as they lie on disk, before any rule but those of files.
+
+    Raises:
+        BadInputError: If a file cannot be read.
+    """
+    findings: list[Finding] = []
+    read = _read_images(case, findings)
+    raise_errors(findings)
+    volumes = {name: _volume(case.images[name], volume) for name, volume in read.items()}
+    return volumes, [Finding(name, oddity) for name, volume in volumes.items() for oddity in volume.oddities]
+
+
 def read_sources(
     sources: Mapping[str, Any],
     *,

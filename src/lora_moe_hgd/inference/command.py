@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from ..loading import checkpoint_folder, checkpoint_task
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
+from ..scans.options import add_scan_options, given_scan_options
+from ..scans.raw import is_raw, require_extra
 from .cohort import SUMMARY, segment_cohort
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
-from .segmentation import Segmentation
+from .scanned import segment_scan
+from .segmentation import RESULT_FILES, Segmentation
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,7 +29,11 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
-    add_in_path(parser, help="folder of a case, 4-D file of a case, or folder of many cases")
+    add_in_path(
+        parser,
+        help="folder of a case, 4-D file of a case, or folder of many cases; or the folder, zip file or DICOMDIR of a "
+        "DICOM study",
+    )
     for name in task.modalities:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"file of {name}, instead of --in-path")
     add_out_path(parser, help="folder for the results; a cohort gets one folder per case in it")
@@ -59,6 +67,12 @@ def main(argv: Sequence[str]) -> None:
         action="store_true",
         help="also write report.html, a page to scroll through all slices; for a cohort also index.html",
     )
+    raw = parser.add_argument_group("for DICOM files")
+    add_scan_options(raw)
+    raw.add_argument(
+        "--on", choices=["all"], help="also write seg_on_SEQUENCE.nii.gz: on the grid on which each was scanned"
+    )
+    raw.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the prepared case here")
     add_device(parser)
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -75,13 +89,23 @@ def main(argv: Sequence[str]) -> None:
         html=args.html,
     )
     options.check(task)
-    one, cases, bad = _cases_of(args, task)
+    try:
+        one, cases, bad = _cases_of(args, task)
+    except BadInputError:
+        if not _is_study(args.in_path):
+            raise
+        one, cases, bad = None, [], []
+    if one is None and not cases and _is_study(args.in_path):
+        _segment_study(args, options)
+        return
+    if given := [*given_scan_options(args), *(f"--{name}" for name in ("on", "keep") if getattr(args, name))]:
+        raise ValueError(
+            f"{', '.join(given)} has no effect on a case that is prepared already. Leave it out, or see "
+            "`lora-moe-hgd prepare` for NIfTI files with the skull."
+        )
     targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
     for case, folder in targets:
-        if folder.resolve() == case.folder.resolve():
-            raise ValueError(
-                f"--out-path must not be the folder of the case: {case.folder}. Its label map could be overwritten."
-            )
+        _refuse_same_folder(folder, case.folder)
     if one is not None:
         # Report bad input before the network is loaded.
         used = choose_sequences(one, options.sequences)
@@ -115,6 +139,52 @@ def _task_of(argv: Sequence[str]) -> Task:
     except (ValueError, OSError):
         # Loading the checkpoint raises the same error later, after the files of the case have been printed.
         return BRAIN_TUMOUR
+
+
+def _is_study(path: Path | None) -> bool:
+    """Whether these are DICOM files. A folder in which cases are found is none, whatever else it holds."""
+    return path is not None and is_raw(path)
+
+
+def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
+    """Segment the study of DICOM files at `--in-path`."""
+    require_extra()
+    # Only now, because these need the extra.
+    from ..scans.choice import parse_series
+    from ..scans.prepare import DEEPBET, ScanOptions
+
+    if args.channel_order:
+        raise ValueError("--channel-order has no effect on DICOM files. Leave it out.")
+    _refuse_same_folder(args.out_path, args.in_path if args.in_path.is_dir() else args.in_path.parent)
+    scan = ScanOptions(
+        study=args.study,
+        series=parse_series(args.series),
+        sequences=options.sequences,
+        reference=options.reference,
+        brain_extraction=args.brain_extraction or DEEPBET,
+        brain_mask=args.brain_mask,
+        case_id=args.case_id,
+    )
+    found = segment_scan(
+        CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base),
+        args.in_path,
+        scan,
+        keep=args.keep,
+        progress=not args.quiet,
+        say=(lambda line: None) if args.quiet else print,
+        warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
+    )
+    asked = {"probabilities": args.probabilities, "uncertainty": args.uncertainty, "html": args.html}
+    found.save(args.out_path, **asked, on_all=args.on == "all")
+    if not args.quiet:
+        _print_result(found, args.out_path, options)
+
+
+def _refuse_same_folder(out: Path, folder: Path) -> None:
+    if out.resolve() == folder.resolve():
+        raise ValueError(
+            f"--out-path must not be the folder of the case: {folder}. Its label map could be overwritten."
+        )
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
@@ -154,5 +224,5 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
     else:
         print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")
-    names = [name for name in options.files() if (folder / name).is_file()]
+    names = [name for name in RESULT_FILES if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

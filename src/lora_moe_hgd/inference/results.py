@@ -25,7 +25,7 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 from .report import make_report
 from .segment import find_regions
-from .segmentation import RESULT_FILES, Segmentation
+from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 
 # Value of `ResultOptions.label_scheme` for the scheme that the case's file names imply for its ground truth.
 INPUT_SCHEME = "input"
@@ -80,7 +80,9 @@ class ResultOptions:
 
     def files(self) -> tuple[str, ...]:
         """Names of the files that are written."""
+        # Those of raw images are written by `Segmentation.save` alone.
         asked = {
+            **dict.fromkeys(SCAN_FILES, False),
             "report.html": self.html,
             "probabilities.nii.gz": self.probabilities,
             "uncertainty.nii.gz": self.uncertainty,

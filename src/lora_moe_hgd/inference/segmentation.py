@@ -10,18 +10,23 @@ import nibabel as nib
 import numpy as np
 
 from ..cases.nifti import save_image, write_image
+from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import save_overlay
+from ..scans.prepared import Prepared
 from .page import write_case_page
 from .report import not_at_the_cost_of_the_result, write_report
 from .uncertainty import voxel_entropy
 
+# Written for cases of raw images alone.
+SCAN_FILES = ("seg.dcm", *(f"seg_on_{name}.nii.gz" for name in MODALITIES))
 # Deletion order. `report.json` goes first: its presence marks the folder as complete.
 RESULT_FILES = (
     "report.json",
     "report.html",
     "seg.nii.gz",
+    *SCAN_FILES,
     "overlay.png",
     "probabilities.nii.gz",
     "uncertainty.nii.gz",
@@ -48,6 +53,7 @@ class Segmentation:
         report: Content of `report.json`.
         origin: Folder of the case; `None` for a case in memory.
         task: What was segmented.
+        scan: How the case was made of raw images; `None` for other cases.
     """
 
     label_map: nib.Nifti1Image
@@ -61,29 +67,43 @@ class Segmentation:
     report: dict[str, Any]
     origin: Path | None
     task: Task = BRAIN_TUMOUR
+    scan: Prepared | None = None
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
         return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes})"
 
     def save(
-        self, folder: str | Path, *, probabilities: bool = False, uncertainty: bool = False, html: bool = False
+        self,
+        folder: str | Path,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        html: bool = False,
+        on_all: bool = False,
     ) -> None:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
-        Earlier results in the folder are deleted. If the picture or the page cannot be made, `report.json` says why.
+        If the case came as DICOM, `seg.dcm` is written as well: a DICOM segmentation over the slices of the reference.
+        Pictures show a case of raw images with its skull. Earlier results in the folder are deleted. If a picture, the
+        page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
             folder: Output folder. It is created if it does not exist.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices.
+            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the grid on which each sequence was
+                scanned. Only a case of raw images has these.
 
         Raises:
-            ValueError: If `folder` is the folder of a case, because its ground truth would be deleted.
+            ValueError: If `on_all` is asked for another case; or if the folder is that of a case, whose ground truth
+                would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
+        if on_all and self.scan is None:
+            raise ValueError("Only a case of raw images has other grids than its own. Leave out `--on all`.")
         if self.origin is not None and folder.resolve() == self.origin.resolve():
             raise ValueError(
                 f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
@@ -107,10 +127,27 @@ class Segmentation:
             write_image(
                 folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities, self.task), like=self.label_map
             )
+        if on_all and self.scan is not None:
+            for name in self.images:
+                own = self.scan.on_own_grid(name, self.regions, self.label_scheme)
+                save_image(folder / f"seg_on_{name}.nii.gz", own)
+        if self.scan is not None and self.scan.headers and self.regions.any():
+            with not_at_the_cost_of_the_result("seg.dcm", report):
+                # Only now, because it needs further packages.
+                from ..scans.dicom_seg import write_dicom_seg
+
+                write_dicom_seg(
+                    folder / "seg.dcm",
+                    self.regions,
+                    self.scan.affine,
+                    self.scan.headers,
+                    algorithm=report["checkpoint"],
+                )
+        images = self.images if self.scan is None else self.scan.head_images()
         with not_at_the_cost_of_the_result("overlay.png", report):
             save_overlay(
                 folder / "overlay.png",
-                self.images,
+                images,
                 {"found": self.regions},
                 title=f"{report['case_id']}, segmented from {' + '.join(self.images)}",
                 volumes_ml=self.volumes_ml,
@@ -119,5 +156,5 @@ class Segmentation:
             )
         if html:
             with not_at_the_cost_of_the_result("report.html", report):
-                write_case_page(folder / "report.html", self.images, self.regions, report, self.task)
+                write_case_page(folder / "report.html", images, self.regions, report, self.task)
         write_report(folder / "report.json", report)

@@ -277,9 +277,8 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         if head:
             notes.add(
                 name,
-                f"{head:.1f} litres of tissue look like a head with its skull. Remove the skull first with a brain "
-                "extraction tool such as HD-BET or SynthStrip. To segment it as it is, use `--allow-skull` "
-                "(`allow_skull=True`).",
+                f"{head:.1f} litres of tissue look like a head with its skull. Remove the skull first: "
+                "lora-moe-hgd prepare FOLDER OUT. To segment it as it is, use `--allow-skull` (`allow_skull=True`).",
                 "warning" if allow_skull else "error",
             )
         elif litres < LEAST_BRAIN_LITRES:

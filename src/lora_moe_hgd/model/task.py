@@ -51,6 +51,13 @@ RESERVED = {
     "probabilities",
     "uncertainty",
     "html",
+    "study",
+    "series",
+    "brain_mask",
+    "brain_extraction",
+    "case_id",
+    "on",
+    "keep",
     "device",
     "quiet",
 }

@@ -1,0 +1,165 @@
+"""The brain in a head with its skull: by deepbet's networks, a command of the user's, or a mask that is given.
+
+deepbet (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845; MIT) was trained on T1 of healthy adults. On raw T1,
+T2 and FLAIR of patients its masks agree with published ones, see docs/scans.md. Its package is never imported, because
+it brings a window; only the files of its two networks are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from ..cases.nifti import read_image
+from ..model.findings import BadInputError
+from ..model.geometry import orientation, to_canonical
+from ..model.grids import Volume, on_grid_of
+from .brains import largest_part
+
+# A network in TorchScript is code: only these files are loaded, from the installed package deepbet 1.0.2.
+NETWORKS = {
+    "bbox_model.pt": "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",
+    "model.pt": "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
+}
+COARSE, FINE = (128, 128, 128), (256, 256, 256)
+# Planes with less of the head than this are not part of its box, which is enlarged on each side.
+LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
+COMMAND_TIMEOUT_S = 3600
+
+
+def extract_brain(volume: Volume, where: str) -> np.ndarray:
+    """The brain by deepbet's networks, bool in the shape of the volume.
+
+    Args:
+        volume: A head with its skull, of any orientation and voxel size.
+        where: Place that errors name.
+
+    Raises:
+        BadInputError: If there is no brain in it.
+        ValueError: If the networks are not those that are known.
+    """
+    axes, flips = orientation(volume.affine)
+    canonical = torch.from_numpy(np.ascontiguousarray(to_canonical(volume.array, volume.affine), dtype=np.float32))
+    found = torch.zeros(canonical.shape, dtype=torch.bool)
+    with torch.inference_mode():
+        small = _resized(canonical, COARSE)
+        low, high = small.quantile(0.005), small.quantile(0.995)
+        coarse = _network("bbox_model.pt")(_normalised(small, low, high)[None, None])[0, 1] > 0.5
+        box = _box(largest_part(coarse.numpy()), tuple(canonical.shape))
+        if box is None or high <= low:
+            raise BadInputError(where, "No brain was found. Is this an image of a head?")
+        fine = _resized(canonical[box], FINE)
+        probability = _network("model.pt")(_normalised(fine, low, high)[None, None])[0, 1]
+        found[box] = _resized(probability, tuple(canonical[box].shape)) > 0.5
+    mask = ndimage.binary_fill_holes(largest_part(found.numpy()))
+    if not mask.any():
+        raise BadInputError(where, "No brain was found. Is this an image of a head?")
+    flipped = np.flip(mask, axis=tuple(axis for axis in range(3) if flips[axis]))
+    return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
+
+
+def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) -> np.ndarray:
+    """The brain by a command of the user's, such as HD-BET or SynthStrip.
+
+    Args:
+        command: With `{input}` and `{output}`, which stand for the path of the head and that of the mask or of the
+            brain alone, both `.nii.gz`. No shell reads it.
+        volume: A head with its skull.
+        where: Place that errors name.
+        scratch: Folder for the two files.
+
+    Raises:
+        BadInputError: If the command fails, or its output is no mask.
+    """
+    if "{input}" not in command or "{output}" not in command:
+        raise ValueError(
+            f"--brain-extraction must be deepbet, none, or a command with {{input}} and {{output}}, got '{command}'."
+        )
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    source, target = folder / "head.nii.gz", folder / "brain.nii.gz"
+    nib.save(nib.Nifti1Image(volume.array, volume.affine), source)
+    words = [word.replace("{input}", str(source)).replace("{output}", str(target)) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, capture_output=True, check=False, timeout=COMMAND_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise BadInputError(where, f"There is no program {words[0]} for brain extraction.") from error
+    except subprocess.TimeoutExpired as error:
+        raise BadInputError(where, f"The brain extraction took more than {COMMAND_TIMEOUT_S} s.") from error
+    if done.returncode or not target.is_file():
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise BadInputError(
+            where, f"The brain extraction by {words[0]} failed (exit code {done.returncode}): {''.join(last)}"
+        )
+    return brain_by_mask(target, volume, where)
+
+
+def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
+    """The brain by a mask on disk that lies in the same space, on any grid; other voxels of it are zero.
+
+    Raises:
+        BadInputError: If it cannot be read, or marks nothing or everything of the volume.
+    """
+    image = read_image(path).image
+    mask = Volume((np.asarray(image.dataobj) != 0).astype(np.float32), image.affine)
+    placed, _, _ = on_grid_of(mask, volume, labels=True)
+    brain = placed.array > 0
+    if not brain.any() or brain.all():
+        share = "nothing" if not brain.any() else "everything"
+        raise BadInputError(where, f"The brain mask marks {share} of it. Check that both lie in one space.")
+    return brain
+
+
+@cache
+def _network(name: str) -> torch.jit.ScriptModule:
+    """A network of deepbet's, after a check that the file is the known one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    files = metadata.files("deepbet") or []
+    path = next((Path(str(file.locate())) for file in files if file.name == name), None)
+    content = b"" if path is None or not path.is_file() else path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != NETWORKS[name]:
+        raise ValueError(
+            f"The network {name} of deepbet is missing or is another one than that of version 1.0.2, so it is not "
+            'loaded. Install it again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
+        )
+    # The bytes that were checked are those that are loaded.
+    return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+
+
+def _resized(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return nn.functional.interpolate(volume[None, None], shape, mode="nearest-exact")[0, 0]
+
+
+def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clipped, and scaled to the mean and standard deviation that the networks were trained on."""
+    clipped = ((volume - low) / (high - low)).clamp(0, 1)
+    return 0.226 * (clipped - clipped.mean()) / clipped.std() + 0.449
+
+
+def _box(coarse: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """Box of the head in a volume of this shape; `None` if there is no head."""
+    box = []
+    for axis in range(3):
+        share = coarse.mean(axis=tuple(other for other in range(3) if other != axis))
+        planes = np.flatnonzero(share > LEAST_SHARE)
+        if not len(planes):
+            return None
+        scale = shape[axis] / coarse.shape[axis]
+        centre = round(scale * (planes[-1] + 1 + planes[0]) / 2)
+        size = round((1 + 2 * BOX_MARGIN) * scale * (planes[-1] + 1 - planes[0]))
+        box.append(slice(max(0, int(centre - size / 2)), min(shape[axis], int(centre + size / 2))))
+    return tuple(box)

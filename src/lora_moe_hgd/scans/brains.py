@@ -1,0 +1,126 @@
+"""Judging brain masks: do those of the sequences agree, is the volume a brain's, is bright tissue cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from ..model.findings import BadInputError, Finding
+from ..model.grids import Volume, on_grid_of
+
+# Brains of adults take 0.9 to 1.9 litres. A mask beyond the outer bounds is no brain.
+LITRES, POSSIBLE_LITRES = (0.9, 1.9), (0.4, 2.6)
+# Dice of the masks of two sequences after registration. On real heads with known motions it is above 0.93 where the
+# registration is right.
+WARN_BELOW, REFUSE_BELOW = 0.9, 0.75
+# Tissue within this distance of the mask counts as cut off if it is one with bright tissue inside.
+SHELL_MM, LEAST_ML = 6.0, 0.5
+BRIGHT_SPREADS = 3.5
+
+
+def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
+    """The brain by the masks of all sequences on one grid: where half of them or more mark it.
+
+    A sequence on which a tumour hides from the brain extraction is outvoted by the others.
+
+    Args:
+        masks: Mask of each sequence on the reference's grid.
+        reference: Its name.
+
+    Raises:
+        BadInputError: If a mask lies so far from that of the reference that the registration must have failed.
+    """
+    findings = []
+    for name, mask in masks.items():
+        overlap = dice(mask, masks[reference])
+        message = (
+            f"Its brain and that of {reference} overlap by {overlap:.2f} only (Dice) after registration. The "
+            "registration or the brain extraction has failed."
+        )
+        if overlap < REFUSE_BELOW:
+            raise BadInputError(name, f"{message} Leave the sequence out with --sequences, or register it yourself.")
+        if overlap < WARN_BELOW:
+            findings.append(Finding(name, f"{message} Look at it."))
+    votes = np.sum(list(masks.values()), axis=0)
+    brain = votes * 2 >= len(masks)
+    return ndimage.binary_fill_holes(largest_part(brain)), findings
+
+
+def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
+    """Whether the volume is that of a brain.
+
+    Raises:
+        BadInputError: If it cannot be.
+    """
+    litres = float(brain.sum() * abs(np.linalg.det(affine[:3, :3]))) / 1e6
+    if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
+        raise BadInputError(
+            where,
+            f"The brain extraction found {litres:.2f} litres, which is no brain. Is this an image of a whole head? "
+            "Give a mask with --brain-mask, or another program with --brain-extraction.",
+        )
+    if not LITRES[0] <= litres <= LITRES[1]:
+        return [Finding(where, f"The brain mask takes {litres:.2f} litres, which is unusual. Look at it.")]
+    return []
+
+
+def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
+    """Whether bright tissue of a FLAIR goes on outside the brain mask, as a tumour does that was cut off.
+
+    On T2 this cannot be told, because the fluid around the brain is as bright as a tumour.
+
+    Args:
+        head: FLAIR with its skull.
+        brain: Brain mask on the same grid.
+        affine: Of the grid.
+        where: Place that the finding names.
+    """
+    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    inside = head[brain]
+    median = float(np.median(inside))
+    spread = 1.4826 * float(np.median(np.abs(inside - median)))
+    near = ndimage.distance_transform_edt(~brain, sampling=edges) <= SHELL_MM
+    bright = near & (head > median + BRIGHT_SPREADS * spread)
+    # Thin bridges, such as a rim of fluid, connect nothing.
+    parts, count = ndimage.label(ndimage.binary_opening(bright))
+    if not count:
+        return []
+    numbers = np.arange(1, count + 1)
+    within = ndimage.sum(brain, parts, numbers) * voxel_ml
+    beyond = ndimage.sum(~brain, parts, numbers) * voxel_ml
+    cut = (within >= LEAST_ML) & (beyond >= LEAST_ML)
+    if not cut.any():
+        return []
+    return [
+        Finding(
+            where,
+            f"{beyond[cut].sum():.1f} mL of bright tissue go on outside the brain mask, which may cut off a tumour. "
+            "Look at the mask, and give a better one with --brain-mask if it does.",
+        )
+    ]
+
+
+def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
+    """A mask on another grid: where its share is half or more."""
+    # On a background of one, because zeros count as background, which is not averaged.
+    moved, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), affine), reference)
+    return moved.array >= 1.5
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Overlap of two masks; 1 for two empty ones."""
+    total = np.count_nonzero(first) + np.count_nonzero(second)
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask."""
+    parts, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == sizes.argmax()

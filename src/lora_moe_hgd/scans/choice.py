@@ -1,0 +1,163 @@
+"""The table of series, and the choice of one for each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError, Finding
+from .recognise import Recognised, recognise
+from .series import Series
+from .studies import shown_date
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The series of a study and what they were taken for.
+
+    Attributes:
+        rows: Every series with what it was taken for.
+        chosen: The series of each sequence, in channel order.
+        findings: What is odd about the choice.
+    """
+
+    rows: tuple[tuple[Series, Recognised], ...]
+    chosen: dict[str, Series]
+    findings: tuple[Finding, ...]
+
+    def table(self) -> str:
+        """A line for each series: number, date, plane, voxel size, slices, description, what it was taken for and why.
+
+        An asterisk marks the series that are used.
+        """
+        used = {series.number for series in self.chosen.values()}
+        lines = [("#", "date", "plane", "voxel in mm", "slices", "description", "taken for")]
+        for series, found in self.rows:
+            voxel = " x ".join(f"{edge:.3g}" for edge in series.spacing_mm) if series.shape[2] else ""
+            lines.append(
+                (
+                    f"{series.number}{'*' if series.number in used else ''}",
+                    shown_date(series.date),
+                    series.plane,
+                    voxel,
+                    str(series.shape[2] or ""),
+                    series.acquisition.description[:40],
+                    f"{found.sequence or '-'}: {found.why}",
+                )
+            )
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        cells = (["{:<{}}".format(*cell) for cell in zip(line, widths, strict=True)] for line in lines)
+        return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) -> Choice:
+    """Choose a series for each sequence: an original, complete and fine one.
+
+    Args:
+        series: Of one study.
+        wanted: Number or UID of a series by sequence, which counts more than what its headers say.
+        where: Place that errors name.
+
+    Raises:
+        BadInputError: If no sequence is found, or a wanted series is not there or holds no volume.
+    """
+    rows = [(row, recognise(row)) for row in series]
+    chosen: dict[str, Series] = {}
+    findings: list[Finding] = []
+    named = {name: _find(series, text, where) for name, text in wanted.items()}
+    for name in MODALITIES:
+        if name in named:
+            chosen[name] = named[name]
+            continue
+        candidates = [row for row, found in rows if found.sequence == name and row not in named.values()]
+        if candidates:
+            chosen[name] = min(candidates, key=_rank)
+        if len(candidates) > 1:
+            numbers = ", ".join(str(row.number) for row in candidates)
+            findings.append(
+                Finding(
+                    name,
+                    f"Series {numbers} are candidates; series {chosen[name].number} is used. Choose another with "
+                    f"--series {name}=NUMBER.",
+                )
+            )
+    if not chosen:
+        raise BadInputError(where, _nothing(rows))
+    for name, row in chosen.items():
+        if row.gaps:
+            findings.append(
+                Finding(
+                    name,
+                    f"{row.gaps} gaps between the slices of series {row.number} differ from the others. Slices may be "
+                    "missing.",
+                )
+            )
+    findings += [
+        Finding(found.sequence or "case", f"Series {row.number}: {found.why}. The times count.")
+        for row, found in rows
+        if row in chosen.values() and "its description says" in found.why and row not in named.values()
+    ]
+    damaged = [str(row.number) for row, _ in rows if row.cut_off]
+    if damaged:
+        findings.append(
+            Finding("case", f"Files of series {', '.join(damaged)} are cut off. Copy them again if they are needed.")
+        )
+    return Choice(tuple(rows), chosen, tuple(findings))
+
+
+def parse_series(texts: Sequence[str]) -> dict[str, str]:
+    """Number or UID of a series by sequence, from words such as `t1c=5`.
+
+    Raises:
+        ValueError: If a word is of another form, or a sequence is unknown or named twice.
+
+    Example:
+        >>> parse_series(["t1c=5", "flair=2"])
+        {'t1c': '5', 'flair': '2'}
+    """
+    wanted: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        name = name.strip().lower()
+        if name not in MODALITIES or not value.strip() or name in wanted:
+            raise ValueError(
+                f"--series must be SEQUENCE=NUMBER or SEQUENCE=UID, each of {', '.join(MODALITIES)} once, got {text}."
+            )
+        wanted[name] = value.strip()
+    return wanted
+
+
+def _rank(row: Series) -> tuple[bool, bool, float, float, int]:
+    """The least is the best: original, without gaps, with the smallest longest edge, then the smallest voxel."""
+    volume = row.spacing_mm[0] * row.spacing_mm[1] * row.spacing_mm[2]
+    derived = "DERIVED" in row.acquisition.image_type
+    return derived, row.gaps > 0, round(max(row.spacing_mm), 1), round(volume, 2), row.number
+
+
+def _find(series: Sequence[Series], text: str, where: Path) -> Series:
+    found = [row for row in series if text in (str(row.number), row.uid)]
+    if not found:
+        numbers = ", ".join(str(row.number) for row in series)
+        raise BadInputError(where, f"There is no series {text}. The series have the numbers {numbers}.")
+    if len(found) > 1:
+        numbers = ", ".join(str(row.number) for row in found)
+        raise BadInputError(where, f"Several stacks have this UID. Give one of the numbers {numbers}.")
+    if found[0].shape[2] < 2 or found[0].plane == "none":
+        raise BadInputError(where, f"Series {found[0].number} is no volume: it has {found[0].shape[2]} slices.")
+    return found[0]
+
+
+def _nothing(rows: Sequence[tuple[Series, Recognised]]) -> str:
+    """Why no sequence was found."""
+    modalities = {row.acquisition.modality for row, _ in rows if row.shape[2]}
+    if not modalities:
+        return "The DICOM files hold no images."
+    if "MR" not in modalities:
+        return f"The images are {', '.join(sorted(modalities))}, not MRI. Give an MRI study of the head."
+    reasons = "; ".join(f"{row.number}: {found.why}" for row, found in rows[:20])
+    return (
+        f"None of the {len(rows)} series was recognised as T1, T1c, T2 or FLAIR ({reasons}). Name one with --series "
+        "t1c=NUMBER."
+    )

@@ -1,0 +1,58 @@
+"""`lora-moe-hgd prepare`: raw images to an ordinary case folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import add_in_path, add_out_path, add_quiet
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from .options import add_scan_options
+from .raw import require_extra
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare one study."""
+    parser = argparse.ArgumentParser(
+        description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, "
+        "a DICOMDIR) or NIfTI. The output is a case folder, which every other command reads."
+    )
+    parser.add_argument("places", nargs="*", type=Path, metavar="RAW OUT", help="instead of --in-path and --out-path")
+    add_in_path(parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with skull")
+    add_out_path(parser, required=False, help="folder for the case")
+    parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
+    parser.add_argument("--reference", choices=MODALITIES, help="whose grid the case gets; the finest if left out")
+    add_scan_options(parser)
+    add_quiet(parser)
+    args = parser.parse_args(argv)
+    places = [*args.places]
+    source = args.in_path or (places.pop(0) if places else None)
+    target = args.out_path or (places.pop(0) if places else None)
+    if source is None or target is None or places:
+        raise ValueError("Give the raw images and the folder for the case: lora-moe-hgd prepare RAW OUT.")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"--out-path must not be the folder of the raw images: {source}")
+    require_extra()
+    # Only now, because these need the extra.
+    from .choice import parse_series
+    from .prepare import DEEPBET, ScanOptions, prepare
+
+    options = ScanOptions(
+        study=args.study,
+        series=parse_series(args.series),
+        sequences=None if args.sequences is None else tuple(args.sequences.lower().split(",")),
+        reference=args.reference,
+        brain_extraction=args.brain_extraction or DEEPBET,
+        brain_mask=args.brain_mask,
+        case_id=args.case_id,
+    )
+    with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
+        prepared = prepare(source, options, Path(scratch), say=(lambda line: None) if args.quiet else print)
+    for finding in prepared.findings:
+        print(f"warning: {finding}", file=sys.stderr)
+    prepared.save(target)
+    if not args.quiet:
+        print(f"The case is in {target}: {', '.join(prepared.images)}, on the grid of {prepared.reference}.")

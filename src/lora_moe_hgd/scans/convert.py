@@ -1,0 +1,127 @@
+"""DICOM series to volumes, with dcm2niix."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import dcm2niix
+import numpy as np
+from scipy import ndimage
+
+from ..cases.nifti import read_image
+from ..model.findings import BadInputError, Finding
+from ..model.grids import Volume
+from .series import Series
+
+TIMEOUT_S = 600
+# Headers are rounded. What lies further from its place is put there.
+TOLERATED_MM, TOLERATED_VOXELS = 0.2, 0.05
+SAME_DIRECTION = 0.999
+
+
+def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[Finding]]:
+    """The volume of a series. Each slice is placed by its own header, whatever dcm2niix says.
+
+    Uneven gaps between slices, and slices that are shifted against each other as with a tilted gantry, are evened out
+    by linear interpolation, with a finding. (dcm2niix places them evenly, millimetres off.)
+
+    Args:
+        series: What to convert.
+        sequence: Place that findings name.
+        scratch: Folder for intermediate files.
+
+    Raises:
+        BadInputError: If dcm2niix makes no volume of it, or another than the headers describe.
+    """
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    source, target = folder / "dicom", folder / "nifti"
+    source.mkdir()
+    target.mkdir()
+    # Under names of our own: those of the files may name the patient, and dcm2niix takes a folder.
+    for number, path in enumerate(series.files):
+        link_or_copy(path, source / f"{number:06d}.dcm")
+    # `-g i`: options that the user has set for dcm2niix do not count here.
+    options = ["-g", "i", "-z", "n", "-b", "n", "-f", "volume", "-o", str(target)]
+    try:
+        done = subprocess.run(
+            [dcm2niix.bin, *options, str(source)], capture_output=True, check=False, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BadInputError(sequence, f"dcm2niix took more than {TIMEOUT_S} s for series {series.number}.") from error
+    # Beside uneven volumes, and those of a tilted gantry, it may write versions of its own.
+    made = sorted(path for path in target.glob("*.nii") if not path.stem.endswith(("_Eq", "_Tilt")))
+    if len(made) != 1:
+        raise BadInputError(
+            sequence,
+            f"dcm2niix makes {len(made) or 'no'} volume{'s' if len(made) > 1 else ''} of series {series.number} (exit "
+            f"code {done.returncode}). Its files may be damaged, incomplete, or compressed in a way that is not read.",
+        )
+    image = read_image(made[0]).image
+    shutil.rmtree(folder)
+    volume = Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+    return _placed(volume, series, sequence)
+
+
+def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list[Finding]]:
+    """The volume with each slice where its header says."""
+    origins = _origins(volume, series)
+    if origins is None:
+        raise BadInputError(
+            sequence,
+            f"The slices of series {series.number} cannot be found again in the volume that dcm2niix makes of it.",
+        )
+    affine, count = volume.affine, volume.array.shape[2]
+    assumed = affine[:3, 3] + np.arange(count)[:, None] * affine[:3, 2]
+    if np.abs(origins - assumed).max() <= TOLERATED_MM:
+        return volume, []
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal *= np.sign(normal @ affine[:3, 2]) / np.linalg.norm(normal)
+    heights = (origins - origins[0]) @ normal
+    beside = origins - origins[0] - heights[:, None] * normal
+    edges = np.linalg.norm(affine[:3, :2], axis=0)
+    shifts = beside @ (affine[:3, :2] / edges) / edges  # In voxels, a row for each slice.
+    array = volume.array
+    if np.abs(shifts).max() > TOLERATED_VOXELS:
+        array = np.stack([ndimage.shift(array[..., at], shifts[at], order=1) for at in range(count)], axis=2)
+    step = float(np.median(np.diff(heights)))
+    targets = np.arange(round(heights[-1] / step) + 1) * step
+    above = np.clip(np.searchsorted(heights, targets), 1, count - 1)
+    weight = np.clip((targets - heights[above - 1]) / (heights[above] - heights[above - 1]), 0, 1)
+    array = array[..., above - 1] * (1 - weight) + array[..., above] * weight
+    affine = np.column_stack([affine[:3, :2], normal * step, origins[0]])
+    message = (
+        "The gaps between its slices are uneven, or its slices are shifted against each other. They were evened out "
+        "by interpolation. Look at the result between the slices."
+    )
+    return Volume(array.astype(np.float32), np.vstack([affine, [0, 0, 0, 1]])), [Finding(sequence, message)]
+
+
+def _origins(volume: Volume, series: Series) -> np.ndarray | None:
+    """Where the first voxel of each slice lies by the DICOM headers, in RAS, `(slices, 3)`; `None` if they differ."""
+    affine, shape = volume.affine, volume.array.shape
+    if len(series.positions) != shape[2] or shape[:2] != series.shape[:2]:
+        return None
+    to_ras = np.array([-1.0, -1.0, 1.0])
+    cosines = np.array(series.cosines).reshape(2, 3) * to_ras
+    origins = np.array(series.positions) * to_ras
+    for axis in range(2):
+        along = affine[:3, axis] @ cosines[axis] / np.linalg.norm(affine[:3, axis])
+        if abs(along) < SAME_DIRECTION:
+            return None
+        if along < 0:
+            # dcm2niix reversed the axis: the first voxel of the header is the last of the array.
+            origins = origins - (shape[axis] - 1) * affine[:3, axis]
+    # dcm2niix orders slices along the normal, as `Series.positions` does.
+    return origins if np.cross(*cosines) @ affine[:3, 2] > 0 else None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, without a copy where that can be."""
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        # Windows allows links to few users.
+        shutil.copyfile(source, target)

@@ -1,0 +1,141 @@
+"""DICOM segmentation objects: the label map over the slices of the series that it was made from.
+
+Each frame is sampled at the places that the header of its slice gives, so no rule about flips is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from ..files import replacing
+
+# Segments that exclude each other: name, SNOMED CT code and colour-free label. Core is what does not enhance of it.
+SEGMENTS: tuple[tuple[str, Code], ...] = (
+    ("NCR: core without enhancement", codes.SCT.Necrosis),
+    ("ED: oedema", codes.SCT.Edema),
+    ("ET: enhancing tumour", codes.SCT.Neoplasm),
+)
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A series number that scanners do not reach.
+SERIES_NUMBER = 9000
+MAKER = "lora-moe-hgd"
+
+
+def write_dicom_seg(
+    path: Path, regions: np.ndarray, affine: np.ndarray, headers: Sequence[Dataset], *, algorithm: str
+) -> None:
+    """Write a segmentation with the segments NCR, ED and ET.
+
+    Args:
+        path: Written beside and renamed.
+        regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
+        affine: Of their grid, voxel to millimetre in RAS, `(4, 4)`.
+        headers: Of the slices of the source series, without pixels, or the one of an enhanced file.
+        algorithm: Name of the checkpoint.
+
+    Raises:
+        ValueError: If no tumour lies on the slices: such an object would be empty.
+    """
+    whole, core, enhancing = regions
+    classes = np.stack([core & ~enhancing, whole & ~core, enhancing], axis=-1)
+    # Sorted here, because highdicom matches frames to headers by their order.
+    sources = sorted(headers, key=_height) if len(headers) > 1 else list(headers)
+    frames = np.stack([_sampled(classes, affine, matrix, shape) for matrix, shape in _slices(sources)])
+    present = [number for number in range(len(SEGMENTS)) if frames[..., number].any()]
+    if not present:
+        raise ValueError("No tumour lies on the slices of the series")
+    identification = AlgorithmIdentificationSequence(
+        name=f"{MAKER} {algorithm}", version=version("lora-moe-hgd"), family=codes.DCM.ArtificialIntelligence
+    )
+    descriptions = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=SEGMENTS[index][0],
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=SEGMENTS[index][1],
+            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=identification,
+            tracking_uid=generate_uid(),
+            tracking_id=SEGMENTS[index][0].split(":")[0],
+            anatomic_regions=[codes.SCT.Brain],
+        )
+        for number, index in enumerate(present, start=1)
+    ]
+    segmentation = Segmentation(
+        source_images=sources,
+        pixel_array=frames[..., present].astype(np.uint8),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
+        software_versions=version("lora-moe-hgd"),
+        device_serial_number="0",
+        series_description="Brain tumour segmentation, research use only",
+        content_label="BRAIN_TUMOUR",
+        omit_empty_frames=True,
+    )
+    with replacing(path) as scratch:
+        segmentation.save_as(scratch)
+
+
+def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """Voxel `(column, row)` to millimetre in RAS, `(4, 3)`, and rows and columns of each slice."""
+    slices = []
+    for source in sources:
+        shape = (int(source.Rows), int(source.Columns))
+        if "PerFrameFunctionalGroupsSequence" not in source:
+            matrix = _matrix(source.ImageOrientationPatient, source.PixelSpacing, source.ImagePositionPatient)
+            slices.append((matrix, shape))
+            continue
+        shared = source.SharedFunctionalGroupsSequence[0]
+        for frame in source.PerFrameFunctionalGroupsSequence:
+            parts = [
+                (frame if group in frame else shared)[group].value[0]
+                for group in ("PlaneOrientationSequence", "PixelMeasuresSequence", "PlanePositionSequence")
+            ]
+            matrix = _matrix(parts[0].ImageOrientationPatient, parts[1].PixelSpacing, parts[2].ImagePositionPatient)
+            slices.append((matrix, shape))
+    return slices
+
+
+def _matrix(cosines: Sequence[float], spacing: Sequence[float], position: Sequence[float]) -> np.ndarray:
+    """The equation C.7.6.2.1-1 of the standard, part 3, without its empty column, in RAS."""
+    along, down = np.array(cosines, dtype=float).reshape(2, 3)
+    matrix = np.zeros((4, 3))
+    # The first number of the spacing is the distance between rows.
+    matrix[:3] = np.column_stack(
+        [along * float(spacing[1]), down * float(spacing[0]), np.array(position, dtype=float)]
+    )
+    matrix[3, 2] = 1
+    return TO_RAS @ matrix
+
+
+def _height(source: Dataset) -> float:
+    """Position of a slice along the normal."""
+    along, down = np.array(source.ImageOrientationPatient, dtype=float).reshape(2, 3)
+    return float(np.array(source.ImagePositionPatient, dtype=float) @ np.cross(along, down))
+
+
+def _sampled(classes: np.ndarray, affine: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The nearest voxel of `classes` `(D, H, W, C)` at each pixel of a slice, `(rows, columns, C)`."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
+    index = np.rint((np.linalg.inv(affine) @ matrix @ pixels)[:3]).astype(int)
+    inside = ((index >= 0) & (index < np.array(classes.shape[:3])[:, None])).all(axis=0)
+    result = np.zeros((rows.size, classes.shape[3]), dtype=bool)
+    result[inside] = classes[tuple(index[:, inside])]
+    return result.reshape(*shape, classes.shape[3])

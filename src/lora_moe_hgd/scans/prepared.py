@@ -1,0 +1,119 @@
+"""A case that was prepared from raw images, and the way back to their own grids. This needs no further package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..cases.nifti import save_image
+from ..files import replacing
+from ..model.findings import Finding
+from ..model.grids import Volume, on_grid_of
+from ..model.label_schemes import LabelScheme
+
+# File name of each sequence in the prepared folder, which any other command reads.
+FILE_NAMES = {"t1": "T1.nii.gz", "t1c": "T1c.nii.gz", "t2": "T2.nii.gz", "flair": "FLAIR.nii.gz"}
+BRAIN_MASK, REPORT = "brain_mask.nii.gz", "prepare.json"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A sequence as it was scanned.
+
+    Attributes:
+        shape: Of its own array.
+        affine: Of its own grid, as the scanner gave it, `(4, 4)`.
+        motion: From its points to those of the reference, in millimetres, `(4, 4)`.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    motion: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on one grid without skull, made from raw images.
+
+    Attributes:
+        case_id: Name of the case; it does not tell the patient unless the user chose it so.
+        reference: Sequence whose grid the case is on.
+        affine: Of that grid, `(4, 4)`.
+        images: Each sequence on that grid, `(D, H, W)` float32, zero outside the brain.
+        heads: The same with the skull.
+        brain: Brain on that grid, bool.
+        placements: How each sequence was scanned.
+        findings: What is odd.
+        report: Content of `prepare.json`.
+        headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty for other images.
+    """
+
+    case_id: str
+    reference: str
+    affine: np.ndarray
+    images: dict[str, np.ndarray]
+    heads: dict[str, np.ndarray]
+    brain: np.ndarray
+    placements: dict[str, Placement]
+    findings: tuple[Finding, ...]
+    report: dict[str, Any]
+    headers: tuple[Any, ...] = field(default=(), repr=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the case: a file for each sequence, the brain mask, and `prepare.json` last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (REPORT, BRAIN_MASK, *FILE_NAMES.values()):
+            (folder / name).unlink(missing_ok=True)
+        for name, array in self.images.items():
+            save_image(folder / FILE_NAMES[name], image_on(self.affine, array))
+        save_image(folder / BRAIN_MASK, image_on(self.affine, self.brain.astype(np.uint8)))
+        with replacing(folder / REPORT) as scratch:
+            scratch.write_text(json.dumps(self.report, indent=2) + "\n")
+
+    def head_images(self) -> dict[str, nib.Nifti1Image]:
+        """Each sequence with its skull, on the case's grid."""
+        return {name: image_on(self.affine, array) for name, array in self.heads.items()}
+
+    def on_own_grid(self, sequence: str, regions: np.ndarray, scheme: LabelScheme) -> nib.Nifti1Image:
+        """The label map on the grid on which a sequence was scanned; each voxel has the label at its centre.
+
+        Args:
+            sequence: Whose grid.
+            regions: WT, TC and ET on the case's grid, `(3, D, H, W)` bool.
+            scheme: Of the label map.
+        """
+        place = self.placements[sequence]
+        target = Volume(np.zeros(place.shape, dtype=np.float32), place.motion @ place.affine)
+        moved, _, _ = on_grid_of(Volume(scheme.encode(regions), self.affine), target, labels=True)
+        return image_on(place.affine, moved.array)
+
+
+def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI image with nothing but its geometry in the header."""
+    image = nib.Nifti1Image(np.ascontiguousarray(array), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def report_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with numbers that JSON can hold, rounded to what counts."""
+    rounded: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rounded[key] = report_of(value)
+        elif isinstance(value, np.ndarray | tuple | list):
+            array = np.asarray(value)
+            rounded[key] = array.tolist() if array.dtype.kind == "i" else np.round(array.astype(float), 4).tolist()
+        elif isinstance(value, float | np.floating):
+            rounded[key] = round(float(value), 4)
+        else:
+            rounded[key] = value
+    return rounded

@@ -1,0 +1,158 @@
+"""Which MRI sequence a series is, from its headers.
+
+Times decide, because descriptions are in any language and often wrong. The ranges are textbook values for 1 to 3 T.
+Descriptions decide where times are missing, and what the times cannot tell: contrast agent, angiographies, maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..cases.sequence_names import role_of
+from .series import Acquisition, Series
+
+# A stack with fewer slices or a shorter one shows no whole brain.
+LEAST_SLICES = 10
+LEAST_COVERAGE_MM = 70.0
+NO_AGENT = {"", "no", "none", "0", "n", "without", "n/a", "na", "nil", "ohne", "nein", "non", "sans"}
+
+
+@dataclass(frozen=True)
+class Times:
+    """A row of the table: a kind of image and the times, in milliseconds, by which it is known.
+
+    Attributes:
+        name: `t1`, `t2` or `flair`, or what else it is.
+        why: What the row describes.
+        echo_ms: Least and most echo time.
+        repetition_ms: Least and most repetition time.
+        inversion_ms: Least and most inversion time; `None` if there must be none.
+    """
+
+    name: str
+    why: str
+    echo_ms: tuple[float, float]
+    repetition_ms: tuple[float, float]
+    inversion_ms: tuple[float, float] | None
+
+    def fits(self, found: Acquisition) -> bool:
+        """Whether the times lie in the ranges. An unknown repetition time fits any range."""
+        if found.echo_ms is None or not self.echo_ms[0] <= found.echo_ms <= self.echo_ms[1]:
+            return False
+        repetition = found.repetition_ms
+        if repetition is not None and not self.repetition_ms[0] <= repetition <= self.repetition_ms[1]:
+            return False
+        if self.inversion_ms is None or found.inversion_ms is None:
+            return self.inversion_ms is None and found.inversion_ms is None
+        return self.inversion_ms[0] <= found.inversion_ms <= self.inversion_ms[1]
+
+
+# The first row that fits counts. Repetition times of fast 3-D sequences are those of a single echo or of a whole
+# train, depending on the maker.
+TABLE = (
+    Times("flair", "long inversion and echo times", (70, 800), (3500, 20_000), (1500, 3000)),
+    Times("stir", "a short inversion time suppresses fat", (0, 800), (1500, 20_000), (80, 300)),
+    Times("t1", "a gradient echo after an inversion", (0, 12), (0, 3500), (400, 1400)),
+    Times("t1", "T1 with an inversion", (0, 35), (1000, 4000), (400, 1400)),
+    Times("t2", "a long echo time", (70, 800), (1500, 20_000), None),
+    Times("proton density", "long repetition and short echo times", (0, 45), (1500, 20_000), None),
+    Times("t1", "short repetition and echo times", (0, 30), (0, 1200), None),
+)
+TIMES_OF = {"t1": "T1", "t2": "T2", "flair": "FLAIR"}
+
+# Words of the image type (DICOM tag 0008,0008), by what they mean.
+IMAGE_TYPES = {
+    "localiser": {"LOCALIZER", "SCOUT"},
+    "diffusion": {"DIFFUSION", "TRACEW", "TRACE", "ADC", "FA", "TENSOR", "EXPONENTIAL", "DWI"},
+    "perfusion": {"PERFUSION", "PERFUSION_ASL", "ASL", "TTP", "CBF", "CBV", "MTT", "TMAX", "RCBV", "RCBF"},
+    "susceptibility": {"SWI", "MNIP", "SWI_MINIP"},
+    "phase": {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "PCA"},
+    "angiography": {"TOF", "MRA", "ANGIO", "FLOW_ENCODED"},
+    "projection": {"PROJECTION IMAGE", "MIP", "MINIP", "MIN IP", "MAX IP", "VOLUME RENDERING", "VRT"},
+    "subtraction": {"SUBTRACTION", "SUB"},
+    "screenshot": {"SCREEN SAVE", "SCREENSHOT"},
+    "map": {"T1 MAP", "T2 MAP", "T1_MAP", "T2_MAP", "R1", "R2", "ERROR", "FIELD_MAP", "B0 MAP"},
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a series was taken for.
+
+    Attributes:
+        sequence: `t1`, `t1c`, `t2` or `flair`; `None` if it is left out.
+        why: The reason in a few words.
+    """
+
+    sequence: str | None
+    why: str
+
+
+def recognise(series: Series) -> Recognised:
+    """Say which sequence a series is, or why it is left out."""
+    found = series.acquisition
+    left_out = _left_out(series)
+    if left_out:
+        return Recognised(None, left_out)
+    described = role_of(found.description) if found.description else None
+    timed = next((row for row in TABLE if row.fits(found)), None)
+    if timed is not None and timed.name not in TIMES_OF:
+        return Recognised(None, f"{timed.name}: {timed.why} ({_times(found)})")
+    if timed is not None:
+        return _with_contrast(timed.name, f"{timed.why} ({_times(found)})", found, described)
+    if described == "other":
+        return Recognised(None, "left out by its description")
+    if found.echo_ms is not None and found.repetition_ms is not None:
+        return Recognised(None, f"no sequence has these times ({_times(found)})")
+    if described in ("t1", "t1c", "t2", "flair"):
+        return Recognised(described, "by its description, as the headers lack times")
+    return Recognised(None, "the headers lack times, and the description says nothing")
+
+
+def _left_out(series: Series) -> str | None:
+    """Why a series is not one of the four sequences, whatever its times are."""
+    found = series.acquisition
+    if not series.shape[2]:
+        return "no image"
+    if found.is_secondary:
+        return "secondary capture"
+    if found.modality != "MR":
+        return f"{found.modality or 'unknown modality'}, not MR"
+    for kind, words in IMAGE_TYPES.items():
+        if words & set(found.image_type):
+            return kind
+    if found.diffusion:
+        return "diffusion"
+    if found.angiography:
+        return "angiography"
+    if "EP" in found.scanning:
+        return "echo planar, such as diffusion and perfusion"
+    if series.plane == "none":
+        return "no orientation"
+    if series.shape[2] < LEAST_SLICES:
+        return f"{series.shape[2]} slice{'s' if series.shape[2] > 1 else ''} only"
+    if series.coverage_mm < LEAST_COVERAGE_MM:
+        return f"covers {series.coverage_mm:.0f} mm only"
+    if series.volumes > 1:
+        return f"{series.volumes} volumes of one place, such as perfusion"
+    if series.cut_off:
+        return f"{series.cut_off} of {len(series.files)} files are cut off"
+    if found.description and role_of(found.description) == "other":
+        return "left out by its description"
+    return None
+
+
+def _with_contrast(name: str, why: str, found: Acquisition, described: str | None) -> Recognised:
+    """T1 is T1c if the header names an agent or the description says so."""
+    agent = found.agent.strip().lower() not in NO_AGENT
+    if name == "t1" and (agent or described == "t1c"):
+        source = "the header names a contrast agent" if agent else "contrast by its description"
+        return Recognised("t1c", f"{why}; {source}")
+    if described in ("t1", "t1c", "t2", "flair") and described.rstrip("c") != name:
+        return Recognised(name, f"{why}; its description says {described}")
+    return Recognised(name, why)
+
+
+def _times(found: Acquisition) -> str:
+    values = (("TR", found.repetition_ms), ("TE", found.echo_ms), ("TI", found.inversion_ms))
+    return ", ".join(f"{name} {value:.4g} ms" for name, value in values if value is not None)
