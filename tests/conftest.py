@@ -11,14 +11,17 @@ from small_runs import save_shipped, shipping
 
 from lora_moe_hgd_cli import run
 
-# Files whose tests wait for processes of their own. Started first and on one worker, they wait while others compute,
-# and import torch for their processes once.
+# Files whose tests wait for processes of their own. They share a worker, which imports torch for their processes once.
 FORKING = ("test_resume.py", "test_distributed.py", "test_cohort.py")
+# Files that take long, and would keep one worker busy at the end.
+LONG = (*FORKING, "test_hub_server.py", "test_adapters.py", "test_training.py", "test_evaluate.py", "test_docs.py")
 
 
+# Before that of xdist, which reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each file run on one worker, where its tests share what they have made; files that take long come first."""
-    items.sort(key=lambda item: item.path.name not in FORKING)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("forking" if item.path.name in FORKING else item.path.name))
 

@@ -242,7 +242,7 @@ def pickled(path: Path) -> Path:
             for name in ("a.hdr", "a.img.gz", "a.MGZ", "a.nii.bz2")
         ),
         (garbage, "a.nrrd", "3D Slicer"),
-        (garbage, "a.dcm", "dcm2niix"),
+        (garbage, "a.dcm", "Give the folder of the study"),
         (garbage, "a.gz", r"does not end in \.nii, \.nii\.gz, \.npy"),
     ],
     ids=lambda value: getattr(value, "__name__", value),

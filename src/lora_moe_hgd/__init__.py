@@ -7,7 +7,6 @@
     seg.volumes_ml, seg.confidence, seg.warnings        # WT, TC and ET
     seg.label_map, seg.regions, seg.probabilities       # on the case's own grid
     seg.save("outputs/case_000")                        # what `lora-moe-hgd segment` writes
-
     model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
 
 Other names in this module:
@@ -37,7 +36,8 @@ from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor as Lor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation as LoraMoeHgdForSegmentation
 from .model.modeling_lora_moe_hgd import LoraMoeHgdModel as LoraMoeHgdModel
 from .model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline as BrainTumorSegmentationPipeline
-from .pretrained import DEFAULT_CHECKPOINT, pretrained_path
+from .pretrained import DEFAULT_CHECKPOINT as DEFAULT_CHECKPOINT
+from .pretrained import pretrained_path
 
 __version__ = version("lora-moe-hgd")
 
@@ -53,4 +53,4 @@ LoraMoeHgdForSegmentation.register_for_auto_class("AutoModel")
 LoraMoeHgdImageProcessor.register_for_auto_class()
 
 # `help(lora_moe_hgd)` explains only these names, so that it fits on two screens. Other names are exported as well.
-__all__ = ["DEFAULT_CHECKPOINT", "example_case", "load_checkpoint", "pretrained_path", "segment"]
+__all__ = ["example_case", "load_checkpoint", "pretrained_path", "segment"]
