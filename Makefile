@@ -15,7 +15,7 @@ demo: .venv/installed  ## Segment the real case that ships with the package from
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed  ## Everything that is fast, on the CPU
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed  ## What takes minutes
 	$(BIN)/pytest -m slow

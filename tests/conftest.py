@@ -11,19 +11,17 @@ from small_runs import save_shipped, shipping
 
 from lora_moe_hgd_cli import run
 
-# Files whose tests wait for processes of their own. They share a worker, which imports torch for their processes once.
-FORKING = ("test_resume.py", "test_distributed.py", "test_cohort.py")
-# Files that take long, and would keep one worker busy at the end.
-LONG = (*FORKING, "test_hub_server.py", "test_adapters.py", "test_training.py", "test_evaluate.py", "test_docs.py")
+# Files that take long. Each runs on one worker, where its tests share what they have made. Started last, one of them
+# would keep a worker busy alone.
+LONG = (
+    *("test_distributed.py", "test_hub_server.py", "test_resume.py", "test_cohort.py", "test_adapters.py"),
+    *("test_docs.py", "test_evaluate.py", "test_training.py", "test_readme.py", "test_training_continue.py"),
+)
 
 
-# Before that of xdist, which reads the marks.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each file run on one worker, where its tests share what they have made; files that take long come first."""
+    """Start the long files first."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("forking" if item.path.name in FORKING else item.path.name))
 
 
 @pytest.fixture(scope="session")
