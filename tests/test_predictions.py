@@ -23,14 +23,23 @@ OWN = "msd"
 
 
 @pytest.fixture(scope="module")
-def segmented(dummy_root: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cohort(dummy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the phantoms."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for case in ("case_000", "case_001"):
+        (folder / case).symlink_to(dummy_root / case)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmented(cohort: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Segmentations of each case from two subsets, in the folders of `segment`, and `scores`: those of `evaluate`."""
     folder = tmp_path_factory.mktemp("predictions")
     checkpoint = ["--checkpoint", str(small_weights / "tiny")]
     for subset in SUBSETS:
-        words = ["--in-path", str(dummy_root), "--out-path", str(folder / "maps" / subset), "--quiet", *checkpoint]
+        words = ["--in-path", str(cohort), "--out-path", str(folder / "maps" / subset), "--quiet", *checkpoint]
         run("segment", [*words, "--sequences", subset.replace("+", ",")])
-    evaluated(dummy_root, folder / "scores", *checkpoint, "--subsets", ",".join(SUBSETS))
+    evaluated(cohort, folder / "scores", *checkpoint, "--subsets", ",".join(SUBSETS))
     return folder
 
 
@@ -40,9 +49,9 @@ def evaluated(data: Path, out: Path, *options: str) -> pd.DataFrame:
 
 
 def test_predictions_have_the_scores_of_the_network_that_made_them(
-    dummy_root: Path, segmented: Path, tmp_path: Path
+    cohort: Path, segmented: Path, tmp_path: Path
 ) -> None:
-    found = evaluated(dummy_root, tmp_path, "--predictions", str(segmented / "maps"), *BRATS)
+    found = evaluated(cohort, tmp_path, "--predictions", str(segmented / "maps"), *BRATS)
     expected = pd.read_csv(segmented / "scores/scores.csv")
     keys = ["case_id", "subset", "region"]
     columns = [name for name in expected.columns if name != "expected_dice"]
@@ -56,26 +65,24 @@ def test_predictions_have_the_scores_of_the_network_that_made_them(
 
 
 @pytest.mark.parametrize("name", ["{}.nii.gz", "{}-seg.nii", "{}/seg.nii.gz", "{0}/{0}-seg.nii.gz", "{}_pred.nii.gz"])
-def test_the_true_label_maps_are_perfect_under_each_name(dummy_root: Path, tmp_path: Path, name: str) -> None:
-    for case in find_cases(dummy_root):
+def test_the_true_label_maps_are_perfect_under_each_name(cohort: Path, tmp_path: Path, name: str) -> None:
+    for case in find_cases(cohort):
         path = tmp_path / "maps" / name.format(case.case_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(read_image(case.labelled()).image, path)
-    found = evaluated(
-        dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), "--prediction-scheme", OWN
-    )
+    found = evaluated(cohort, tmp_path / "out", "--predictions", str(tmp_path / "maps"), "--prediction-scheme", OWN)
     assert set(found["subset"]) == {"t1+t1c+t2+flair"}
     assert (found["dice"] == 1).all()
 
 
-def test_predictions_may_have_another_label_scheme_and_another_orientation(dummy_root: Path, tmp_path: Path) -> None:
-    for case in find_cases(dummy_root):
+def test_predictions_may_have_another_label_scheme_and_another_orientation(cohort: Path, tmp_path: Path) -> None:
+    for case in find_cases(cohort):
         reading = read_case(case, labels=True).checked()
         other = label_scheme("msd").encode(reading.regions)
         image = nib.Nifti1Image(other, reading.images[reading.reference].affine)
         nib.save(image.as_reoriented([[0, -1], [1, 1], [2, -1]]), tmp_path / f"{case.case_id}.nii.gz")
     words = ["--predictions", str(tmp_path), "--prediction-scheme", "msd"]
-    assert (evaluated(dummy_root, tmp_path / "out", *words)["dice"] == 1).all()
+    assert (evaluated(cohort, tmp_path / "out", *words)["dice"] == 1).all()
 
 
 def test_a_case_without_prediction_is_told_and_the_others_are_scored(
@@ -83,29 +90,27 @@ def test_a_case_without_prediction_is_told_and_the_others_are_scored(
 ) -> None:
     shutil.copytree(segmented / "maps", tmp_path / "maps")
     shutil.rmtree(tmp_path / "maps/t1/case_000")
-    for subset in SUBSETS:
-        shutil.rmtree(tmp_path / "maps" / subset / "case_001")
     with pytest.raises(SystemExit) as stopped:
         evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), *BRATS)
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "warning: only 1 of 2 cases have a prediction from t1\n" in said
-    assert f"case_001: {tmp_path / 'maps'} contains no prediction of this case." in said
+    assert f"case_002: {tmp_path / 'maps'} contains no prediction of this case." in said
     rows = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(zip(rows["case_id"], rows["subset"], strict=True)) == {
-        *(("case_000", "t1c+flair"), ("case_002", "t1c+flair"), ("case_002", "t1"))
+        *(("case_000", "t1c+flair"), ("case_001", "t1c+flair"), ("case_001", "t1"))
     }
 
 
-def test_a_changed_prediction_is_scored_again(dummy_root: Path, tmp_path: Path) -> None:
+def test_a_changed_prediction_is_scored_again(cohort: Path, tmp_path: Path) -> None:
     words = ["--predictions", str(tmp_path / "maps"), "--cases", "case_000", "--prediction-scheme", OWN]
     path = tmp_path / "maps/case_000.nii.gz"
     path.parent.mkdir()
-    truth = read_image(dummy_root / "case_000/seg.nii.gz").image
+    truth = read_image(cohort / "case_000/seg.nii.gz").image
     nib.save(truth, path)
-    assert (evaluated(dummy_root, tmp_path / "out", *words)["dice"] == 1).all()
+    assert (evaluated(cohort, tmp_path / "out", *words)["dice"] == 1).all()
     nib.save(nib.Nifti1Image(np.zeros(truth.shape, np.uint8), truth.affine), path)
-    assert (evaluated(dummy_root, tmp_path / "out", *words)["dice"] < 1).any()
+    assert (evaluated(cohort, tmp_path / "out", *words)["dice"] < 1).any()
 
 
 @pytest.mark.parametrize(
@@ -121,22 +126,22 @@ def test_a_changed_prediction_is_scored_again(dummy_root: Path, tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_scored_is_refused_with_a_word(
-    dummy_root: Path, tmp_path: Path, capsys, words: list[str], message: str
+    cohort: Path, tmp_path: Path, capsys, words: list[str], message: str
 ) -> None:
     places = {"empty": tmp_path / "empty", "twice": tmp_path / "twice"}
     for place in places.values():
         place.mkdir()
     for name in ("case_000.nii.gz", "case_000-seg.nii.gz", "case_001.nii.gz"):
-        shutil.copy(dummy_root / "case_000/seg.nii.gz", tmp_path / "twice" / name)
+        shutil.copy(cohort / "case_000/seg.nii.gz", tmp_path / "twice" / name)
     with pytest.raises(SystemExit) as stopped:
-        evaluated(dummy_root, tmp_path / "out", *(word.format(**places) for word in words))
+        evaluated(cohort, tmp_path / "out", *(word.format(**places) for word in words))
     assert stopped.value.code == 2
     assert message.format(**places) in capsys.readouterr().err
 
 
-def test_a_prediction_with_an_unknown_label_is_refused_by_its_name(dummy_root: Path, tmp_path: Path, capsys) -> None:
-    truth = read_image(dummy_root / "case_000/seg.nii.gz").image
+def test_a_prediction_with_an_unknown_label_is_refused_by_its_name(cohort: Path, tmp_path: Path, capsys) -> None:
+    truth = read_image(cohort / "case_000/seg.nii.gz").image
     nib.save(nib.Nifti1Image(np.full(truth.shape, 7, np.uint8), truth.affine), tmp_path / "case_000.nii.gz")
     with pytest.raises(SystemExit):
-        evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path), "--cases", "case_000", *BRATS)
+        evaluated(cohort, tmp_path / "out", "--predictions", str(tmp_path), "--cases", "case_000", *BRATS)
     assert f"{tmp_path}/case_000.nii.gz: " in capsys.readouterr().err
