@@ -80,6 +80,7 @@ def test_weights_of_each_peer_are_saved_as_they_are_trained_channels_last(
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_training_engine_takes_a_peer(peer: Any, tmp_path: Path) -> None:
     _, processor = load_checkpoint("tiny")
     words = ["--config", str(ROOT / "configs/smoke.yaml"), "--output-dir", str(tmp_path / "run"), "--epochs", "1"]

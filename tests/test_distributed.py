@@ -17,7 +17,7 @@ from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd_cli import run
 
 # Eight crops, four a step; float32, so that only the order of sums differs.
-OPTIONS = ["--epochs", "3", "--subsets", "[flair]", "--val-phantoms", "null", "--precision", "no"]
+OPTIONS = ["--epochs", "2", "--subsets", "[flair]", "--val-phantoms", "null", "--precision", "no"]
 
 
 def words_of(folder: Path, *options: str) -> list[str]:
@@ -56,7 +56,7 @@ def assert_same_training(actual: Path, expected: Path) -> None:
     rows, expected_rows = (
         [row for row in read_metrics(folder) if "loss/total" in row] for folder in (actual, expected)
     )
-    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows] == [1, 2, 3, 4]
     for row, other in zip(rows, expected_rows, strict=True):
         for name in (*(name for name in other if name.startswith("loss/")), "gradient_norm", "lr"):
             # The balance counts choices, and a near tie of two experts may fall either way.
