@@ -19,7 +19,7 @@ COMMANDS = {
     "check": ("lora_moe_hgd.cases.check", "check a cohort for errors and warnings"),
     "convert": ("lora_moe_hgd.cases.convert", "convert cases to other file names or another label scheme"),
     "train": ("lora_moe_hgd.training.engine", "train on labelled cases or on phantoms"),
-    "evaluate": ("lora_moe_hgd.evaluation.evaluate", "score a checkpoint over subsets of the sequences"),
+    "evaluate": ("lora_moe_hgd.evaluation.command", "score a checkpoint over subsets of the sequences"),
     "push": ("lora_moe_hgd.hub.push", "upload a network or an adapter to the Hub"),
     "pull": ("lora_moe_hgd.hub.pull", "download a network or an adapter and verify it"),
     "plot": ("lora_moe_hgd.training.plot", "draw the training curves and expert load of a run"),

@@ -574,7 +574,7 @@ def test_a_case_without_ground_truth_is_told_before_any_is_scored(dummy_root, tm
 def test_a_folder_without_a_labelled_case_is_refused(dummy_root, tmp_path, capsys, monkeypatch) -> None:
     shutil.copytree(dummy_root / "case_000", tmp_path / "cases/case_000")
     (tmp_path / "cases/case_000/seg.nii.gz").unlink()
-    monkeypatch.delattr("lora_moe_hgd.evaluation.evaluate.load_checkpoint")
+    monkeypatch.delattr("lora_moe_hgd.evaluation.command.load_checkpoint")
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores")])
     assert stopped.value.code == 2

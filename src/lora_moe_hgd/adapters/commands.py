@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 from ..arguments import add_allowances, add_base, add_device, add_in_path, add_out_path, add_quiet
-from ..evaluation import evaluate
+from ..evaluation import command as evaluation
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
 from ..loading import adapter_base, checkpoint_folder
@@ -122,7 +122,7 @@ def compare_adapters(
     for name, folder in zip(names, folders, strict=True):
         if not quiet:
             print(f"\n{name}\n")
-        failed += evaluate.score(["--checkpoint", name, "--in-path", str(data), "--out-path", str(folder), *options])
+        failed += evaluation.score(["--checkpoint", name, "--in-path", str(data), "--out-path", str(folder), *options])
     return f"\n{write_comparison(folders, out)}", failed
 
 

@@ -1,0 +1,331 @@
+"""`lora-moe-hgd evaluate`: scores of a checkpoint or of label maps, and comparisons of earlier evaluations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet, add_task
+from ..cases.case_files import CaseFiles, with_labels
+from ..cases.channels import parse_channel_order
+from ..cases.layouts import name_of_place, survey
+from ..files import listed, printable, replacing
+from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
+from ..model.findings import Finding
+from ..model.label_schemes import label_scheme
+from ..model.task import BRAIN_TUMOUR, Task
+from ..processes import device_of_process, started_processes
+from ..splits import FILE_NAME, read_run_split
+from ..subsets import Mask, every_subset, parse_subset, sequences_of, subset_name
+from ..task_files import read_task
+from .compare import read_scores, write_comparison
+from .evaluate import Scorer, score_cases
+from .lesions import LESION_RULES
+from .metrics import CONVENTIONS
+from .predictions import PredictionScorer, find_predictions
+from .report import write_report
+from .scoring import CaseScores, NetworkScorer, Rules
+from .subset_table import FORMATS, subset_table
+from .trained_on import trained_among
+
+PARTS = ("validation", "train")
+TABLES = ("table.md", "table.json", "scores.csv")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Score a checkpoint, or compare earlier scores; exit with code 1 if a case could not be scored."""
+    if score(argv):
+        raise SystemExit(1)
+
+
+def score(argv: Sequence[str]) -> int:
+    """Do the work of `main`, but return the number of cases that could not be scored instead of exiting."""
+    args = _parse(argv)
+    if args.compare:
+        comparison = write_comparison(args.compare, args.out_path)
+        if args.format:
+            _write_subset_table(args.compare, args.out_path, args.format, _task_of(args.compare[0]))
+        if not args.quiet:
+            print(comparison)
+        return 0
+    if args.predictions:
+        folder, task = None, read_task(args.task) if args.task else BRAIN_TUMOUR
+    else:
+        folder = checkpoint_folder(args.checkpoint)
+        task = checkpoint_task(folder, base=args.base)
+    names = task.modalities
+    subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
+    cases, bad = _choose_cases(args, task)
+    state = started_processes()
+    rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
+    trained_on: list[str] = []
+    if folder is None:
+        scheme = _prediction_scheme(args.prediction_scheme, task)
+        files = find_predictions(args.predictions, cases, task)
+        scorer: Scorer = PredictionScorer(files, task, scheme, rules)
+        subsets = [subset for subset in subsets if subset in files]
+        bad += [
+            Finding(case.case_id, f"{args.predictions} contains no prediction of this case.", "error")
+            for case in cases
+            if not scorer.possible(case, subsets)
+        ]
+        cases = [case for case in cases if scorer.possible(case, subsets)]
+        if not cases:
+            raise ValueError(f"{args.predictions} contains no prediction from any subset of --subsets {args.subsets}.")
+    else:
+        trained_on = trained_among(cases, folder)
+        if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
+            raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
+        network, processor = load_checkpoint(
+            folder, device=usable_device(device_of_process(state, args.device)), base=args.base
+        )
+        scorer = NetworkScorer(network, processor, rules)
+    if state.is_main_process:
+        _warn(cases, subsets, scorer, bad, trained_on)
+    found = score_cases(scorer, cases, out=args.out_path, subsets=subsets, progress=not args.quiet)
+    failed = [*bad, *(Finding(name, reason, "error") for name, reason in found.failed.items())]
+    if state.is_main_process:
+        if any(scores.rows for scores in found.scores.values()):
+            about = {
+                "task": None if task.is_brain_tumour else task.to_dict(),
+                "checkpoint": folder and checkpoint_digest(folder, base=args.base),
+                "data": args.in_path.resolve().name,
+                "mirror": args.mirror,
+                "convention": args.convention,
+                "lesion_rules": args.lesion_rules,
+                "version": version("lora-moe-hgd"),
+                "failed": len(failed),
+                "trained_on": len(trained_on),
+            }
+            report = _report(found.scores, failed, args.in_path, args.out_path, about, task)
+            if args.format:
+                _write_subset_table([args.out_path], args.out_path, args.format, task)
+            if not args.quiet:
+                print(printable(report))
+        else:
+            # Remove the tables of an earlier evaluation, which would look like those of this one.
+            for name in TABLES:
+                (args.out_path / name).unlink(missing_ok=True)
+        if failed:
+            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases were scored. These failed:", file=sys.stderr)
+            print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
+    # Wait, because the launcher kills all other processes when one exits with an error.
+    state.wait_for_everyone()
+    return len(failed)
+
+
+def _task_of(evaluation: Path) -> Task:
+    """Read the task of an evaluation."""
+    task = json.loads((evaluation / "table.json").read_text())["about"].get("task")
+    return BRAIN_TUMOUR if task is None else Task.from_dict(task)
+
+
+def _write_subset_table(folders: Sequence[Path], out: Path, form: str, task: Task) -> None:
+    """Write the table of Dice by subset for evaluations. Each one has the name of its folder."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    text = subset_table(dict(zip(names, map(read_scores, folders), strict=True)), form, task)
+    with replacing(out / f"subset_table.{FORMATS[form]}") as scratch:
+        scratch.write_text(text)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the options.
+
+    Raises:
+        ValueError: If an option has no effect in combination with the others.
+    """
+    parser = argparse.ArgumentParser(
+        description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
+        "sequences, or compare earlier evaluations. A case that cannot be scored does not stop the others; the exit "
+        "code is then 1."
+    )
+    add_checkpoint(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    add_in_path(what, help="folder of labelled cases")
+    what.add_argument(
+        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first one"
+    )
+    add_out_path(parser, help="folder for the tables")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FOLDER",
+        help="score the label maps in this folder instead of a checkpoint: CASE.nii.gz, CASE-seg.nii.gz or "
+        "CASE/seg.nii.gz; predictions from subsets of the sequences are in folders such as t1c+flair",
+    )
+    parser.add_argument(
+        "--prediction-scheme", metavar="NAME", help="label scheme of the predictions, such as brats2023"
+    )
+    add_task(parser)
+    parser.add_argument(
+        "--label-scheme",
+        help="label scheme of the segmentations (default: the scheme that the file names imply)",
+    )
+    parser.add_argument(
+        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--cases", help="score only these cases, names separated by commas")
+    which.add_argument(
+        "--cases-of", type=Path, metavar="RUN", help=f"score only the cases of a training run, from RUN/{FILE_NAME}"
+    )
+    parser.add_argument("--part", choices=PARTS, help=f"with --cases-of: which cases of the run (default: {PARTS[0]})")
+    add_allowances(parser)
+    parser.add_argument(
+        "--subsets", help="score only these subsets, such as all,t1c+flair (default: all, 15 of four sequences)"
+    )
+    parser.add_argument(
+        "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
+    )
+    parser.add_argument(
+        "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
+    )
+    parser.add_argument(
+        "--lesion-rules",
+        choices=list(LESION_RULES),
+        default="gli2023",
+        help="rules that define lesions (default: gli2023)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        help="also write a table of Dice by subset in percent, as in papers: subset_table.md, .tex or .csv",
+    )
+    add_device(parser)
+    add_quiet(parser)
+    args = parser.parse_args(argv)
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet", "format"})):
+        raise ValueError(
+            f"--compare only reads earlier scores. Leave out {_options(useless)}, which would have no effect."
+        )
+    if args.predictions:
+        if useless := sorted(given & {"checkpoint", "mirror", "device"}):
+            raise ValueError(
+                f"--predictions are scored without a network. Leave out {_options(useless)}, which would have no "
+                "effect."
+            )
+    elif useless := sorted(given & {"prediction_scheme", "task"}):
+        raise ValueError(
+            f"{_options(useless)} works only with --predictions. Leave it out: the checkpoint determines the task and "
+            "the label scheme."
+        )
+    if args.part and not args.cases_of:
+        raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
+    return args
+
+
+def _prediction_scheme(name: str | None, task: Task) -> str:
+    """Label scheme of predictions. It must be named, because 1, 2 and 3 mean different parts in different schemes.
+
+    Raises:
+        ValueError: If the name is unknown, or if the task has several schemes and none is named.
+    """
+    if name is None and len(task.schemes) > 1:
+        known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
+        raise ValueError(f"The label scheme of the predictions is missing. Give --prediction-scheme:{known}")
+    return label_scheme(name or next(iter(task.schemes)), task.schemes).name
+
+
+def _options(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
+    """Choose the labelled cases to score, and return an error for each case that its file names rule out.
+
+    Raises:
+        ValueError: If a requested case is missing, or no case can be scored.
+    """
+    order = args.channel_order and parse_channel_order(args.channel_order, task)
+    found, bad = survey(args.in_path, channel_order=order, task=task)
+    wanted, source = None, ""
+    if args.cases:
+        wanted, source = args.cases.split(","), "--cases"
+    elif args.cases_of:
+        part = args.part or PARTS[0]
+        wanted, source = getattr(read_run_split(args.cases_of), part), f"{args.cases_of / FILE_NAME} ({part})"
+        if not wanted:
+            raise ValueError(f"{source} lists no case.")
+    if wanted is not None:
+        missing = sorted(set(wanted) - {case.case_id for case in found})
+        if missing:
+            raise ValueError(
+                f"{source} names {', '.join(missing)}, but {args.in_path} has no such case." + _listed("Problems", bad)
+            )
+        # Ignore the problems of other cases.
+        found, bad = [case for case in found if case.case_id in wanted], []
+    labelled, unlabelled = with_labels(found)
+    bad += unlabelled
+    cases = [case.in_scheme(args.label_scheme, task) for case in labelled]
+    if not cases:
+        raise ValueError(f"No case in {args.in_path} can be scored." + _listed("Problems", bad))
+    return cases, bad
+
+
+def _warn(
+    cases: Sequence[CaseFiles],
+    subsets: Sequence[Mask],
+    scorer: Scorer,
+    bad: Sequence[Finding],
+    trained_on: list[str],
+) -> None:
+    """Print all warnings that are known before the first case is read."""
+    for finding in bad:
+        print(printable(f"failed: {finding}"), file=sys.stderr)
+    possible = [set(scorer.possible(case, subsets)) for case in cases]
+    for subset in subsets:
+        able = sum(subset in those for those in possible)
+        if able < len(cases):
+            name = subset_name(subset, scorer.task.modalities)
+            has = "have a prediction from" if isinstance(scorer, PredictionScorer) else "have"
+            print(f"warning: only {able} of {len(cases)} cases {has} {name}", file=sys.stderr)
+    if trained_on:
+        print(
+            printable(
+                f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
+                f"{listed(trained_on)}. Their scores are no evidence for new cases."
+            ),
+            file=sys.stderr,
+        )
+
+
+def _listed(head: str, findings: Sequence[Finding]) -> str:
+    return f" {head}:" + "".join(f"\n  {finding}" for finding in findings) if findings else ""
+
+
+def _report(
+    scores: dict[str, CaseScores],
+    failed: Sequence[Finding],
+    root: Path,
+    out: Path,
+    about: dict[str, Any],
+    task: Task,
+) -> str:
+    rows = [row for found in scores.values() for row in found.rows]
+    reliability = {
+        (name, part): counts
+        for name, found in scores.items()
+        for part, counts in found.reliability.items()
+        if counts is not None
+    }
+    findings = [{"case_id": name, **finding} for name, found in scores.items() for finding in found.findings]
+    findings += [
+        {
+            "case_id": printable(name_of_place(root, finding.where)),
+            "level": finding.level,
+            "where": printable(finding.where),
+            "message": printable(finding.message),
+        }
+        for finding in failed
+    ]
+    return write_report(pd.DataFrame(rows), reliability, findings, out, about=about, task=task)
