@@ -416,7 +416,7 @@ def launched(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_cohort(cohort: Path, results: Path, tmp_path: Path) -> None:
+def test_two_processes_share_a_cohort(cohort: Path, results: Path, small_weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # What is left is shared, not what there was.
     shutil.copytree(results / "case_000", out / "case_000")
@@ -424,15 +424,17 @@ def test_two_processes_share_a_cohort(cohort: Path, results: Path, tmp_path: Pat
     # Each process says which cases it has segmented.
     script = tmp_path / "infer.py"
     script.write_text(
-        "import os\n"
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from small_runs import segment_shipping\n"
         "from lora_moe_hgd.inference.results import CaseSegmenter\n"
-        "from lora_moe_hgd_cli import run\n"
         "write = CaseSegmenter.write\n"
         "def told(self, case, folder, **options):\n"
         "    print(f'RANK {os.environ[\"RANK\"]} HAS {case.case_id}', flush=True)\n"
         "    return write(self, case, folder, **options)\n"
         "CaseSegmenter.write = told\n"
-        "run('segment')\n"
+        f"segment_shipping(Path({str(small_weights)!r}), sys.argv[1:])\n"
     )
     done = launched(*processes, str(script), "--in-path", str(cohort), "--out-path", str(out))
     assert done.returncode == 1, done.stderr
