@@ -85,7 +85,11 @@ class PhantomCrops(CalibrationDataReader):
             volumes = make_phantom(500 + seed, spacing_mm=2.0, style=NARROW).volumes
             arrays = {name: volume.numpy() for name, volume in volumes.items()}
             values = processor(arrays, spacing_mm=2.0, allow_skull=True)["pixel_values"].numpy()
-            middle = tuple(slice((size - edge) // 2, (size + edge) // 2) for size in values.shape[2:])
+            # The processor pads to multiples of the token stride, so a smaller phantom is taken whole.
+            edges = [min(edge, size) for size in values.shape[2:]]
+            middle = tuple(
+                slice((size - own) // 2, (size + own) // 2) for size, own in zip(values.shape[2:], edges, strict=True)
+            )
             few = np.array([[index in (1, seed % 4) for index in range(4)]])
             crops += [{"pixel_values": values[:, :, *middle], "modality_mask": mask} for mask in (MASKS[4], few)]
         self.crops = iter(crops)

@@ -521,8 +521,11 @@ def test_a_case_whose_name_is_not_unicode_is_scored_like_any_other(
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_cases_and_give_the_tables_of_one(dummy_root: Path, tmp_path: Path) -> None:
-    words = ["--data", str(dummy_root), "--subsets", "flair", "--out"]
+def test_two_processes_share_the_cases_and_give_the_tables_of_one(
+    dummy_root: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    # The names of what is shipped mean something else in the other processes.
+    words = ["--checkpoint", str(small_weights / "tiny"), "--data", str(dummy_root), "--subsets", "flair", "--out"]
     run("evaluate", [*words, str(tmp_path / "one")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
