@@ -111,6 +111,7 @@ def test_processes_that_were_asked_for_and_not_started_are_missed(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_wait_for_preparing_longer_than_for_each_other(tmp_path: Path) -> None:
     forks = fork_ranks(prepare_slowly, words_of(tmp_path / "run"), environments=[{}, {}])
     for rank, (code, shown) in enumerate([fork.wait() for fork in forks]):

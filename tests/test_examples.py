@@ -37,6 +37,7 @@ def test_trainer_trains_a_model_that_loads(dummy_root: Path, tmp_path: Path) -> 
     assert isinstance(AutoModel.from_pretrained(tmp_path / "t"), type(network))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_compared_at_its_site_and_at_another(tmp_path: Path, small_weights: Path) -> None:
     small = ["--cases", "1", "--unseen", "1", "--steps", "1", "--crop", "32", "--spacing-mm", "4"]
     options = ["--out", str(tmp_path), "--subsets", "flair", *small]

@@ -61,6 +61,7 @@ def write_phantom(folder: Path, seed: int) -> None:
         nib.save(nib.Nifti1Image(array, phantom.affine), folder / f"{folder.name}_{name}.nii.gz")
 
 
+@pytest.mark.slow
 def test_a_fifth_sequence_and_a_fourth_region_are_trained_and_segmented(tmp_path: Path) -> None:
     for number in range(2):
         write_phantom(tmp_path / f"cases/p{number}", number)
