@@ -144,4 +144,7 @@ def test_a_prediction_with_an_unknown_label_is_refused_by_its_name(cohort: Path,
     nib.save(nib.Nifti1Image(np.full(truth.shape, 7, np.uint8), truth.affine), tmp_path / "case_000.nii.gz")
     with pytest.raises(SystemExit):
         evaluated(cohort, tmp_path / "out", "--predictions", str(tmp_path), "--cases", "case_000", *BRATS)
-    assert f"{tmp_path}/case_000.nii.gz: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/case_000.nii.gz: " in said
+    assert "`--prediction-scheme`" in said
+    assert "--label-scheme" not in said

@@ -71,7 +71,12 @@ class PredictionScorer:
         scores = CaseScores()
         for subset in subsets:
             path = self.predictions[subset][case.case_id]
-            found = self._read(replace(case, segmentation=path).in_scheme(self.scheme, self.task))
+            try:
+                found = self._read(replace(case, segmentation=path).in_scheme(self.scheme, self.task))
+            except BadInputError as error:
+                # The rules of label maps name the option for the ground truth.
+                message = error.finding.message.replace("--label-scheme", "--prediction-scheme")
+                raise BadInputError(error.finding.where, message) from error
             findings += [finding for finding in found.findings if finding.where == path]
             scores.rows += score_regions(
                 case.case_id,
