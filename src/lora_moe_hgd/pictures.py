@@ -30,6 +30,7 @@ BEST_FOR_OUTER = ("flair", "t2", "t1c", "t1")
 BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
 MOST_WARNINGS = 6
 WIDTH_IN = 9.6
+MARGIN = 2
 
 
 def colours_of(task: Task) -> dict[str, str]:
@@ -88,7 +89,7 @@ def save_overlay(
     views = _views(images, task)
     volumes = {name: to_canonical(np.asarray(images[name].dataobj, dtype=np.float32), affine) for name in dict(views)}
     brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
-    box, cut = _bounds(brain), _planes_through(first, brain, task)
+    box, cut = bounds(brain, MARGIN), _planes_through(first, brain, task)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
     heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
@@ -159,7 +160,10 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Index of the plane along each axis with most voxels of the core, of any region, or of the brain."""
+    """Index of a plane along each axis: the one with most voxels of the largest connected part of the core.
+
+    Without a core it is that of all regions, and without any region that of the brain.
+    """
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
     mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
@@ -218,12 +222,12 @@ def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) ->
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 
 
-def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
-    """Box around `mask`, two voxels wider on each side; the whole array if the mask is empty."""
+def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Box around `mask`, wider by `margin` voxels on each side; the whole array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, edge) for edge in mask.shape)
     found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(max(int(index[0]) - 2, 0), int(index[-1]) + 3) for index in found)
+    return tuple(slice(max(int(index[0]) - margin, 0), int(index[-1]) + 1 + margin) for index in found)
 
 
 def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import Image
 from ..files import printable, replacing
 from ..model.geometry import canonical_spacing_mm, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
-from ..pictures import best_background, colours_of
+from ..pictures import best_background, bounds, colours_of
 from .report import NOTICE
 
 # At this quality the eye sees no difference from the original, and the page of a case at 1 mm has only a few MB.
@@ -54,7 +54,7 @@ def write_case_page(
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
     # One bit per region, because regions may overlap without being nested.
     labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
-    box = _bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0))
+    box = bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0), MARGIN)
     labels = labels[box]
     columns = _columns(labels.shape)
     encoded = {name: _mosaic(_grey(volume[box]), columns, lossless=False) for name, volume in volumes.items()}
@@ -141,16 +141,6 @@ def _facts(report: Mapping[str, Any], task: Task) -> str:
         f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>".replace("\n", "<br>") for name, text in rows.items()
     )
     return f"<table>{''.join(cells)}</table>"
-
-
-def _bounds(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Box around a mask with a margin; the whole array if the mask is empty."""
-    box = []
-    for axis, edge in enumerate(mask.shape):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        low, high = (inside[0], inside[-1]) if inside.size else (0, edge - 1)
-        box.append(slice(max(int(low) - MARGIN, 0), int(high) + 1 + MARGIN))
-    return (box[0], box[1], box[2])
 
 
 def _grey(volume: np.ndarray) -> np.ndarray:

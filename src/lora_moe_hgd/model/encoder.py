@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_lora_moe_hgd import LoraMoeHgdConfig
-from .moe import FeedForward, SparseMoe
+from .moe import FeedForward, SparseMoe, router_losses
 from .stem import Presence, at_least_float32
 
 
@@ -202,6 +202,13 @@ class EncoderOutput:
     router_logits: tuple[Tensor, ...]
     layout: TokenLayout
     attentions: tuple[Tensor, ...] | None = None
+
+    def router_losses(self, experts_per_token: int) -> dict[str, Tensor]:
+        """Return the losses of the routers by name, see `moe.router_losses`; none if no block has experts."""
+        if not self.router_logits:
+            return {}
+        present_T = self.layout.to_experts(self.layout.present_BN)
+        return router_losses(self.router_logits, self.layout.tokens_per_case, present_T, experts_per_token)
 
 
 class VisionTransformer(nn.Module):

@@ -22,7 +22,6 @@ from .configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from .encoder import EncoderLayer, EncoderOutput, VisionTransformer
 from .hgd_decoder import HolisticallyGuidedDecoder
 from .losses import segmentation_losses, total_loss
-from .moe import router_losses
 from .sliding_window import OVERLAP, sliding_window_logits
 from .stem import ModalityStem, StemOutput
 
@@ -310,14 +309,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
             scale_weights=(*self.config.deep_supervision_weights, 1.0),
             region_weights=region_weights.to(logits[-1]),
         )
-        if encoded.router_logits:
-            layout = encoded.layout
-            losses |= router_losses(
-                encoded.router_logits,
-                layout.tokens_per_case,
-                layout.to_experts(layout.present_BN),
-                self.config.num_experts_per_tok,
-            )
+        losses |= encoded.router_losses(self.config.num_experts_per_tok)
         return losses
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

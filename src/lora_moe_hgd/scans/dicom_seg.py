@@ -113,7 +113,7 @@ def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int
 
 
 def _matrix(cosines: Sequence[float], spacing: Sequence[float], position: Sequence[float]) -> np.ndarray:
-    """The equation C.7.6.2.1-1 of the standard, part 3, without its empty column, in RAS."""
+    """Matrix `(4, 3)` from (column, row, 1) to millimetres in RAS, by equation C.7.6.2.1-1 of DICOM part 3."""
     along, down = np.array(cosines, dtype=float).reshape(2, 3)
     matrix = np.zeros((4, 3))
     # The first number of the spacing is the distance between rows.

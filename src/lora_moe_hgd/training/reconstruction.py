@@ -22,7 +22,6 @@ from transformers.modeling_outputs import ModelOutput
 from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE, LoraMoeHgdConfig
 from ..model.losses import total_loss
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..model.moe import router_losses
 from .data.crops import CropDataset
 from .data.datasets import CaseSource
 from .objectives import Log
@@ -100,14 +99,7 @@ class MaskedReconstruction(nn.Module):
         predicted = predicted.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         counted = (hidden_voxels | ~modality_mask[..., None, None, None]) & acquired[..., None, None, None]
         losses = {"reconstruction": masked_error(predicted, pixel_values, counted & (pixel_values != 0))}
-        if encoded.router_logits:
-            layout = encoded.layout
-            losses |= router_losses(
-                encoded.router_logits,
-                layout.tokens_per_case,
-                layout.to_experts(layout.present_BN),
-                self.config.num_experts_per_tok,
-            )
+        losses |= encoded.router_losses(self.config.num_experts_per_tok)
         loss = total_loss(losses, self.config.loss_coefficients)
         return ReconstructionOutput(loss=loss, losses=losses, predicted=predicted, router_logits=encoded.router_logits)
 
@@ -128,7 +120,7 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
     Returns:
         Mask of visible sequences, `(M,)`: half of the acquired sequences, rounded up. Mask of hidden patches,
-        `(M, *grid)`: a share of `HIDDEN_PATCHES`, drawn for each sequence separately.
+        `(M, *grid)`: of each sequence, the share `HIDDEN_PATCHES` is hidden.
     """
     present = torch.where(acquired)[0]
     order = torch.randperm(len(present), generator=generator)

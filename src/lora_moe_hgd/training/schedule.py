@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-# Progress at which the loss weight of the second region begins to rise, and at which it reaches 1. Each further region
-# begins and ends later by `LATER`. The weight of the first region is always 1.
+# Progress at which the loss weight of the second region begins to rise, and at which it reaches 1. For each further
+# region, both are later by `LATER`. The weight of the first region is always 1.
 SECOND_RAMP = (0.0, 0.15)
 LATER = (0.05, 0.1)
 FIRST_WEIGHT = 0.1
