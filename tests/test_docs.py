@@ -8,10 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import pandas as pd
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
 from small_runs import shipping
 from small_scans import quicken, write_study
+
+from lora_moe_hgd.cases.layouts import find_cases
+from lora_moe_hgd.cases.reading import read_case
+from lora_moe_hgd.model.label_schemes import label_scheme
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -79,9 +85,22 @@ def test_the_page_on_use_runs(used: Path, small_weights: Path) -> None:
 
 
 def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
+    # nnU-Net's output: label maps beside files about the run.
+    (used / "nnunet_output").mkdir()
+    (used / "nnunet_output/predict_from_raw_data_args.json").write_text("{}")
+    for case in find_cases(used / "data/brats2018"):
+        truth = read_case(case, labels=True).checked()
+        labels = label_scheme("brats2023").encode(truth.regions)
+        image = nib.Nifti1Image(labels, truth.settled.affine)
+        nib.save(image, used / "nnunet_output" / f"{case.case_id}.nii.gz")
+    (used / "published.csv").write_text(*blocks("evaluate.md", "csv"))
     with shipping(small_weights):
         run_page("evaluate.md", used)
     assert (used / "outputs/comparison/comparison.csv").is_file()
+    assert (pd.read_csv(used / "outputs/nnunet_adapted/comparison.csv")["first"] == 1).all()
+    published = pd.read_csv(used / "outputs/published_adapted/comparison.csv").set_index(["subset", "region"])
+    assert published.loc[("mean", "wt"), "first"] == pytest.approx((0.912 + 0.887) / 2)
+    assert published["cases"].to_dict()[("mean", "et")] == 1
 
 
 def test_the_page_on_images_from_the_scanner_runs(used: Path, small_weights: Path, monkeypatch) -> None:

@@ -21,7 +21,13 @@ def test_as_json_it_has_versions_checkpoints_sequences_labels_and_the_device(cap
     task = found["tasks"][found["checkpoints"]["tiny"]["task"]]
     assert task["sequences"] == ["t1", "t1c", "t2", "flair"]
     assert task["regions"] == ["wt", "tc", "et"]
-    assert sorted(task["label_schemes"]["brats2023"].values()) == [1, 2, 3]
+    assert task["label_schemes"]["brats2015"] == {
+        "0": "background",
+        "1": "core",
+        "2": "oedema",
+        "3": "core",
+        "4": "enhancing",
+    }
     assert found["device"] in ("cpu", "cuda")
 
 
@@ -29,7 +35,9 @@ def test_for_people_it_names_the_checkpoint_that_is_taken_and_every_label(capsys
     run("info", [])
     shown = capsys.readouterr().out
     assert "checkpoint glioma: adapter for brain-tumour (default)" in shown
-    assert "labels brats2023: 0 background, 2 oedema, 1 core, 3 enhancing" in shown
+    assert "labels brats2023: 0 background, 1 core, 2 oedema, 3 enhancing\n" in shown
+    assert "labels ped2024: 0 background, 1 enhancing, 2 core, 3 core, 4 oedema\n" in shown
+    assert "labels gli2024: 0 background, 1 core, 2 oedema, 3 enhancing, 4 no tumour\n" in shown
 
 
 def test_an_extra_is_found_if_each_of_its_packages_is_installed_in_a_version_that_will_do(

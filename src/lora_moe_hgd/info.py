@@ -44,7 +44,7 @@ def _described(task: Task) -> dict[str, Any]:
     return {
         "sequences": list(task.modalities),
         "regions": list(task.regions),
-        "label_schemes": {name: scheme.written for name, scheme in task.schemes.items()},
+        "label_schemes": {name: scheme.meanings for name, scheme in task.schemes.items()},
     }
 
 
@@ -81,7 +81,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for name, task in found["tasks"].items():
         lines.append(f"task {name}: sequences {', '.join(task['sequences'])}; regions {_joined(task['regions'])}")
         for scheme, labels in task["label_schemes"].items():
-            lines.append(f"  labels {scheme}: 0 background, " + ", ".join(f"{n} {word}" for word, n in labels.items()))
+            lines.append(f"  labels {scheme}: " + ", ".join(f"{label} {word}" for label, word in labels.items()))
     for extra, there in found["extras"].items():
         lines.append(f"extra {extra}: " + ("installed" if there else f'missing; pip install "{PACKAGE}[{extra}]"'))
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -25,12 +24,13 @@ from ..processes import device_of_process, started_processes
 from ..splits import FILE_NAME, read_run_split
 from ..subsets import Mask, every_subset, parse_subset, sequences_of, subset_name
 from ..task_files import read_task
-from .compare import read_scores, write_comparison
+from .compare import write_comparison
 from .evaluate import Scorer, score_cases
 from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
-from .predictions import PredictionScorer, find_predictions
+from .predictions import PredictionScorer, find_predictions, folders_of_subsets
 from .report import write_report
+from .score_files import read_scores, task_of
 from .scoring import CaseScores, NetworkScorer, Rules
 from .subset_table import FORMATS, subset_table
 from .trained_on import trained_among
@@ -51,7 +51,7 @@ def score(argv: Sequence[str]) -> int:
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
         if args.format:
-            _write_subset_table(args.compare, args.out_path, args.format, _task_of(args.compare[0]))
+            _write_subset_table(args.compare, args.out_path, args.format, task_of(args.compare))
         if not args.quiet:
             print(comparison)
         return 0
@@ -70,6 +70,12 @@ def score(argv: Sequence[str]) -> int:
         scheme = _prediction_scheme(args.prediction_scheme, task)
         files = find_predictions(args.predictions, cases, task)
         scorer: Scorer = PredictionScorer(files, task, scheme, rules)
+        if state.is_main_process and not folders_of_subsets(args.predictions, task):
+            print(
+                f"note: {args.predictions} has no folders of subsets such as t1c+flair, so its predictions count as "
+                f"those from all sequences ({'+'.join(names)}).",
+                file=sys.stderr,
+            )
         subsets = [subset for subset in subsets if subset in files]
         bad += [
             Finding(case.case_id, f"{args.predictions} contains no prediction of this case.", "error")
@@ -121,18 +127,13 @@ def score(argv: Sequence[str]) -> int:
     return len(failed)
 
 
-def _task_of(evaluation: Path) -> Task:
-    """Read the task of an evaluation."""
-    task = json.loads((evaluation / "table.json").read_text())["about"].get("task")
-    return BRAIN_TUMOUR if task is None else Task.from_dict(task)
-
-
-def _write_subset_table(folders: Sequence[Path], out: Path, form: str, task: Task) -> None:
-    """Write the table of Dice by subset for evaluations. Each one has the name of its folder."""
-    names = [folder.resolve().name for folder in folders]
+def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task) -> None:
+    """Write the table of Dice by subset for evaluations. Each one has the name of its folder or CSV file."""
+    names = [place.stem if place.is_file() else place.resolve().name for place in places]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    text = subset_table(dict(zip(names, map(read_scores, folders), strict=True)), form, task)
+        names = [str(place) for place in places]
+    scores = [read_scores(place, task) for place in places]
+    text = subset_table(dict(zip(names, scores, strict=True)), form, task)
     with replacing(out / f"subset_table.{FORMATS[form]}") as scratch:
         scratch.write_text(text)
 
@@ -152,7 +153,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     add_in_path(what, help="folder of labelled cases")
     what.add_argument(
-        "--compare", type=Path, nargs="+", metavar="FOLDER", help="compare earlier evaluations with the first one"
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="compare earlier evaluations with the first one; instead of a folder, a CSV file with the columns case, "
+        "wt, tc and et holds published Dice values",
     )
     add_out_path(parser, help="folder for the tables")
     parser.add_argument(

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..files import replacing
+from ..files import listed, replacing
 from ..model.task import shown
+from .score_files import check_conventions, read_scores, task_of
 
 # With five cases, the smallest p value of Wilcoxon's test is 1/16, so no difference can reach 0.05.
 FEWEST_CASES = 6
@@ -35,7 +36,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         cases are left out. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
         bootstrap interval), `p` (Wilcoxon signed-rank, two-sided, not corrected for the number of rows; NaN for fewer
         than six cases) and `effect` (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1
-        if every case is better).
+        if every case is better; NaN for one case).
 
     Raises:
         ValueError: If no case and subset has a defined Dice in both evaluations.
@@ -51,8 +52,9 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     for subset, region, group in groups:
         cases = group.groupby("case_id")[["dice_first", "dice_second"]].mean()
         difference = (cases["dice_second"] - cases["dice_first"]).to_numpy()
-        low, high = np.nan, np.nan
+        low, high, effect = np.nan, np.nan, np.nan
         if len(difference) > 1:
+            effect = rank_biserial(difference)
             found = stats.bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=0)
             low, high = found.confidence_interval
         table.append(
@@ -66,7 +68,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
                 "low": low,
                 "high": high,
                 "p": _p_value(difference),
-                "effect": rank_biserial(difference),
+                "effect": effect,
             }
         )
     return pd.DataFrame(table)
@@ -114,21 +116,32 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
 
     Column `p_holm` contains the p values after correction for all tests in the table.
 
+    Args:
+        folders: Folders of evaluations, or CSV files; see `read_scores`.
+        out: Output folder.
+
     Raises:
-        ValueError: If there are fewer than two folders, if a folder contains no evaluation, or if the evaluations have
-            no case in common.
+        ValueError: If there are fewer than two folders, if a folder contains no evaluation, if the evaluations have no
+            case in common, or if they score empty regions by different conventions.
     """
     if len(folders) < 2:
         raise ValueError(f"--compare needs at least two folders of evaluations, but there is only {folders[0]}.")
-    scores = [read_scores(folder) for folder in folders]
-    tables = [
-        paired_differences(scores[0], other).assign(compared=str(folder))
-        for folder, other in zip(folders[1:], scores[1:], strict=True)
-    ]
+    check_conventions(folders)
+    task = task_of(folders)
+    scores = [read_scores(folder, task) for folder in folders]
+    tables, left_out = [], {}
+    for folder, other in zip(folders[1:], scores[1:], strict=True):
+        tables.append(paired_differences(scores[0], other).assign(compared=str(folder)))
+        only_one = sorted(set(scores[0]["case_id"]) ^ set(other["case_id"]))
+        if only_one:
+            left_out[str(folder)] = (
+                f"\n\nOnly one of the two has these cases, so they are left out: {listed(only_one)}."
+            )
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     parts = [
         f"Dice of {folder} (second) minus {folders[0]} (first), paired by case.\n\n{_to_markdown(part)}"
+        + left_out.get(folder, "")
         for folder, part in table.groupby("compared", sort=False)
     ]
     tests = int(table["p"].notna().sum())
@@ -149,19 +162,6 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     return text
 
 
-def read_scores(folder: Path) -> pd.DataFrame:
-    """Read the rows of an evaluation.
-
-    Raises:
-        ValueError: If the folder contains no evaluation.
-    """
-    if not (folder / "scores.csv").is_file():
-        raise ValueError(
-            f"{folder} contains no scores.csv. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
-        )
-    return pd.read_csv(folder / "scores.csv")
-
-
 def _to_markdown(table: pd.DataFrame) -> str:
     lines = [
         "| sequences | region | cases | first | second | difference | p | effect |",
@@ -171,6 +171,7 @@ def _to_markdown(table: pd.DataFrame) -> str:
         interval = "" if np.isnan(row.low) else f" ({row.low:+.3f} to {row.high:+.3f})"
         cells = [row.subset, shown(row.region), str(row.cases)]
         cells += [f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}{interval}"]
-        p_value = "" if np.isnan(row.p_holm) else f"{row.p_holm:.3f}"
-        lines.append(f"| {' | '.join([*cells, p_value, f'{row.effect:+.2f}'])} |")
+        cells.append("-" if np.isnan(row.p_holm) else f"{row.p_holm:.3f}")
+        cells.append("-" if np.isnan(row.effect) else f"{row.effect:+.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,12 +1,15 @@
-"""Lesion-wise Dice and HD95 of the BraTS challenges since 2023: all lesions count equally, whatever their size.
+"""Lesion-wise scores of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
-The rules come from https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception: surfaces are defined as in
-`metrics`, not with sub-voxel accuracy as in https://github.com/google-deepmind/surface-distance.
+`MergedRules` are those of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception:
+surfaces are defined as in `metrics`, not with sub-voxel accuracy as in
+https://github.com/google-deepmind/surface-distance. The rules for 2024 take sizes and penalties from
+https://github.com/rachitsaluja/BraTS-2024-Metrics, but the procedure of 2023. So their scores differ from the official
+ones. The official programs of 2024 also merge predicted lesions by dilation and remove small ones, count pieces of
+enhancing tumour that touch the same necrosis as one lesion, and do not penalise false lesions in MEN-RT.
 
-The rules for 2024 take sizes and penalties from https://github.com/rachitsaluja/BraTS-2024-Metrics, but the procedure
-of 2023. So their scores differ from the official ones. The official programs of 2024 also merge predicted lesions by
-dilation and remove small ones, count pieces of enhancing tumour that touch the same necrosis as one lesion, and do not
-penalise false lesions in MEN-RT.
+`PairedRules` are those of 2026. The official program is https://pypi.org/project/brats-evaluation, which configures
+panoptica (Kofler et al. 2023, https://arxiv.org/abs/2312.02608). tests/test_official_metrics.py compares both with
+this module, and docs/evaluate.md lists the differences.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, optimize
 
 from .metrics import bounding_box, check_masks, dice, missed_distance_mm, surface_distances_mm
 
@@ -26,8 +29,8 @@ _TWENTY_SIX = ndimage.generate_binary_structure(3, 3)
 
 
 @dataclass(frozen=True)
-class LesionRules:
-    """Definition of a lesion, and the penalty of missed and false lesions.
+class MergedRules:
+    """Rules that merge nearby true lesions, and all predicted components that touch the same lesion.
 
     Attributes:
         dilation: Number of dilations of the true region. Parts that touch afterwards are one lesion.
@@ -42,49 +45,102 @@ class LesionRules:
     ignored_mm3_of: Mapping[str, float] = field(default_factory=dict)
 
 
-LESION_RULES: dict[str, LesionRules] = {
-    "gli2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
-    "ssa2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
-    "ped2023": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
-    "men2023": LesionRules(dilation=1, ignored_mm3=50, penalty_mm=374.0),
-    "met2023": LesionRules(dilation=1, ignored_mm3=2, penalty_mm=374.0),
-    "gli2024": LesionRules(dilation=3, ignored_mm3=20, penalty_mm=337.0, ignored_mm3_of={"et": 10}),
-    "ped2024": LesionRules(dilation=5, ignored_mm3=10, penalty_mm=374.0),
-    "ssa2024": LesionRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
-    "met2024": LesionRules(dilation=1, ignored_mm3=2, penalty_mm=None),
-    "men_rt2024": LesionRules(dilation=1, ignored_mm3=50, penalty_mm=None),
+@dataclass(frozen=True)
+class PairedRules:
+    """Rules that match true and predicted components one to one, without dilation.
+
+    Attributes:
+        least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
+        counted_mm3: True lesions below this volume are left out, and so are their matches.
+        penalty_mm: HD95 of a missed or false lesion, whose Dice is 0. `None` leaves such lesions out of the means.
+        found_dice: A true lesion whose match has a lower Dice is in `lesions_missed`. The means do not depend on it.
+    """
+
+    least_iou: float = 0.0
+    counted_mm3: float = 0.0
+    penalty_mm: float | None = None
+    found_dice: float = 0.0
+
+
+LESION_RULES: dict[str, MergedRules | PairedRules] = {
+    "gli2023": MergedRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "ssa2023": MergedRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "ped2023": MergedRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "men2023": MergedRules(dilation=1, ignored_mm3=50, penalty_mm=374.0),
+    "met2023": MergedRules(dilation=1, ignored_mm3=2, penalty_mm=374.0),
+    "gli2024": MergedRules(dilation=3, ignored_mm3=20, penalty_mm=337.0, ignored_mm3_of={"et": 10}),
+    "ped2024": MergedRules(dilation=5, ignored_mm3=10, penalty_mm=374.0),
+    "ssa2024": MergedRules(dilation=3, ignored_mm3=50, penalty_mm=374.0),
+    "met2024": MergedRules(dilation=1, ignored_mm3=2, penalty_mm=None),
+    "men_rt2024": MergedRules(dilation=1, ignored_mm3=50, penalty_mm=None),
+    "gli2026": PairedRules(),
+    "ped2026": PairedRules(),
+    "goat2026": PairedRules(),
+    "men2026": PairedRules(),
+    "men_rt2026": PairedRules(),
+    # The thresholds are those of the organisers: https://github.com/Sage-Bionetworks-Challenges/brats-infra.
+    "met2026": PairedRules(counted_mm3=27, penalty_mm=373.0, found_dice=0.2),
+    # The configuration for BraTS that panoptica contains.
+    "panoptica": PairedRules(least_iou=0.5),
 }
 
 
 def lesion_scores(
-    prediction: np.ndarray, target: np.ndarray, *, spacing_mm: Sequence[float], region: str, rules: LesionRules
+    prediction: np.ndarray,
+    target: np.ndarray,
+    *,
+    spacing_mm: Sequence[float],
+    region: str,
+    rules: MergedRules | PairedRules,
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    All predicted components that touch a dilated true lesion are compared with it together. A true lesion without a
-    component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is false and gets
-    the same scores. True lesions that are too small are ignored, and so are the components that touch them.
+    With `MergedRules`, all predicted components that touch a dilated true lesion are compared with it together. A true
+    lesion without a component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is
+    false and gets the same scores. True lesions that are too small are ignored, and so are the components that touch
+    them. The means are over true lesions (without ignored ones) and false lesions. Without any lesion, Dice is 1 and
+    HD95 is 0.
+
+    With `PairedRules`, each true lesion matches at most one predicted component, so that the sum of the Dice values is
+    as large as possible. Without a penalty, the means are over the matches. If nothing matches, Dice and NSD are 0 and
+    HD95 is infinite. With a penalty, the means are over the counted true lesions and all false lesions; without a
+    counted true lesion they are NaN. Without any lesion, all means are NaN.
 
     Args:
         prediction: `(D, H, W)` bool.
         target: `(D, H, W)` bool.
         spacing_mm: Voxel size along each axis.
         region: Name of the region.
-        rules: Definition of a lesion.
+        rules: Definition of a lesion, and of the means.
 
     Returns:
-        `lesion_dice` and `lesion_hd95_mm`: means over true lesions (without ignored ones) and false lesions; 1 and 0
-        if there are no lesions at all. `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
+        `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
+        surface distance, the mean of the two shares of surface voxels that are at most the smallest voxel size away
+        from the other surface. `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
     """
     check_masks(prediction, target, spacing_mm)
-    penalty = missed_distance_mm(rules.penalty_mm, target.shape, spacing_mm)
+    shape = target.shape
     either = prediction | target
     if either.any():
         box = bounding_box(either)
         prediction, target = prediction[box], target[box]
+    if isinstance(rules, PairedRules):
+        return _paired_scores(prediction, target, spacing_mm, rules)
+    penalty = missed_distance_mm(rules.penalty_mm, shape, spacing_mm)
+    return _merged_scores(prediction, target, spacing_mm, region, rules, penalty)
+
+
+def _merged_scores(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    spacing_mm: Sequence[float],
+    region: str,
+    rules: MergedRules,
+    penalty: float,
+) -> dict[str, float]:
     dilated = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
     lesions, num_lesions = ndimage.label(dilated, _TWENTY_SIX)
     components, num_components = ndimage.label(prediction, _TWENTY_SIX)
@@ -119,3 +175,74 @@ def lesion_scores(
         "lesions_missed": float(missed),
         "lesions_false": float(false),
     }
+
+
+def _paired_scores(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], rules: PairedRules
+) -> dict[str, float]:
+    lesions, num_lesions = ndimage.label(target, _TWENTY_SIX)
+    components, num_components = ndimage.label(prediction, _TWENTY_SIX)
+    pairs, voxels = _matches(lesions, num_lesions, components, num_components, rules.least_iou)
+    counted = voxels * math.prod(spacing_mm) >= rules.counted_mm3
+    found = []
+    for lesion, component in pairs:
+        if counted[lesion - 1]:
+            truth, match = lesions == lesion, components == component
+            around = bounding_box(truth | match)
+            found.append(_pair_scores(match[around], truth[around], spacing_mm))
+    num_counted = int(np.count_nonzero(counted))
+    false = num_components - len(pairs)
+    if rules.penalty_mm is None:
+        total, penalty = len(found), 0.0
+        nothing = (0.0, math.inf, 0.0) if num_lesions or num_components else (math.nan,) * 3
+    else:
+        total, penalty = (num_counted + false if num_counted else 0), rules.penalty_mm
+        nothing = (math.nan,) * 3
+    if total:
+        sums = np.sum(found, axis=0) if found else np.zeros(3)
+        sums[1] += penalty * (total - len(found))
+        means = tuple(float(value) for value in sums / total)
+    else:
+        means = nothing
+    return {
+        "lesion_dice": means[0],
+        "lesion_hd95_mm": means[1],
+        "lesion_nsd": means[2],
+        "lesions": float(num_counted),
+        "lesions_missed": float(num_counted - sum(values[0] >= rules.found_dice for values in found)),
+        "lesions_false": float(false),
+    }
+
+
+def _matches(
+    lesions: np.ndarray, num_lesions: int, components: np.ndarray, num_components: int, least_iou: float
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Match lesions and components one to one.
+
+    Returns:
+        Pairs of lesion and component, both numbered from 1; and the number of voxels of each lesion.
+    """
+    shape = num_lesions + 1, num_components + 1
+    places = np.ravel_multi_index((lesions.ravel(), components.ravel()), shape)
+    table = np.bincount(places, minlength=math.prod(shape)).reshape(shape)
+    voxels, voxels_found, both = table.sum(axis=1)[1:], table.sum(axis=0)[1:], table[1:, 1:]
+    sums = voxels[:, None] + voxels_found
+    possible = (both > 0) & (both / (sums - both) >= least_iou)
+    # Of equal sums of Dice, that of more matches is taken.
+    worth = np.where(possible, 2 * both / sums + 1e-6, 0.0)
+    pairs = zip(*optimize.linear_sum_assignment(worth, maximize=True), strict=True)
+    return [(int(row) + 1, int(column) + 1) for row, column in pairs if possible[row, column]], voxels
+
+
+def _pair_scores(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[float, float, float]:
+    """Dice, HD95 in mm and NSD of one lesion and its match.
+
+    Unlike that of `metrics.region_scores`, this HD95 is the 95th percentile of the distances of both surfaces taken
+    together.
+    """
+    there, back = surface_distances_mm(prediction, target, spacing_mm)
+    tolerance = min(spacing_mm)
+    nsd = (np.mean(there <= tolerance) + np.mean(back <= tolerance)) / 2
+    return dice(prediction, target), float(np.percentile(np.concatenate([there, back]), 95)), float(nsd)

@@ -118,7 +118,8 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
         raise ValueError(f"{folder} is not a folder. Give the folder of the predictions.")
     names = [case.case_id for case in cases]
     found: dict[Mask, dict[str, Path]] = {}
-    for subset, place in _folders_of_subsets(folder, task).items():
+    places = folders_of_subsets(folder, task) or {parse_subset("all", task.modalities): folder}
+    for subset, place in places.items():
         files = {name: path for name in names if (path := _prediction(place, name)) is not None}
         if files:
             found[subset] = files
@@ -130,8 +131,12 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
     return found
 
 
-def _folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
-    """Folders with the name of a subset. Without any, `folder` itself is that of all sequences."""
+def folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
+    """Find the folders in `folder` that have the name of a subset.
+
+    Raises:
+        ValueError: If two folders have names of the same subset.
+    """
     found: dict[Mask, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         try:
@@ -141,7 +146,7 @@ def _folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
         if subset in found:
             raise ValueError(f"{found[subset]} and {path} have the names of the same sequences. Remove one of them.")
         found[subset] = path
-    return found or {parse_subset("all", task.modalities): folder}
+    return found
 
 
 def _prediction(folder: Path, name: str) -> Path | None:

@@ -44,8 +44,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         rows: One row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean needs at least one case and the
-        interval at least two; otherwise they are NaN.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean needs at least one case, and the
+        interval at least two cases and finite values; otherwise they are NaN. The HD95 of a case may be infinite.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -62,8 +62,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its percentile bootstrap interval over cases: mean, low, high."""
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else math.nan), math.nan, math.nan
+    if len(values) < 2 or not np.isfinite(values).all():
+        return (float(values.mean()) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
     )
@@ -126,9 +126,10 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
         for region in task.regions:
             own = group[group["region"] == region]
             errors, true = own["volume_error_ml"].to_numpy(), own["true_volume_ml"].to_numpy()
-            spread = float(((true - true.mean()) ** 2).sum()) if len(true) else 0.0
             values[f"error_{region}"] = float(np.median(np.abs(errors))) if len(errors) else math.nan
-            values[f"r2_{region}"] = 1 - float((errors**2).sum()) / spread if spread else math.nan
+            # The mean of equal volumes may differ from them by rounding.
+            differ = len(set(true)) > 1
+            values[f"r2_{region}"] = 1 - (errors**2).sum() / ((true - true.mean()) ** 2).sum() if differ else math.nan
         table.append(values)
     return pd.DataFrame(table)
 
@@ -174,9 +175,10 @@ def to_markdown(
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
     others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
     most = overall["cases"].max()
+    several = rows["case_id"].nunique() > 1
     parts = [
         *notes,
-        "Dice, with 95 % bootstrap intervals over cases.",
+        "Dice, with 95 % bootstrap intervals over cases." if several else "Dice of one case, so without intervals.",
         dice_table(summary, task),
         "Means of the other metrics over subsets and cases.",
         _table(
@@ -186,7 +188,8 @@ def to_markdown(
     ]
     parts += [
         "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
-        "the variance of the true volumes that the found ones explain.",
+        "the variance of the true volumes that the found ones explain"
+        + ("." if several else ", which needs several cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -214,7 +217,7 @@ def to_markdown(
 
 
 def _numbers(values: Iterable[float]) -> list[str]:
-    return [f"{value:.3f}" for value in values]
+    return ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
 
 
 def _mean(row: pd.Series, usual: int) -> str:
@@ -277,7 +280,9 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
         colour = colours_of(task)[shown(region)]
         axes.bar(where, means, 0.25 / 0.27 * step, yerr=np.array(ends).T, label=shown(region), color=colour)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-    axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1), title="Dice by number of sequences, 95 % intervals")
+    axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1))
+    several = rows["case_id"].nunique() > 1
+    axes.set_title("Dice by number of sequences" + (", 95 % intervals" if several else ""))
     axes.legend(ncols=len(task.regions), loc="upper left")
     return figure
 

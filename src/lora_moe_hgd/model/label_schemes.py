@@ -89,15 +89,24 @@ class LabelScheme:
         labels = np.rint(labels)
         return np.stack([np.isin(labels, members) for members in self.regions.values()])
 
-    def __str__(self) -> str:
+    @property
+    def meanings(self) -> dict[int, str]:
+        """Word for the part with each label, for all labels of the scheme in ascending order.
+
+        Example:
+            >>> LABEL_SCHEMES["ped2024"].meanings
+            {0: 'background', 1: 'enhancing', 2: 'core', 3: 'core', 4: 'oedema'}
+        """
         words = {0: "background", **{label: word for word, label in self.written.items()}}
-        parts = ", ".join(f"{label} {word}" for label, word in sorted(words.items()))
         names = list(self.words or self.regions)
-        for label in sorted(self.labels - {*words, *self.others}):
+        for label in self.labels - {*words, *self.others}:
             inside = [name for name, is_in in zip(names, self._regions_of(label), strict=True) if is_in]
             nested = self._regions_of(label) not in self._exceptions.values()
-            parts += f", {label} {inside[-1] if nested else ' and '.join(inside)}"
-        return f"{self.name} ({parts}{''.join(f', {label} no {self.target}' for label in self.others)})"
+            words[label] = inside[-1] if nested else " and ".join(inside)
+        return dict(sorted((words | dict.fromkeys(self.others, f"no {self.target}")).items()))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(f'{label} {word}' for label, word in self.meanings.items())})"
 
 
 def _of_tumour(
