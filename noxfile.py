@@ -1,4 +1,4 @@
-"""What is saved and loaded, on the oldest and on the newest packages that the project promises: `nox`.
+"""Tests in other environments than the pinned one: the oldest and the newest packages, and official programs: `nox`.
 
 The floor is what pyproject.toml says, so that it is tested and not guessed.
 """
@@ -39,3 +39,13 @@ def newest(session: nox.Session) -> None:
     """The newest packages, on the oldest and the newest Python."""
     session.install("--upgrade", "--upgrade-strategy", "eager", ".[test]")
     session.run("pytest", *HUB_SUITE, *session.posargs)
+
+
+@nox.session(python="3.11")
+def official_metrics(session: nox.Session) -> None:
+    """Lesion-wise scores against the official program of BraTS 2026 and panoptica.
+
+    `brats-evaluation` is under AGPL-3.0, so it is no dependency of the package or of its extras.
+    """
+    session.install(".[test]", "brats-evaluation==0.0.10", "panoptica==2.1.7")
+    session.run("pytest", "tests/test_official_metrics.py", *session.posargs)

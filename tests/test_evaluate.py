@@ -117,8 +117,27 @@ def test_expected_and_real_dice_are_compared_where_both_are_defined() -> None:
     assert found[["expected_dice", "dice"]].to_numpy().tolist() == [[pytest.approx(0.6)] * 2]
 
 
-def test_one_case_has_no_interval() -> None:
-    assert summarise(rows_of(("a", "t1", 1.0, 0.5, 0.0)))["low"].isna().all()
+def test_one_case_has_neither_intervals_nor_r2() -> None:
+    # The mean of six times 0.1 is not 0.1.
+    rows = rows_of(*(("a", name, 1.0, 0.5, 0.0) for name in ("t1", "t1c", "t2", "flair", "t1+t1c", "t1+t2")))
+    rows = rows.assign(true_volume_ml=0.1, volume_error_ml=0.05, expected_dice=0.5)
+    assert summarise(rows)["low"].isna().all()
+    assert volume_agreement(rows.assign(sequences=1))["r2_wt"].isna().all()
+    text = to_markdown(rows, {})
+    assert "Dice of one case, so without intervals." in text
+    assert "R2, the share of the variance of the true volumes that the found ones explain, which needs several" in text
+    assert "| 1 | 0.050 | - | 0.050 | - | 0.050 | - |" in text
+    assert " to " not in text
+    assert "nan" not in text
+
+
+def test_the_mean_over_an_infinite_distance_is_infinite_and_has_no_interval() -> None:
+    rows = rows_of(*((name, "t1", 1.0, 0.5, 0.0) for name in "abc"))
+    rows["lesion_hd95_mm"] = [1.0, 2.0, math.inf] * 3
+    found = summarise(rows).set_index(["metric", "subset", "region"])
+    assert found.loc[("lesion_hd95_mm", "t1", "et"), "mean"] == math.inf
+    assert math.isnan(found.loc[("lesion_hd95_mm", "t1", "et"), "low"])
+    assert found.loc[("lesion_hd95_mm", "t1", "wt"), "mean"] == 1
 
 
 def test_shapley_values_are_those_of_all_orders() -> None:

@@ -307,18 +307,20 @@ def test_metastases_of_27_mm3_count_and_missed_or_false_ones_cost_the_penalty() 
 
 
 def test_a_metastasis_found_with_less_than_a_fifth_counts_as_missed_but_keeps_its_dice() -> None:
-    for shift, missed in ((4, 1), (3, 0)):
-        truth, found = cube(2, 2, 2, edge=5), cube(2 + shift, 2, 2, edge=5)
-        assert score(found, truth, "met2026")["lesion_dice"] == pytest.approx(1 - shift / 5)
-        assert score(found & ~cube(2 + shift, 2, 2, edge=1), truth, "met2026")["lesions_missed"] == missed
+    truth, found = cube(2, 2, 2, edge=5), cube(6, 2, 2, edge=5)
+    scores = score(found, truth, "met2026")
+    assert (scores["lesion_dice"], scores["lesions_missed"]) == (pytest.approx(0.2), 0)
+    found[11, 4, 4] = True
+    scores = score(found, truth, "met2026")
+    assert (scores["lesion_dice"], scores["lesions_missed"]) == (pytest.approx(50 / 251), 1)
 
 
 def test_distances_of_pairs_are_those_of_both_surfaces_together() -> None:
-    # 98 surface voxels each; a spike of the prediction reaches 4 voxels away.
+    # The true surface has 98 voxels. That of the prediction has 12 more in a spike, whose base hides one.
     truth = cube(5, 5, 5, edge=5)
     found = truth.copy()
-    found[10:14, 7, 7] = True
+    found[10:22, 7, 7] = True
     scores = score(found, truth, "gli2026", spacing_mm=(2, 2, 2))
-    distances = [0.0] * 98 + [0.0] * 97 + [2.0, 4.0, 6.0, 8.0]
+    distances = [0.0] * (98 + 97) + [2.0 * step for step in range(1, 13)]
     assert scores["lesion_hd95_mm"] == pytest.approx(np.percentile(distances, 95))
-    assert scores["lesion_nsd"] == pytest.approx((1 + 98 / 101) / 2)
+    assert scores["lesion_nsd"] == pytest.approx((1 + 98 / 109) / 2)

@@ -75,6 +75,25 @@ def test_the_true_label_maps_are_perfect_under_each_name(cohort: Path, tmp_path:
     assert (found["dice"] == 1).all()
 
 
+def test_it_is_said_which_sequences_predictions_without_folders_count_for(
+    cohort: Path, segmented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = segmented / "maps/t1"
+    evaluated(cohort, tmp_path / "flat", "--predictions", str(flat), *BRATS)
+    said = f"note: {flat} has no folders of subsets such as t1c+flair, so its predictions count as those from all"
+    assert f"{said} sequences (t1+t1c+t2+flair).\n" in capsys.readouterr().err
+    evaluated(cohort, tmp_path / "folders", "--predictions", str(segmented / "maps"), *BRATS)
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rules", ["gli2026", "met2026"])
+def test_the_rules_of_2026_are_scored_and_tabulated(cohort: Path, segmented: Path, tmp_path: Path, rules: str) -> None:
+    words = ["--predictions", str(segmented / "maps"), *BRATS, "--lesion-rules", rules]
+    found = evaluated(cohort, tmp_path, *words)
+    assert {"lesion_dice", "lesion_hd95_mm", "lesion_nsd"} <= set(found.columns)
+    assert "| lesion_nsd | " in (tmp_path / "table.md").read_text()
+
+
 def test_predictions_may_have_another_label_scheme_and_another_orientation(cohort: Path, tmp_path: Path) -> None:
     for case in find_cases(cohort):
         reading = read_case(case, labels=True).checked()

@@ -134,9 +134,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         tables.append(paired_differences(scores[0], other).assign(compared=str(folder)))
         only_one = sorted(set(scores[0]["case_id"]) ^ set(other["case_id"]))
         if only_one:
-            left_out[str(folder)] = (
-                f"\n\nOnly one of the two has these cases, so they are left out: {listed(only_one)}."
-            )
+            left_out[str(folder)] = f"\n\nLeft out, because only one of the two has them: {listed(only_one)}."
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     parts = [
