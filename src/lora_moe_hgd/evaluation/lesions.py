@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from .metrics import bounding_box, check_masks, dice, missed_distance_mm, surface_distances_mm
+from ..masks import bounds, dice
+from .metrics import check_masks, missed_distance_mm, surface_distances_mm
 
 # True lesions are dilated with 18 neighbours; components are connected through 26.
 _EIGHTEEN = ndimage.generate_binary_structure(3, 2)
@@ -83,7 +84,7 @@ def lesion_scores(
     penalty = missed_distance_mm(rules.penalty_mm, target.shape, spacing_mm)
     either = prediction | target
     if either.any():
-        box = bounding_box(either)
+        box = bounds(either, 1)
         prediction, target = prediction[box], target[box]
     dilated = ndimage.binary_dilation(target, _EIGHTEEN, iterations=rules.dilation)
     lesions, num_lesions = ndimage.label(dilated, _TWENTY_SIX)
@@ -106,7 +107,7 @@ def lesion_scores(
             distances.append(penalty)
             continue
         found = np.isin(components, list(own))
-        around = bounding_box(found | truth)
+        around = bounds(found | truth, 1)
         dices.append(dice(found[around], truth[around]))
         there, back = surface_distances_mm(found[around], truth[around], spacing_mm)
         distances.append(float(max(np.percentile(there, 95), np.percentile(back, 95))))

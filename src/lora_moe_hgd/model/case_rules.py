@@ -21,7 +21,7 @@ from .brain import (
     head_litres,
     spread_of,
 )
-from .findings import BadInputError, Finding, Level, raise_errors
+from .findings import WHOLE_CASE, BadInputError, Finding, Level, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 from .task import BRAIN_TUMOUR, Task
@@ -147,7 +147,7 @@ def settle(
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend only on the available sequences, not on the images."""
     present = set(names)
-    return tuple(Finding("case", warning) for name, warning in task.without.items() if name not in present)
+    return tuple(Finding(WHOLE_CASE, warning) for name, warning in task.without.items() if name not in present)
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
@@ -299,7 +299,7 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
     if overlaps and min(overlaps.values()) < LEAST_OVERLAP:
         pair = min(overlaps, key=lambda pair: overlaps[pair])
         notes.add(
-            "case",
+            WHOLE_CASE,
             f"The brains in {pair[0]} and {pair[1]} overlap by only {overlaps[pair]:.0%}. The result is unreliable "
             "unless the images are registered to each other. Check the registration.",
         )

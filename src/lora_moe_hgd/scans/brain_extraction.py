@@ -23,10 +23,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ..cases.nifti import read_image
+from ..masks import largest_part
 from ..model.findings import BadInputError
 from ..model.geometry import orientation, to_canonical
 from ..model.grids import Volume, on_grid_of
-from .brains import largest_part
 
 # A network in TorchScript is code: only these files are loaded, from the installed package deepbet 1.0.2.
 NETWORKS = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
+from ..masks import dice, largest_part
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume, on_grid_of
 
@@ -108,19 +109,3 @@ def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarr
     # On a background of one, because zeros count as background, which is not averaged.
     moved, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), affine), reference)
     return moved.array >= 1.5
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Overlap of two masks; 1 for two empty ones."""
-    total = np.count_nonzero(first) + np.count_nonzero(second)
-    return 2 * np.count_nonzero(first & second) / total if total else 1.0
-
-
-def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask."""
-    parts, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return parts == sizes.argmax()

@@ -14,13 +14,14 @@ import pydicom
 from ..cases.case_files import safe_name
 from ..cases.layouts import find_case
 from ..cases.reading import read_volumes
+from ..masks import dice
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError, Finding
+from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from ..model.geometry import voxel_spacing_mm
 from ..model.grids import Volume, check_affine, on_grid_of
 from .archives import unpack
 from .brain_extraction import brain_by_command, brain_by_mask, extract_brain
-from .brains import agreed_brain, cut_off_findings, dice, on_grid, volume_findings
+from .brains import agreed_brain, cut_off_findings, on_grid, volume_findings
 from .choice import Choice, choose
 from .convert import convert
 from .prepared import Placement, Prepared, report_of
@@ -168,7 +169,7 @@ def _read_dicom(path: Path, options: ScanOptions, scratch: Path, say: Callable[[
     findings = []
     if unreadable:
         findings.append(
-            Finding("case", f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
+            Finding(WHOLE_CASE, f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
         )
     if not series:
         raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
@@ -176,7 +177,7 @@ def _read_dicom(path: Path, options: ScanOptions, scratch: Path, say: Callable[[
     choice = choose(series, options.series, where=path)
     chosen = _only(choice.chosen, options.sequences, path)
     choice = replace(choice, chosen=chosen)
-    findings += [finding for finding in choice.findings if finding.where in chosen or finding.where == "case"]
+    findings += [finding for finding in choice.findings if finding.where in chosen or finding.where == WHOLE_CASE]
     say(choice.table())
     volumes = {}
     for name, row in chosen.items():
@@ -204,7 +205,7 @@ def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path)
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            raise BadInputError("case", f"The reference {wanted} is not there. The case has {', '.join(volumes)}.")
+            raise BadInputError(WHOLE_CASE, f"The reference {wanted} is not there. The case has {', '.join(volumes)}.")
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}
     alike = [name for name in volumes if longest[name] <= ALIKE * min(longest.values())]
