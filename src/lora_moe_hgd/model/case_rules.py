@@ -144,6 +144,19 @@ def settle(
     return replace(case, interpolated=tuple(interpolated), findings=tuple(notes.findings))
 
 
+def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
+    """Return a volume with finite values and a background of zero, and what was odd about it.
+
+    Raises:
+        BadInputError: If it is empty, constant, or a label map.
+    """
+    notes = _Notes()
+    cleaned = _clean(notes, name, volume, "warning")
+    raise_errors(notes.findings)
+    assert cleaned is not None
+    return cleaned, tuple(notes.findings)
+
+
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend only on the available sequences, not on the images."""
     present = set(names)

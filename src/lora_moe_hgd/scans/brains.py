@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from scipy import ndimage
 
-from ..masks import dice, largest_part
+from ..masks import bounds, dice, largest_part
 from ..model.brain import LEAST_BRAIN_LITRES, cut_off_share, head_litres
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume, on_grid_of
@@ -110,6 +111,8 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     inside = head[brain]
     median = float(np.median(inside))
     spread = 1.4826 * float(np.median(np.abs(inside - median)))
+    box = bounds(brain, math.ceil(SHELL_MM / edges.min()) + 1)
+    head, brain = head[box], brain[box]
     near = ndimage.distance_transform_edt(~brain, sampling=edges) <= SHELL_MM
     bright = near & (head > median + BRIGHT_SPREADS * spread)
     # Thin bridges, such as a rim of fluid, connect nothing.
@@ -133,6 +136,26 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
     """A mask on another grid: where its share is half or more."""
+    found = np.zeros(reference.array.shape, dtype=bool)
+    # Only the boxes of the mask in both grids count. Around them is nothing but room for smoothing.
+    own = bounds(mask, 1)
+    corners = np.array(np.meshgrid(*((edge.start, edge.stop - 1) for edge in own), [1])).reshape(4, -1)
+    to_reference = np.linalg.inv(reference.affine) @ affine
+    reached = (to_reference @ corners)[:3]
+    low = np.clip(np.floor(reached.min(axis=1)).astype(int), 0, found.shape)
+    high = np.clip(np.ceil(reached.max(axis=1)).astype(int) + 1, low, found.shape)
+    if not (high > low).all():
+        return found
+    box = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+    like = Volume(np.broadcast_to(np.float32(0), tuple(high - low)), _shifted(reference.affine, low))
     # On a background of one, because zeros count as background, which is not averaged.
-    moved, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), affine), reference)
-    return moved.array >= 1.5
+    moved, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), affine), like)
+    found[box] = moved.array >= 1.5
+    return found
+
+
+def _shifted(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Affine of an array that begins at this voxel of another."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ voxels
+    return moved

@@ -14,11 +14,10 @@ import SimpleITK as sitk  # noqa: N813 - the name that its documentation uses
 
 from ..cases.case_files import CaseFiles, safe_name, stem_of
 from ..cases.families import name_files
-from ..cases.volume_rules import check_place, check_size
+from ..cases.volume_rules import NRRD, check_place, check_size
 from ..model.findings import BadInputError
 from ..model.grids import Volume, check_affine
 
-EXTENSIONS = (".nrrd", ".nhdr")
 MAX_HEADER_BYTES = 64 * 1024
 # Names of a type, shortened to the one that NumPy knows.
 TYPES = {
@@ -40,7 +39,7 @@ SPACES = {
 
 def has_nrrd(folder: Path) -> bool:
     """Whether an NRRD file lies in the folder."""
-    return folder.is_dir() and any(stem_of(path, EXTENSIONS) is not None for path in folder.iterdir())
+    return folder.is_dir() and any(stem_of(path, NRRD) is not None for path in folder.iterdir())
 
 
 def find_nrrd_case(folder: Path) -> CaseFiles:
@@ -51,7 +50,7 @@ def find_nrrd_case(folder: Path) -> CaseFiles:
     """
     content = sorted(folder.iterdir())
     # The names as if the files were NIfTI, and the files themselves.
-    own = {folder / f"{stem}.nii.gz": path for path in content if (stem := stem_of(path, EXTENSIONS)) is not None}
+    own = {folder / f"{stem}.nii.gz": path for path in content if (stem := stem_of(path, NRRD)) is not None}
     for name, path in own.items():
         if name in content:
             raise BadInputError(folder, f"{path.name} and {name.name} may be the same image. Keep one of them.")

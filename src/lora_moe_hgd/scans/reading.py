@@ -9,13 +9,15 @@ from typing import Any
 
 from ..cases.layouts import find_case
 from ..cases.reading import read_volumes
+from ..cases.volume_rules import NRRD
+from ..model.case_rules import clean_volume
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from ..model.grids import Volume, check_affine
 from .archives import unpack
 from .choice import Choice, choose
 from .convert import convert
-from .nrrd import EXTENSIONS, find_nrrd_case, has_nrrd, read_nrrd
+from .nrrd import find_nrrd_case, has_nrrd, read_nrrd
 from .raw import is_raw, is_zip
 from .studies import case_id_of, choose_study, read_studies
 
@@ -112,11 +114,15 @@ def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str
     case = find_nrrd_case(path) if has_nrrd(path) else find_case(path)
     case = case.only(list(_only(case.images, sequences, path)))
     say("\n".join(case.mapping()))
-    nrrd = {name: file for name, file in case.images.items() if file.name.lower().endswith(EXTENSIONS)}
+    nrrd = {name: file for name, file in case.images.items() if file.name.lower().endswith(NRRD)}
     others = case.only([name for name in case.images if name not in nrrd])
-    volumes, findings = read_volumes(others) if others.images else ({}, [])
-    volumes |= {name: read_nrrd(file) for name, file in nrrd.items()}
-    return Scans(case.case_id, _only(volumes, None, path), findings)
+    read = (read_volumes(others) if others.images else {}) | {name: read_nrrd(file) for name, file in nrrd.items()}
+    volumes: dict[str, Volume] = {}
+    findings: list[Finding] = []
+    for name in case.images:
+        volumes[name], found = clean_volume(name, read[name])
+        findings += found
+    return Scans(case.case_id, volumes, findings)
 
 
 def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
