@@ -12,12 +12,16 @@ from dicoms import in_plane, study, write_series
 from scipy import ndimage
 from small_scans import SPACINGS, head, quicken
 
+import lora_moe_hgd as lmh
+from lora_moe_hgd import api
+from lora_moe_hgd.inference import segmentation
 from lora_moe_hgd.model.findings import BadInputError
-from lora_moe_hgd.model.grids import Volume
+from lora_moe_hgd.model.grids import Volume, on_grid_of
 from lora_moe_hgd.scans import brain_extraction, prepare
 from lora_moe_hgd.scans.brain_extraction import extract_brain
-from lora_moe_hgd.scans.brains import is_stripped
+from lora_moe_hgd.scans.brains import is_stripped, on_grid
 from lora_moe_hgd.scans.deface import MARGIN_MM, without_face
+from lora_moe_hgd.scans.prepare import ScanOptions
 from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES
 from lora_moe_hgd_cli import run
 
@@ -162,3 +166,64 @@ def test_nothing_of_a_face_is_left_and_every_bit_of_the_brain() -> None:
     assert np.array_equal(found != 0, apart <= MARGIN_MM)
     assert np.array_equal(found[apart <= MARGIN_MM], array[apart <= MARGIN_MM])
     assert found.dtype == array.dtype
+
+
+@pytest.mark.parametrize("edge", [0.8, 2.7], ids=["finer", "coarser"])
+def test_a_mask_on_another_grid_is_what_the_whole_grid_gives(edge: float) -> None:
+    own = np.array([[1.2, 0.1, 0, -20], [-0.1, 1.4, 0.2, -30], [0, -0.2, 2.0, -25], [0, 0, 0, 1]])
+    place = np.moveaxis(np.indices((34, 40, 26)), 0, -1)
+    mask = (np.linalg.norm((place - [15, 22, 2]) / [9, 12, 8], axis=-1) < 1) | (place == [30, 5, 20]).all(axis=-1)
+    shape = (round(50 / edge), round(64 / edge), round(56 / edge))
+    like = Volume(np.zeros(shape, dtype=np.float32), np.diag([-edge, edge, edge, 1.0]))
+    like.affine[:3, 3] = [28, -33, -30]
+    whole, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), own), like)
+    assert np.array_equal(on_grid(mask, own, like), whole.array >= 1.5)
+    assert on_grid(mask, own, like).any()
+    far = own.copy()
+    far[:3, 3] += 500
+    assert not on_grid(mask, far, like).any()
+
+
+def test_pictures_show_no_face_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shipped: None) -> None:
+    quicken(monkeypatch)
+    brain = np.asarray(head(SPACINGS["t1c"]).dataobj) > 0
+    brain[:, brain.shape[1] // 2 :] = False
+    # DICOM turns the axes.
+    monkeypatch.setattr(prepare, "extract_brain", lambda volume, where: brain[::-1, ::-1])
+    monkeypatch.setattr("lora_moe_hgd.scans.brains.POSSIBLE_LITRES", (0.1, 2))
+    image = head(SPACINGS["t1c"])
+    array = (np.asarray(image.dataobj) + noise(image.shape) + 1).astype(np.float32)
+    write_series(
+        tmp_path / "dicom", in_plane(nib.Nifti1Image(array, image.affine), "LPS"), "t1c", number=1, shared=study()
+    )
+    shown: dict[str, np.ndarray] = {}
+
+    def show(path: Path, images: dict[str, nib.Nifti1Image], *args: object, **more: object) -> None:
+        shown[path.name] = np.asarray(images["t1c"].dataobj)
+
+    monkeypatch.setattr(segmentation, "save_overlay", show)
+    monkeypatch.setattr(segmentation, "write_case_page", show)
+    found = lmh.segment(tmp_path / "dicom", allow_partial=True)
+    found.save(tmp_path / "with", html=True)
+    whole = dict(shown)
+    words = ["--in-path", str(tmp_path / "dicom"), "--out-path", str(tmp_path / "without")]
+    run("segment", [*words, "--allow-partial", "--html", "--deface"])
+    apart = ndimage.distance_transform_edt(~brain[::-1, ::-1], sampling=SPACINGS["t1c"])
+    for name in ("overlay.png", "report.html"):
+        assert whole[name].all()
+        assert not shown[name][apart > MARGIN_MM].any()
+        assert np.array_equal(shown[name][apart <= MARGIN_MM], whole[name][apart <= MARGIN_MM])
+    label_map = np.asarray(nib.load(tmp_path / "without/seg.nii.gz").dataobj)
+    assert np.array_equal(label_map, np.asarray(found.label_map.dataobj))
+    options: list[ScanOptions] = []
+    monkeypatch.setattr(api, "segment_scan", lambda segmenter, path, option: options.append(option))
+    lmh.segment(tmp_path / "dicom", deface=True)
+    assert [option.deface for option in options] == [True]
+
+
+def test_a_prepared_case_has_no_face_to_remove(tmp_path: Path, capsys, small_shipped: None) -> None:
+    with pytest.raises(ValueError, match="`deface` has no effect"):
+        lmh.segment(lmh.example_case(), deface=True)
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(lmh.example_case()), "--out-path", str(tmp_path / "out"), "--deface"])
+    assert "--deface has no effect on a case that is prepared already" in capsys.readouterr().err
