@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -159,9 +160,11 @@ def test_unclear_names_are_refused_under_their_own_names(tmp_path: Path) -> None
         (tmp_path / name).touch()
     with pytest.raises(BadInputError, match=r"Several files may be t1: a_t1\.nrrd, b_t1\.nrrd"):
         find_nrrd_case(tmp_path)
-    (tmp_path / "a_t1.nii.gz").touch()
-    with pytest.raises(BadInputError, match=r"a_t1\.nrrd and a_t1\.nii\.gz may be the same image"):
-        find_nrrd_case(tmp_path)
+    for name in ("a_t1.nhdr", "a_t1.nii.gz"):
+        (tmp_path / name).touch()
+        with pytest.raises(BadInputError, match=rf"{re.escape(name)} and a_t1\.\w+ may be the same image"):
+            find_nrrd_case(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_other_commands_name_the_one_that_reads_nrrd(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name that its documentation uses
 
-from ..cases.case_files import CaseFiles, safe_name, stem_of
+from ..cases.case_files import CaseFiles, stem_of
 from ..cases.families import name_files
+from ..cases.layouts import name_of_place
 from ..cases.volume_rules import NRRD, check_place, check_size
 from ..model.findings import BadInputError
 from ..model.grids import Volume, check_affine
@@ -50,10 +51,15 @@ def find_nrrd_case(folder: Path) -> CaseFiles:
     """
     content = sorted(folder.iterdir())
     # The names as if the files were NIfTI, and the files themselves.
-    own = {folder / f"{stem}.nii.gz": path for path in content if (stem := stem_of(path, NRRD)) is not None}
-    for name, path in own.items():
-        if name in content:
-            raise BadInputError(folder, f"{path.name} and {name.name} may be the same image. Keep one of them.")
+    own: dict[Path, Path] = {}
+    for path in content:
+        if (stem := stem_of(path, NRRD)) is None:
+            continue
+        name = folder / f"{stem}.nii.gz"
+        other = name if name in content else own.get(name)
+        if other is not None:
+            raise BadInputError(folder, f"{other.name} and {path.name} may be the same image. Keep one of them.")
+        own[name] = path
     others = [path for path in content if path not in own.values()]
     try:
         named = name_files(folder, sorted([*own, *others]))
@@ -63,7 +69,7 @@ def find_nrrd_case(folder: Path) -> CaseFiles:
             message = message.replace(name.name, path.name)
         raise BadInputError(folder, message) from error
     return CaseFiles(
-        case_id=safe_name(folder.resolve().name),
+        case_id=name_of_place(folder, folder),
         folder=folder,
         layout="NRRD",
         label_schemes=(),

@@ -1,10 +1,11 @@
-"""From raw images, DICOM or NIfTI with the skull, to a case on one grid without skull."""
+"""From raw images, as DICOM, NIfTI or NRRD, to a case on one grid without skull."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +181,16 @@ def _brains(
             brains[name] = volume.array != 0
             continue
         how = method or DEEPBET
-
-        def found(name: str = name, volume: Volume = volume, how: str = how) -> np.ndarray:
-            say(f"{name}: finding the brain")
-            by_network = how == DEEPBET
-            brain = extract_brain(volume, name) if by_network else brain_by_command(how, volume, name, scratch)
-            check_brain(brain, volume.affine, name)
-            return brain
-
-        brains[name] = steps.brain(name, volume, how, found)
+        brains[name] = steps.brain(name, volume, how, partial(_found_brain, name, volume, how, scratch, say))
     return brains, stripped
+
+
+def _found_brain(name: str, volume: Volume, how: str, scratch: Path, say: Callable[[str], object]) -> np.ndarray:
+    """The brain by deepbet or by a command, after a check of its volume."""
+    say(f"{name}: finding the brain")
+    brain = extract_brain(volume, name) if how == DEEPBET else brain_by_command(how, volume, name, scratch)
+    check_brain(brain, volume.affine, name)
+    return brain
 
 
 def _stripped_finding(sequences: Sequence[str]) -> Finding:

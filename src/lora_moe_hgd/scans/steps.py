@@ -52,15 +52,17 @@ class Steps:
             method: How the brain is found.
             make: Finds it.
         """
+        if self.folder is None:
+            return make()
         code = code_fingerprint(f"{__package__}.brain_extraction")
-        path = self._path(f"brain-{sequence}", "nii.gz", content_of(volume), method, code)
-        if path is not None and (stored := _stored_mask(path, volume.array.shape)) is not None:
+        path = self.folder / f"brain-{sequence}-{fingerprint(content_of(volume), method, code)}.nii.gz"
+        stored = _stored_mask(path, volume.array.shape)
+        if stored is not None:
             self.reused.append(f"brain of {sequence}")
             return stored
         brain = make()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_image(path, image_on(volume.affine, brain.astype(np.uint8)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_image(path, image_on(volume.affine, brain.astype(np.uint8)))
         return brain
 
     def motion(
@@ -80,22 +82,21 @@ class Steps:
             brains: The brain in each; `None` if it is not known.
             make: Finds the motion.
         """
+        if self.folder is None:
+            return make()
         contents = [content_of(image) for image in images]
         contents += ["" if brain is None else content_of(Volume(brain, np.eye(4))) for brain in brains]
         code = code_fingerprint(f"{__package__}.registration")
-        path = self._path(f"motion-{sequence}-to-{reference}", "json", *contents, code)
-        if path is not None and (stored := _stored_motion(path)) is not None:
+        path = self.folder / f"motion-{sequence}-to-{reference}-{fingerprint(*contents, code)}.json"
+        stored = _stored_motion(path)
+        if stored is not None:
             self.reused.append(f"{sequence} to {reference}")
             return stored
         motion = make()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as scratch:
-                scratch.write_text(json.dumps({**asdict(motion), "matrix": motion.matrix.tolist()}))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps({**asdict(motion), "matrix": motion.matrix.tolist()}))
         return motion
-
-    def _path(self, name: str, extension: str, *made_from: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}-{fingerprint(*made_from)[:32]}.{extension}"
 
 
 @contextmanager
