@@ -24,9 +24,9 @@ from torch import nn
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.cases.layouts import find_cases
-from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.files import replacing
 from lora_moe_hgd.loading import checkpoint_folder
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.subsets import parse_subset

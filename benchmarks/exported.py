@@ -26,8 +26,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.export import run as program
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.phantoms.phantom import make_phantom
 from lora_moe_hgd.phantoms.style import NARROW
 

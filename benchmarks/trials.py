@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_moe_hgd.cases.case_files import CaseFiles
-from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.files import replacing
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation

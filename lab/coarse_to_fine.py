@@ -20,7 +20,7 @@ from transformers import BatchFeature
 from lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.evaluation.metrics import dice
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES, REGIONS
 from lora_moe_hgd.model.geometry import resample
 from lora_moe_hgd.model.label_schemes import label_scheme

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_moe_hgd import LoraMoeHgdConfig, LoraMoeHgdForSegmentation
-from lora_moe_hgd.evaluation.metrics import dice
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import robust_z_score
 from lora_moe_hgd.model.sliding_window import sliding_window_logits
 from lora_moe_hgd.phantoms import anatomy as anatomies

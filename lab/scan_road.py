@@ -20,8 +20,8 @@ from scipy.spatial.transform import Rotation
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.grids import Volume, on_grid_of
-from lora_moe_hgd.scans.brains import dice
 from lora_moe_hgd_cli import run
 
 HEAD_OF = {"t1": "t1", "t1c": "t1", "t2": "t2", "flair": "flair"}

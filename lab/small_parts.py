@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.cases.layouts import find_cases
-from lora_moe_hgd.evaluation.metrics import dice
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.subsets import parse_subset
 from lora_moe_hgd.training.data.datasets import CaseDataset

@@ -17,8 +17,8 @@ from small_runs import shipping
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import CaseReading, read_case
-from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.inference.segment import find_regions as regions_and_probabilities
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume, on_grid_of
 from lora_moe_hgd_cli import run

@@ -18,10 +18,10 @@ from small_runs import shipping
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
-from lora_moe_hgd.evaluation.metrics import dice
 from lora_moe_hgd.export import run as program
 from lora_moe_hgd.export.command import RUN, export, preprocessing
 from lora_moe_hgd.export.graph import check_graph
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.task import Task, make_task
 from lora_moe_hgd_cli import run

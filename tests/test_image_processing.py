@@ -288,7 +288,7 @@ def test_a_case_that_cannot_be_used_is_refused_with_place_and_remedy(case: dict,
 
 
 def test_the_case_of_a_list_is_named() -> None:
-    with pytest.raises(ValueError, match="case 1, t2: All voxels are zero"):
+    with pytest.raises(ValueError, match="case 1: t2: All voxels are zero"):
         prepare(LoraMoeHgdImageProcessor(), [{"t2": brain()}, {"t2": np.zeros((8, 8, 8))}])
 
 

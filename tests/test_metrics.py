@@ -10,7 +10,8 @@ import torch
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from lora_moe_hgd.evaluation.metrics import CONVENTIONS, METRICS, Convention, dice, region_scores
+from lora_moe_hgd.evaluation.metrics import CONVENTIONS, METRICS, Convention, region_scores
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.subsets import EVERY_SUBSET, parse_subset, subset_name
 
 SHAPE = (24, 20, 16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_moe_hgd.evaluation.metrics import dice
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.training.metrics_log import MetricsLog, RunningDice, read_metrics, router_statistics
 from lora_moe_hgd_cli import run
 

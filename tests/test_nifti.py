@@ -241,7 +241,8 @@ def pickled(path: Path) -> Path:
             (garbage, name, "nib-convert a.[A-Za-z0-9.]+ NAME.nii.gz")
             for name in ("a.hdr", "a.img.gz", "a.MGZ", "a.nii.bz2")
         ),
-        (garbage, "a.nrrd", "3D Slicer"),
+        (garbage, "a.mha", "3D Slicer"),
+        (garbage, "a.nrrd", "lora-moe-hgd prepare"),
         (garbage, "a.dcm", "Give the folder of the study"),
         (garbage, "a.gz", r"does not end in \.nii, \.nii\.gz, \.npy"),
     ],

@@ -23,6 +23,7 @@ ORDER = [
     "model",
     "task_files",
     "files",
+    "masks",
     "fingerprints",
     "processes",
     "pretrained",

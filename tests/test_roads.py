@@ -63,7 +63,7 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
         "t2: 1 voxels are not finite",
         "t2: The background has the value -1000",
         "flair: Its grid differs",
-        "case: The brains in t2 and flair",
+        "The brains in t2 and flair",
     )
     assert all(warning.startswith(start) for warning, start in zip(of_the_case, odd, strict=True))
     assert of_the_result

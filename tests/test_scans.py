@@ -17,9 +17,11 @@ from small_scans import SPACINGS, head, quicken, write_study
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
+from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.scans import brains, prepare, raw
 from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT, Placement, Prepared
+from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -128,6 +130,57 @@ def test_nothing_of_the_patient_gets_out(dicom: Path, tmp_path: Path, capfd: pyt
     for place, text in texts.items():
         for word in words:
             assert word.lower().encode() not in text.lower(), f"{word} in {place}"
+
+
+def test_each_step_is_said_before_it_begins_and_nothing_with_quiet(
+    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: dict[str, str] = {}
+
+    def extract(volume: Volume, where: str) -> np.ndarray:
+        said[where] = capfd.readouterr().out.splitlines()[-1]
+        return volume.array > 0
+
+    def register(*images: Volume, **brains: np.ndarray) -> Motion:
+        said["registration"] = capfd.readouterr().out.splitlines()[-1]
+        return Motion(np.eye(4), 1.0, 1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(prepare, "extract_brain", extract)
+    monkeypatch.setattr(prepare, "register", register)
+    words = [str(dicom), str(tmp_path / "case"), "--brain-extraction", "deepbet"]
+    run("prepare", words)
+    assert said == {
+        "t1c": "t1c: finding the brain",
+        "flair": "flair: finding the brain",
+        "registration": "flair: registering it to t1c",
+    }
+    assert "flair to t1c: the position by the headers is kept\n" in capfd.readouterr().out
+    quicken(monkeypatch)
+    run("prepare", [*words, "--quiet"])
+    assert capfd.readouterr().out == ""
+
+
+def test_a_motion_is_told_in_degrees_and_millimetres(
+    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = np.eye(4)
+    moved[0, 3] = 2.5
+    monkeypatch.setattr(prepare, "register", lambda *args, **more: Motion(moved, 1.0, 1.1, 0.0, 2.5))
+    run("prepare", [str(dicom), str(tmp_path / "case")])
+    assert "flair to t1c: turned by 0.0 degrees and moved by 2.5 mm\n" in capsys.readouterr().out
+
+
+def test_files_of_a_case_obey_the_rules_of_all_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "case").mkdir()
+    image = head(SPACINGS["t1c"])
+    array = np.asarray(image.dataobj)
+    array[0, 0, :2] = np.nan
+    nib.save(nib.Nifti1Image(array, image.affine), tmp_path / "case/T1c.nii.gz")
+    run("prepare", [str(tmp_path / "case"), str(tmp_path / "out")])
+    assert "warning: t1c: 2 voxels are not finite" in capsys.readouterr().err
+    assert np.isfinite(np.asarray(nib.load(tmp_path / "out/T1c.nii.gz").dataobj)).all()
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), tmp_path / "case/T1c.nii.gz")
+    assert "t1c: All voxels are zero" in refusal(tmp_path / "case", tmp_path, capsys)
 
 
 def test_temporary_files_are_removed_and_the_case_can_be_kept(

@@ -95,7 +95,7 @@ def test_a_processor_keeps_its_task_and_warns_as_it_says(task: Task, tmp_path: P
     assert processor.segmentation_task == task
     assert (processor.modalities, processor.label_scheme) == (["flair", "dwi"], "stroke")
     inputs = processor({"flair": brain(0)}, spacing_mm=5)
-    assert "case: New infarcts show on DWI alone." in inputs["geometry"][0].warnings
+    assert "New infarcts show on DWI alone." in inputs["geometry"][0].warnings
     with pytest.raises(ValueError, match=r"Unknown sequence t1c\. The names are flair, dwi"):
         processor({"t1c": brain(0)}, spacing_mm=5)
     with pytest.raises(ValueError, match="`modalities` must be those of the task, flair, dwi, got t1"):

@@ -28,6 +28,7 @@ def segment(
     mirror: bool = False,
     allow_skull: bool = False,
     allow_partial: bool = False,
+    deface: bool = False,
 ) -> Segmentation:
     """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
@@ -44,6 +45,8 @@ def segment(
         mirror: Average over the case and its mirror image. This takes twice as long.
         allow_skull: Accept heads with their skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
+        deface: Leave the face out of the pictures of DICOM files. Pictures of other cases show no more than their
+            images do.
 
     Returns:
         `label_map` (nibabel image), `regions` and `probabilities` `(R, D, H, W)` in the order WT, TC, ET,
@@ -69,7 +72,9 @@ def segment(
         # Only now, because it needs the extra.
         from .scans.prepare import ScanOptions
 
-        return segment_scan(segmenter, Path(case), ScanOptions(sequences=options.sequences))
+        return segment_scan(segmenter, Path(case), ScanOptions(sequences=options.sequences, deface=deface))
+    if deface:
+        raise ValueError("`deface` has no effect on a case that is prepared already. Leave it out.")
     return segmenter.segment(found)
 
 

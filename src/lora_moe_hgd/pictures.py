@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import ndimage
 
 from .files import replacing
+from .masks import bounds, largest_part
 from .model.geometry import canonical_spacing_mm, to_canonical
 from .model.task import BRAIN_TUMOUR, Task, shown
 from .subsets import sequence_shown
@@ -167,10 +167,8 @@ def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
     mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
-    parts, count = ndimage.label(mask)
-    if count > 1:
-        mask = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    return tuple(int(mask.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
+    part = largest_part(mask)
+    return tuple(int(part.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
 
 
 def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
@@ -220,14 +218,6 @@ def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) ->
     # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
     rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
-
-
-def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Box around `mask`, wider by `margin` voxels on each side; the whole array if the mask is empty."""
-    if not mask.any():
-        return tuple(slice(0, edge) for edge in mask.shape)
-    found = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(max(int(index[0]) - margin, 0), int(index[-1]) + 1 + margin) for index in found)
 
 
 def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:

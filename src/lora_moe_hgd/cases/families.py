@@ -324,8 +324,8 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     if unread:
         raise BadInputError(
             folder,
-            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz), or "
-            "remove them to continue without them.",
+            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz; "
+            "`lora-moe-hgd prepare FOLDER OUT` does it for NRRD), or remove them to continue without them.",
         )
     if not named.has_sequence:
         raise BadInputError(folder, nothing_found(folder, task))

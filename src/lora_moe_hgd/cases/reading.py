@@ -117,7 +117,7 @@ def read_case(
     return CaseReading(case, settled, images, findings)
 
 
-def read_volumes(case: CaseFiles) -> tuple[dict[str, Volume], list[Finding]]:
+def read_volumes(case: CaseFiles) -> dict[str, Volume]:
     """Read the sequences of a case as they lie on disk, before any rule but those of files.
 
     Raises:
@@ -126,8 +126,7 @@ def read_volumes(case: CaseFiles) -> tuple[dict[str, Volume], list[Finding]]:
     findings: list[Finding] = []
     read = _read_images(case, findings)
     raise_errors(findings)
-    volumes = {name: _volume(case.images[name], volume) for name, volume in read.items()}
-    return volumes, [Finding(name, oddity) for name, volume in volumes.items() for oddity in volume.oddities]
+    return {name: _volume(case.images[name], volume) for name, volume in read.items()}
 
 
 def read_sources(

@@ -20,7 +20,8 @@ CONVERTED_BY_NIBABEL = (
     *(".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst"),
     *(".mgh", ".mgz", ".mnc", ".head", ".brik", ".brik.gz", ".par", ".rec"),
 )
-CONVERTED_BY_ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
+NRRD = (".nrrd", ".nhdr")
+CONVERTED_BY_ITK = (*NRRD, ".mha", ".mhd", ".gipl", ".gipl.gz")
 DICOM = (".dcm", ".ima")
 
 
@@ -49,6 +50,8 @@ def check_name(path: Path) -> None:
         return
     if name.endswith(CONVERTED_BY_NIBABEL):
         message = f"This file format is not supported. Convert it to NIfTI: nib-convert {path.name} NAME.nii.gz."
+    elif name.endswith(NRRD):
+        message = "NRRD is read by `lora-moe-hgd prepare FOLDER OUT` alone, which makes a case with NIfTI files of it."
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save it as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage, optimize
 
-from .metrics import bounding_box, check_masks, dice, missed_distance_mm, surface_distances_mm
+from ..masks import bounds, dice
+from .metrics import check_masks, missed_distance_mm, surface_distances_mm
 
 # True lesions are dilated with 18 neighbours; components are connected through 26.
 _EIGHTEEN = ndimage.generate_binary_structure(3, 2)
@@ -125,7 +126,7 @@ def lesion_scores(
     shape = target.shape
     either = prediction | target
     if either.any():
-        box = bounding_box(either)
+        box = bounds(either, 1)
         prediction, target = prediction[box], target[box]
     if isinstance(rules, PairedRules):
         return _paired_scores(prediction, target, spacing_mm, rules)
@@ -162,7 +163,7 @@ def _merged_scores(
             distances.append(penalty)
             continue
         found = np.isin(components, list(own))
-        around = bounding_box(found | truth)
+        around = bounds(found | truth, 1)
         dices.append(dice(found[around], truth[around]))
         there, back = surface_distances_mm(found[around], truth[around], spacing_mm)
         distances.append(float(max(np.percentile(there, 95), np.percentile(back, 95))))

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import ndimage
+
+from ..masks import bounds
 
 METRICS = ("dice", "hd95_mm", "nsd", "sensitivity", "volume_error_ml")
 
@@ -43,23 +44,6 @@ CONVENTIONS: dict[str, Convention] = {
     # Convention of RFNet (https://github.com/dyh127/RFNet) and of papers that compare with its table of 15 subsets.
     "rfnet": Convention(missed_hd95_mm=_BRATS_DIAGONAL_MM, eps=1e-8, fewest_voxels={"et": 500}),
 }
-
-
-def dice(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Dice coefficient of two masks of the same shape. Two empty masks agree, so they score 1.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
-        0.6666666666666666
-    """
-    prediction, target = np.asarray(prediction, dtype=bool), np.asarray(target, dtype=bool)
-    if prediction.shape != target.shape:
-        raise ValueError(f"Both masks must have the same shape, got {prediction.shape} and {target.shape}.")
-    total = int(prediction.sum()) + int(target.sum())
-    return 2 * int((prediction & target).sum()) / total if total else 1.0
 
 
 def region_scores(
@@ -97,7 +81,7 @@ def region_scores(
         # Without a true region, sensitivity is 0, or NaN if the convention leaves undefined values open.
         sensitivity = 0.0 if num_true else 0.0 * convention.both_empty
         return dict(zip(METRICS, (overlap, hd95, 0.0, sensitivity, volume_error), strict=True))
-    box = bounding_box(prediction | target)
+    box = bounds(prediction | target, 1)
     prediction, target = np.asarray(prediction[box], dtype=bool), np.asarray(target[box], dtype=bool)
     both = int(np.count_nonzero(prediction & target))
     there, back = surface_distances_mm(prediction, target, spacing_mm)
@@ -137,12 +121,3 @@ def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_m
     if penalty_mm is not None:
         return penalty_mm
     return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box around a non-empty mask, one voxel wider on each side as far as the volume allows."""
-    slices = []
-    for axis in range(mask.ndim):
-        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        slices.append(slice(max(int(where[0]) - 1, 0), int(where[-1]) + 2))
-    return tuple(slices)

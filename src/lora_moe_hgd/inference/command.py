@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
@@ -73,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
         "--on", choices=["all"], help="also write seg_on_SEQUENCE.nii.gz: on the grid on which each was scanned"
     )
     raw.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the prepared case here")
+    raw.add_argument("--deface", action="store_true", help="leave the face out of overlay.png and report.html")
     add_device(parser)
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -98,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     if one is None and not cases and _is_study(args.in_path):
         _segment_study(args, options)
         return
-    if given := [*given_scan_options(args), *(f"--{name}" for name in ("on", "keep") if getattr(args, name))]:
+    if given := given_scan_options(args):
         raise ValueError(
             f"{', '.join(given)} has no effect on a case that is prepared already. Leave it out, or see "
             "`lora-moe-hgd prepare` for NIfTI files with the skull."
@@ -151,7 +153,8 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
     require_extra()
     # Only now, because these need the extra.
     from ..scans.choice import parse_series
-    from ..scans.prepare import DEEPBET, ScanOptions
+    from ..scans.prepare import ScanOptions
+    from ..scans.steps import steps_in
 
     if args.channel_order:
         raise ValueError("--channel-order has no effect on DICOM files. Leave it out.")
@@ -161,21 +164,24 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
         series=parse_series(args.series),
         sequences=options.sequences,
         reference=options.reference,
-        brain_extraction=args.brain_extraction or DEEPBET,
+        brain_extraction=args.brain_extraction,
         brain_mask=args.brain_mask,
         case_id=args.case_id,
-    )
-    found = segment_scan(
-        CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base),
-        args.in_path,
-        scan,
-        keep=args.keep,
-        progress=not args.quiet,
-        say=(lambda line: None) if args.quiet else print,
-        warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
+        deface=args.deface,
     )
     asked = {"probabilities": args.probabilities, "uncertainty": args.uncertainty, "html": args.html}
-    found.save(args.out_path, **asked, on_all=args.on == "all")
+    with steps_in(args.out_path) as steps:
+        found = segment_scan(
+            CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base),
+            args.in_path,
+            scan,
+            keep=args.keep,
+            steps=steps,
+            progress=not args.quiet,
+            say=(lambda line: None) if args.quiet else partial(print, flush=True),
+            warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
+        )
+        found.save(args.out_path, **asked, on_all=args.on == "all")
     if not args.quiet:
         _print_result(found, args.out_path, options)
 

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from ..files import printable, replacing
+from ..masks import bounds
 from ..model.geometry import canonical_spacing_mm, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
-from ..pictures import best_background, bounds, colours_of
+from ..pictures import best_background, colours_of
 from .report import NOTICE
 
 # At this quality the eye sees no difference from the original, and the page of a case at 1 mm has only a few MB.

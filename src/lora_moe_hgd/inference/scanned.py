@@ -15,6 +15,7 @@ from .segmentation import Segmentation
 
 if TYPE_CHECKING:
     from ..scans.prepare import ScanOptions
+    from ..scans.steps import Steps
 
 
 def segment_scan(
@@ -23,6 +24,7 @@ def segment_scan(
     options: ScanOptions,
     *,
     keep: Path | None = None,
+    steps: Steps | None = None,
     progress: bool = False,
     say: Callable[[str], object] = lambda line: None,
     warn: Callable[[Finding], object] | None = None,
@@ -34,6 +36,7 @@ def segment_scan(
         path: Folder, zip file or DICOMDIR with DICOM files.
         options: How the images are prepared.
         keep: Folder for the prepared case, which is removed otherwise.
+        steps: Finished steps of a run that was stopped; `None` stores none.
         progress: Show a progress bar.
         say: Called with the table of series and a line for each step.
         warn: Called with each finding.
@@ -52,7 +55,7 @@ def segment_scan(
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"
         work.mkdir()
-        prepared = prepare(path, options, work, say=say)
+        prepared = prepare(path, options, work, steps=steps, say=say)
         for finding in prepared.findings:
             if warn is not None:
                 warn(finding)

@@ -109,7 +109,7 @@ class Segmentation:
                 f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
             )
         if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
-            others = sorted({path.name for path in folder.iterdir()} - set(RESULT_FILES))
+            others = sorted({path.name for path in folder.glob("[!.]*")} - set(RESULT_FILES))
             if others:
                 raise ValueError(
                     f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "

@@ -21,7 +21,7 @@ from .brain import (
     head_litres,
     spread_of,
 )
-from .findings import BadInputError, Finding, Level, raise_errors
+from .findings import WHOLE_CASE, BadInputError, Finding, Level, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 from .task import BRAIN_TUMOUR, Task
@@ -144,10 +144,23 @@ def settle(
     return replace(case, interpolated=tuple(interpolated), findings=tuple(notes.findings))
 
 
+def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
+    """Return a volume with finite values and a background of zero, and what was odd about it.
+
+    Raises:
+        BadInputError: If it is empty, constant, or a label map.
+    """
+    notes = _Notes()
+    cleaned = _clean(notes, name, volume, "warning")
+    raise_errors(notes.findings)
+    assert cleaned is not None
+    return cleaned, tuple(notes.findings)
+
+
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend only on the available sequences, not on the images."""
     present = set(names)
-    return tuple(Finding("case", warning) for name, warning in task.without.items() if name not in present)
+    return tuple(Finding(WHOLE_CASE, warning) for name, warning in task.without.items() if name not in present)
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
@@ -299,7 +312,7 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
     if overlaps and min(overlaps.values()) < LEAST_OVERLAP:
         pair = min(overlaps, key=lambda pair: overlaps[pair])
         notes.add(
-            "case",
+            WHOLE_CASE,
             f"The brains in {pair[0]} and {pair[1]} overlap by only {overlaps[pair]:.0%}. The result is unreliable "
             "unless the images are registered to each other. Check the registration.",
         )

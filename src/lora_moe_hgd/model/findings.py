@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 Level = Literal["error", "warning"]
+# Place of a finding about the case itself, not about one of its files. People read only its message.
+WHOLE_CASE = "case"
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Finding:
     """A warning or an error about a case.
 
     Attributes:
-        where: Sequence name, `label map`, `case`, or the path of a file or folder.
+        where: Sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
         message: Full sentences that say what is wrong and what to do.
         level: `error` if the case cannot be used; `warning` if it can be used, but the result may be wrong.
     """
@@ -25,7 +27,7 @@ class Finding:
     level: Level = "warning"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+        return self.message if self.where == WHOLE_CASE else f"{self.where}: {self.message}"
 
 
 def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:

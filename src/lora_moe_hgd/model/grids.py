@@ -108,10 +108,9 @@ def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tu
     if labels:
         return Volume(_nearest(volume.array, to_volume, shape), reference.affine), "interpolated", apart_mm
     values = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))
-    brain = (values != 0).float()
     step_voxels = np.linalg.norm(to_volume[:3, :3], axis=1)
     sigma = np.maximum(0, (step_voxels - 1) / 2)
-    values, brain = (_linear(_blurred(part, sigma), to_volume, shape) for part in (values, brain))
+    values, brain = _linear(_blurred(torch.stack([values, (values != 0).float()]), sigma), to_volume, shape)
     array = torch.where(brain >= 0.5, values / brain.clamp(min=0.5), 0.0).numpy()
     return Volume(array, reference.affine), "interpolated", apart_mm
 
@@ -171,30 +170,33 @@ def _nearest(array: np.ndarray, to_volume: np.ndarray, shape: tuple[int, ...]) -
     return result
 
 
-def _linear(volume: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """Trilinear interpolation of `volume` at each voxel of the reference; zero outside."""
+def _linear(volumes: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """Trilinear interpolation of `volumes`, `(C, D, H, W)`, at each voxel of the reference; zero outside."""
     # `grid_sample` needs two voxels per axis. Zeros around a single slice let it fade out within one voxel.
-    single = [int(edge == 1) for edge in volume.shape]
-    volume = nn.functional.pad(volume, [pad for pad in reversed(single) for _ in range(2)])
-    edges = np.array(volume.shape) - 1
+    single = [int(edge == 1) for edge in volumes.shape[1:]]
+    volumes = nn.functional.pad(volumes, [pad for pad in reversed(single) for _ in range(2)])
+    edges = np.array(volumes.shape[1:]) - 1
+    # Coordinates of the first plane in [-1, 1], last axis first. All planes are alike but for a shift.
+    first = (2 * (_coordinates(to_volume, shape, 0) + single) / edges - 1)[..., ::-1]
+    shift = (2 * to_volume[:3, 0] / edges)[::-1]
     planes = []
     for plane in range(shape[0]):
-        grid = 2 * (_coordinates(to_volume, shape, plane) + single) / edges - 1
-        grid = torch.from_numpy(grid[..., ::-1].astype(np.float32))[None, None]
-        planes.append(nn.functional.grid_sample(volume[None, None], grid, align_corners=True)[0, 0, 0])
-    return torch.stack(planes)
+        grid = torch.from_numpy((first + plane * shift).astype(np.float32))[None, None]
+        planes.append(nn.functional.grid_sample(volumes[None], grid, align_corners=True)[0, :, 0])
+    return torch.stack(planes, dim=1)
 
 
-def _blurred(volume: Tensor, sigma_voxels: np.ndarray) -> Tensor:
-    """Separable Gaussian blur with zeros beyond the border. A sigma of zero does not blur its axis."""
-    for axis, sigma in enumerate(sigma_voxels):
+def _blurred(volumes: Tensor, sigma_voxels: np.ndarray) -> Tensor:
+    """Blur `(C, D, H, W)` by a separable Gaussian, with zeros beyond the border. A sigma of zero does not blur."""
+    for axis, sigma in enumerate(sigma_voxels, start=1):
         if sigma <= 0:
             continue
         radius = max(1, math.ceil(4 * sigma))
         kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / float(sigma)) ** 2)
-        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
-        shape[2 + axis], padding[axis] = len(kernel), radius
-        volume = nn.functional.conv3d(volume[None, None], (kernel / kernel.sum()).reshape(shape), padding=padding)[
-            0, 0
-        ]
-    return volume
+        padding = [0, 0] * (volumes.ndim - 1 - axis) + [radius, radius]
+        padded, length = nn.functional.pad(volumes, padding), volumes.shape[axis]
+        # Sums of shifted volumes take a fraction of the time that `conv3d` takes for one channel.
+        volumes = torch.zeros_like(volumes)
+        for offset, weight in enumerate((kernel / kernel.sum()).tolist()):
+            volumes.add_(padded.narrow(axis, offset, length), alpha=weight)
+    return volumes

@@ -181,7 +181,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if isinstance(case, SettledCase):
                 settled.append(case.raise_errors())
                 continue
-            where = "" if is_single else f"case {number}, "
+            where = "" if is_single else f"case {number}: "
             settled.append(self._settle(case, label_map, scheme.name, spacing_mm, where, allow_skull, allow_partial))
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError, Finding
+from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from .recognise import Recognised, recognise
 from .series import Series
 from .studies import shown_date
@@ -95,14 +95,16 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
                 )
             )
     findings += [
-        Finding(found.sequence or "case", f"Series {row.number}: {found.why}. The times count.")
+        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times count.")
         for row, found in rows
         if row in chosen.values() and "its description says" in found.why and row not in named.values()
     ]
     damaged = [str(row.number) for row, _ in rows if row.cut_off]
     if damaged:
         findings.append(
-            Finding("case", f"Files of series {', '.join(damaged)} are cut off. Copy them again if they are needed.")
+            Finding(
+                WHOLE_CASE, f"Files of series {', '.join(damaged)} are cut off. Copy them again if they are needed."
+            )
         )
     return Choice(tuple(rows), chosen, tuple(findings))
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..arguments import add_in_path, add_out_path, add_quiet
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     """Prepare one study."""
     parser = argparse.ArgumentParser(
         description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, "
-        "a DICOMDIR) or NIfTI. The output is a case folder, which every other command reads."
+        "a DICOMDIR), NIfTI or NRRD. The output is a case folder, which every other command reads."
     )
     parser.add_argument("places", nargs="*", type=Path, metavar="RAW OUT", help="instead of --in-path and --out-path")
     add_in_path(parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with skull")
@@ -38,21 +39,23 @@ def main(argv: Sequence[str]) -> None:
     require_extra()
     # Only now, because these need the extra.
     from .choice import parse_series
-    from .prepare import DEEPBET, ScanOptions, prepare
+    from .prepare import ScanOptions, prepare
+    from .steps import steps_in
 
     options = ScanOptions(
         study=args.study,
         series=parse_series(args.series),
         sequences=None if args.sequences is None else tuple(args.sequences.lower().split(",")),
         reference=args.reference,
-        brain_extraction=args.brain_extraction or DEEPBET,
+        brain_extraction=args.brain_extraction,
         brain_mask=args.brain_mask,
         case_id=args.case_id,
     )
-    with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
-        prepared = prepare(source, options, Path(scratch), say=(lambda line: None) if args.quiet else print)
-    for finding in prepared.findings:
-        print(f"warning: {finding}", file=sys.stderr)
-    prepared.save(target)
+    say = (lambda line: None) if args.quiet else partial(print, flush=True)
+    with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
+        prepared = prepare(source, options, Path(scratch), steps=steps, say=say)
+        for finding in prepared.findings:
+            print(f"warning: {finding}", file=sys.stderr)
+        prepared.save(target)
     if not args.quiet:
         print(f"The case is in {target}: {', '.join(prepared.images)}, on the grid of {prepared.reference}.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-# Options of `add_scan_options` by their name in the parsed arguments.
-SCAN_OPTIONS = ("study", "series", "brain_mask", "brain_extraction", "case_id")
+# Options of `segment` for raw images, by their name in the parsed arguments.
+SCAN_OPTIONS = ("study", "series", "brain_mask", "brain_extraction", "case_id", "deface", "on", "keep")
 
 
 def add_scan_options(parser: argparse._ActionsContainer) -> None:
@@ -23,11 +23,12 @@ def add_scan_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--brain-extraction",
         metavar="HOW",
-        help="deepbet if left out; none: the skull is removed already; or a command with {input} and {output}",
+        help="deepbet, none (the skull is removed already), or a command with {input} and {output}; if left out, "
+        "deepbet for the sequences that show a skull",
     )
     parser.add_argument("--case-id", metavar="NAME", help="name of the case; a digest of the study if left out")
 
 
 def given_scan_options(args: argparse.Namespace) -> list[str]:
-    """The options of `add_scan_options` that the user gave, as they are written."""
+    """The options for raw images that the user gave to `segment`, as they are written."""
     return [f"--{name.replace('_', '-')}" for name in SCAN_OPTIONS if getattr(args, name)]

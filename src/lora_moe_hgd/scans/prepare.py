@@ -1,10 +1,11 @@
-"""From raw images, DICOM or NIfTI with the skull, to a case on one grid without skull."""
+"""From raw images, as DICOM, NIfTI or NRRD, to a case on one grid without skull."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,18 @@ import numpy as np
 import pydicom
 
 from ..cases.case_files import safe_name
-from ..cases.layouts import find_case
-from ..cases.reading import read_volumes
-from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError, Finding
+from ..masks import dice
+from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from ..model.geometry import voxel_spacing_mm
-from ..model.grids import Volume, check_affine, on_grid_of
-from .archives import unpack
+from ..model.grids import Volume, on_grid_of
 from .brain_extraction import brain_by_command, brain_by_mask, extract_brain
-from .brains import agreed_brain, cut_off_findings, dice, on_grid, volume_findings
-from .choice import Choice, choose
-from .convert import convert
+from .brains import agreed_brain, check_brain, cut_off_findings, is_stripped, on_grid, volume_findings
+from .choice import Choice
+from .deface import without_face
 from .prepared import Placement, Prepared, report_of
-from .raw import is_raw, is_zip
+from .reading import Scans, read_scans
 from .registration import Motion, register
-from .studies import case_id_of, choose_study, read_studies
+from .steps import Steps
 
 DEEPBET, NONE = "deepbet", "none"
 # T1c is the reference if its voxels are not much longer than the finest sequence's; then the order of this list.
@@ -46,77 +44,76 @@ class ScanOptions:
         series: Number or UID of a series by sequence.
         sequences: Use only these; all that are there when `None`.
         reference: Sequence whose grid the case gets; the finest when `None`.
-        brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`.
+        brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`. When
+            `None`, it is `none` for sequences that show no skull, and `deepbet` for the others.
         brain_mask: File with the brain in the reference, used instead.
-        case_id: Name of the case; when `None` a digest of the study, or the name of the folder of NIfTI files.
+        case_id: Name of the case; when `None` a digest of the study, or the name of the folder of the files.
+        deface: Remove the face from `Prepared.heads`.
     """
 
     study: str | None = None
     series: Mapping[str, str] = field(default_factory=dict)
     sequences: tuple[str, ...] | None = None
     reference: str | None = None
-    brain_extraction: str = DEEPBET
+    brain_extraction: str | None = None
     brain_mask: Path | None = None
     case_id: str | None = None
+    deface: bool = False
 
 
-@dataclass
-class _Raw:
-    """Sequences as they were scanned."""
-
-    case_id: str
-    volumes: dict[str, Volume]
-    findings: list[Finding]
-    choice: Choice | None = None
-
-
-def prepare(path: Path, options: ScanOptions, scratch: Path, *, say: Callable[[str], object] = print) -> Prepared:
+def prepare(
+    path: Path,
+    options: ScanOptions,
+    scratch: Path,
+    *,
+    steps: Steps | None = None,
+    say: Callable[[str], object] = print,
+) -> Prepared:
     """Bring the sequences of a study to one grid and remove the skull.
 
     Args:
-        path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case with NIfTI files.
+        path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files.
         options: What to use, and how.
         scratch: Folder for intermediate files, which the caller removes.
-        say: Called with the table of series and a line for each step.
+        steps: Finished steps of a run that was stopped; `None` stores none.
+        say: Called with what each image was taken for, and a line for each step before it begins.
 
     Raises:
         BadInputError: If the images cannot be used.
         ValueError: If an option has no meaning.
     """
-    clock = _Clock()
-    raw = _read(path, options, scratch, say)
+    clock, steps = _Clock(), steps or Steps()
+    scans = read_scans(path, scratch, study=options.study, series=options.series, sequences=options.sequences, say=say)
     clock.lap("reading")
-    volumes = raw.volumes
+    volumes = scans.volumes
     reference = _reference(volumes, options.reference)
-    findings = raw.findings
-    brains = {
-        name: _brain(name, volume, options, scratch, is_reference=name == reference)
-        for name, volume in volumes.items()
-    }
+    findings = scans.findings
+    brains, stripped = _brains(volumes, reference, options, steps, scratch, say)
+    if stripped:
+        findings.append(_stripped_finding(stripped))
     clock.lap("brain extraction")
     motions: dict[str, Motion] = {}
-    for name, volume in volumes.items():
+    for name in volumes:
         if name != reference:
-            motions[name] = register(volumes[reference], volume, brain=brains[reference], moving_brain=brains[name])
+            motions[name] = _motion(name, reference, volumes, brains, steps, say)
             findings += _motion_findings(name, motions[name], reference)
     clock.lap("registration")
-    moved = {name: motions[name].moved(volume) if name in motions else volume for name, volume in volumes.items()}
+    if steps.reused:
+        say(f"reused from a run that was stopped: {', '.join(steps.reused)}")
+    say(f"bringing the sequences to the grid of {reference}, removing the skull, and checking the result")
     like = volumes[reference]
+    moved = {name: motions[name].moved(volume) if name in motions else volume for name, volume in volumes.items()}
     heads = {name: _on_reference(name, volume, like, reference) for name, volume in moved.items()}
-    masks = {name: on_grid(brain, moved[name].affine, like) for name, brain in brains.items() if brain is not None}
+    masks = {name: on_grid(brain, moved[name].affine, like) for name, brain in brains.items()}
     brain, disagreements = agreed_brain(masks, reference)
     findings += disagreements
     if options.brain_mask is not None:
         brain = masks[reference]
     findings += volume_findings(brain, like.affine, reference)
-    if "flair" in heads and options.brain_extraction != NONE:
+    if "flair" in heads and "flair" not in stripped and options.brain_extraction != NONE:
         findings += cut_off_findings(heads["flair"], brain, like.affine, "flair")
     clock.lap("one grid")
-    for name, motion in motions.items():
-        say(
-            f"{name} to {reference}: turned by {motion.turn_degrees:.1f} degrees and moved by {motion.shift_mm:.1f} mm"
-        )
-    case_id = safe_name(options.case_id) if options.case_id else raw.case_id
+    case_id = safe_name(options.case_id) if options.case_id else scans.case_id
     own = {name: Placement(volume.array.shape, volume.affine, np.eye(4)) for name, volume in volumes.items()}
     own |= {name: replace(own[name], motion=motion.matrix) for name, motion in motions.items()}
     litres = float(brain.sum()) * like.voxel_litres
@@ -125,8 +122,11 @@ def prepare(path: Path, options: ScanOptions, scratch: Path, *, say: Callable[[s
         case_id=case_id,
         reference=reference,
         affine=like.affine,
-        images={name: np.where(brain, np.maximum(head, 0), 0).astype(np.float32) for name, head in heads.items()},
-        heads={name: head.astype(np.float32) for name, head in heads.items()},
+        images={name: np.where(brain, head, 0).astype(np.float32) for name, head in heads.items()},
+        heads={
+            name: (without_face(head, brain, like.affine) if options.deface else head).astype(np.float32)
+            for name, head in heads.items()
+        },
         brain=brain,
         placements=own,
         findings=tuple(findings),
@@ -134,91 +134,98 @@ def prepare(path: Path, options: ScanOptions, scratch: Path, *, say: Callable[[s
             {
                 "case_id": case_id,
                 "reference": reference,
-                "brain_extraction": "mask" if options.brain_mask else options.brain_extraction.split()[0],
+                "brain_extraction": "mask" if options.brain_mask else (options.brain_extraction or DEEPBET).split()[0],
+                "without_skull": {name: name in stripped for name in volumes},
                 "brain_litres": litres,
                 "sequences": {
-                    name: _sequence_report(name, volume, raw, motions.get(name), masks, reference)
+                    name: _sequence_report(name, volume, scans, motions.get(name), masks, reference)
                     for name, volume in volumes.items()
                 },
                 "seconds": clock.laps,
             }
         )
         | {"warnings": [str(finding) for finding in findings]},
-        headers=_headers(raw.choice, reference),
+        headers=_headers(scans.choice, reference),
     )
-
-
-def _read(path: Path, options: ScanOptions, scratch: Path, say: Callable[[str], object]) -> _Raw:
-    if not path.exists():
-        raise BadInputError(path, "There is no such file or folder. Check the path.")
-    if path.is_dir() and not any(path.iterdir()):
-        raise BadInputError(path, "The folder is empty.")
-    return _read_dicom(path, options, scratch, say) if is_raw(path) else _read_case(path, options)
-
-
-def _read_dicom(path: Path, options: ScanOptions, scratch: Path, say: Callable[[str], object]) -> _Raw:
-    folder = path
-    if path.is_file():
-        folder = path.parent
-        if is_zip(path):
-            folder = scratch / "unpacked"
-            folder.mkdir()
-            unpack(path, folder)
-    series, unreadable = read_studies(folder)
-    findings = []
-    if unreadable:
-        findings.append(
-            Finding("case", f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
-        )
-    if not series:
-        raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
-    series = choose_study(series, options.study, where=path)
-    choice = choose(series, options.series, where=path)
-    chosen = _only(choice.chosen, options.sequences, path)
-    choice = replace(choice, chosen=chosen)
-    findings += [finding for finding in choice.findings if finding.where in chosen or finding.where == "case"]
-    say(choice.table())
-    volumes = {}
-    for name, row in chosen.items():
-        volumes[name], found = convert(row, name, scratch)
-        check_affine(name, volumes[name].affine, volumes[name].array.shape)
-        findings += found
-    return _Raw(case_id_of(series[0].study), volumes, findings, choice)
-
-
-def _read_case(path: Path, options: ScanOptions) -> _Raw:
-    if options.series or options.study:
-        raise ValueError("--series and --study choose among DICOM files, and there are none. Leave them out.")
-    case = find_case(path)
-    volumes, findings = read_volumes(case)
-    return _Raw(case.case_id, _only(volumes, options.sequences, path), findings)
-
-
-def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
-    lacking = [name for name in wanted or () if name not in found]
-    if lacking:
-        raise BadInputError(where, f"{', '.join(lacking)} was not found; {', '.join(found)} was.")
-    return {name: found[name] for name in MODALITIES if name in found and (wanted is None or name in wanted)}
 
 
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            raise BadInputError("case", f"The reference {wanted} is not there. The case has {', '.join(volumes)}.")
+            raise BadInputError(WHOLE_CASE, f"The reference {wanted} is not there. The case has {', '.join(volumes)}.")
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}
     alike = [name for name in volumes if longest[name] <= ALIKE * min(longest.values())]
     return min(alike, key=PREFERRED.index)
 
 
-def _brain(name: str, volume: Volume, options: ScanOptions, scratch: Path, *, is_reference: bool) -> np.ndarray | None:
+def _brains(
+    volumes: Mapping[str, Volume],
+    reference: str,
+    options: ScanOptions,
+    steps: Steps,
+    scratch: Path,
+    say: Callable[[str], object],
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The brain on each sequence, or on the reference alone if a mask is given; and the sequences without skull."""
     if options.brain_mask is not None:
-        return brain_by_mask(options.brain_mask, volume, name) if is_reference else None
-    if options.brain_extraction == NONE:
-        return volume.array > 0
-    if options.brain_extraction == DEEPBET:
-        return extract_brain(volume, name)
-    return brain_by_command(options.brain_extraction, volume, name, scratch)
+        return {reference: brain_by_mask(options.brain_mask, volumes[reference], reference)}, []
+    brains: dict[str, np.ndarray] = {}
+    stripped: list[str] = []
+    for name, volume in volumes.items():
+        method = options.brain_extraction
+        if method is None and is_stripped(volume):
+            stripped.append(name)
+            method = NONE
+        if method == NONE:
+            brains[name] = volume.array != 0
+            continue
+        how = method or DEEPBET
+        brains[name] = steps.brain(name, volume, how, partial(_found_brain, name, volume, how, scratch, say))
+    return brains, stripped
+
+
+def _found_brain(name: str, volume: Volume, how: str, scratch: Path, say: Callable[[str], object]) -> np.ndarray:
+    """The brain by deepbet or by a command, after a check of its volume."""
+    say(f"{name}: finding the brain")
+    brain = extract_brain(volume, name) if how == DEEPBET else brain_by_command(how, volume, name, scratch)
+    check_brain(brain, volume.affine, name)
+    return brain
+
+
+def _stripped_finding(sequences: Sequence[str]) -> Finding:
+    one = len(sequences) == 1
+    return Finding(
+        WHOLE_CASE,
+        f"{', '.join(sequences)} {'has' if one else 'have'} no skull already, so {'its' if one else 'their'} non-zero "
+        "voxels are taken as the brain. If there is a skull, give --brain-extraction deepbet.",
+    )
+
+
+def _motion(
+    name: str,
+    reference: str,
+    volumes: Mapping[str, Volume],
+    brains: Mapping[str, np.ndarray],
+    steps: Steps,
+    say: Callable[[str], object],
+) -> Motion:
+    """The motion of a sequence to the reference."""
+    images = (volumes[reference], volumes[name])
+    masks = (brains.get(reference), brains.get(name))
+
+    def found() -> Motion:
+        say(f"{name}: registering it to {reference}")
+        return register(*images, brain=masks[0], moving_brain=masks[1])
+
+    motion = steps.motion(name, reference, images, masks, found)
+    if motion.is_none:
+        say(f"{name} to {reference}: the position by the headers is kept")
+    else:
+        say(
+            f"{name} to {reference}: turned by {motion.turn_degrees:.1f} degrees and moved by {motion.shift_mm:.1f} mm"
+        )
+    return motion
 
 
 def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]:
@@ -254,15 +261,15 @@ def _on_reference(name: str, volume: Volume, like: Volume, reference: str) -> np
 def _sequence_report(
     name: str,
     volume: Volume,
-    raw: _Raw,
+    scans: Scans,
     motion: Motion | None,
     masks: Mapping[str, np.ndarray],
     reference: str,
 ) -> dict[str, Any]:
     """What `prepare.json` says about a sequence. Descriptions and UIDs may lead to the patient: numbers are enough."""
     content: dict[str, Any] = {"shape": volume.array.shape, "spacing_mm": voxel_spacing_mm(volume.affine)}
-    if raw.choice is not None:
-        content |= {"series": raw.choice.chosen[name].number, "plane": raw.choice.chosen[name].plane}
+    if scans.choice is not None:
+        content |= {"series": scans.choice.chosen[name].number, "plane": scans.choice.chosen[name].plane}
     if motion is not None:
         content |= {
             "motion": motion.matrix,

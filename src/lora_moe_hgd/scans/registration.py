@@ -50,6 +50,11 @@ class Motion:
     turn_degrees: float
     shift_mm: float
 
+    @property
+    def is_none(self) -> bool:
+        """Whether the position by the headers was kept."""
+        return np.array_equal(self.matrix, np.eye(4))
+
     def moved(self, volume: Volume) -> Volume:
         """The volume at its new place. No voxel is interpolated: its affine changes."""
         return Volume(volume.array, self.matrix @ volume.affine)
@@ -165,7 +170,7 @@ def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
     left, _, right = np.linalg.svd(volume.affine[:3, :3] / edges)
     sigma = np.maximum(0.0, edge_mm / edges - 1) / 2
     array = ndimage.gaussian_filter(np.asarray(volume.array, dtype=np.float32), sigma)
-    array = np.clip(array, 0, np.percentile(array, 99.5))
+    array = np.clip(array, min(0.0, float(array.min())), np.percentile(array, 99.5))
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     image.SetSpacing([float(edge) for edge in edges])
     image.SetOrigin([float(value) for value in TO_LPS[:3, :3] @ volume.affine[:3, 3]])

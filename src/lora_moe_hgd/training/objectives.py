@@ -15,8 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..evaluation.metrics import dice
 from ..files import reason_of
+from ..masks import dice
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.sliding_window import sliding_window_logits

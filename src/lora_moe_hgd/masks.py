@@ -1,0 +1,53 @@
+"""Overlap, largest part and bounding box of masks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import ndimage
+
+
+def dice(prediction: ArrayLike, target: ArrayLike) -> float:
+    """Dice coefficient of two masks of the same shape. Two empty masks agree, so they score 1.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
+        0.6666666666666666
+    """
+    prediction, target = np.asarray(prediction, dtype=bool), np.asarray(target, dtype=bool)
+    if prediction.shape != target.shape:
+        raise ValueError(f"Both masks must have the same shape, got {prediction.shape} and {target.shape}.")
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(target))
+    return 2 * int(np.count_nonzero(prediction & target)) / total if total else 1.0
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest part of a mask whose voxels are connected through faces.
+
+    Example:
+        >>> largest_part(np.array([True, False, True, True])).tolist()
+        [False, False, True, True]
+    """
+    parts, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+
+
+def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Box around `mask`, wider by `margin` voxels on each side; the whole array if the mask is empty.
+
+    Example:
+        >>> bounds(np.array([False, False, True, True, False]), 1)
+        (slice(1, 5, None),)
+    """
+    box = []
+    for axis, edge in enumerate(mask.shape):
+        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if not len(found):
+            return tuple(slice(0, edge) for edge in mask.shape)
+        box.append(slice(max(int(found[0]) - margin, 0), min(int(found[-1]) + 1 + margin, edge)))
+    return tuple(box)

@@ -1,0 +1,133 @@
+"""What was scanned: the sequences of a study as DICOM, or of a case as NIfTI or NRRD, each on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..cases.layouts import find_case
+from ..cases.reading import read_volumes
+from ..cases.volume_rules import NRRD
+from ..model.case_rules import clean_volume
+from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import WHOLE_CASE, BadInputError, Finding
+from ..model.grids import Volume, check_affine
+from .archives import unpack
+from .choice import Choice, choose
+from .convert import convert
+from .nrrd import find_nrrd_case, has_nrrd, read_nrrd
+from .raw import is_raw, is_zip
+from .studies import case_id_of, choose_study, read_studies
+
+
+@dataclass
+class Scans:
+    """Sequences as they were scanned.
+
+    Attributes:
+        case_id: A digest of the study, or the name of the folder.
+        volumes: Each sequence with its skull, in channel order.
+        findings: What is odd.
+        choice: The series of DICOM files; `None` for other files.
+    """
+
+    case_id: str
+    volumes: dict[str, Volume]
+    findings: list[Finding]
+    choice: Choice | None = None
+
+
+def read_scans(
+    path: Path,
+    scratch: Path,
+    *,
+    study: str | None = None,
+    series: Mapping[str, str] | None = None,
+    sequences: tuple[str, ...] | None = None,
+    say: Callable[[str], object] = print,
+) -> Scans:
+    """Read the sequences of a study or a case.
+
+    Args:
+        path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case.
+        scratch: Folder for intermediate files.
+        study: Number or UID of the study to use, where there are several.
+        series: Number or UID of a series by sequence.
+        sequences: Use only these; all that are there when `None`.
+        say: Called with what each file or series was taken for.
+
+    Raises:
+        BadInputError: If the images cannot be used.
+        ValueError: If an option has no meaning.
+    """
+    if not path.exists():
+        raise BadInputError(path, "There is no such file or folder. Check the path.")
+    if path.is_dir() and not any(path.iterdir()):
+        raise BadInputError(path, "The folder is empty.")
+    if is_raw(path):
+        return _read_dicom(path, scratch, study, series or {}, sequences, say)
+    if series or study:
+        raise ValueError("--series and --study choose among DICOM files, and there are none. Leave them out.")
+    return _read_case(path, sequences, say)
+
+
+def _read_dicom(
+    path: Path,
+    scratch: Path,
+    study: str | None,
+    wanted: Mapping[str, str],
+    sequences: tuple[str, ...] | None,
+    say: Callable[[str], object],
+) -> Scans:
+    folder = path
+    if path.is_file():
+        folder = path.parent
+        if is_zip(path):
+            folder = scratch / "unpacked"
+            folder.mkdir()
+            unpack(path, folder)
+    series, unreadable = read_studies(folder)
+    findings = []
+    if unreadable:
+        findings.append(
+            Finding(WHOLE_CASE, f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
+        )
+    if not series:
+        raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
+    series = choose_study(series, study, where=path)
+    choice = choose(series, wanted, where=path)
+    chosen = _only(choice.chosen, sequences, path)
+    choice = replace(choice, chosen=chosen)
+    findings += [finding for finding in choice.findings if finding.where in (*chosen, WHOLE_CASE)]
+    say(choice.table())
+    volumes = {}
+    for name, row in chosen.items():
+        volumes[name], found = convert(row, name, scratch)
+        check_affine(name, volumes[name].affine, volumes[name].array.shape)
+        findings += found
+    return Scans(case_id_of(series[0].study), volumes, findings, choice)
+
+
+def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str], object]) -> Scans:
+    case = find_nrrd_case(path) if has_nrrd(path) else find_case(path)
+    case = case.only(list(_only(case.images, sequences, path)))
+    say("\n".join(case.mapping()))
+    nrrd = {name: file for name, file in case.images.items() if file.name.lower().endswith(NRRD)}
+    others = case.only([name for name in case.images if name not in nrrd])
+    read = (read_volumes(others) if others.images else {}) | {name: read_nrrd(file) for name, file in nrrd.items()}
+    volumes: dict[str, Volume] = {}
+    findings: list[Finding] = []
+    for name in case.images:
+        volumes[name], found = clean_volume(name, read[name])
+        findings += found
+    return Scans(case.case_id, volumes, findings)
+
+
+def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
+    """Those that are wanted, in channel order."""
+    lacking = [name for name in wanted or () if name not in found]
+    if lacking:
+        raise BadInputError(where, f"{', '.join(lacking)} was not found; {', '.join(found)} was.")
+    return {name: found[name] for name in MODALITIES if name in found and (wanted is None or name in wanted)}

@@ -1,0 +1,138 @@
+"""Finished steps of a preparation, so that a run that was stopped goes on after the last of them.
+
+A result is stored under the digest of everything that it was made from: voxels, affine, options, code and version. A
+changed image or option has another digest, so no old result answers it. Only brain masks and motions are stored. They
+show no face, and their headers hold nothing but geometry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..cases.nifti import read_image, save_image
+from ..files import replacing
+from ..fingerprints import code_fingerprint, fingerprint
+from ..model.grids import Volume
+from .prepared import image_on
+from .registration import Motion
+
+# Hidden folder in the output folder. It is removed when the output is complete.
+UNFINISHED = ".unfinished"
+
+
+class Steps:
+    """Results of the steps of one preparation.
+
+    Args:
+        folder: Where results are stored; `None` stores nothing.
+
+    Attributes:
+        reused: What was found in the folder, in words.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.reused: list[str] = []
+
+    def brain(self, sequence: str, volume: Volume, method: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The brain on a volume, bool in its shape, stored or made now.
+
+        Args:
+            sequence: Its name.
+            volume: The head.
+            method: How the brain is found.
+            make: Finds it.
+        """
+        if self.folder is None:
+            return make()
+        code = code_fingerprint(f"{__package__}.brain_extraction")
+        path = self.folder / f"brain-{sequence}-{fingerprint(content_of(volume), method, code)}.nii.gz"
+        stored = _stored_mask(path, volume.array.shape)
+        if stored is not None:
+            self.reused.append(f"brain of {sequence}")
+            return stored
+        brain = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_image(path, image_on(volume.affine, brain.astype(np.uint8)))
+        return brain
+
+    def motion(
+        self,
+        sequence: str,
+        reference: str,
+        images: tuple[Volume, Volume],
+        brains: tuple[np.ndarray | None, np.ndarray | None],
+        make: Callable[[], Motion],
+    ) -> Motion:
+        """The motion of a sequence to the reference, stored or found now.
+
+        Args:
+            sequence: Name of the moving image.
+            reference: Name of the image that stays.
+            images: Reference and moving image.
+            brains: The brain in each; `None` if it is not known.
+            make: Finds the motion.
+        """
+        if self.folder is None:
+            return make()
+        contents = [content_of(image) for image in images]
+        contents += ["" if brain is None else content_of(Volume(brain, np.eye(4))) for brain in brains]
+        code = code_fingerprint(f"{__package__}.registration")
+        path = self.folder / f"motion-{sequence}-to-{reference}-{fingerprint(*contents, code)}.json"
+        stored = _stored_motion(path)
+        if stored is not None:
+            self.reused.append(f"{sequence} to {reference}")
+            return stored
+        motion = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps({**asdict(motion), "matrix": motion.matrix.tolist()}))
+        return motion
+
+
+@contextmanager
+def steps_in(out: Path) -> Iterator[Steps]:
+    """Steps that are stored in a hidden folder of the output folder until the block ends well."""
+    folder = out / UNFINISHED
+    try:
+        yield Steps(folder)
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            print(f"\nThe finished steps are in {folder}. The same command goes on after them.", file=sys.stderr)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def content_of(volume: Volume) -> str:
+    """SHA-256 of voxels, shape and affine, in hexadecimal."""
+    digest = hashlib.sha256(f"{volume.array.dtype.str} {volume.array.shape} {volume.affine.tolist()}".encode())
+    digest.update(np.ascontiguousarray(volume.array).data)
+    return digest.hexdigest()
+
+
+def _stored_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The mask in the file; `None` if there is none, or it is damaged."""
+    try:
+        image = read_image(path).image
+    except ValueError:
+        return None
+    return np.asarray(image.dataobj) > 0 if image.shape == shape else None
+
+
+def _stored_motion(path: Path) -> Motion | None:
+    """The motion in the file; `None` if there is none, or it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        motion = Motion(**{**content, "matrix": np.array(content["matrix"], dtype=np.float64)})
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return motion if motion.matrix.shape == (4, 4) else None
