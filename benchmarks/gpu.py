@@ -92,7 +92,8 @@ def training(sizes: list[str], edge: int, phantoms: int) -> None:
 
 def longest_operations(device: str, edge: int) -> None:
     """The ten operations of a training step of `tiny` that take longest, bf16."""
-    job = crop_jobs(["tiny"], edge, bf16=True, compiled=False, device=device)["tiny, 4 sequences, forward and backward"]
+    jobs = crop_jobs(["tiny"], edge, bf16=True, compiled=False, device=device)
+    job = jobs["tiny, 4 sequences, forward and backward"]
     job()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device != "cpu" else [])
     with profile(activities=activities) as profiled:
