@@ -22,41 +22,47 @@ YARDSTICK = "SegResNet-16"
 MASKS = {count: torch.tensor([[index < count for index in range(4)]]) for count in (4, 3, 2, 1)}
 
 
-def in_turns(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of each job in each round, after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():
             began = time.perf_counter()
             job()
+            if device != "cpu":
+                # A GPU works on after the call returns.
+                torch.cuda.synchronize(device)
             if number:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 
 
-def crop_jobs(names: list[str], edge: int, *, bf16: bool, compiled: bool) -> dict[str, Callable[[], None]]:
-    """Forward with one to four sequences, and a training step with four, of each network."""
-    volume = torch.randn(1, 4, edge, edge, edge).contiguous(memory_format=torch.channels_last_3d)
-    labels = (torch.rand(1, 3, edge, edge, edge) > 0.5).float()
+def crop_jobs(
+    names: list[str], edge: int, *, bf16: bool, compiled: bool, device: str = "cpu"
+) -> dict[str, Callable[[], None]]:
+    """Forward with one and four sequences, and a training step with four, of each network."""
+    volume = torch.randn(1, 4, edge, edge, edge, device=device).contiguous(memory_format=torch.channels_last_3d)
+    labels = (torch.rand(1, 3, edge, edge, edge, device=device) > 0.5).float()
+    kind = torch.device(device).type
 
     def forward(network: torch.nn.Module, mask: Tensor) -> Callable[[], None]:
         def job() -> None:
             network.eval()
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                network(pixel_values=volume, modality_mask=mask)
+            with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
+                network(pixel_values=volume, modality_mask=mask.to(device))
 
         return job
 
     def step(network: torch.nn.Module) -> Callable[[], None]:
         def job() -> None:
             network.train().zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = network(pixel_values=volume, modality_mask=MASKS[4], labels=labels).loss
+            with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+                loss = network(pixel_values=volume, modality_mask=MASKS[4].to(device), labels=labels).loss
             loss.backward()
 
         return job
 
-    networks = {name: make_network(name, edge) for name in names}
+    networks = {name: make_network(name, edge).to(device) for name in names}
     if compiled:
         ours = [name for name in names if name not in PEERS]
         networks |= {f"{name} compiled": torch.compile(networks[name]) for name in ours}
@@ -75,17 +81,21 @@ def print_times(seconds: dict[str, list[float]]) -> None:
     for name, values in seconds.items():
         kind = name.rsplit(", ", 1)[1]
         least = min(seconds[f"{YARDSTICK}, 4 sequences, {kind}"])
-        print(
-            f"| {name} | {min(values):.2f} | {statistics.median(values):.2f} | {min(values) / least:.2f} |", flush=True
-        )
+        numbers = f"{min(values):.3g} | {statistics.median(values):.3g} | {min(values) / least:.2f}"
+        print(f"| {name} | {numbers} |", flush=True)
+
+
+def made_up_case(shape: tuple[int, int, int] = (240, 240, 155)) -> Tensor:
+    """Noise in an ellipsoid as large as a brain, `(1, 4, D, H, W)`."""
+    axes = [torch.linspace(-1, 1, edge) * edge for edge in shape]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    brain = (z / 140) ** 2 + (y / 170) ** 2 + (x / 140) ** 2 < 1
+    return torch.where(brain, torch.randn(1, 4, *shape), 0.0)
 
 
 def case_jobs(size: str) -> dict[str, Callable[[], None]]:
     """A whole case: the yardstick in all windows at 1 mm, and ours as `segment_volume` does it, at 1 and at 2 mm."""
-    axes = [torch.linspace(-1, 1, edge) * edge for edge in (240, 240, 155)]
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    brain = (z / 140) ** 2 + (y / 170) ** 2 + (x / 140) ** 2 < 1
-    volume = torch.where(brain, torch.randn(1, 4, 240, 240, 155), 0.0)
+    volume = made_up_case()
     yardstick, ours = make_network(YARDSTICK, 64).eval(), make_network(size, 64).eval()
 
     def all_windows() -> None:

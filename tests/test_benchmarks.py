@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,17 @@ def test_speed_is_measured_beside_the_peers() -> None:
     rows = run_script("speed.py", "--edge", "32", "--rounds", "1", "--networks", "tiny,SegResNet-16,DynUNet")
     assert len(rows) == 2 * (2 + 3 + 2 + 2) + 2 + 3
     assert "| SegResNet-16, 4 sequences, forward and backward |" in "\n".join(rows)
+    assert not any("nan" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_the_script_for_the_gpu_runs_small_on_the_cpu() -> None:
+    small = ["--device", "cpu", "--edge", "64", "--case-shape", "64", "64", "48"]
+    rows = run_script("gpu.py", *small, "--rounds", "1", "--sizes", "tiny", "--phantoms", "2")
+    cases = [row for row in rows if row.startswith(("| 1 mm", "| 2 mm"))]
+    assert len(cases) == 2 * 2 * 4
+    (trained,) = (row for row in rows if re.fullmatch(r"\| tiny \| [0-9.]+ \| [0-9.]+ \|", row))
+    assert float(trained.split("|")[2]) > 0
     assert not any("nan" in row for row in rows)
 
 

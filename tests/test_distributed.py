@@ -16,8 +16,9 @@ from small_runs import ROOT, prepare_slowly, train_small
 from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd_cli import run
 
-# Eight crops, four a step; float32, so that only the order of sums differs.
-OPTIONS = ["--epochs", "2", "--subsets", "[flair]", "--val-phantoms", "null", "--precision", "no"]
+# Eight crops, four a step, and the second step sees what the first has changed; float32, so that only the order of
+# sums differs.
+OPTIONS = ["--epochs", "1", "--subsets", "[flair]", "--val-phantoms", "null", "--precision", "no"]
 
 
 def words_of(folder: Path, *options: str) -> list[str]:
@@ -56,7 +57,7 @@ def assert_same_training(actual: Path, expected: Path) -> None:
     rows, expected_rows = (
         [row for row in read_metrics(folder) if "loss/total" in row] for folder in (actual, expected)
     )
-    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [row["step"] for row in expected_rows] == [1, 2]
     for row, other in zip(rows, expected_rows, strict=True):
         for name in (*(name for name in other if name.startswith("loss/")), "gradient_norm", "lr"):
             # The balance counts choices, and a near tie of two experts may fall either way.
@@ -96,7 +97,7 @@ def test_the_launcher_of_the_repository_trains_in_two_processes(tmp_path: Path) 
     """Run `accelerate launch train.py` as a whole; the tests above cover its parts."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launcher += ["--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"), str(ROOT / "train.py")]
-    subprocess.run([*launcher, *words_of(tmp_path / "run", "--epochs", "1")], check=True, timeout=600)
+    subprocess.run([*launcher, *words_of(tmp_path / "run")], check=True, timeout=600)
     assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
 
 
