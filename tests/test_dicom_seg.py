@@ -150,6 +150,23 @@ def test_a_segmentation_says_what_it_is_and_belongs_to_its_study(tmp_path: Path)
     assert not [element for element in found if element.tag.is_private]
 
 
+@pytest.mark.parametrize("value", [None, "", "as the scanner likes"], ids=["missing", "empty", "invalid"])
+def test_a_study_without_names_and_dates_gets_a_segmentation(value: str | None, tmp_path: Path) -> None:
+    dates = ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex")
+    names = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
+    paths = write_series(tmp_path, in_plane(ball(), "LPS"), "t2", number=1, shared=study())
+    for path in paths:
+        header = pydicom.dcmread(path)
+        for name in (*dates, *names) if not value else dates:
+            header.pop(name)
+            if value is not None:
+                header.add(pydicom.DataElement(name, "SH", value))
+        header.save_as(path)
+    found = pydicom.dcmread(written(tmp_path)[1])
+    assert not any(found[name].value for name in dates)
+    assert found.StudyInstanceUID == pydicom.dcmread(paths[0]).StudyInstanceUID
+
+
 def test_a_segmentation_without_tumour_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "in", in_plane(ball(), "LPS"), "t2", number=1, shared=study())
     (row,), _ = read_studies(tmp_path / "in")
