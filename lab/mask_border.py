@@ -2,14 +2,14 @@
 
 HEAD is that of `scan_road.py`: its skull and scalp are put around the brain of each case. The brain is then extracted
 as in preparation (four sequences, where half of them agree), the mask is changed in several ways, and each result is
-compared with the segmentation of the original files. For the first case, the causes are also taken apart: mask, range
-of intensities, box. Needs `tests` and `lab` on the path.
+compared with the segmentation of the original files. For the first case, there are more masks, and the causes are
+taken apart: mask, range of intensities, box. Needs `tests` and `lab` on the path.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +47,12 @@ CHANGES: Masks = {
 }
 
 
+# Of these, what is tried for every case.
+ALWAYS = ("as it is", "grown by 1 mm")
+# Room around the brain in which the network's input is made, in voxels.
+ROOM = 8
+
+
 class Trial:
     """A case, its head, and the segmentation of its original files."""
 
@@ -59,17 +65,23 @@ class Trial:
         self.truth = LABEL_SCHEMES["brats2023"].decode(np.rint(labels).astype(np.uint8))
         self.heads = with_head(self.stripped, head)
         self.own = np.logical_or.reduce([volume.array != 0 for volume in self.stripped.values()])
+        index = np.argwhere(self.own)
+        self.box = tuple(map(slice, index.min(axis=0) - ROOM, index.max(axis=0) + ROOM + 1))
         self.direct = self.regions(self.own, images=self.stripped)
 
     def regions(self, mask: np.ndarray, *, images: dict[str, Volume] | None = None) -> np.ndarray:
         """Regions of the head inside a mask, as preparation makes it."""
-        case = {
-            name: nib.Nifti1Image(np.where(mask, np.maximum(volume.array, 0), 0).astype(np.float32), self.affine)
-            for name, volume in (images or self.heads).items()
+        sources = images or {
+            name: Volume(np.where(mask, np.maximum(volume.array, 0), 0), volume.affine)
+            for name, volume in self.heads.items()
         }
-        if images is not None:
-            case = {name: nib.Nifti1Image(volume.array, self.affine) for name, volume in images.items()}
-        return self.segmenter.segment(case).regions
+        case = {
+            name: nib.Nifti1Image(volume.array[self.box].astype(np.float32), self.affine)
+            for name, volume in sources.items()
+        }
+        found = np.zeros((3, *mask.shape), dtype=bool)
+        found[:, *self.box] = self.segmenter.segment(case).regions
+        return found
 
     def row(self, what: str, mask: np.ndarray, found: np.ndarray) -> None:
         """Print how a mask and its segmentation compare."""
@@ -130,18 +142,21 @@ def causes(trial: Trial, mask: np.ndarray) -> None:
         trial.row("extracted, range of the original files", mask, trial.regions(mask))
     both = {name: Volume(volume.array * mask, volume.affine) for name, volume in trial.stripped.items()}
     trial.row("original files inside the mask", trial.own & mask, trial.regions(mask, images=both))
+
+
+def shifted(trial: Trial, shift: int) -> None:
+    """The original files, with a box that begins some voxels earlier: all that differs is where patches lie."""
     brain_of = processing.brain_of
-    corners = np.argwhere(trial.own)
-    for shift in (1, 2, 3):
+    corner = np.argwhere(trial.own[trial.box]).min(axis=0) - shift
 
-        def larger(arrays, shift=shift):
-            brain = brain_of(arrays)
-            brain[tuple(corners.min(axis=0) - shift)] = True
-            return brain
+    def larger(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        brain = brain_of(arrays)
+        brain[tuple(corner)] = True
+        return brain
 
-        with replaced("brain_of", larger):
-            found = trial.regions(trial.own, images=trial.stripped)
-        trial.row(f"original files, box larger by {shift} voxels at its low corner", trial.own, found)
+    with replaced("brain_of", larger):
+        found = trial.regions(trial.own, images=trial.stripped)
+    trial.row(f"original files, box larger by {shift} voxels at its low corner", trial.own, found)
 
 
 def main(argv: list[str]) -> None:
@@ -161,12 +176,15 @@ def main(argv: list[str]) -> None:
             np.save(cached, agreed_brain(masks, "t1c")[0])
         mask = np.load(cached)
         print([str(finding) for finding in cut_off_findings(trial.heads["flair"].array, mask, trial.affine, "flair")])
-        trial.row("the original one on the head", trial.own, trial.regions(trial.own))
-        for what, change in CHANGES.items():
-            changed = change(mask)
+        shifted(trial, 2)
+        for what in CHANGES if number == 0 else ALWAYS:
+            changed = CHANGES[what](mask)
             trial.row(f"extracted, {what}", changed, trial.regions(changed))
         if number == 0:
+            trial.row("the original one on the head", trial.own, trial.regions(trial.own))
             causes(trial, mask)
+            for shift in (1, 3):
+                shifted(trial, shift)
             for what in ("grown by 1 mm", "shrunk by 1 mm"):
                 changed = CHANGES[what](trial.own)
                 trial.row(f"the original one on the head, {what}", changed, trial.regions(changed))

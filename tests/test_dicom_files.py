@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,8 +174,36 @@ def test_a_dicomdir_is_read_as_a_file_and_as_the_folder(
     run("prepare", [str(source), str(tmp_path / "case")])
     files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, REPORT}
     assert {path.name for path in (tmp_path / "case").iterdir()} == files
+    # The directory itself is no damaged file.
+    assert "cannot be read" not in (tmp_path / "case" / REPORT).read_text()
     run("segment", ["--in-path", str(source), "--out-path", str(tmp_path / "out"), "--quiet"])
     assert (tmp_path / "out/seg.dcm").is_file()
+
+
+def test_a_dicomdir_alone_is_refused(media: Path, tmp_path: Path) -> None:
+    shutil.copy(media, tmp_path)
+    with pytest.raises(BadInputError, match="Copy the whole medium"):
+        read_studies(tmp_path)
+
+
+def test_damaged_headers_raise_nothing_that_is_no_sentence(tmp_path: Path) -> None:
+    (path, *others) = write_series(tmp_path, in_plane(ball(), "LPS"), "t2", number=1, shared=study(), implicit=True)
+    for other in others:
+        other.unlink()
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    header = len(whole) - pydicom.dcmread(path).Rows * pydicom.dcmread(path).Columns * 2
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in rng.integers(132, header, rng.integers(1, 8)):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            rows, unreadable = read_studies(tmp_path)
+            if rows:
+                choose(rows, {}, where=tmp_path)
+        except BadInputError:
+            continue
+        assert unreadable + len(rows) == 1
 
 
 def test_names_and_descriptions_in_any_alphabet_are_read_and_blacked_out(tmp_path: Path) -> None:

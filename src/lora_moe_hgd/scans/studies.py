@@ -91,7 +91,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         BadInputError: If there is no DICOM file.
     """
     slices: list[_Slice] = []
-    unreadable, deflated, found = 0, 0, 0
+    unreadable, deflated, directories, found = 0, 0, 0, 0
     for path in files_below(folder):
         if not is_dicom(path):
             continue
@@ -105,6 +105,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=KEYWORDS)
                 cut_off = _is_cut_off(file, header, path.stat().st_size - file.tell())
             if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
+                directories += 1
                 continue
             if "SeriesInstanceUID" not in header:
                 unreadable += 1
@@ -115,6 +116,8 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
             unreadable += 1
     if not found:
         raise BadInputError(folder, "No DICOM file was found here or below.")
+    if directories == found:
+        raise BadInputError(folder, "There is a DICOMDIR, but none of the files that it lists. Copy the whole medium.")
     if deflated and not slices:
         raise BadInputError(
             folder,
