@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gdcm
 import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.fileset import FileSet
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 PATIENT = {"PatientName": "Muster^Erika", "PatientID": "HX-4711", "PatientBirthDate": "19610203", "PatientSex": "F"}
 # Directions of columns' index, rows' index and slices, as letters of nibabel.
@@ -29,6 +37,18 @@ TIMES = {
     "flair": (110.0, 9000.0, 2500.0),
 }
 LPS = np.diag([-1.0, -1.0, 1.0])
+# Compressions that GDCM writes. The extended and the baseline process of JPEG hold 12 and 8 bits.
+COMPRESSIONS = {
+    "RLE": gdcm.TransferSyntax.RLELossless,
+    "JPEG lossless": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "JPEG lossless, any predictor": gdcm.TransferSyntax.JPEGLosslessProcess14,
+    "JPEG baseline": gdcm.TransferSyntax.JPEGBaselineProcess1,
+    "JPEG extended": gdcm.TransferSyntax.JPEGExtendedProcess2_4,
+    "JPEG-LS": gdcm.TransferSyntax.JPEGLSLossless,
+    "JPEG 2000 lossless": gdcm.TransferSyntax.JPEG2000Lossless,
+    "JPEG 2000": gdcm.TransferSyntax.JPEG2000,
+}
+BITS = {"JPEG baseline": 8, "JPEG extended": 12}
 
 
 def in_plane(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
@@ -176,6 +196,53 @@ def write_enhanced(
     for path in folder.glob(f"IM{number:02d}*"):
         path.unlink()
     whole.save_as(folder / f"EN{number:02d}", enforce_file_format=True)
+
+
+def compress(path: Path, name: str) -> None:
+    """Compress the pixels of a file in a way of `COMPRESSIONS`, with fewer levels where that holds fewer bits."""
+    if name in BITS:
+        header = pydicom.dcmread(path)
+        bits = BITS[name]
+        kind = np.uint8 if bits == 8 else np.uint16
+        levels = np.rint(header.pixel_array / 4095.0 * (2**bits - 1)).astype(kind)
+        header.BitsAllocated, header.BitsStored, header.HighBit = 8 * levels.itemsize, bits, bits - 1
+        header.PixelData = levels.tobytes()
+        header["PixelData"].VR = "OB" if bits == 8 else "OW"
+        header.save_as(path)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(COMPRESSIONS[name]))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def swap_bytes(path: Path) -> None:
+    """Write a file again with the largest byte first."""
+    header = pydicom.dcmread(path)
+    header.PixelData = header.pixel_array.astype(">u2").tobytes()
+    header.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    pydicom.dcmwrite(path, header, implicit_vr=False, little_endian=False, force_encoding=True)
+
+
+def deflate(path: Path) -> None:
+    """Deflate a file as a whole."""
+    header = pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.save_as(path)
+
+
+def write_media(folder: Path, paths: list[Path]) -> Path:
+    """Write files as a medium holds them, below a DICOMDIR; return its path."""
+    media = FileSet()
+    for path in paths:
+        media.add(path)
+    media.write(folder)
+    return folder / "DICOMDIR"
 
 
 def _items(**values: object) -> Dataset:

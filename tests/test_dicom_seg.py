@@ -1,14 +1,18 @@
-"""DICOM segmentations, read back with pydicom alone, lie where the label map does."""
+"""DICOM segmentations lie where the label map does, read with highdicom, and with pydicom by the standard alone."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from dicoms import PLANES, ball, in_plane, study, turned, write_enhanced, write_series
+from highdicom.seg import segread
 
+from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.scans.convert import convert
 from lora_moe_hgd.scans.dicom_seg import write_dicom_seg
 from lora_moe_hgd.scans.studies import read_studies
@@ -16,10 +20,14 @@ from lora_moe_hgd.scans.studies import read_studies
 LABELS = ("NCR", "ED", "ET")
 
 
-def read_back(path: Path) -> dict[str, tuple[np.ndarray, float]]:
-    """Centroid in RAS and volume in millilitres of each segment, by the standard's words alone."""
+# Centre in millimetres (RAS) and volume in millilitres by the name of a segment.
+Found = dict[str, tuple[np.ndarray, float]]
+
+
+def by_pydicom(path: Path) -> Found:
+    """What the segments are, frame by frame."""
     found = pydicom.dcmread(path)
-    frames = np.atleast_3d(found.pixel_array)
+    frames = found.pixel_array.reshape(-1, found.Rows, found.Columns)
     names = {int(segment.SegmentNumber): segment.SegmentLabel.split(":")[0] for segment in found.SegmentSequence}
     shared = found.SharedFunctionalGroupsSequence[0]
     spacing = [float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing]
@@ -38,6 +46,35 @@ def read_back(path: Path) -> dict[str, tuple[np.ndarray, float]]:
     }
 
 
+def by_highdicom(path: Path) -> Found:
+    """What the segments are, as a volume."""
+    segmentation = segread(path)
+    volume = segmentation.get_volume()
+    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    found = {}
+    for number in segmentation.segment_numbers:
+        index = np.argwhere(volume.array[..., number - 1])
+        centre = (volume.affine @ [*index.mean(axis=0), 1])[:3] * [-1, -1, 1]
+        found[segmentation.get_segment_description(number).segment_label.split(":")[0]] = (
+            centre,
+            len(index) * voxel_ml,
+        )
+    return found
+
+
+def by_nibabel(path: Path) -> Found:
+    """What the labels are."""
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    return {
+        name: (
+            (image.affine @ [*np.argwhere(labels == number).mean(axis=0), 1])[:3],
+            np.count_nonzero(labels == number) * abs(np.linalg.det(image.affine[:3, :3])) / 1000,
+        )
+        for number, name in enumerate(LABELS, start=1)
+    }
+
+
 def tumour(array: np.ndarray) -> np.ndarray:
     """WT, TC and ET about the bright spot of a ball."""
     whole = array > 0.6 * array.max()
@@ -49,40 +86,61 @@ def tumour(array: np.ndarray) -> np.ndarray:
     return np.stack([whole, core, enhancing])
 
 
-def check(folder: Path, path: Path) -> None:
+def written(folder: Path) -> tuple[Path, Path]:
+    """Label map and DICOM segmentation of the only series in a folder, both on its slices."""
     (row,), _ = read_studies(folder)
     volume, _ = convert(row, "t2", folder)
     regions = tumour(volume.array)
     headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in row.files]
-    write_dicom_seg(path, regions, volume.affine, headers[::-1], algorithm="test")
-    found = read_back(path)
-    classes = dict(zip(LABELS, (regions[1] & ~regions[2], regions[0] & ~regions[1], regions[2]), strict=True))
-    assert set(found) == set(LABELS)
-    for name, mask in classes.items():
-        centre = (volume.affine @ [*np.argwhere(mask).mean(axis=0), 1])[:3]
-        assert np.abs(found[name][0] - centre).max() < 0.01
-        assert found[name][1] == pytest.approx(mask.sum() * volume.voxel_litres * 1000, rel=1e-4)
+    paths = folder / "seg.nii.gz", folder / "seg.dcm"
+    nib.save(nib.Nifti1Image(LABEL_SCHEMES["brats2023"].encode(regions), volume.affine), paths[0])
+    # Headers come in any order.
+    headers = [headers[index] for index in np.random.default_rng(0).permutation(len(headers))]
+    write_dicom_seg(paths[1], regions, volume.affine, headers, algorithm="test")
+    return paths
 
 
-@pytest.mark.parametrize(("plane", "oblique"), [*((plane, True) for plane in PLANES), ("transverse", False)])
-def test_a_segmentation_lies_where_the_label_map_does(plane: str, oblique: bool, tmp_path: Path) -> None:
+def agree(folder: Path, *, within_mm: float = 0.01, within: float = 1e-4) -> None:
+    """Check that both files say the same about each segment, for every reader."""
+    label_map, segmentation = written(folder)
+    expected = by_nibabel(label_map)
+    for reader in (by_highdicom, by_pydicom):
+        found = reader(segmentation)
+        assert set(found) == set(LABELS), reader
+        for name, (centre, volume_ml) in expected.items():
+            assert np.abs(found[name][0] - centre).max() < within_mm, (reader, name)
+            assert found[name][1] == pytest.approx(volume_ml, rel=within), (reader, name)
+
+
+@pytest.mark.parametrize(("oblique", "descending"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_segmentation_lies_where_the_label_map_does(
+    plane: str, oblique: bool, descending: bool, tmp_path: Path
+) -> None:
     image = ball((18, 20, 16), (6.0, 5.5, 7.0))
     image = in_plane(turned(image) if oblique else image, PLANES[plane])
-    write_series(tmp_path / "in", image, "t2", number=1, shared=study(), descending=oblique)
-    check(tmp_path / "in", tmp_path / "seg.dcm")
+    write_series(tmp_path, image, "t2", number=1, shared=study(), descending=descending)
+    agree(tmp_path)
 
 
-def test_a_segmentation_of_an_enhanced_file_lies_where_the_label_map_does(tmp_path: Path) -> None:
-    image = in_plane(turned(ball((18, 20, 16), (6.0, 5.5, 7.0))), "PIL")
-    write_enhanced(tmp_path / "in", image, "t2", number=1, shared=study())
-    check(tmp_path / "in", tmp_path / "seg.dcm")
+@pytest.mark.parametrize("plane", ["transverse", "sagittal", "coronal"])
+def test_a_segmentation_of_an_enhanced_file_lies_where_the_label_map_does(plane: str, tmp_path: Path) -> None:
+    image = in_plane(turned(ball((18, 20, 16), (6.0, 5.5, 7.0))), PLANES[plane])
+    write_enhanced(tmp_path, image, "t2", number=1, shared=study())
+    agree(tmp_path)
+
+
+def test_a_segmentation_over_a_series_that_lacks_slices_lies_where_the_label_map_does(tmp_path: Path) -> None:
+    image = in_plane(turned(ball((24, 26, 22), (5.0, 4.0, 5.0))), PLANES["sagittal"])
+    # Slices beside the tumour: those that hold it could not be compared.
+    write_series(tmp_path, image, "t2", number=1, shared=study(), leave_out=(2, 3))
+    agree(tmp_path, within_mm=0.5, within=0.02)
 
 
 def test_a_segmentation_says_what_it_is_and_belongs_to_its_study(tmp_path: Path) -> None:
     shared = study()
-    write_series(tmp_path / "in", in_plane(ball(), "LPS"), "t2", number=1, shared=shared)
-    check(tmp_path / "in", tmp_path / "seg.dcm")
-    found = pydicom.dcmread(tmp_path / "seg.dcm")
+    write_series(tmp_path, in_plane(ball(), "LPS"), "t2", number=1, shared=shared)
+    found = pydicom.dcmread(written(tmp_path)[1])
     assert found.StudyInstanceUID == shared["StudyInstanceUID"]
     assert found.Modality == "SEG"
     assert [segment.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator for segment in found.SegmentSequence]
@@ -90,6 +148,23 @@ def test_a_segmentation_says_what_it_is_and_belongs_to_its_study(tmp_path: Path)
     assert len(found.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
     # Private tags of the source may name anything.
     assert not [element for element in found if element.tag.is_private]
+
+
+@pytest.mark.parametrize("value", [None, "", "as the scanner likes"], ids=["missing", "empty", "invalid"])
+def test_a_study_without_names_and_dates_gets_a_segmentation(value: str | None, tmp_path: Path) -> None:
+    dates = ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex")
+    names = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
+    paths = write_series(tmp_path, in_plane(ball(), "LPS"), "t2", number=1, shared=study())
+    for path in paths:
+        header = pydicom.dcmread(path)
+        for name in (*dates, *names) if not value else dates:
+            header.pop(name)
+            if value is not None:
+                header.add(pydicom.DataElement(name, "SH", value))
+        header.save_as(path)
+    found = pydicom.dcmread(written(tmp_path)[1])
+    assert not any(found[name].value for name in dates)
+    assert found.StudyInstanceUID == pydicom.dcmread(paths[0]).StudyInstanceUID
 
 
 def test_a_segmentation_without_tumour_is_refused(tmp_path: Path) -> None:

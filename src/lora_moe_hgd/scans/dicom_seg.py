@@ -5,17 +5,20 @@ Each frame is sampled at the places that the header of its slice gives, so no ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence
+from highdicom import AlgorithmIdentificationSequence, PatientSexValues
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
 
 from ..files import replacing
 
@@ -29,6 +32,19 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A series number that scanners do not reach.
 SERIES_NUMBER = 9000
 MAKER = "lora-moe-hgd"
+# What highdicom takes over from the source, where the standard allows an empty value (type 2). Anonymised files often
+# lack some of it, and some scanners write values that the standard forbids.
+MAY_BE_EMPTY: dict[str, Callable[[Any], object]] = {
+    "PatientName": str,
+    "PatientID": str,
+    "PatientBirthDate": DA,
+    "PatientSex": PatientSexValues,
+    "StudyID": str,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "AccessionNumber": str,
+    "SliceThickness": float,
+}
 
 
 def write_dicom_seg(
@@ -49,7 +65,7 @@ def write_dicom_seg(
     whole, core, enhancing = regions
     classes = np.stack([core & ~enhancing, whole & ~core, enhancing], axis=-1)
     # Sorted here, because highdicom matches frames to headers by their order.
-    sources = sorted(headers, key=_height) if len(headers) > 1 else list(headers)
+    sources = sorted(map(_completed, headers), key=_height) if len(headers) > 1 else [_completed(headers[0])]
     frames = np.stack([_sampled(classes, affine, matrix, shape) for matrix, shape in _slices(sources)])
     present = [number for number in range(len(SEGMENTS)) if frames[..., number].any()]
     if not present:
@@ -90,6 +106,21 @@ def write_dicom_seg(
     )
     with replacing(path) as scratch:
         segmentation.save_as(scratch)
+
+
+def _completed(header: Dataset) -> Dataset:
+    """The header, where values that are missing or invalid are empty if the standard allows that."""
+    completed = copy.copy(header)
+    for name, kind in MAY_BE_EMPTY.items():
+        value = header.get(name)
+        if value not in (None, ""):
+            try:
+                kind(value)
+                continue
+            except ValueError:
+                pass
+        setattr(completed, name, None)
+    return completed
 
 
 def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int]]]:

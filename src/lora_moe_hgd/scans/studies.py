@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -56,14 +58,19 @@ KEYWORDS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+# Transfer syntax of files that are deflated as a whole. dcm2niix does not read them. The group that names the syntax
+# is never deflated and lies in the first bytes.
+DEFLATED, META_BYTES = b"1.2.840.10008.1.2.1.99", 1024
+# Compressed pixels end with this item. Little follows it in a file.
+LAST_ITEM, LAST_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0", 4096
 # Slices of one stack have equal cosines up to the rounding of the header.
 SAME_COSINES = 1e-2
 SAME_POSITION_MM = 0.05
 # A gap between slices that differs by this share of the usual one is uneven.
 UNEVEN = 0.1
 OBLIQUE_DEGREES = 20.0
-# Shorter words of a name, such as initials, are parts of other words.
-MIN_NAME = 3
+# Shorter words of a name, such as initials, are parts of other words. Names in Chinese letters and the like are short.
+MIN_NAME, MIN_WIDE_NAME = 3, 2
 
 
 @dataclass(frozen=True)
@@ -84,29 +91,41 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         BadInputError: If there is no DICOM file.
     """
     slices: list[_Slice] = []
-    unreadable, found = 0, 0
+    unreadable, deflated, directories, found = 0, 0, 0, 0
     for path in files_below(folder):
         if not is_dicom(path):
             continue
         found += 1
         try:
             with path.open("rb") as file:
+                if DEFLATED in file.read(META_BYTES):
+                    deflated += 1
+                    continue
+                file.seek(0)
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=KEYWORDS)
-                left = path.stat().st_size - file.tell()
+                cut_off = _is_cut_off(file, header, path.stat().st_size - file.tell())
             if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
+                directories += 1
                 continue
             if "SeriesInstanceUID" not in header:
                 unreadable += 1
                 continue
-            slices += _slices(path, header, cut_off=left < _pixel_bytes(header))
+            slices += _slices(path, header, cut_off=cut_off)
         # Whatever pydicom raises over bytes that make no sense, for its user it is one thing.
         except Exception:
             unreadable += 1
     if not found:
         raise BadInputError(folder, "No DICOM file was found here or below.")
+    if directories == found:
+        raise BadInputError(folder, "There is a DICOMDIR, but none of the files that it lists. Copy the whole medium.")
+    if deflated and not slices:
+        raise BadInputError(
+            folder,
+            "The DICOM files are deflated, which is not read. Write them again as they were before: dcmconv +te.",
+        )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
-    return [replace(row, number=number) for number, row in enumerate(rows, start=1)], unreadable
+    return [replace(row, number=number) for number, row in enumerate(rows, start=1)], unreadable + deflated
 
 
 def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -> list[Series]:
@@ -284,7 +303,8 @@ def _without_patient(text: str, header: Dataset) -> str:
     """`text` with the words of the patient's name and number blacked out: some sites write them everywhere."""
     words = re.split(r"[\^=\s,]+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}")
     for word in words:
-        if len(word) >= MIN_NAME:
+        is_wide = all(unicodedata.east_asian_width(letter) in "WF" for letter in word)
+        if len(word) >= (MIN_WIDE_NAME if is_wide else MIN_NAME):
             text = re.sub(re.escape(word), "***", text, flags=re.IGNORECASE)
     return text
 
@@ -296,13 +316,24 @@ def _patient(header: Dataset) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 
-def _pixel_bytes(header: Dataset) -> int:
-    """Bytes that the pixels take at least; 0 for compressed ones, whose length the header does not tell."""
+def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
+    """Whether the pixels of a file are incomplete: uncompressed ones too few, compressed ones without their end.
+
+    Args:
+        file: Where the pixels begin, or the end of a file without pixels.
+        header: Of the file.
+        left: Bytes from there to the end of the file.
+    """
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None or syntax.is_compressed:
-        return 0
+    if not header.get("Rows"):
+        return False
+    if syntax is not None and syntax.is_compressed:
+        file.seek(max(0, left - LAST_BYTES), os.SEEK_CUR)
+        return LAST_ITEM not in file.read()
+    # Tag, kind and length come first. The kind is left out in the implicit form.
+    left -= 8 if syntax is None or syntax.is_implicit_VR else 12
     values = [int(header.get(name, 1) or 1) for name in ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")]
-    return math.prod(values) * int(header.get("BitsAllocated", 0) or 0) // 8
+    return left < math.prod(values) * int(header.get("BitsAllocated", 8) or 8) // 8
 
 
 def _normal(cosines: Sequence[float]) -> np.ndarray:
