@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from scipy import ndimage
 
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.nifti import read_image
+from lora_moe_hgd.splits import Split, write_run_split
 from lora_moe_hgd.subsets import EVERY_SUBSET, subset_name
 
 FOLDER = Path(__file__).parents[1] / "benchmarks/fifteen_subsets"
@@ -59,8 +61,8 @@ def predictions(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_row(scripts: Any, cohort: Path, predictions: Path, out: Path, **options: Any) -> dict[str, Any]:
-    what = ["--predictions", str(predictions), "--prediction-scheme", "msd"]
     facts = {"track": "africa-3", "names": NAMES, "trained_on": "nothing"}
+    what = options.pop("what", {"predictions": str(predictions), "prediction-scheme": "msd"})
     return scripts("row").make_row("made up", what, data=cohort, scores=out, **{**facts, **options})
 
 
@@ -119,14 +121,13 @@ def test_a_subset_with_predictions_of_some_cases_is_refused(
 
 
 def test_a_checkpoint_that_saw_a_case_gets_no_row(
-    scripts: Any, cohort: Path, predictions: Path, scored: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch
+    scripts: Any, cohort: Path, predictions: Path, small_weights: Path, tmp_path: Path
 ) -> None:
-    table = json.loads((scored[1] / "table.json").read_text())
-    table["about"]["trained_on"] = 1
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    monkeypatch.setattr(scripts("row"), "score", lambda words: 0)
-    with pytest.raises(ValueError, match="was trained on 1 of the cases"):
-        make_row(scripts, cohort, predictions, tmp_path)
+    shutil.copytree(small_weights / "tiny", tmp_path / "checkpoint")
+    write_run_split(tmp_path / "checkpoint", Split(train=NAMES[:1], validation=NAMES[1:]), fold=None)
+    with pytest.raises(ValueError, match="was trained on case_000"):
+        make_row(scripts, cohort, predictions, tmp_path, what={"checkpoint": str(tmp_path / "checkpoint")})
+    assert not (tmp_path / "cases").exists()
 
 
 def test_a_case_that_is_not_there_is_named(scripts: Any, cohort: Path, predictions: Path, tmp_path: Path) -> None:
@@ -227,9 +228,7 @@ def test_the_page_shows_the_rows_and_what_is_missing(scripts: Any, scored: tuple
     assert line.endswith("| - | - | - |")
 
 
-def test_rows_on_other_data_are_not_compared(
-    scripts: Any, scored: tuple[dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_rows_of_other_data_are_refused(scripts: Any, scored: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     for name, change in (("a", {}), ("b", {"name": "other", "data_sha256": "0"})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**scored[0], **change}))
     with pytest.raises(ValueError, match="was made with other data than made up"):

@@ -12,7 +12,7 @@ import datetime
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from definition import (
 )
 
 from lora_moe_hgd.evaluation.command import score
+from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.files import listed, replacing
+from lora_moe_hgd.loading import checkpoint_folder
 
 # Metrics of a row, by subset and region. Dice decides; the others are beside it.
 METRICS = ("dice", "lesion_dice", "hd95_mm", "lesion_hd95_mm")
@@ -44,7 +46,7 @@ NOT_STATED = "not stated"
 
 def make_row(
     name: str,
-    what: Sequence[str],
+    what: Mapping[str, str],
     *,
     data: Path,
     track: str,
@@ -56,7 +58,7 @@ def make_row(
 
     Args:
         name: Name of the row.
-        what: Options of `lora-moe-hgd evaluate` that name a checkpoint or predictions.
+        what: `checkpoint`, or `predictions` and `prediction-scheme`: options of `lora-moe-hgd evaluate`.
         data: Folder that contains the folders of the cases.
         track: Key of `definition.TRACKS`.
         names: Cases of the track.
@@ -64,22 +66,25 @@ def make_row(
         scores: Output folder of the evaluation.
 
     Raises:
-        ValueError: If the data are not those of the benchmark, if a case cannot be scored, if a subset lacks a case,
-            or if the checkpoint was trained on a case.
+        ValueError: If the checkpoint was trained on a case, if the data are not those of the benchmark, if a case
+            cannot be scored, or if a subset lacks a case.
     """
     cases = find(data, names)
     nested = [case.case_id for case in cases.values() if case.case_id not in names]
     if nested:
         raise ValueError(f"--data must be the folder that contains the folders of the cases, got {data}: {nested[0]}.")
+    if "checkpoint" in what and (seen := trained_among(list(cases.values()), checkpoint_folder(what["checkpoint"]))):
+        raise ValueError(
+            f"{what['checkpoint']} was trained on {listed(seen)}. A row on these cases would be no evidence."
+        )
     digests, confirmed = check_data(cases)
-    words = ["--in-path", str(data), "--cases", ",".join(names), "--out-path", str(scores), "--quiet", *what]
-    failed = score([*words, "--convention", CONVENTION, "--lesion-rules", LESION_RULES])
+    options = {"in-path": str(data), "cases": ",".join(names), "out-path": str(scores), **what}
+    options |= {"convention": CONVENTION, "lesion-rules": LESION_RULES}
+    failed = score(["--quiet", *(word for name, value in options.items() for word in (f"--{name}", value))])
     if failed:
         raise ValueError(f"{failed} of {len(names)} cases could not be scored. A row needs all of them.")
     table = json.loads((scores / "table.json").read_text())
     about = table["about"]
-    if about["trained_on"]:
-        raise ValueError(f"The checkpoint was trained on {about['trained_on']} of the cases. Such a row is refused.")
     return {
         "benchmark": NAME,
         "version": VERSION,
@@ -156,11 +161,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.out_path.suffix != ".json":
         parser.error(f"--out-path must be a file with the ending .json, got {args.out_path}")
-    options = ("checkpoint", "predictions", "prediction_scheme")
-    given = [(f"--{key.replace('_', '-')}", value) for key in options if (value := getattr(args, key)) is not None]
+    options = ("checkpoint", "predictions", "prediction-scheme")
+    what_to_score = {name: getattr(args, name.replace("-", "_")) for name in options}
     row = make_row(
         args.name,
-        [word for pair in given for word in pair],
+        {name: value for name, value in what_to_score.items() if value is not None},
         data=args.data,
         track=args.track,
         names=cases_of(*TRACKS[args.track]),
