@@ -1,14 +1,16 @@
 """Write the cards of the shipped checkpoints and the results table of the README from scores.
 
-`python scripts/write_card.py --scores outputs/shipped --training model_cards/training.md --rivals CSV`: the folder
-contains the output folders `tiny-real` and `glioma-real` of `lora-moe-hgd evaluate`. The Markdown file has the text on
-training for each card, one section per text. The CSV file has the published Dice of other networks by case.
+`python scripts/write_card.py --scores outputs/fifteen_subsets --training model_cards/training.md`: the folder contains
+the output folders `tiny` and `glioma` of `lora-moe-hgd evaluate`, as `benchmarks/fifteen_subsets/row.py` leaves them.
+The Markdown file has the text on training for each card, one section per text. The published Dice of other networks
+comes from the benchmark.
 """
 
 import argparse
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,50 +22,54 @@ from lora_moe_hgd.adapters.card import TAGS
 
 ROOT = Path(__file__).parents[1]
 IN_README = ("t1", "t1c", "t2", "flair", "t1+t2", "t1c+flair", "t1+t1c+t2+flair", "mean")
-COLUMNS = {"tiny": "tiny-real", "glioma": "glioma-real"}
+NAMES = ("tiny", "glioma")
+PUBLISHED = ROOT / "benchmarks/fifteen_subsets/published_cases.csv"
 RIVALS = {"nnunet1000": "nnU-Net", "segresnet1000": "SegResNet"}
 FIT = (
     "00002, 00007, 00010, 00011, 00012, 00014, 00026, 00028, 00037, 00049, 00051, 00057, 00074, 00076, 00080, 00112, "
     "00113, 00116, 00119, 00121"
 )
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
+CALIBRATION = "Calibration by number of sequences"
+PICTURES = ("heat_map.png", "reliability.png")
 REAL = "BraTS-Africa, at their native 1 mm. These cases influenced no choice"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:
     with open(folder / "scores.csv", newline="") as file:
         cases = sorted({row["case_id"] for row in csv.DictReader(file)})
-    # Leave out the calibration table, because docs/confidence.md describes the confidence.
-    table = (folder / "table.md").read_text().partition("Calibration by number of sequences")[0]
+    table, _, _ = (folder / "table.md").read_text().partition(CALIBRATION)
     shown = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} cases"
     return {"title": title, "text": f"{text}: {shown}.", "table": table.strip()}
 
 
 def write_card(name: str, template: str, data: ModelCardData, scores: Path, **facts: Any) -> None:
-    sections = [
-        section("Real cases", REAL, scores / f"{name}-real"),
-    ]
+    sections = [section("Real cases", REAL, scores / name)]
+    _, head, table = (scores / name / "table.md").read_text().partition(CALIBRATION)
+    facts |= {"sections": sections, "calibration": (head + table).strip()}
     path = ROOT / "model_cards" / f"{name}.md"
     template_path = str(ROOT / "model_cards" / template)
-    card = ModelCard.from_template(data, template_path=template_path, name=name, sections=sections, **facts)
+    card = ModelCard.from_template(data, template_path=template_path, name=name, **facts)
+    for picture in PICTURES:
+        shutil.copyfile(scores / name / picture, path.parent / "pictures" / f"{name}_{picture}")
     path.write_text(str(card).rstrip() + "\n")
     print(path)
 
 
-def readme_table(scores: Path, rivals: Path) -> str:
-    tables = [json.loads((scores / name / "table.json").read_text()) for name in COLUMNS.values()]
+def readme_table(scores: Path) -> str:
+    tables = [json.loads((scores / name / "table.json").read_text()) for name in NAMES]
     means = [
         {(row["subset"], row["region"]): row["mean"] for row in table["summary"] if row["metric"] == "dice"}
         for table in tables
     ]
-    heads = [f"{name} {region}" for name in COLUMNS for region in ("WT", "TC", "ET")]
+    heads = [f"{name} {region}" for name in NAMES for region in ("WT", "TC", "ET")]
     lines = [f"| sequences | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name in IN_README:
         values = [f"{found[name, region]:.3f}" for found in means for region in ("wt", "tc", "et")]
         lines.append(f"| {'mean over the 15 subsets' if name == 'mean' else name} | {' | '.join(values)} |")
-    with open(scores / "glioma-real/scores.csv", newline="") as file:
+    with open(scores / "glioma/scores.csv", newline="") as file:
         cases = {row["case_id"] for row in csv.DictReader(file)}
-    with rivals.open(newline="") as file:
+    with PUBLISHED.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["case"] in cases]
     for key, name in RIVALS.items():
         values = [f"{mean(float(row[f'{key}_{region}']) for row in rows):.3f}" for region in ("wt", "tc", "et")]
@@ -81,7 +87,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scores", type=Path, required=True, help="folder of the evaluations")
     parser.add_argument("--training", type=Path, required=True, help="Markdown file with the texts on training")
-    parser.add_argument("--rivals", type=Path, required=True, help="CSV file of published Dice by case")
     args = parser.parse_args()
     network, processor = load_checkpoint("tiny")
     text = paragraphs(args.training)
@@ -92,6 +97,7 @@ def main() -> None:
         ModelCardData(license="mit", library_name="transformers", **about),
         args.scores,
         training=text["tiny"],
+        cost=text["cost of tiny"],
         parameters=f"{network.num_parameters() / 1e6:.1f}",
         spacing=f"{processor.target_spacing_mm[0]:g}",
         fit=FIT,
@@ -104,13 +110,14 @@ def main() -> None:
         args.scores,
         base="tiny",
         training=text["glioma"],
+        cost=text["cost of glioma"],
         cross_validation=text["cross-validation"],
         megabytes=f"{sum(path.stat().st_size for path in adapter.iterdir()) / 1e6:.1f}",
         fit=FIT,
     )
     readme = ROOT / "README.md"
     before, after = readme.read_text().split(BEGIN)
-    readme.write_text(before + BEGIN + readme_table(args.scores, args.rivals) + END + after.split(END)[1])
+    readme.write_text(before + BEGIN + readme_table(args.scores) + END + after.split(END)[1])
     print(readme)
 
 

@@ -48,6 +48,7 @@ def adapter_over(base: Path, folder: Path, preset: str) -> Path:
 
 def staged(folder: Path, into: Path, **options) -> ModelCard:
     defaults = {"repo": "me/net", "base": None, "license": "mit", "training_data": "Made-up cases."}
+    defaults |= {"training_cost": None}
     into.mkdir(exist_ok=True)
     return push.stage(folder, into, **{**defaults, "evaluation": None, "max_shard_size": "5GB", **options})
 
@@ -81,6 +82,20 @@ def test_the_card_tells_the_scores_of_every_subset_and_region(network_folder: Pa
     assert len(model_index(table)) == len(found)
     assert "Made-up cases." in card.text
     assert (evaluation / "table.md").read_text().strip() in card.text
+
+
+def test_the_card_says_what_a_release_must_say(network_folder: Path, evaluation: Path, tmp_path: Path) -> None:
+    card = staged(network_folder, tmp_path, evaluation=evaluation, training_cost="Two minutes on a laptop.")
+    heads = [line for line in card.text.splitlines() if line.startswith("## ")]
+    wanted = ["Intended use", "Out of scope", "Training data", "Cost of training", "Scores", "Limits"]
+    assert heads == [f"## {name}" for name in (*wanted, "Licence and citation")]
+    assert "Two minutes on a laptop." in card.text
+    assert "Calibration by number of sequences" in card.text
+    # The gallery shows pictures that are in the repository.
+    assert "<Gallery />" in card.text
+    shown = [picture["output"]["url"] for picture in card.data.widget]
+    assert len(shown) == 3
+    assert all((tmp_path / name).is_file() for name in shown)
 
 
 def test_weights_are_split_as_asked(network_folder: Path, tmp_path: Path) -> None:

@@ -43,10 +43,18 @@ CARD = """# {name}
 
 Images must be skull-stripped and co-registered{as_where}. Leave out missing sequences.
 
+## Intended use
+
+{intended}
+
+## Out of scope
+
+Diagnosis, treatment, and any other decision about a patient. {out_of_scope}
+
 ## Training data
 
 {training_data}
-
+{cost}
 ## Scores
 
 {scores}
@@ -54,12 +62,27 @@ Images must be skull-stripped and co-registered{as_where}. Leave out missing seq
 ## Limits
 
 The scores are valid only for data like those named above. Evaluate on your own data.{limits}
+{licence}"""
+
+COST = """
+## Cost of training
+
+{cost}
+"""
+
+LICENCE = """
+## Licence and citation
+
+The licence is {license}. Cite the training data named above and lora-moe-hgd.
 """
 
 TUMOUR = {
     "segments": "Segments whole tumour (WT), tumour core (TC) and enhancing tumour (ET) of a glioma from any "
     "non-empty subset of T1,\nT1c, T2 and FLAIR.",
     "as_where": ", as in BraTS",
+    "intended": "Research on gliomas of adults before surgery: segmentations and volumes that an expert checks, "
+    "comparisons of\nsequences, and a base of further training.",
+    "out_of_scope": "Children, metastases, meningiomas, resection cavities\nand other diseases of the brain.",
     "limits": " Without T1c, the enhancing tumour\nis a guess. Without T2 and FLAIR, oedema is a guess.",
 }
 
@@ -75,7 +98,17 @@ def about_task(task: Task) -> dict[str, str]:
         "segments": f"Segments the regions {regions} of the task `{task.name}` from any non-empty subset of "
         f"{', '.join(task.modalities)}.\nLabel scheme: {scheme}.",
         "as_where": "",
+        "intended": f"Research on the task `{task.name}`: segmentations that an expert checks, and further training.",
+        "out_of_scope": "Images of another kind than those of the training data.",
         "limits": limits,
+    }
+
+
+def about_release(license: str | None, cost: str | None) -> dict[str, str]:
+    """Sections of `CARD` on cost and licence; empty without a text."""
+    return {
+        "cost": COST.format(cost=cost.strip()) if cost else "",
+        "licence": LICENCE.format(license=license) if license else "",
     }
 
 
@@ -92,6 +125,7 @@ def adapter_card(
     training_data: str,
     scores: str,
     license: str | None = None,
+    cost: str | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
     """Make the card of an adapter.
@@ -103,6 +137,7 @@ def adapter_card(
         training_data: Paragraph on the training data.
         scores: Paragraph on the scores.
         license: Licence of the adapter; a card on this machine needs none.
+        cost: Time and hardware of the training, if they are known.
         task: Sequences and regions.
     """
     # A run may name its base by a folder or a shipped name.
@@ -124,6 +159,7 @@ def adapter_card(
         use=FROM_THE_HUB.format(name=name, base=base) if "/" in name else FROM_THIS_MACHINE,
         training_data=training_data.strip(),
         scores=scores,
+        **about_release(license, cost),
         **about_task(task),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

@@ -12,8 +12,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..adapters.card import CARD, about_task, adapter_card, tags_of
+from ..adapters.card import CARD, about_release, about_task, adapter_card, tags_of
 from ..model.task import BRAIN_TUMOUR, Task, shown
+
+# Pictures of an evaluation, and their captions in the gallery of the card.
+PICTURES = {
+    "heat_map.png": "Dice by subset of the sequences and region",
+    "by_count.png": "Dice by number of sequences, with 95 % intervals",
+    "reliability.png": "Share of true voxels by probability",
+}
 
 NETWORK_USE = """```python
 from transformers import AutoImageProcessor, AutoModel
@@ -86,6 +93,7 @@ def make_card(
     license: str,
     training_data: str,
     evaluation: Path | None,
+    cost: str | None = None,
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
@@ -94,7 +102,14 @@ def make_card(
     if adapter is not None:
         base, preset = adapter
         card = adapter_card(
-            repo, base=base, preset=preset, training_data=training_data, scores=scores, license=license, task=task
+            repo,
+            base=base,
+            preset=preset,
+            training_data=training_data,
+            scores=scores,
+            license=license,
+            cost=cost,
+            task=task,
         )
         return add_scores(card, repo, evaluation, task)
     data = ModelCardData(
@@ -106,17 +121,20 @@ def make_card(
         use=_use(repo, task),
         training_data=training_data.strip(),
         scores=scores,
+        **about_release(license, cost),
         **about_task(task),
     )
     return add_scores(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"), repo, evaluation, task)
 
 
 def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
-    """Return the card with the scores of an evaluation in its metadata, instead of any earlier scores."""
+    """Return the card with scores and pictures of an evaluation in its metadata, instead of any earlier ones."""
     if evaluation is None:
         return card
     data = ModelCardData(
-        **{key: value for key, value in card.data.to_dict().items() if key != "model-index"},
+        **{key: value for key, value in card.data.to_dict().items() if key not in ("model-index", "widget")},
+        # The Hub's `<Gallery />` shows these.
+        widget=[{"text": text, "output": {"url": f"evaluation/{name}"}} for name, text in PICTURES.items()],
         model_name=name.rsplit("/", 1)[-1],
         eval_results=model_index(read_scores(evaluation), task),
     )
@@ -133,5 +151,5 @@ def _scores_text(evaluation: Path | None) -> str:
     return (
         f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
         f"{about['cases']} cases of {about['data']}, each on its own grid.\n\n"
-        f"![Dice by subset and region](evaluation/heat_map.png)\n\n{(evaluation / 'table.md').read_text().strip()}"
+        f"<Gallery />\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

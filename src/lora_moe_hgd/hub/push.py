@@ -18,10 +18,10 @@ from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkp
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
-from .card import make_card, read_scores
+from .card import PICTURES, make_card, read_scores
 from .checksums import CARD, write_sums
 
-EVALUATION_FILES = ("table.json", "table.md", "heat_map.png")
+EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # Files to delete in the repository, because an earlier push may have had more shards or other code files.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*"]
 
@@ -34,6 +34,7 @@ def stage(
     base: str | None,
     license: str,
     training_data: str,
+    training_cost: str | None,
     evaluation: Path | None,
     max_shard_size: str,
 ) -> ModelCard:
@@ -71,6 +72,7 @@ def stage(
         repo,
         license=license,
         training_data=training_data,
+        cost=training_cost,
         evaluation=evaluation,
         adapter=adapter,
         # An adapter from training has this file. Other adapters have the task of their base, which may be elsewhere.
@@ -129,6 +131,7 @@ def main(argv: Sequence[str]) -> None:
     scored.add_argument("--without-evaluation", action="store_true", help="push weights that were not evaluated")
     parser.add_argument("--license", required=True, help="licence of the weights, such as mit, as named on the Hub")
     parser.add_argument("--training-data", required=True, help="text for the card: training data and their citation")
+    parser.add_argument("--training-cost", help="text for the card: hardware and time of the training")
     parser.add_argument("--base", help="repository of an adapter's base, if the base is a folder on this machine")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch to push to (default: main)")
@@ -148,6 +151,7 @@ def main(argv: Sequence[str]) -> None:
             base=args.base,
             license=args.license,
             training_data=args.training_data,
+            training_cost=args.training_cost,
             evaluation=args.evaluation,
             max_shard_size=args.max_shard_size,
         )
