@@ -7,7 +7,7 @@ from pathlib import Path
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.evaluation.metrics import dice
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.pictures import save_overlay
 

@@ -19,7 +19,8 @@ import pytest
 from scipy import ndimage
 
 from lora_moe_hgd.evaluation.lesions import LESION_RULES, lesion_scores
-from lora_moe_hgd.evaluation.metrics import dice, surface_distances_mm
+from lora_moe_hgd.evaluation.metrics import surface_distances_mm
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.label_schemes import label_scheme
 
 brats_evaluation = pytest.importorskip("brats_evaluation", reason="needs brats-evaluation: nox -s official_metrics")

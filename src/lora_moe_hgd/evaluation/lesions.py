@@ -189,7 +189,7 @@ def _paired_scores(
     for lesion, component in pairs:
         if counted[lesion - 1]:
             truth, match = lesions == lesion, components == component
-            around = bounding_box(truth | match)
+            around = bounds(truth | match, 0)
             found.append(_pair_scores(match[around], truth[around], spacing_mm))
     num_counted = int(np.count_nonzero(counted))
     false = num_components - len(pairs)
