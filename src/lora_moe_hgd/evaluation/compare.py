@@ -129,7 +129,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     check_conventions(folders)
     task = task_of(folders)
     scores = [read_scores(folder, task) for folder in folders]
-    tables, left_out = [], {}
+    tables: list[pd.DataFrame] = []
+    left_out: dict[str, str] = {}
     for folder, other in zip(folders[1:], scores[1:], strict=True):
         tables.append(paired_differences(scores[0], other).assign(compared=str(folder)))
         only_one = sorted(set(scores[0]["case_id"]) ^ set(other["case_id"]))

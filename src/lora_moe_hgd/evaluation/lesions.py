@@ -185,7 +185,7 @@ def _paired_scores(
     components, num_components = ndimage.label(prediction, _TWENTY_SIX)
     pairs, voxels = _matches(lesions, num_lesions, components, num_components, rules.least_iou)
     counted = voxels * math.prod(spacing_mm) >= rules.counted_mm3
-    found = []
+    found: list[tuple[float, float, float]] = []
     for lesion, component in pairs:
         if counted[lesion - 1]:
             truth, match = lesions == lesion, components == component
@@ -193,22 +193,19 @@ def _paired_scores(
             found.append(_pair_scores(match[around], truth[around], spacing_mm))
     num_counted = int(np.count_nonzero(counted))
     false = num_components - len(pairs)
-    if rules.penalty_mm is None:
-        total, penalty = len(found), 0.0
-        nothing = (0.0, math.inf, 0.0) if num_lesions or num_components else (math.nan,) * 3
+    if rules.penalty_mm is not None:
+        # Missed lesions and false ones have a Dice and an NSD of 0.
+        others = num_counted - len(found) + false
+        scored = [*found, *[(0.0, rules.penalty_mm, 0.0)] * others] if num_counted else []
+    elif num_lesions or num_components:
+        scored = found or [(0.0, math.inf, 0.0)]
     else:
-        total, penalty = (num_counted + false if num_counted else 0), rules.penalty_mm
-        nothing = (math.nan,) * 3
-    if total:
-        sums = np.sum(found, axis=0) if found else np.zeros(3)
-        sums[1] += penalty * (total - len(found))
-        means = tuple(float(value) for value in sums / total)
-    else:
-        means = nothing
+        scored = []
+    means = np.mean(scored, axis=0) if scored else np.full(3, math.nan)
     return {
-        "lesion_dice": means[0],
-        "lesion_hd95_mm": means[1],
-        "lesion_nsd": means[2],
+        "lesion_dice": float(means[0]),
+        "lesion_hd95_mm": float(means[1]),
+        "lesion_nsd": float(means[2]),
         "lesions": float(num_counted),
         "lesions_missed": float(num_counted - sum(values[0] >= rules.found_dice for values in found)),
         "lesions_false": float(false),
