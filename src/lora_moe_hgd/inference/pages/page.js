@@ -71,8 +71,8 @@ void main() {
   color.rgb = mix(color.rgb, paint.rgb, sign(paint.a) * drawRimOpacity);
 }`;
 
-// Colours of maps. Low values are transparent, so that the image can be seen.
-const MAP_COLOURS = {I: [0, 85, 170, 255], R: [70, 190, 250, 255], G: [0, 40, 140, 255], B: [130, 110, 20, 170], A: [0, 130, 190, 230]};
+// Colours of maps. Type 2 of NiiVue's colour maps does not draw values below the window.
+const MAP_COLOURS = {I: [0, 85, 170, 255], R: [70, 190, 250, 255], G: [0, 40, 140, 255], B: [130, 110, 20, 170], A: [0, 255, 255, 255]};
 const views = [], position = [...about.start], unpacked = {};
 let plane = PLANES[0], regionsHidden = false;
 
@@ -108,6 +108,7 @@ async function load(name, volume) {
   file.set(values, header.length);
   const image = await niivue.NVImage.loadFromUrl({url: file, name: `${name}.nii`, colormap: volume.colours,
     cal_min: volume.window[0], cal_max: volume.window[1], colorbarVisible: volume.colours === "map"});
+  if (volume.colours === "map") image.colormapType = 2;
   // A double click resets the window to these.
   [image.robust_min, image.robust_max] = volume.window;
   return Object.assign(image, {values, volume});
@@ -287,6 +288,7 @@ async function addView(sequence, regions) {
   viewer.addColormap("map", MAP_COLOURS);
   await viewer.attachToCanvas(canvas);
   viewer.setCustomSliceShader(SHADER);
+  viewer.overlayAlphaShader = 0.8;
   viewer.onLocationChange = (place) => {
     if (place.axCorSag in PLANES) plane = PLANES[place.axCorSag];
     if (viewer.volumes.length && views.includes(view)) move(place.vox);
