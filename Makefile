@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := src tests scripts examples benchmarks lab train.py infer.py evaluate.py noxfile.py
 
-.PHONY: demo test test-slow check style floor newest build docs
+.PHONY: demo test test-slow check style floor newest build niivue docs
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,9 @@ newest: .venv/installed  ## The same on the newest packages, on the oldest and t
 
 build: .venv/installed  ## Wheel and source distribution in dist/
 	$(BIN)/python -m build
+
+niivue: .venv/installed  ## The viewer of the pages from npm once more, with a check of its hash
+	$(BIN)/python scripts/renew_niivue.py
 
 docs: .venv/installed  ## The documentation as a site in outputs/site
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

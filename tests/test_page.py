@@ -1,39 +1,47 @@
-"""Pages of results: whole in themselves, true to the report, and what a browser shows of them."""
+"""Pages of results: complete in one file, true to the report and to the voxels, and silent about nothing."""
 
 from __future__ import annotations
 
 import base64
-import io
+import gzip
+import hashlib
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
-from lora_moe_hgd.inference.page import _columns, write_case_page, write_cohort_index
-from lora_moe_hgd.pictures import COLOURS
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.reading import read_case
+from lora_moe_hgd.inference import page as page_module
+from lora_moe_hgd.inference.cohort_page import write_cohort_index
+from lora_moe_hgd.inference.page import PAGES, write_case_page
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SHAPE = (40, 48, 36)
+SHAPE = (30, 26, 22)
+# Stored from front to back, bottom to top, right to left (towards P, S, L), tilted by 8 degrees, with its own spacing.
+TILT = np.deg2rad(8)
+AFFINE = np.eye(4)
+AFFINE[:3, 0] = np.array([0, -np.cos(TILT), -np.sin(TILT)]) * 1.0
+AFFINE[:3, 1] = np.array([0, -np.sin(TILT), np.cos(TILT)]) * 2.0
+AFFINE[:3, 2] = np.array([-1, 0, 0]) * 1.5
+AFFINE[:3, 3] = (17, 40, -12)
 REPORT: dict[str, Any] = {
     "case_id": "case <script>alert(1)</script> & co",
     "volumes_ml": {"wt": 12.34, "tc": 5.6, "et": 0.0},
-    "confidence": {"wt": 0.91, "tc": 0.52, "et": 0.33},
+    "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
     "sequences_used": ["t1c", "flair"],
     "sequences_not_used": ["t1", "t2"],
     "interpolated": ["flair"],
-    "warnings": ["T1c.nii.gz: must </table> have <b>a brain</b>, got 0.1"],
+    "warnings": ["T1c.nii.gz: must </div> have <b>a brain</b>, got 0.1"],
     "shape": list(SHAPE),
-    "spacing_mm": [1.0, 1.0, 2.0],
+    "spacing_mm": [1.0, 2.0, 1.5],
     "checkpoint": "tiny",
     "versions": {"torch": "2"},
     "notice": "Research use, not a medical device.",
@@ -41,18 +49,17 @@ REPORT: dict[str, Any] = {
 
 
 def made_up() -> tuple[dict[str, nib.Nifti1Image], np.ndarray]:
-    """Two sequences in LPS order, and regions that differ from slice to slice."""
+    """Two sequences on an oblique grid, and regions that differ from slice to slice."""
     across, along, up = np.meshgrid(*(np.linspace(0, 6, edge) for edge in SHAPE), indexing="ij")
     waves = {"t1c": np.sin(across) + np.cos(along), "flair": np.cos(across) * np.sin(up) + along / 6}
-    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
     brain = np.zeros(SHAPE, dtype=bool)
-    brain[6:34, 6:42, 6:30] = True
+    brain[6:27, 3:22, 6:20] = True
     images = {
-        name: nib.Nifti1Image(np.where(brain, 100 + 30 * wave, 0).astype(np.float32), affine)
+        name: nib.Nifti1Image(np.where(brain, 100 + 30 * wave, 0).astype(np.float32), AFFINE)
         for name, wave in waves.items()
     }
     regions = np.zeros((3, *SHAPE), dtype=bool)
-    for region, edge in zip(regions, (16, 10, 6), strict=True):
+    for region, edge in zip(regions, (10, 7, 4), strict=True):
         region[8 : 8 + edge, 8 : 8 + edge, 8 : 8 + edge] = True
     return images, regions
 
@@ -70,64 +77,162 @@ def embedded(page: Path) -> dict[str, Any]:
     return json.loads(found[1])
 
 
-def volume(case: dict[str, Any], name: str) -> np.ndarray:
-    """The embedded volume `(W, H, D)`, taken apart slice by slice."""
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(case["volumes"][name].split(",")[1]))).convert("L"))
-    width, height, depth = case["shape"]
-    slices = []
-    for number in range(depth):
-        row, column = divmod(number, case["columns"])
-        slices.append(picture[row * height : (row + 1) * height, column * width : (column + 1) * width].T)
-    return np.stack(slices, axis=2)
+def unpacked(case: dict[str, Any], volume: dict[str, Any]) -> nib.Nifti1Image:
+    """The volume as the NIfTI file that the page's script builds, with the differences undone voxel by voxel."""
+    values = np.frombuffer(gzip.decompress(base64.b64decode(volume["data"])), np.uint8)
+    padded = np.zeros([edge + 1 for edge in case["shape"]], int)
+    for (x, y, z), difference in np.ndenumerate(values.reshape(case["shape"], order="F")):
+        before = padded[x, y + 1, z + 1] + padded[x + 1, y, z + 1] + padded[x + 1, y + 1, z]
+        padded[x + 1, y + 1, z + 1] = (int(difference) + before // 3) % 256
+    voxels = padded[1:, 1:, 1:].astype(np.uint8)
+    return nib.Nifti1Image.from_bytes(base64.b64decode(volume["header"]) + voxels.tobytes("F"))
 
 
-def test_the_page_fetches_nothing(page: Path) -> None:
+def at_same_places(image: nib.Nifti1Image, values: np.ndarray) -> np.ndarray:
+    """Voxels of an array on the made-up case's grid at the places, in millimetres, of the voxels of `image`."""
+    index = np.indices(image.shape).reshape(3, -1)
+    millimetres = nib.affines.apply_affine(image.affine, index.T)
+    own = nib.affines.apply_affine(np.linalg.inv(AFFINE), millimetres)
+    np.testing.assert_allclose(own, own.round(), atol=1e-3)
+    return values[tuple(own.round().astype(int).T)].reshape(image.shape)
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_scripts(page: Path) -> None:
     text = page.read_text()
-    assert not re.findall(r"https?:|[\"'(]//|\bfetch\(|XMLHttpRequest|@import|<link", text)
+    assert not re.findall(
+        r"https?:|[\"'(]//|\bfetch\(|XMLHttpRequest|@import|<link|\bimport\(|\beval\(|\son\w+=", text
+    )
     assert set(re.findall(r'(?:src|href)="([^"]*)', text)) == set()
+    policy = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[0]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    niivue = gzip.decompress(base64.b64decode(re.findall(r'id="niivue">([^<]*)<', text)[0]))
+    hashes = [hashlib.sha256(content).digest() for content in (script[0].encode(), niivue)]
+    assert rules["script-src"].split() == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
+    assert len(script) == 1
+
+
+def test_the_viewer_is_the_pinned_one_and_comes_with_its_licences(page: Path) -> None:
+    bundle = (PAGES / "niivue/niivue.umd.js").read_bytes()
+    assert hashlib.sha256(bundle).hexdigest() == json.loads((PAGES / "niivue/version.json").read_text())["sha256"]
+    niivue = gzip.decompress(base64.b64decode(re.findall(r'id="niivue">([^<]*)<', page.read_text())[0]))
+    assert niivue.endswith(bundle)
+    assert b"BSD 2-Clause License" in niivue
+    assert b"gl-matrix" in niivue
 
 
 def test_text_of_a_report_is_shown_and_never_run(page: Path) -> None:
     text = page.read_text()
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in text
-    assert "must &lt;/table&gt; have &lt;b&gt;a brain&lt;/b&gt;" in text
+    assert "must &lt;/div&gt; have &lt;b&gt;a brain&lt;/b&gt;" in text
     assert "<b>" not in text
 
 
 def test_numbers_are_those_of_the_report(page: Path) -> None:
-    text = page.read_text()
-    for words in ("WT 12.3 mL, TC 5.6 mL, ET 0.0 mL", "WT 0.91, TC 0.52, ET 0.33", "t1c, flair", "t1, t2", "tiny"):
-        assert words in text
+    text = re.sub("<[^>]*>", " ", page.read_text())
+    for words in ("WT 12.3 0.91", "TC 5.6 0.52", "ET 0.0 not found", "t1c, flair", "t1, t2", "tiny"):
+        assert words in " ".join(text.split())
     assert REPORT["notice"] in text
 
 
-def test_regions_of_the_page_are_exact_and_grey_values_close(page: Path) -> None:
+def test_a_result_with_warnings_or_without_a_tumour_never_looks_calm(tmp_path: Path) -> None:
     images, regions = made_up()
+    pages = {}
+    for name, change in {
+        "doubt": {},
+        "calm": {"warnings": []},
+        "empty": {"warnings": [], "volumes_ml": dict.fromkeys(("wt", "tc", "et"), 0.0)},
+    }.items():
+        write_case_page(tmp_path / name, images, regions, REPORT | change)
+        pages[name] = re.split("</?main>", (tmp_path / name).read_text())[1]
+    assert '<div class="doubt" role="alert"><h2>This result is doubtful</h2>' in pages["doubt"]
+    assert 'class="calm"' not in pages["doubt"]
+    assert 'class="calm"' in pages["calm"]
+    assert '<div class="doubt"' not in pages["calm"]
+    assert "No tumour was found" in pages["empty"]
+    assert 'class="calm"' not in pages["empty"]
+
+
+def test_regions_of_the_page_are_exact_and_where_they_were(page: Path) -> None:
+    _, regions = made_up()
     case = embedded(page)
-    # The arrays are stored towards left and back: the page is in RAS order.
-    turned = np.packbits(regions, axis=0, bitorder="little")[0][::-1, ::-1]
-    labels = volume(case, "labels")
-    assert {label: (labels == label).sum() for label in (1, 3, 7)} == {
-        label: (turned == label).sum() for label in (1, 3, 7)
+    labels = unpacked(case, case["labels"]["segmentation"])
+    expected = np.packbits(regions, axis=0, bitorder="little")[0]
+    np.testing.assert_array_equal(np.asarray(labels.dataobj), at_same_places(labels, expected))
+    assert {1, 3, 7} < {*np.unique(np.asarray(labels.dataobj)).tolist()}
+    assert nib.aff2axcodes(labels.affine) == ("R", "A", "S")
+    # Readers of a voxel's number find the voxel in their own array.
+    np.testing.assert_allclose(AFFINE @ case["own"], case["affine"], atol=1e-4)
+    start = (np.array(case["own"]) @ [*case["start"], 1])[:3].astype(int)
+    assert regions[(1, *start)]
+
+
+def test_grey_values_of_the_page_differ_by_less_than_a_level(page: Path) -> None:
+    images, _ = made_up()
+    case = embedded(page)
+    for name, image in images.items():
+        volume = case["sequences"][name]
+        grey = unpacked(case, volume)
+        levels = np.asarray(grey.dataobj).astype(int)
+        expected = at_same_places(grey, np.asarray(image.dataobj))
+        np.testing.assert_array_equal(levels == 0, expected == 0)
+        inside = levels > 0
+        values = volume["low"] + (levels[inside] - volume["first"]) * volume["step"]
+        highest = volume["low"] + (levels.max() - volume["first"]) * volume["step"]
+        assert np.abs(values - expected[inside].clip(volume["low"], highest)).max() <= 0.51 * volume["step"]
+        assert np.mean(np.abs(values - expected[inside]) > volume["step"]) < 0.002
+
+
+def test_maps_and_ground_truth_are_shown_if_there_are_any(page: Path, tmp_path: Path) -> None:
+    assert embedded(page)["maps"] == {}
+    assert list(embedded(page)["labels"]) == ["segmentation"]
+    images, regions = made_up()
+    generator = np.random.default_rng(0)
+    maps = {"probabilities": regions * np.float32(0.75), "uncertainty": 1.6 * generator.random(SHAPE)}
+    truth = np.roll(regions, 2, axis=2)
+    write_case_page(tmp_path / "page", images, regions, REPORT, truth=truth, truth_note="seg.nii.gz", **maps)
+    case = embedded(tmp_path / "page")
+    assert list(case["maps"]) == [
+        *("probability of WT", "probability of TC", "probability of ET"),
+        "uncertainty, bits",
+    ]
+    entropy = unpacked(case, case["maps"]["uncertainty, bits"])
+    np.testing.assert_allclose(entropy.get_fdata(), at_same_places(entropy, maps["uncertainty"]), atol=1.6 / 500)
+    labels = unpacked(case, case["labels"]["ground truth"])
+    expected = np.packbits(truth, axis=0, bitorder="little")[0]
+    np.testing.assert_array_equal(np.asarray(labels.dataobj), at_same_places(labels, expected))
+    # Side by side are the segmentation and the ground truth.
+    assert case["second"][1] == "ground truth"
+
+
+def test_a_page_that_would_be_too_large_gets_fewer_grey_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {}
+    for name, most in (("fine", 10**9), ("coarse", 10**3)):
+        monkeypatch.setattr(page_module, "MOST_BYTES", most)
+        write_case_page(tmp_path / name, *made_up(), REPORT)
+        sizes[name] = embedded(tmp_path / name)["levels"]
+    assert sizes == {"fine": 254, "coarse": 62}
+
+
+@pytest.mark.slow
+def test_a_noisy_case_of_usual_size_has_a_page_of_less_than_8_megabytes(tmp_path: Path) -> None:
+    shape = (240, 240, 155)
+    middle = np.stack(np.meshgrid(*(np.linspace(-1, 1, edge) for edge in shape), indexing="ij"))
+    brain = (middle**2 / np.array([0.6, 0.72, 0.92])[:, None, None, None] ** 2).sum(axis=0) < 1
+    assert 1.5 < brain.sum() / 1e6 < 2  # litres
+    generator = np.random.default_rng(0)
+    # Two tissues and 4 % of noise, in each voxel by itself, which no method can compress.
+    signal = 100 + 50 * (np.sin(12 * middle).prod(axis=0) > 0)
+    images = {
+        name: nib.Nifti1Image(np.where(brain, signal + generator.normal(0, 4, shape), 0).astype(np.float32), np.eye(4))
+        for name in ("t1", "t1c", "t2", "flair")
     }
-    corner = [int(np.flatnonzero(labels.any(axis=axes))[0]) for axes in ((1, 2), (0, 2), (0, 1))]
-    box = tuple(
-        slice(first - at, first - at + edge)
-        for first, at, edge in zip(
-            [int(np.flatnonzero(turned.any(axis=axes))[0]) for axes in ((1, 2), (0, 2), (0, 1))],
-            corner,
-            labels.shape,
-            strict=True,
-        )
-    )
-    np.testing.assert_array_equal(labels, turned[box])
-    # Whoever reads a slice's number finds the slice in the case.
-    assert case["first_slice"] == [part.start for part in box]
-    grey = np.asarray(images["flair"].dataobj)[::-1, ::-1][box]
-    shown = volume(case, "flair").astype(float)
-    inside = grey > 0
-    assert np.corrcoef(grey[inside], shown[inside])[0, 1] > 0.99
+    write_case_page(tmp_path / "page.html", images, np.stack([middle[0] > 0.5] * 3) & brain, REPORT)
+    assert (tmp_path / "page.html").stat().st_size < 8_000_000
 
 
 def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
@@ -136,23 +241,21 @@ def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
         done | {"case": "calm", "warnings": [], "confidence": 0.9},
         done | {"case": "unsure #1?", "warnings": [], "confidence": 0.2},
         done | {"case": "odd", "warnings": ["a <skull>"], "confidence": 0.95},
-        {"case": "cut", "status": "failed", "message": "T2.nii.gz: must be <whole>"},
+        done | {"case": "nothing", "warnings": [], "confidence": None},
+        {"case": "cut<script>", "status": "failed", "message": "T2.nii.gz: must be <whole>"},
     ]
     write_cohort_index(tmp_path / "index.html", rows)
     text = (tmp_path / "index.html").read_text()
     assert re.findall(r'href="([^"]*)"', text) == [
-        f"{name}/report.html" for name in ("odd", "unsure%20%231%3F", "calm")
+        f"{name}/report.html" for name in ("nothing", "odd", "unsure%20%231%3F", "calm")
     ]
     assert "a &lt;skull&gt;" in text
-    assert text.index("failed: T2.nii.gz: must be &lt;whole&gt;") < text.index("odd")
-
-
-@pytest.mark.parametrize("shape", [(720, 25, 700), (240, 240, 155), (25, 720, 700)])
-def test_slices_of_any_case_make_one_picture(shape: tuple[int, int, int]) -> None:
-    columns = _columns(shape)
-    width, height = columns * shape[0], -(-shape[2] // columns) * shape[1]
-    assert max(width, height) <= 16383
-    assert columns <= shape[2]
+    assert "cut&lt;script&gt;" in text
+    assert text.index("failed: T2.nii.gz: must be &lt;whole&gt;") < text.index("nothing")
+    assert "5 cases: 1 failed, 2 with remarks, 2 without." in text
+    # A case without any region has no confidence, rather than a full one.
+    assert "No tumour was found." in text
+    assert "1.00" not in text
 
 
 def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path) -> None:
@@ -167,39 +270,34 @@ def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path)
     assert not (tmp_path / "out/index.html").exists()
 
 
-def screenshot(page: Path, action: str, path: Path) -> np.ndarray:
-    """RGB pixels after `action`, JavaScript that is run once the page is ready."""
-    acting = page.with_name(f"{path.stem}.html")
-    waiting = "new MutationObserver(act).observe(document.body, {attributes: true});"
-    script = f"<script>function act() {{ if (document.body.dataset.ready) {{ {action} }} }} {waiting}</script>"
-    # Before the page's own script, so that it is there when that one says it is ready.
-    acting.write_text(page.read_text().replace('<script>\n"use strict"', f'{script}<script>\n"use strict"'))
-    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    words += ["--window-size=1200,1000", "--virtual-time-budget=20000", f"--screenshot={path}", acting.as_uri()]
-    subprocess.run(words, capture_output=True, check=True, timeout=120)
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+def test_the_page_shows_the_ground_truth_of_the_case(dummy_root: Path, tmp_path: Path) -> None:
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path), "--html", "--uncertainty"])
+    case = embedded(tmp_path / "report.html")
+    labels = unpacked(case, case["labels"]["ground truth"])
+    truth = read_case(find_case(dummy_root / "case_000"), labels=True).regions
+    marked = np.unpackbits(np.asarray(labels.dataobj)[None], axis=0, bitorder="little")[:3]
+    np.testing.assert_array_equal(marked.sum(axis=(1, 2, 3)), truth.sum(axis=(1, 2, 3)))
+    assert truth[2].any()
+    assert list(case["maps"]) == ["uncertainty, bits"]
+    assert "data:image/webp;base64," in (tmp_path / "report.html").read_text()
 
 
-def count(pixels: np.ndarray, region: str, *, rows: slice = slice(150, None)) -> int:
-    """Pixels of the pure colour of a region below the controls, which show it, too."""
-    colour = [int(COLOURS[region][at : at + 2], 16) for at in (1, 3, 5)]
-    return int((np.abs(pixels[rows] - colour).max(axis=-1) <= 2).sum())
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_shows_the_regions_moves_through_slices_and_switches_them_off(page: Path, tmp_path: Path) -> None:
-    opaque = "opacity.value = 100; opacity.dispatchEvent(new Event('input'));"
-    hide = "shown.ET.checked = false; shown.ET.dispatchEvent(new Event('change'));"
-    away = "for (const name of ['axial', 'coronal', 'sagittal']) {"
-    away += " const slider = document.getElementById(name + '-slice');"
-    away += " slider.value = slider.max; slider.dispatchEvent(new Event('input')); }"
-    first = screenshot(page, opaque, tmp_path / "first.png")
-    without = screenshot(page, opaque + hide, tmp_path / "without.png")
-    moved = screenshot(page, opaque + away, tmp_path / "moved.png")
-    assert all(count(first, region) > 200 for region in COLOURS)
-    # In the three planes through the middle of nested boxes, edges are as 16, 10 and 6.
-    areas = {region: count(first, region) for region in COLOURS}
-    assert areas["ET"] / (areas["ET"] + areas["TC"] + areas["WT"]) == pytest.approx(6**2 / 16**2, rel=0.25)
-    assert count(without, "ET") == 0
-    assert count(without, "TC") > areas["TC"]
-    assert all(count(moved, region) == 0 for region in COLOURS)
+def test_a_bad_ground_truth_costs_neither_the_result_nor_the_page(
+    dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = tmp_path / "case"
+    case.mkdir()
+    for path in (dummy_root / "case_000").iterdir():
+        (case / path.name).write_bytes(path.read_bytes())
+    segmenter = CaseSegmenter("tiny", ResultOptions(html=True), device="cpu")
+    before = segmenter.fingerprint(find_case(case))
+    find_case(case).labelled().write_bytes(b"no label map")
+    # The page depends on the ground truth, so a page of another one is not up to date.
+    assert segmenter.fingerprint(find_case(case)) != before
+    run("segment", ["--in-path", str(case), "--out-path", str(tmp_path / "out"), "--html"])
+    assert "The page does not show the ground truth." in capsys.readouterr().err
+    assert list(embedded(tmp_path / "out/report.html")["labels"]) == ["segmentation"]
+    assert "not shown" in (tmp_path / "out/report.html").read_text()
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["not_written"] == []
+    assert not any("ground truth" in warning for warning in report["warnings"])

@@ -89,7 +89,7 @@ def save_overlay(
     views = _views(images, task)
     volumes = {name: to_canonical(np.asarray(images[name].dataobj, dtype=np.float32), affine) for name in dict(views)}
     brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
-    box, cut = bounds(brain, MARGIN), _planes_through(first, brain, task)
+    box, cut = bounds(brain, MARGIN), planes_through(first, brain, task)
     widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
     heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
@@ -101,7 +101,7 @@ def save_overlay(
     grid = figure.subplots(len(regions) * len(views), 3, squeeze=False, width_ratios=widths)
     rows = iter(grid)
     for sequence, numbers in views:
-        window = _window(volumes[sequence], brain, found)
+        window = window_of(volumes[sequence], brain, found)
         for name, masks in regions.items():
             axes = next(rows)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
@@ -159,7 +159,7 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
     return views
 
 
-def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
+def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
     """Index of a plane along each axis: the one with most voxels of the largest connected part of the core.
 
     Without a core it is that of all regions, and without any region that of the brain.
@@ -171,7 +171,7 @@ def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple
     return tuple(int(part.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
 
 
-def _window(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+def window_of(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     """Values to draw as black and as white.
 
     They cover 99.2 % of the brain and 99 % of the segmented voxels. Otherwise a small bright tumour would be a white

@@ -117,6 +117,30 @@ def read_case(
     return CaseReading(case, settled, images, findings)
 
 
+def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOUR) -> np.ndarray:
+    """Read the regions of the ground truth on the grid of an image of the case, `(R, D, H, W)` bool.
+
+    Args:
+        case: Files of the case, which must have a label map.
+        image: Sequence of the case, after the rules were applied.
+        task: Names of the regions.
+
+    Raises:
+        BadInputError: If there is no label map, or it cannot be read or does not fit the image.
+    """
+    path = case.labelled()
+    settled = settle(
+        {"image": Volume(np.asarray(image.dataobj), image.affine)},
+        label_map=_volume(path, read_image(path)),
+        label_schemes=case.label_schemes,
+        allow_skull=True,
+        allow_partial=True,
+        task=task,
+    )
+    raise_errors([replace(finding, where=path) for finding in settled.findings if finding.where == LABEL_MAP])
+    return settled.regions
+
+
 def read_volumes(case: CaseFiles) -> dict[str, Volume]:
     """Read the sequences of a case as they lie on disk, before any rule but those of files.
 

@@ -18,7 +18,7 @@ from ..files import printable, reason_of, remove_leftovers, replacing, replacing
 from ..model.findings import Finding
 from ..model.task import Task
 from ..processes import started_processes
-from .page import write_cohort_index
+from .cohort_page import write_cohort_index
 from .results import CaseSegmenter
 from .segmentation import RESULT_FILES
 
@@ -107,7 +107,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """One row for each case with `COLUMNS`. Segmented cases also have the lowest confidence of their regions."""
+    """One row for each case. Segmented cases also have the lowest confidence of their regions."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
@@ -116,7 +116,7 @@ def _rows(
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             found = [value for value in report["confidence"].values() if value is not None]
-            row |= {"warnings": report["warnings"], "confidence": min(found, default=1.0)}
+            row |= {"warnings": report["warnings"], "confidence": min(found, default=None)}
         rows.append(row)
     return rows + [
         {"case": name_of_place(root, finding.where), "status": "failed", "message": str(finding)} for finding in bad

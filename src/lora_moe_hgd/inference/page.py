@@ -1,18 +1,19 @@
-"""HTML page of a case that any browser opens offline, and an index page of a cohort."""
+"""HTML page of a case: a viewer for its slices and its report, in one file that any browser opens offline."""
 
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import html
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
-from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
@@ -20,16 +21,17 @@ from PIL import Image
 
 from ..files import printable, replacing
 from ..masks import bounds
-from ..model.geometry import canonical_spacing_mm, to_canonical
+from ..model.geometry import orientation, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
-from ..pictures import best_background, colours_of
-from .report import NOTICE
+from ..pictures import BEST_FOR_INNER, LINE_WIDTHS, best_background, colours_of, planes_through, window_of
 
-# At this quality the eye sees no difference from the original, and the page of a case at 1 mm has only a few MB.
-WEBP_QUALITY = 90
-# Longest edge of a WebP picture.
-WEBP_EDGE = 16383
+PAGES = files(__package__) / "pages"
 MARGIN = 4
+# Grey levels, the finest first. Noise compresses badly, so a coarser scale is taken if the page would be too large.
+LEVELS = (254, 126, 62)
+# The sequences of a page fill at most this many bytes, if LEVELS allow it. The viewer and a picture need 1.3 MB more.
+MOST_BYTES = 6_000_000
+SEGMENTATION, TRUTH = "segmentation", "ground truth"
 
 
 def write_case_page(
@@ -38,11 +40,17 @@ def write_case_page(
     regions: np.ndarray,
     report: Mapping[str, Any],
     task: Task = BRAIN_TUMOUR,
+    *,
+    truth: np.ndarray | None = None,
+    truth_note: str = "none",
+    probabilities: np.ndarray | None = None,
+    uncertainty: np.ndarray | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """Write a page with all slices to scroll through and the report. The page loads nothing from the internet.
+    """Write a page with the report and all slices in linked planes. The page loads nothing from the internet.
 
-    Grey values between the 0.5th and 99.7th percentile of the brain are shown in 8 bits with slight compression.
-    Regions are exact.
+    Regions are exact. Grey values have 254 levels between the 0.1th and the 99.95th percentile of the brain, or 126 or
+    62 if the page would otherwise be larger than about 8 MB.
 
     Args:
         path: HTML file, written atomically.
@@ -50,30 +58,64 @@ def write_case_page(
         regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
         task: Names of the regions.
+        truth: Regions of the ground truth, like `regions`.
+        truth_note: File of the ground truth, or the reason why the page does not show it.
+        probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
+        uncertainty: Entropy in bits, `(D, H, W)`.
+        picture: Picture of the result, for browsers that cannot show slices.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
+    brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
+    labels = {SEGMENTATION: regions} | ({} if truth is None else {TRUTH: truth})
     # One bit per region, because regions may overlap without being nested.
-    labels = to_canonical(np.packbits(regions, axis=0, bitorder="little")[0], affine)
-    box = bounds(np.logical_or.reduce([volume != 0 for volume in volumes.values()]) | (labels > 0), MARGIN)
-    labels = labels[box]
-    columns = _columns(labels.shape)
-    encoded = {name: _mosaic(_grey(volume[box]), columns, lossless=False) for name, volume in volumes.items()}
-    case = {
-        "shape": labels.shape,
-        "first_slice": [part.start for part in box],
-        "spacing_mm": [float(edge) for edge in canonical_spacing_mm(affine)],
-        "columns": columns,
-        "start": [_fullest(labels if labels.any() else np.ones_like(labels), axis) for axis in range(3)],
-        "sequences": list(images),
-        "first": best_background(images),
-        "regions": [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()],
-        "volumes": encoded | {"labels": _mosaic(labels, columns, lossless=True)},
+    bits = {
+        name: to_canonical(np.packbits(sets, axis=0, bitorder="little")[0], affine) for name, sets in labels.items()
     }
-    filled = Template((files(__package__) / "page.html").read_text()).substitute(
+    box = bounds(np.logical_or.reduce([brain, *(found > 0 for found in bits.values())]), MARGIN)
+    own = _to_own_voxels(affine, regions.shape[1:], box)
+    canonical = np.stack([to_canonical(region, affine)[box] for region in regions])
+    found = np.any(canonical, axis=0)
+    levels, sequences = _encoded({name: volume[box] for name, volume in volumes.items()}, found)
+    maps: dict[str, Any] = {}
+    if probabilities is not None:
+        for region, volume in zip(task.regions, probabilities, strict=True):
+            maps[f"probability of {shown(region)}"] = _map(to_canonical(volume, affine)[box], 1.0)
+    if uncertainty is not None:
+        maps["uncertainty, bits"] = _map(to_canonical(uncertainty, affine)[box], float(uncertainty.max()))
+    bit_volumes = {
+        name: {"data": packed(volume[box]), "window": [0, 255], "colours": "gray"} for name, volume in bits.items()
+    }
+    for volume in (*sequences.values(), *maps.values(), *bit_volumes.values()):
+        header = _nifti_header(found.shape, affine @ own, slope=volume.pop("slope", 1.0))
+        volume["header"] = base64.b64encode(header).decode()
+    outer, inner = best_background(images), best_background(images, BEST_FOR_INNER)
+    case = {
+        "shape": found.shape,
+        "affine": (affine @ own).tolist(),
+        "own": own.tolist(),
+        "start": planes_through(canonical, brain[box], task),
+        "levels": levels,
+        "sequences": sequences,
+        "maps": maps,
+        "labels": bit_volumes,
+        "regions": _regions(task),
+        "first": [outer, SEGMENTATION],
+        "second": [inner, SEGMENTATION] if truth is None else [outer, TRUTH],
+    }
+    filled = filled_page(
+        "page.html",
+        script_file="page.js",
+        unpacked_script=_niivue(),
         title=html.escape(f"{report['case_id']}: from {' + '.join(images)}"),
         notice=html.escape(report["notice"]),
-        facts=_facts(report, task),
+        target=html.escape(task.target),
+        state=_state(report, task),
+        regions=_region_table(report, task),
+        facts=_facts(report, truth_note),
+        picture=_picture(picture),
+        version=json.loads((PAGES / "niivue/version.json").read_text())["version"],
+        niivue=_packed_niivue(),
         # Escape `<`, so that no text can end the script element.
         case=json.dumps(case).replace("<", "\\u003c"),
     )
@@ -81,108 +123,178 @@ def write_case_page(
         scratch.write_text(printable(filled), encoding="utf-8")
 
 
-def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
-    """Write the index page of a cohort, with links to the pages of its cases.
+@cache
+def _niivue() -> str:
+    """NiiVue, after its licence and those of the libraries that it contains."""
+    licences = "\n\n".join(
+        (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
+    )
+    return f"/*!\n{licences}*/\n" + (PAGES / "niivue/niivue.umd.js").read_text("utf-8")
 
-    Failed cases come first, then cases with the most warnings, then cases with the lowest confidence.
+
+@cache
+def _packed_niivue() -> str:
+    return _gzip_base64(_niivue().encode())
+
+
+def _gzip_base64(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
+    """Fill a template of the folder `pages` with the common style and its script.
+
+    The page's Content-Security-Policy lets a browser run these scripts alone, and no network access at all.
 
     Args:
-        path: HTML file, written atomically. The folders of the cases must be in the same folder.
-        rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
-            the volumes, `warnings` and the lowest `confidence` of its regions.
-        task: Names of the regions.
+        template: File name of the template.
+        script_file: File name of its script.
+        unpacked_script: Another script, which the first one adds to the page.
+        parts: HTML by the name of its place in the template. Free text must be escaped.
     """
-    cells = [
-        ["case", "sequences", *(f"{shown(region)}, mL" for region in task.regions), "lowest confidence", "remarks"]
-    ]
-    for row in sorted(rows, key=_oddness):
-        name = html.escape(row["case"])
-        if row["status"] != "done":
-            cells.append([name, *[""] * (len(task.regions) + 2), f"failed: {html.escape(row['message'])}"])
-            continue
-        link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
-        volumes = [f"{row[f'{region}_ml']:.1f}" for region in task.regions]
-        remarks = "<br>".join(map(html.escape, row["warnings"])) or "none"
-        cells.append([link, row["sequences"].replace("+", " + "), *volumes, f"{row['confidence']:.2f}", remarks])
-    head, *body = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
-    style = "body{background:#111;color:#ddd;font:15px system-ui,sans-serif;margin:1rem}a{color:#56b4e9}"
-    style += "td{padding:.25rem 1rem .25rem 0;border-bottom:1px solid #333;vertical-align:top}"
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Cases</title><style>{style}</style>'
-        f"<p>{NOTICE}</p><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table></html>\n"
+    style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))
+    allowed = " ".join(_hash(text) for text in (script, unpacked_script) if text)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {allowed}; base-uri 'none'; "
+        "form-action 'none'"
     )
-    with replacing(path) as scratch:
-        scratch.write_text(printable(page), encoding="utf-8")
+    return Template((PAGES / template).read_text("utf-8")).substitute(parts, policy=policy, style=style, script=script)
 
 
-def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Sort key of the index: cases that need a review come first."""
-    return (-len(row["warnings"]), row["confidence"]) if row["status"] == "done" else (-math.inf, 0.0)
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _facts(report: Mapping[str, Any], task: Task) -> str:
-    """The report as an HTML table."""
-    volumes = report["volumes_ml"].items()
+def packed(volume: np.ndarray) -> str:
+    """Compress a `(W, H, D)` uint8 volume for the page.
+
+    The first axis runs fastest. Each voxel is stored as its difference from the mean of its three neighbours with a
+    lower index, which compresses images by another tenth to fifth.
+    """
+    before = np.zeros(volume.shape, np.uint16)
+    before[1:] += volume[:-1]
+    before[:, 1:] += volume[:, :-1]
+    before[:, :, 1:] += volume[:, :, :-1]
+    difference = volume - (before // 3).astype(np.uint8)
+    return _gzip_base64(difference.tobytes("F"))
+
+
+def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
+    """Number of grey levels, and the sequences with as many levels as MOST_BYTES allows."""
+    for levels in LEVELS:
+        encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
+        if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:
+            break
+    return levels, encoded
+
+
+def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
+    """Convert a volume to grey levels from 1 to `levels`; 0 is outside the brain."""
+    brain = volume != 0
+    dark, bright = window_of(volume, brain, found)
+    low, high = np.percentile(volume[brain], (0.1, 99.95)).tolist() if brain.any() else (dark, bright)
+    low, high = min(low, dark), max(high, bright)
+    scale = (levels - 1) / (high - low)
+    grey = np.where(brain, 1 + ((volume - low) * scale).clip(0, levels - 1).round(), 0).astype(np.uint8)
+    window = [1 + (dark - low) * scale, 1 + (bright - low) * scale]
+    return {"data": packed(grey), "first": 1, "low": low, "step": 1 / scale, "window": window, "colours": "gray"}
+
+
+def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
+    """Convert a map from 0 to `most` to 8 bits."""
+    step = max(most, 1e-6) / 255
+    scaled = (volume / step).clip(0, 255).round().astype(np.uint8)
+    # The lower third of the range is not drawn, so that the image can be seen.
+    shown_as = {"window": [85 * step, 255 * step], "colours": "map", "slope": step}
+    return {"data": packed(scaled), "first": 0, "low": 0.0, "step": step, **shown_as}
+
+
+def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
+    """Matrix `(4, 4)` from voxels of the box, in canonical order, to voxels of the case's own array."""
+    axes, flips = orientation(affine)
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for canonical, (axis, flipped, part) in enumerate(zip(axes, flips, box, strict=True)):
+        matrix[axis, canonical] = -1 if flipped else 1
+        matrix[axis, 3] = shape[axis] - 1 - part.start if flipped else part.start
+    return matrix
+
+
+def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
+    """Header of a NIfTI file of uint8 voxels, up to its first voxel."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+    header.set_sform(affine, code="scanner")
+    header.set_slope_inter(slope, 0.0)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return header.binaryblock + bytes(4)
+
+
+def _regions(task: Task) -> list[dict[str, Any]]:
+    """Name, colour and line width of each region, in bit order."""
+    inner = [sum(number in around for around in task.around) for number in range(len(task.regions))]
+    return [
+        {"name": name, "rgb": _rgb(colour), "line": LINE_WIDTHS[min(count, len(LINE_WIDTHS) - 1)]}
+        for (name, colour), count in zip(colours_of(task).items(), inner, strict=True)
+    ]
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+
+
+def _state(report: Mapping[str, Any], task: Task) -> str:
+    """What the reader must know first: the warnings, and whether anything was found."""
+    target = html.escape(task.target)
+    heads = []
+    if not max(report["volumes_ml"].values()) > 0:
+        heads.append(f"<h2>No {target} was found</h2><p>Look at the images: the program can miss a {target}.</p>")
+    if report["warnings"]:
+        items = "".join(f"<li>{html.escape(warning)}</li>" for warning in report["warnings"])
+        heads.append(f"<h2>This result is doubtful</h2><ul>{items}</ul>")
+    if heads:
+        return f'<div class="doubt" role="alert">{"".join(heads)}</div>'
+    return '<div class="calm"><p>The program has no warnings. Errors are possible all the same.</p></div>'
+
+
+def _region_table(report: Mapping[str, Any], task: Task) -> str:
+    """Table of the regions with a checkbox that shows or hides each."""
+    rows = []
+    for number, (region, colour) in enumerate(zip(task.regions, colours_of(task).values(), strict=True)):
+        confidence = report["confidence"][region]
+        dice = "not found" if confidence is None else f"{confidence:.2f}"
+        box = f'<input type="checkbox" id="region-{number}" checked disabled>'
+        swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
+        label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"
+        volume = f'<td class="number">{report["volumes_ml"][region]:.1f}</td>'
+        rows.append(f'<tr><td>{label}</td>{volume}<td class="number">{dice}</td></tr>')
+    head = '<th scope="col">region</th><th scope="col">volume, mL</th><th scope="col">expected Dice</th>'
+    return f"<table><caption>Regions</caption><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _facts(report: Mapping[str, Any], truth_note: str) -> str:
+    """The rest of the report as an HTML table."""
     rows = {
-        "volumes": ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in volumes),
-        "expected Dice": ", ".join(
-            f"{shown(name)} {value:.2f}" for name, value in report["confidence"].items() if value is not None
-        )
-        or f"no {task.target} was found",
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
         "resampled to the common grid": ", ".join(report["interpolated"]) or "none",
-        "warnings": "\n".join(report["warnings"]) or "none",
+        "ground truth": truth_note,
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
         f"{' x '.join(f'{edge:g}' for edge in report['spacing_mm'])} mm",
         "weights": report["checkpoint"],
         "versions": ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
     }
-    cells = (
-        f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>".replace("\n", "<br>") for name, text in rows.items()
-    )
-    return f"<table>{''.join(cells)}</table>"
+    cells = (f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>' for name, text in rows.items())
+    return f"<table><caption>Report</caption>{''.join(cells)}</table>"
 
 
-def _grey(volume: np.ndarray) -> np.ndarray:
-    """Convert a volume to 8 bits, black outside the brain."""
-    brain = volume != 0
-    low, high = np.percentile(volume[brain], (0.5, 99.7)) if brain.any() else (0.0, 1.0)
-    scaled = 255 * (volume - low) / max(high - low, 1e-6)
-    return np.where(brain, scaled.clip(0, 255), 0).astype(np.uint8)
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    """Number of slices per row in a mosaic that is nearly square and not too large for WebP.
-
-    Raises:
-        ValueError: If the volume is too large for any mosaic.
-    """
-    width, height, depth = shape
-    least, most = math.ceil(depth / (WEBP_EDGE // height)), WEBP_EDGE // width
-    columns = min(max(math.ceil(math.sqrt(depth)), least), most)
-    if columns < least:
-        raise ValueError(f"A page can show at most {WEBP_EDGE**2} voxels, got {width} x {height} x {depth}.")
-    return columns
-
-
-def _mosaic(volume: np.ndarray, columns: int, *, lossless: bool) -> str:
-    """Mosaic of all axial slices as a data URI. The rows of each slice run along the volume's second axis."""
-    width, height, depth = volume.shape
-    rows = math.ceil(depth / columns)
-    tiles = np.zeros((rows * columns, height, width), np.uint8)
-    tiles[:depth] = volume.transpose(2, 1, 0)
-    picture = tiles.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
-    buffer, kind = io.BytesIO(), "png" if lossless else "webp"
-    Image.fromarray(picture).save(buffer, kind, **({} if lossless else {"quality": WEBP_QUALITY}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _fullest(labels: np.ndarray, axis: int) -> int:
-    """Index of the slice with the most voxels of the innermost region."""
-    counts = (labels == labels.max()).sum(axis=tuple(other for other in range(3) if other != axis))
-    return int(counts.argmax())
-
-
-def _rgb(colour: str) -> list[int]:
-    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+def _picture(path: Path | None) -> str:
+    """The picture as an image element, compressed."""
+    if path is None:
+        return ""
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").save(buffer, "webp", quality=80)
+    source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img class="picture" src="{source}" alt="Three planes through the result, with outlines of the regions.">'

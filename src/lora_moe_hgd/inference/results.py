@@ -159,7 +159,8 @@ class CaseSegmenter:
         """
         wanted = self.options.sequences
         try:
-            files = case_fingerprint(case if wanted is None else case.only(wanted), labels=False)
+            # The page shows the ground truth.
+            files = case_fingerprint(case if wanted is None else case.only(wanted), labels=self.options.html)
         except OSError:
             return None
         return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
@@ -251,7 +252,7 @@ class CaseSegmenter:
             warnings=warnings,
             images=reading.images,
             report=report,
-            origin=case.folder if isinstance(case, CaseFiles) else None,
+            case=case if isinstance(case, CaseFiles) else None,
             task=self.task,
         )
 

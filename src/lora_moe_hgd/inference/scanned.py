@@ -66,4 +66,4 @@ def segment_scan(
         found = segmenter.segment(case, progress=progress, warn=warn)
     warnings = [*map(str, prepared.findings), *found.warnings]
     report = {**found.report, "warnings": warnings, "prepared": prepared.report}
-    return replace(found, warnings=warnings, report=report, origin=None, scan=prepared)
+    return replace(found, warnings=warnings, report=report, case=None, scan=prepared)

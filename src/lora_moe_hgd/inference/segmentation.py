@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..cases.case_files import CaseFiles, safe_name
 from ..cases.nifti import save_image, write_image
+from ..cases.reading import read_truth
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..model.findings import BadInputError
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import save_overlay
@@ -51,7 +55,7 @@ class Segmentation:
         warnings: Warnings about the case and the result, one or more sentences each.
         images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
-        origin: Folder of the case; `None` for a case in memory.
+        case: Files of the case; `None` for a case in memory or of raw images.
         task: What was segmented.
         scan: How the case was made of raw images; `None` for other cases.
     """
@@ -65,7 +69,7 @@ class Segmentation:
     warnings: list[str]
     images: dict[str, nib.Nifti1Image]
     report: dict[str, Any]
-    origin: Path | None
+    case: CaseFiles | None
     task: Task = BRAIN_TUMOUR
     scan: Prepared | None = None
 
@@ -92,7 +96,8 @@ class Segmentation:
             folder: Output folder. It is created if it does not exist.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
-            html: Also write `report.html`, a page with all slices.
+            html: Also write `report.html`, a page with all slices in linked planes. It shows the ground truth if the
+                case has one, and the maps that `probabilities` and `uncertainty` ask for.
             on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the grid on which each sequence was
                 scanned. Only a case of raw images has these.
 
@@ -104,7 +109,7 @@ class Segmentation:
         folder = Path(folder)
         if on_all and self.scan is None:
             raise ValueError("Only a case of raw images has other grids than its own. Leave out `--on all`.")
-        if self.origin is not None and folder.resolve() == self.origin.resolve():
+        if self.case is not None and folder.resolve() == self.case.folder.resolve():
             raise ValueError(
                 f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
             )
@@ -123,10 +128,9 @@ class Segmentation:
         if probabilities:
             array = np.moveaxis(self.probabilities, 0, -1)
             write_image(folder / "probabilities.nii.gz", array, like=self.label_map)
-        if uncertainty:
-            write_image(
-                folder / "uncertainty.nii.gz", voxel_entropy(self.probabilities, self.task), like=self.label_map
-            )
+        entropy = voxel_entropy(self.probabilities, self.task) if uncertainty else None
+        if entropy is not None:
+            write_image(folder / "uncertainty.nii.gz", entropy, like=self.label_map)
         if on_all and self.scan is not None:
             for name in self.images:
                 own = self.scan.on_own_grid(name, self.regions, self.label_scheme)
@@ -156,5 +160,28 @@ class Segmentation:
             )
         if html:
             with not_at_the_cost_of_the_result("report.html", report):
-                write_case_page(folder / "report.html", images, self.regions, report, self.task)
+                truth, note = self._truth()
+                write_case_page(
+                    folder / "report.html",
+                    images,
+                    self.regions,
+                    report,
+                    self.task,
+                    truth=truth,
+                    truth_note=note,
+                    probabilities=self.probabilities if probabilities else None,
+                    uncertainty=entropy,
+                    picture=None if "overlay.png" in report["not_written"] else folder / "overlay.png",
+                )
         write_report(folder / "report.json", report)
+
+    def _truth(self) -> tuple[np.ndarray | None, str]:
+        """Regions of the ground truth, and its file name. Without one, a reason for the reader of the page."""
+        if self.case is None or self.case.segmentation is None:
+            return None, "none"
+        name = safe_name(self.case.segmentation.name)
+        try:
+            return read_truth(self.case, next(iter(self.images.values())), self.task), name
+        except BadInputError as error:
+            print(f"warning: The page does not show the ground truth. {error}", file=sys.stderr)
+            return None, f"{name}, not shown. {error.finding.message}"

@@ -1,0 +1,89 @@
+"""HTML index of a cohort with links to the pages of its cases."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..files import printable, replacing
+from ..model.task import BRAIN_TUMOUR, Task, shown
+from .page import filled_page
+from .report import NOTICE
+
+
+def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
+    """Write the index page of a cohort, with links to the pages of its cases. Readers can sort and filter it.
+
+    Failed cases come first, then cases with the most remarks, then cases with the lowest confidence.
+
+    Args:
+        path: HTML file, written atomically. The folders of the cases must be in the same folder.
+        rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
+            the volumes, `warnings` and the lowest `confidence` of its regions, `None` if no region was found.
+        task: Names of the regions.
+    """
+    numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
+    heads = ["case", "sequences", *numbers, "remarks", "what to look at"]
+    choices = [f'<option value="{2 + number}">{html.escape(name)}</option>' for number, name in enumerate(numbers)]
+    page = filled_page(
+        "cohort.html",
+        script_file="cohort.js",
+        notice=html.escape(NOTICE),
+        state=_state(rows, task),
+        choices="".join(reversed(choices)),
+        head="".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads),
+        rows="\n".join(_row(row, task) for row in sorted(rows, key=lambda row: _oddness(row, task))),
+    )
+    with replacing(path) as scratch:
+        scratch.write_text(printable(page), encoding="utf-8")
+
+
+def _remarks(row: Mapping[str, Any], task: Task) -> list[str]:
+    """Reasons to look at the result of a segmented case."""
+    return [*row["warnings"], *([f"No {task.target} was found."] if row["confidence"] is None else [])]
+
+
+def _oddness(row: Mapping[str, Any], task: Task) -> tuple[float, float]:
+    """Sort key of the index: cases that need a review come first."""
+    if row["status"] != "done":
+        return (-math.inf, 0.0)
+    return (-len(_remarks(row, task)), 0.0 if row["confidence"] is None else row["confidence"])
+
+
+def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
+    """Sentence that says how many cases need a look."""
+    done = [row for row in rows if row["status"] == "done"]
+    failed, doubtful = len(rows) - len(done), sum(bool(_remarks(row, task)) for row in done)
+    cases = "case" if len(rows) == 1 else "cases"
+    words = f"{len(rows)} {cases}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
+    return f'<p class="{"doubt" if failed or doubtful else "calm"}">{words}</p>'
+
+
+def _row(row: Mapping[str, Any], task: Task) -> str:
+    """A table row. Its class says what happened: `failed`, `doubtful` or `calm`."""
+    name = html.escape(row["case"])
+    if row["status"] != "done":
+        empty = "<td></td>" + _number(None, "") * (len(task.regions) + 2)
+        return f'<tr class="failed"><td>{name}</td>{empty}<td>failed: {html.escape(row["message"])}</td></tr>'
+    link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
+    volumes = [_number(row[f"{region}_ml"], f"{row[f'{region}_ml']:.1f}") for region in task.regions]
+    confidence, remarks = row["confidence"], _remarks(row, task)
+    cells = [
+        f"<td>{link}</td>",
+        f"<td>{html.escape(row['sequences'].replace('+', ' + '))}</td>",
+        *volumes,
+        _number(confidence, "" if confidence is None else f"{confidence:.2f}"),
+        _number(len(remarks), str(len(remarks))),
+        f"<td>{'<br>'.join(map(html.escape, remarks)) or 'none'}</td>",
+    ]
+    return f'<tr class="{"doubtful" if remarks else "calm"}">{"".join(cells)}</tr>'
+
+
+def _number(value: float | None, text: str) -> str:
+    """Cell with a number that the page sorts and filters by; `None` means that there is none."""
+    given = "" if value is None else f"{value:g}"
+    return f'<td class="number" data-number data-value="{given}">{html.escape(text)}</td>'
