@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from .files import replacing
 from .masks import bounds, largest_part
-from .model.geometry import canonical_spacing_mm, to_canonical
+from .model.geometry import canonical_spacing_mm, canonical_view
 from .model.task import BRAIN_TUMOUR, Task, shown
 from .subsets import sequence_shown
 
@@ -83,15 +83,18 @@ def save_overlay(
     """
     affine = next(iter(images.values())).affine
     spacing = canonical_spacing_mm(affine)
-    regions = {name: np.stack([to_canonical(region, affine) for region in masks]) for name, masks in sets.items()}
-    first = next(iter(regions.values()))
-    found = np.logical_or.reduce(first)
     views = _views(images, task)
-    volumes = {name: to_canonical(np.asarray(images[name].dataobj, dtype=np.float32), affine) for name in dict(views)}
+    volumes = {name: canonical_view(np.asarray(images[name].dataobj), affine) for name in dict(views)}
     brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
-    box, cut = bounds(brain, MARGIN), planes_through(first, brain, task)
-    widths = [(box[across].stop - box[across].start) * spacing[across] for across, _, _ in PLANES.values()]
-    heights = [(box[up].stop - box[up].start) * spacing[up] for _, up, _ in PLANES.values()]
+    box = bounds(brain, MARGIN)
+    # Only the box is copied: a case may have 10^8 voxels.
+    brain = np.ascontiguousarray(brain[box])
+    volumes = {name: volume[box].astype(np.float32) for name, volume in volumes.items()}
+    regions = {name: canonical_view(masks, affine)[:, *box].copy() for name, masks in sets.items()}
+    first = next(iter(regions.values()))
+    found, cut = first.any(axis=0), planes_through(first, brain, task)
+    widths = [brain.shape[across] * spacing[across] for across, _, _ in PLANES.values()]
+    heights = [brain.shape[up] * spacing[up] for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
     panels = WIDTH_IN * max(heights) / sum(widths) * len(regions) * len(views)
     head, foot = 0.5, 0.32 + 0.16 * len(text)
@@ -106,16 +109,14 @@ def save_overlay(
             axes = next(rows)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
                 # In a z-scored image, the background is zero, which would be grey. Make it black.
-                picture = np.where(
-                    _plane(brain, box, through, cut), _plane(volumes[sequence], box, through, cut), window[0]
-                )
+                picture = np.where(_plane(brain, through, cut), _plane(volumes[sequence], through, cut), window[0])
                 aspect = spacing[up] / spacing[across]
                 axis.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
                 for number in numbers:
                     inner = sum(number in task.around[other] for other in numbers)
                     _outline(
                         axis,
-                        _plane(masks[number], box, through, cut),
+                        _plane(masks[number], through, cut),
                         color=PALETTE[number],
                         linewidth=LINE_WIDTHS[min(inner, len(LINE_WIDTHS) - 1)],
                     )
@@ -220,9 +221,7 @@ def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) ->
     axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
 
 
-def _plane(volume: np.ndarray, box: tuple[slice, ...], through: int, cut: tuple[int, ...]) -> np.ndarray:
+def _plane(volume: np.ndarray, through: int, cut: tuple[int, ...]) -> np.ndarray:
     """Cut a plane out of `volume`. Its rows run along the axis `up` and its columns along the axis `across`."""
-    index: list[slice | int] = list(box)
-    index[through] = cut[through]
     # The two remaining axes keep their order, and `across` comes before `up` in every plane.
-    return volume[tuple(index)].T
+    return volume.take(cut[through], axis=through).T

@@ -29,11 +29,13 @@ def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]
         >>> expected_dice(probabilities, probabilities > 0.5)
         [1.0, 0.75]
     """
-    flat = probabilities.reshape(len(probabilities), -1).astype(np.float64)
-    chosen = regions.reshape(flat.shape)
-    total = flat.sum(axis=1) + chosen.sum(axis=1)
-    overlap = 2 * (flat * chosen).sum(axis=1)
-    return [float(over / both) if both else 1.0 for over, both in zip(overlap, total, strict=True)]
+    found = []
+    # One region after the other, without copies: a case may have 10^8 voxels.
+    for probability, region in zip(probabilities, regions, strict=True):
+        total = float(probability.sum(dtype=np.float64)) + int(np.count_nonzero(region))
+        overlap = float(probability[region].sum(dtype=np.float64))
+        found.append(2 * overlap / total if total else 1.0)
+    return found
 
 
 def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], weights: Sequence[float]) -> float:

@@ -45,13 +45,15 @@ class CaseGeometry:
         """Volume of one voxel of the case's own grid, in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
-    def to_own_grid(self, volume: np.ndarray) -> np.ndarray:
-        """Paste `volume`, which covers the box in canonical order, into the case's own array. The rest is zero."""
-        axes, flips = orientation(self.affine)
-        canonical = np.zeros([self.shape[axis] for axis in axes], dtype=volume.dtype)
-        canonical[tuple(slice(low, high) for low, high in self.box)] = volume
-        flipped = np.flip(canonical, axis=tuple(axis for axis in range(3) if flips[axis]))
-        return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
+    def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
+        """Paste volumes that cover the box in canonical order into the case's own array. The rest is zero.
+
+        Args:
+            volumes: `(..., D, H, W)`. All axes but the last three stay.
+        """
+        own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
+        canonical_view(own, self.affine)[..., *(slice(low, high) for low, high in self.box)] = volumes
+        return own
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -82,12 +84,17 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
 
 
+def canonical_view(volumes: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return a view in RAS order of arrays `(..., D, H, W)` that share one affine. Nothing is copied."""
+    axes, flips = orientation(affine)
+    lead = volumes.ndim - 3
+    moved = np.transpose(volumes, (*range(lead), *(lead + axis for axis in axes)))
+    return np.flip(moved, axis=tuple(lead + axis for axis in range(3) if flips[axis]))
+
+
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the array in RAS order. Values are moved, not interpolated."""
-    axes, flips = orientation(affine)
-    return np.ascontiguousarray(
-        np.flip(np.transpose(volume, axes), axis=tuple(axis for axis in range(3) if flips[axis]))
-    )
+    return np.ascontiguousarray(canonical_view(volume, affine))
 
 
 def voxel_spacing_mm(affine: np.ndarray) -> Spacing:

@@ -17,7 +17,15 @@ from .case_rules import SettledCase, result_warnings, settle
 from .confidence import calibrated_dice, expected_dice
 from .configuration_lora_moe_hgd import TOKEN_STRIDE
 from .findings import BadInputError
-from .geometry import CaseGeometry, canonical_spacing_mm, close_gaps, resample, resampled_shape, to_canonical
+from .geometry import (
+    CaseGeometry,
+    canonical_spacing_mm,
+    canonical_view,
+    close_gaps,
+    resample,
+    resampled_shape,
+    to_canonical,
+)
 from .label_schemes import LabelScheme
 from .label_schemes import label_scheme as find_label_scheme
 from .parts import largest_parts
@@ -289,13 +297,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         results, task = [], self.segmentation_task
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
             depth, height, width = case_geometry.resampled_shape
-            at_case = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape)
-            probabilities = task.nested(at_case.sigmoid()).cpu().numpy() * case_geometry.brain
-            regions, probabilities = (
-                np.stack([case_geometry.to_own_grid(volume) for volume in volumes])
-                for volumes in (self.regions_of(probabilities), probabilities)
-            )
-            results.append((regions, probabilities))
+            in_box = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape).sigmoid()
+            probabilities = task.nested(in_box).cpu().numpy()
+            probabilities *= case_geometry.brain
+            regions = self.regions_of(probabilities)
+            results.append((case_geometry.to_own_grid(regions), case_geometry.to_own_grid(probabilities)))
         return results
 
     def confidence(
@@ -350,8 +356,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         geometry = CaseGeometry((shape[0], shape[1], shape[2]), case.affine, box, new_shape, brain, messages)
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
-            cropped = to_canonical(array, case.affine)[tuple(slice(low, high) for low, high in box)]
-            values = resample_brain(torch.tensor(cropped), new_shape)
+            cropped = canonical_view(array, case.affine)[tuple(slice(low, high) for low, high in box)]
+            # `copy`, because PyTorch takes no negative strides.
+            values = resample_brain(torch.from_numpy(cropped.copy()), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
 
@@ -359,7 +366,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 def to_canonical_regions(regions: np.ndarray, affine: np.ndarray, geometry: CaseGeometry) -> np.ndarray:
     """Reorder region masks `(R, ...)` to canonical order and crop them to the brain's bounding box."""
     box = tuple(slice(low, high) for low, high in geometry.box)
-    return np.stack([to_canonical(region, affine)[box] for region in regions])
+    return canonical_view(regions, affine)[:, *box].copy()
 
 
 def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
