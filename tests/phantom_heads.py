@@ -146,4 +146,4 @@ def make_head(path: Path, seed: int) -> tuple[dict[str, Volume], np.ndarray, np.
         volumes[name] = Volume(volume.numpy(), head.affine)
     regions = np.zeros((3, *inside.shape), dtype=bool)
     regions[:, *box] = (tumour.regions & anatomy.brain).numpy()
-    return volumes, regions, ndimage.binary_fill_holes((inside > 0.5).numpy()), at_the_surface(tumour, anatomy)
+    return volumes, regions, (inside > 0.5).numpy(), at_the_surface(tumour, anatomy)
