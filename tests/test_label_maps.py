@@ -58,6 +58,15 @@ def test_tissues_of_a_label_map_lie_where_its_codes_lie_in_ras(folder: Path) -> 
     assert (tissues.sum(dim=0) <= 1).all()
 
 
+def test_the_middle_of_a_wide_ventricle_is_fluid_of_the_brain(tmp_path: Path) -> None:
+    codes = brain_of_boxes()
+    codes[50:80, 45:75, 40:70] = 4
+    nib.save(nib.Nifti1Image(codes, np.eye(4)), tmp_path / "map.nii.gz")
+    tissues, ventricles, _ = read_label_map(tmp_path / "map.nii.gz")
+    assert tissues[0].numpy()[codes == 4].all()
+    assert ventricles.numpy()[codes == 4].all()
+
+
 @pytest.mark.parametrize(("low", "where"), [(True, "in"), (False, "above")])
 def test_a_map_without_white_matter_where_tumours_begin_is_refused(low: bool, where: str, tmp_path: Path) -> None:
     codes = brain_of_boxes()

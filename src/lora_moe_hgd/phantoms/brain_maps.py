@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ..cases.nifti import read_image
@@ -75,6 +76,8 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
                 f"least {LEAST_WHITE_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
+    # Wide ventricles are far from solid tissue, and yet inside.
+    hull = torch.from_numpy(ndimage.binary_fill_holes(hull.numpy()))
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])
     ventricles = torch.from_numpy(np.isin(codes, VENTRICLES)) & tissues[0]
     return tissues.float(), ventricles.float(), image.affine

@@ -1,17 +1,10 @@
-"""Phantoms with a head, and what brain extraction keeps of tumours: `python lab/phantom_heads.py LABELS OUT [N]`.
-
-LABELS is the folder `synthseg-labels`, whose label maps hold skull, scalp, eyes and other tissue outside the brain. A
-phantom is made in the brain of each and its head is painted around it. The brain is extracted as in preparation: on
-each of four sequences, where half of them agree. Every second tumour is the outermost of several that were drawn.
-"""
+"""Phantoms with a head: skull, scalp, eyes and the rest around the brain of a label map from `synthseg-labels`."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import torch
@@ -20,13 +13,11 @@ from torch import nn
 
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.phantoms.anatomy import MARGIN, Anatomy
-from lora_moe_hgd.phantoms.brain_maps import label_map_files, read_label_map
+from lora_moe_hgd.phantoms.brain_maps import read_label_map
 from lora_moe_hgd.phantoms.contrast import paint
 from lora_moe_hgd.phantoms.noise import fractal_noise, gaussian_blur, smooth_noise, uniform
 from lora_moe_hgd.phantoms.style import NARROW
 from lora_moe_hgd.phantoms.tumour import Tumour, displace, random_tumour
-from lora_moe_hgd.scans.brain_extraction import extract_brain
-from lora_moe_hgd.scans.brains import agreed_brain, cut_off_findings, dice
 
 SPACING_MM = 1.5
 SEQUENCES = ("t1", "t1c", "t2", "flair")
@@ -130,8 +121,13 @@ def head_around(
     return ((whole + noise[0]) ** 2 + noise[1] ** 2).sqrt()
 
 
-def make(path: Path, seed: int) -> tuple[dict[str, Volume], np.ndarray, np.ndarray, float]:
-    """Sequences with the head, WT, TC and ET, the brain, and the share of the tumour at the surface."""
+def make_head(path: Path, seed: int) -> tuple[dict[str, Volume], np.ndarray, np.ndarray, float]:
+    """Sequences with the head, WT, TC and ET, the brain, and the share of the tumour at the surface.
+
+    Args:
+        path: Label map.
+        seed: Of all draws. If it is odd, the outermost of several tumours is taken.
+    """
     generator = torch.Generator().manual_seed(seed)
     head, outside = anatomy_of(path, generator)
     anatomy, box = cropped(head)
@@ -150,57 +146,4 @@ def make(path: Path, seed: int) -> tuple[dict[str, Volume], np.ndarray, np.ndarr
         volumes[name] = Volume(volume.numpy(), head.affine)
     regions = np.zeros((3, *inside.shape), dtype=bool)
     regions[:, *box] = (tumour.regions & anatomy.brain).numpy()
-    return volumes, regions, ndimage.binary_fill_holes((inside > 0.5).numpy()), at_the_surface(tumour, anatomy)
-
-
-def picture(path: Path, volumes: dict[str, Volume], regions: np.ndarray, brain: np.ndarray, mask: np.ndarray) -> None:
-    """Slices through the tumour's centre, with the outlines of brain (blue), found mask (green) and tumour (red)."""
-    centre = [int(value) for value in np.argwhere(regions[0]).mean(axis=0)]
-    figure, axes = plt.subplots(3, 4, figsize=(16, 13))
-    for column, (name, volume) in enumerate(volumes.items()):
-        for row in range(3):
-            cut = [slice(None)] * 3
-            cut[row] = centre[row]
-            axes[row, column].imshow(
-                volume.array[tuple(cut)].T, origin="lower", cmap="gray", vmax=np.percentile(volume.array, 99.5)
-            )
-            for part, colour in ((brain, "deepskyblue"), (mask, "lime"), (regions[0], "red")):
-                axes[row, column].contour(part[tuple(cut)].T, [0.5], colors=colour, linewidths=0.8)
-            axes[row, column].set_axis_off()
-        axes[0, column].set_title(name)
-    figure.tight_layout()
-    figure.savefig(path, dpi=60)
-    plt.close(figure)
-
-
-def main(argv: list[str]) -> None:
-    """Print a row for each phantom, and draw it."""
-    labels, out = Path(argv[0]), Path(argv[1])
-    out.mkdir(parents=True, exist_ok=True)
-    files = label_map_files(labels)[: int(argv[2]) if len(argv) > 2 else 12]
-    print("| phantom | WT in mL | at the surface | brain, Dice | WT kept | TC | ET | each sequence | warned |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for seed, path in enumerate(files):
-        torch.manual_seed(seed)
-        volumes, regions, brain, surface = make(path, seed)
-        affine = volumes["t1"].affine
-        masks = {name: extract_brain(volume, name) for name, volume in volumes.items()}
-        mask, findings = agreed_brain(masks, "t1c")
-        heads = {f"head_{name}": volume.array.astype(np.float16) for name, volume in volumes.items()}
-        found = {f"mask_{name}": one for name, one in masks.items()}
-        np.savez(out / f"{seed:02d}.npz", regions=regions, brain=brain, mask=mask, affine=affine, **heads, **found)
-        picture(out / f"{seed:02d}.png", volumes, regions, brain, mask)
-        findings += cut_off_findings(volumes["flair"].array, mask, affine, "flair")
-        kept = ["-" if not region.any() else f"{(region & mask).sum() / region.sum():.4f}" for region in regions]
-        each = " ".join(f"{(regions[0] & one).sum() / regions[0].sum():.4f}" for one in masks.values())
-        millilitres = regions[0].sum() * SPACING_MM**3 / 1000
-        warned = "; ".join(str(finding)[:60] for finding in findings) or "no"
-        print(
-            f"| {seed} ({path.name[-9:-7]}) | {millilitres:.0f} | {surface:.2f} | {dice(mask, brain):.3f} | "
-            f"{' | '.join(kept)} | {each} | {warned} |",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return volumes, regions, (inside > 0.5).numpy(), at_the_surface(tumour, anatomy)
