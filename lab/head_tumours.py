@@ -16,10 +16,11 @@ import torch
 from phantom_heads import SPACING_MM, make_head
 from scipy import ndimage
 
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.phantoms.brain_maps import label_map_files
 from lora_moe_hgd.scans.brain_extraction import extract_brain
-from lora_moe_hgd.scans.brains import agreed_brain, cut_off_findings, dice
+from lora_moe_hgd.scans.brains import agreed_brain, cut_off_findings
 
 # Depths, in millimetres, to which the mask is cut away at the tumour, to see whether that is noticed.
 CUTS_MM = (3, 6, 9, 12)

@@ -20,12 +20,13 @@ from scipy import ndimage
 
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model import image_processing_lora_moe_hgd as processing
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.pretrained import DEFAULT_CHECKPOINT
 from lora_moe_hgd.scans.brain_extraction import extract_brain
-from lora_moe_hgd.scans.brains import agreed_brain, cut_off_findings, dice
+from lora_moe_hgd.scans.brains import agreed_brain, cut_off_findings
 
 Masks = dict[str, Callable[[np.ndarray], np.ndarray]]
 

@@ -12,11 +12,12 @@ import pytest
 from phantom_heads import make_head
 from scipy.spatial.transform import Rotation
 
+from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.scans import brain_extraction, registration
 from lora_moe_hgd.scans.brain_extraction import brain_by_command, brain_by_mask, extract_brain
-from lora_moe_hgd.scans.brains import agreed_brain, dice
+from lora_moe_hgd.scans.brains import agreed_brain
 from lora_moe_hgd.scans.registration import register
 
 HEADS = Path(__file__).parents[1].parent / "shared/data/open-ms/skull-on"

@@ -92,7 +92,7 @@ def save_overlay(
     volumes = {name: volume[box].astype(np.float32) for name, volume in volumes.items()}
     regions = {name: canonical_view(masks, affine)[:, *box].copy() for name, masks in sets.items()}
     first = next(iter(regions.values()))
-    found, cut = first.any(axis=0), planes_through(first, brain, task)
+    found, cut = np.logical_or.reduce(first), planes_through(first, brain, task)
     widths = [brain.shape[across] * spacing[across] for across, _, _ in PLANES.values()]
     heights = [brain.shape[up] * spacing[up] for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
@@ -166,8 +166,8 @@ def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[
     Without a core it is that of all regions, and without any region that of the brain.
     """
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
-    core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
-    mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
+    core = np.logical_or.reduce(inner) if inner else np.zeros_like(brain)
+    mask = next((found for found in (core, np.logical_or.reduce(regions)) if found.any()), brain)
     part = largest_part(mask)
     return tuple(int(part.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
 

@@ -52,7 +52,8 @@ class CaseGeometry:
             volumes: `(..., D, H, W)`. All axes but the last three stay.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
-        canonical_view(own, self.affine)[..., *(slice(low, high) for low, high in self.box)] = volumes
+        box = tuple(slice(low, high) for low, high in self.box)
+        canonical_view(own, self.affine)[(..., *box)] = volumes
         return own
 
 
