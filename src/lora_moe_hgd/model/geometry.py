@@ -52,8 +52,8 @@ class CaseGeometry:
             volumes: `(..., D, H, W)`. All axes but the last three stay.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
-        box = tuple(slice(low, high) for low, high in self.box)
-        canonical_view(own, self.affine)[(..., *box)] = volumes
+        (d0, d1), (h0, h1), (w0, w1) = self.box
+        canonical_view(own, self.affine)[..., d0:d1, h0:h1, w0:w1] = volumes
         return own
 
 
