@@ -167,7 +167,7 @@ def _planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.any(inner, axis=0) if inner else np.zeros_like(brain)
     mask = next((found for found in (core, regions.any(axis=0)) if found.any()), brain)
-    part = largest_part(mask)
+    part = largest_part(np.asarray(mask))
     return tuple(int(part.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
 
 

@@ -65,12 +65,12 @@ def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
         brain: The brain that was found in it.
     """
     mask = volume.array != 0
-    if cut_off_share(mask) > STRIPPED_ON_BORDER:
+    litres = float(np.count_nonzero(mask) * volume.voxel_litres)
+    if not LEAST_BRAIN_LITRES <= litres <= POSSIBLE_LITRES[1]:
         return False
-    litres = np.count_nonzero(mask) * volume.voxel_litres
-    if dice(mask, brain) < STRIPPED_OVERLAP:
+    if cut_off_share(mask) > STRIPPED_ON_BORDER or dice(mask, brain) < STRIPPED_OVERLAP:
         return False
-    return LEAST_BRAIN_LITRES <= litres <= POSSIBLE_LITRES[1] and not head_litres(mask, volume.affine)
+    return not head_litres(mask, volume.affine)
 
 
 def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
