@@ -15,6 +15,7 @@ from small_scans import SPACINGS, head, quicken
 import lora_moe_hgd as lmh
 from lora_moe_hgd import api
 from lora_moe_hgd.inference import segmentation
+from lora_moe_hgd.masks import largest_part
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume, on_grid_of
 from lora_moe_hgd.scans import brain_extraction, prepare
@@ -172,6 +173,18 @@ def test_nothing_of_a_face_is_left_and_every_bit_of_the_brain() -> None:
     assert np.array_equal(found != 0, apart <= MARGIN_MM)
     assert np.array_equal(found[apart <= MARGIN_MM], array[apart <= MARGIN_MM])
     assert found.dtype == array.dtype
+
+
+@with_heads
+def test_no_skin_of_a_real_head_is_left() -> None:
+    head, brain = (load(DATA / f"open-ms/skull-on/patient12_study1/{name}.nii.gz") for name in ("t2", "brainmask_t2"))
+    left = without_face(head.array, brain.array > 0, head.affine) != 0
+    planes = range(0, left.shape[2], 4)
+    closed = (ndimage.binary_closing(head.array[..., at] > 10, iterations=2) for at in planes)
+    body = [ndimage.binary_fill_holes(largest_part(plane)) for plane in closed]
+    skin = np.stack([plane & ~ndimage.binary_erosion(plane) for plane in body])
+    assert np.count_nonzero(skin) > 5000
+    assert np.count_nonzero(skin & np.stack([left[..., at] for at in planes])) < 0.001 * np.count_nonzero(skin)
 
 
 @pytest.mark.parametrize("edge", [0.8, 2.7], ids=["finer", "coarser"])
