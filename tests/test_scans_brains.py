@@ -15,6 +15,7 @@ from small_scans import SPACINGS, head, quicken
 import lora_moe_hgd as lmh
 from lora_moe_hgd import api
 from lora_moe_hgd.inference import segmentation
+from lora_moe_hgd.masks import largest_part
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume, on_grid_of
 from lora_moe_hgd.scans import brain_extraction, prepare
@@ -123,17 +124,19 @@ def test_images_without_skull_keep_their_brain(tmp_path: Path, monkeypatch: pyte
     for name, array in (("T1c", scored), ("FLAIR", raw)):
         nib.save(nib.Nifti1Image(array.astype(np.float32), image.affine), tmp_path / "case" / f"{name}.nii.gz")
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out"), "--sequences", "t1c"])
-    assert not looked
+    assert looked == ["t1c"]
+    looked.clear()
     warning = "warning: t1c has no skull already, so its non-zero voxels are taken as the brain."
     assert warning in capsys.readouterr().err
     assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / BRAIN_MASK).dataobj) > 0, brain)
     found = np.asarray(nib.load(tmp_path / "out" / FILE_NAMES["t1c"]).dataobj)
     np.testing.assert_array_equal(found, scored.astype(np.float32))
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out")])
-    assert looked == ["flair"]
+    assert looked == ["t1c", "flair"]
+    looked.clear()
     capsys.readouterr()
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out"), "--brain-extraction", "deepbet"])
-    assert looked == ["flair", "t1c", "flair"]
+    assert looked == ["t1c", "flair"]
     assert "has no skull already" not in capsys.readouterr().err
 
 
@@ -144,13 +147,17 @@ def test_a_raw_head_on_a_clean_background_is_no_brain_without_skull(scale: float
     raw = load(DATA / "open-ms/skull-on/patient12_study1/t2.nii.gz")
     array = np.where(raw.array > 0.1 * np.percentile(raw.array, 90), raw.array, 0)
     array = array[:, :, int(cut * array.shape[2]) :]
-    assert not is_stripped(Volume(array, raw.affine @ np.diag([scale, scale, scale, 1.0])))
+    assert not is_stripped(Volume(array, raw.affine @ np.diag([scale, scale, scale, 1.0])), array != 0)
 
 
 @with_heads
 def test_published_brains_are_without_skull() -> None:
-    assert is_stripped(load(next((DATA / "open-ms/stripped").rglob("*-t2f.nii.gz"))))
-    assert is_stripped(load(next((DATA / "brats-africa").rglob("*-t1c.nii.gz"))))
+    for folder, names in (("open-ms/stripped", "*-t2f.nii.gz"), ("brats-africa", "*-t1c.nii.gz")):
+        volume = load(next((DATA / folder).rglob(names)))
+        brain = volume.array != 0
+        assert is_stripped(volume, ndimage.binary_erosion(brain))
+        # As much more as skull and scalp are.
+        assert not is_stripped(volume, ndimage.binary_erosion(brain, iterations=8))
 
 
 def test_nothing_of_a_face_is_left_and_every_bit_of_the_brain() -> None:
@@ -166,6 +173,18 @@ def test_nothing_of_a_face_is_left_and_every_bit_of_the_brain() -> None:
     assert np.array_equal(found != 0, apart <= MARGIN_MM)
     assert np.array_equal(found[apart <= MARGIN_MM], array[apart <= MARGIN_MM])
     assert found.dtype == array.dtype
+
+
+@with_heads
+def test_no_skin_of_a_real_head_is_left() -> None:
+    head, brain = (load(DATA / f"open-ms/skull-on/patient12_study1/{name}.nii.gz") for name in ("t2", "brainmask_t2"))
+    left = without_face(head.array, brain.array > 0, head.affine) != 0
+    planes = range(0, left.shape[2], 4)
+    closed = (ndimage.binary_closing(head.array[..., at] > 10, iterations=2) for at in planes)
+    body = [ndimage.binary_fill_holes(largest_part(plane)) for plane in closed]
+    skin = np.stack([plane & ~ndimage.binary_erosion(plane) for plane in body])
+    assert np.count_nonzero(skin) > 5000
+    assert np.count_nonzero(skin & np.stack([left[..., at] for at in planes])) < 0.001 * np.count_nonzero(skin)
 
 
 @pytest.mark.parametrize("edge", [0.8, 2.7], ids=["finer", "coarser"])

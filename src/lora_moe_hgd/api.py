@@ -45,8 +45,7 @@ def segment(
         mirror: Average over the case and its mirror image. This takes twice as long.
         allow_skull: Accept heads with their skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
-        deface: Leave the face out of the pictures of DICOM files. Pictures of other cases show no more than their
-            images do.
+        deface: Leave the face out of the pictures of DICOM files.
 
     Returns:
         `label_map` (nibabel image), `regions` and `probabilities` `(R, D, H, W)` in the order WT, TC, ET,
@@ -79,10 +78,8 @@ def segment(
 
 
 def example_case() -> Path:
-    """Return the folder of a real case that ships with the package: four sequences and the experts' label map.
-
-    Its README.md names the source. The case was used neither for training nor for design choices.
-    """
+    """Return the folder of a real case that ships with the package: four sequences and the experts' label map."""
+    # Its README.md names the source. The case was used neither for training nor for design choices.
     return Path(__file__).parent / "example" / "BraTS-SSA-00041-000"
 
 

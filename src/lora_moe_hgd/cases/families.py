@@ -18,6 +18,7 @@ from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
 from .case_files import OTHER_FORMATS, name_them, shared_start, stem_of
 from .sequence_names import role_in, role_of
+from .volume_rules import NRRD
 
 BY_WORDS = "names read by their words"
 # Patient and session of a BIDS name.
@@ -322,10 +323,12 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
         for file in found
     ]
     if unread:
+        by_prepare = all(name.lower().endswith(NRRD) for name in unread)
+        how = "; `lora-moe-hgd prepare FOLDER OUT` does it" if by_prepare else ""
         raise BadInputError(
             folder,
-            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz; "
-            "`lora-moe-hgd prepare FOLDER OUT` does it for NRRD), or remove them to continue without them.",
+            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz{how}), "
+            "or remove them to continue without them.",
         )
     if not named.has_sequence:
         raise BadInputError(folder, nothing_found(folder, task))

@@ -42,7 +42,7 @@ LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
 LEAST_AGREEMENT = 0.87
 NO_BRAIN = (
     "No brain was found. Is this an image of a whole head? If so, give a mask with --brain-mask, or another program "
-    "with --brain-extraction."
+    "with --brain-extraction (none if the skull is removed already)."
 )
 COMMAND_TIMEOUT_S = 3600
 

@@ -15,10 +15,12 @@ from ..model.grids import Volume, on_grid_of
 
 # Brains of adults take 0.9 to 1.9 litres. A mask beyond the outer bounds is no brain.
 LITRES, POSSIBLE_LITRES = (0.9, 1.9), (0.4, 2.6)
-# Share of the largest cross-section on a border of the volume (`cut_off_share`). Twelve sequences of BraTS-Africa
-# without skull have at most 0.01. Six raw heads of open-ms, also shrunk to 0.75 and cut by up to 40 % from below, have
-# at least 0.36.
-STRIPPED_ON_BORDER = 0.15
+# Bounds for images without skull. The first is the share of the largest cross-section on a border of the volume
+# (`cut_off_share`): 11 sequences of BraTS-Africa without skull have at most 0.01; raw heads of open-ms with a
+# background of zero, also shrunk to 0.75 and cut by up to 40 % from below, at least 0.36. The second is the Dice of
+# the non-zero voxels with the brain by deepbet: at least 0.92 without skull, and at most 0.79 for two such raw heads
+# with zeros around what was cut.
+STRIPPED_ON_BORDER, STRIPPED_OVERLAP = 0.15, 0.88
 # Dice of the masks of two sequences after registration. On real heads with known motions it is above 0.93 where the
 # registration is right.
 WARN_BELOW, REFUSE_BELOW = 0.9, 0.75
@@ -55,16 +57,20 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
     return ndimage.binary_fill_holes(largest_part(brain)), findings
 
 
-def is_stripped(volume: Volume) -> bool:
-    """Whether the skull is removed already: the non-zero voxels look like a brain with background all around.
+def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
+    """Whether the skull is removed already: the non-zero voxels look like a brain, and are hardly more than `brain`.
 
-    A raw head, of which only a part is in the field of view or which is small, is cut off by its border.
+    Args:
+        volume: An image.
+        brain: The brain that was found in it.
     """
     mask = volume.array != 0
-    if cut_off_share(mask) > STRIPPED_ON_BORDER:
+    litres = float(np.count_nonzero(mask) * volume.voxel_litres)
+    if not LEAST_BRAIN_LITRES <= litres <= POSSIBLE_LITRES[1]:
         return False
-    litres = np.count_nonzero(mask) * volume.voxel_litres
-    return LEAST_BRAIN_LITRES <= litres <= POSSIBLE_LITRES[1] and not head_litres(mask, volume.affine)
+    if cut_off_share(mask) > STRIPPED_ON_BORDER or dice(mask, brain) < STRIPPED_OVERLAP:
+        return False
+    return not head_litres(mask, volume.affine)
 
 
 def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:

@@ -173,15 +173,13 @@ def _brains(
     brains: dict[str, np.ndarray] = {}
     stripped: list[str] = []
     for name, volume in volumes.items():
-        method = options.brain_extraction
-        if method is None and is_stripped(volume):
+        if options.brain_extraction != NONE:
+            how = options.brain_extraction or DEEPBET
+            brains[name] = steps.brain(name, volume, how, partial(_found_brain, name, volume, how, scratch, say))
+        if options.brain_extraction is None and is_stripped(volume, brains[name]):
             stripped.append(name)
-            method = NONE
-        if method == NONE:
+        if options.brain_extraction == NONE or name in stripped:
             brains[name] = volume.array != 0
-            continue
-        how = method or DEEPBET
-        brains[name] = steps.brain(name, volume, how, partial(_found_brain, name, volume, how, scratch, say))
     return brains, stripped
 
 
