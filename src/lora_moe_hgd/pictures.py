@@ -5,19 +5,20 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from .files import replacing
 from .masks import bounds, largest_part
 from .model.geometry import canonical_spacing_mm, canonical_view
 from .model.task import BRAIN_TUMOUR, Task, shown
 from .subsets import sequence_shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
@@ -81,6 +82,10 @@ def save_overlay(
         warnings: Warnings about the result. If there are any, the picture gets a frame and lists them.
         task: Names of the regions, and which of them contain others.
     """
+    # Only now, because it takes half a second, which `import lora_moe_hgd` does not need.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     affine = next(iter(images.values())).affine
     spacing = canonical_spacing_mm(affine)
     views = _views(images, task)
@@ -198,6 +203,8 @@ def _warning_lines(warnings: Sequence[str]) -> list[str]:
 
 def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
     """Legend with the colour, name and volume of each region."""
+    from matplotlib.lines import Line2D
+
     lines = []
     for region, (name, colour) in zip(task.regions, colours_of(task).items(), strict=True):
         label = name if volumes_ml is None else f"{name} {volumes_ml[region]:.1f} mL"
