@@ -35,8 +35,8 @@ UNCLEAR_WORDS = [
 ]
 
 
-def main(argv: Sequence[str]) -> None:
-    """Export a checkpoint; an adapter is merged into its base first."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Write a network that runs without this package. It takes a minute, and the result is compared "
         "with its source in every subset of the sequences. Research use, not a medical device."
@@ -50,7 +50,12 @@ def main(argv: Sequence[str]) -> None:
         help="torch: network.pt2 for torch.export.load; onnx: network.onnx for onnxruntime, with a program run.py",
     )
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export a checkpoint; an adapter is merged into its base first."""
+    args = build_parser().parse_args(argv)
     difference = export(args.checkpoint, args.out_path, form=args.format)
     if not args.quiet:
         print(f"The network is in {args.out_path}. Its logits differ from their source by {difference:.1e} at most.")

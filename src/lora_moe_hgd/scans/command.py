@@ -15,8 +15,8 @@ from .options import add_scan_options
 from .raw import require_extra
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prepare one study."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, "
         "a DICOMDIR), NIfTI or NRRD. The output is a case folder, which every other command reads."
@@ -28,7 +28,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--reference", choices=MODALITIES, help="whose grid the case gets; the finest if left out")
     add_scan_options(parser)
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare one study."""
+    args = build_parser().parse_args(argv)
     places = [*args.places]
     source = args.in_path or (places.pop(0) if places else None)
     target = args.out_path or (places.pop(0) if places else None)
