@@ -65,7 +65,7 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
     """Write the network of a checkpoint, `preprocessing.json` and, for ONNX, `run.py` into a new folder.
 
     Args:
-        checkpoint: Shipped name, folder or Hub id, of a network or of an adapter, which is merged.
+        checkpoint: Network or adapter: shipped name, folder or Hub id. An adapter is merged into its base.
         folder: Appears when all is written and checked.
         form: `torch` or `onnx`.
 

@@ -149,7 +149,7 @@ def _task_of(argv: Sequence[str]) -> Task:
 
 
 def _is_study(path: Path | None) -> bool:
-    """Whether these are DICOM files. A folder in which cases are found is none, whatever else it holds."""
+    """Whether the path has DICOM files and is no case."""
     return path is not None and is_raw(path)
 
 

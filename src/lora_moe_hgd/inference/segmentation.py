@@ -56,8 +56,8 @@ class Segmentation:
         images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         case: Files of the case; `None` for a case in memory or of raw images.
-        task: What was segmented.
-        scan: How the case was made of raw images; `None` for other cases.
+        task: Sequences and regions.
+        scan: The prepared case, if it was made from raw images; `None` for other cases.
     """
 
     label_map: nib.Nifti1Image

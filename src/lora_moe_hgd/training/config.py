@@ -74,7 +74,7 @@ def build_parser() -> ArgumentParser:
 
 
 def spellings(parser: ArgumentParser) -> dict[str, str]:
-    """Dotted name of each option by what a user may write, without `--` and with `_`: `num_workers`, `data`."""
+    """Map the words that users may write to dotted names of options: `num_workers` to `data.num_workers`."""
     options = _options(parser)
     names = {option.rpartition(".")[2]: option for option in options}
     return names | {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
