@@ -109,7 +109,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     Args:
         head: FLAIR with the skull.
         brain: Brain mask on the same grid.
-        affine: Of the grid.
+        affine: Affine of the grid.
         where: Name of the image in the warning.
     """
     voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
@@ -134,8 +134,8 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     return [
         Finding(
             where,
-            f"{beyond[cut].sum():.1f} mL of bright tissue go on outside the brain mask, which may cut off a tumour. "
-            "Look at the mask, and give a better one with --brain-mask if it does.",
+            f"{beyond[cut].sum():.1f} mL of bright tissue continue outside the brain mask. The mask may cut off a "
+            "tumour. Look at it, and give a better one with --brain-mask if needed.",
         )
     ]
 

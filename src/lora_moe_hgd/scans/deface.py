@@ -23,7 +23,7 @@ def without_face(head: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.
     Args:
         head: `(D, H, W)`.
         brain: Brain mask of the same shape.
-        affine: Of the grid, `(4, 4)`.
+        affine: Affine of the grid, `(4, 4)`.
     """
     spacing_mm = voxel_spacing_mm(affine)
     box = bounds(brain, math.ceil(MARGIN_MM / min(spacing_mm)))
