@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import sys
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 from mkdocs.structure.files import File, Files
 
 import lora_moe_hgd_cli
+from lora_moe_hgd.cases.families import LAYOUTS, Layout
+from lora_moe_hgd.cases.sequence_names import WORDS
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.training.config import build_parser, spellings
 
 COMMANDS = """# Commands
 
@@ -31,10 +36,82 @@ For other commands it names the scheme of a ground truth whose file names do not
 {rows}
 """
 
+TRAINING = """# Training options
+
+`lora-moe-hgd train` and `train.py` take these options, and the YAML file of a run takes them as keys: the option
+`--num-workers 0` is the key `num_workers: 0` below `data:`. The command line overrides the file. `null` means that an
+option is not given. An option that has no effect is an error.
+
+{sections}
+
+## On the command line only
+
+| option | meaning |
+|---|---|
+{others}
+"""
+
+HEAD = "| option | type | default | meaning |\n|---|---|---|---|"
+SECTIONS = {
+    "": "Run",
+    "data": "Data: keys below `data:`",
+    "sample": "Training samples: keys below `sample:`",
+    "optim": "Optimization: keys below `optim:`",
+    "validation": "Validation: keys below `validation:`",
+}
+
+KINDS: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    tuple[int, int, int]: "three whole numbers",
+    tuple[str, ...]: "list of text",
+    dict[str, Any]: "keys and values",
+}
+
+FILE_NAMES = """# File names
+
+A folder is a case if the names of its images fit one of these families, or if their words are known.
+[Segment cases](../use.md#file-names) explains the rules.
+
+## Families of public data sets
+
+`*` stands for any text, which is the same in all files of a case. Upper and lower case do not matter. If a case has
+several of the names in a cell, the first one is used. `convert --layout` takes the key. If a family has two label
+schemes, the labels of the ground truth decide.
+
+| key | data set | T1 | T1c | T2 | FLAIR | ground truth | label scheme |
+|---|---|---|---|---|---|---|---|
+{families}
+
+Two further keys are for sequences that have numbers instead of names. Their order is read from `dataset.json`, or
+given with `--channel-order`.
+
+- `nnunet`: files `CASE_0000`, `CASE_0001` and so on in `imagesTr`, and the label map `CASE` in `labelsTr`.
+- `decathlon`: files `BRATS_001` with four axes in `imagesTr`, and label maps of the same names in `labelsTr`, in the
+  scheme `msd`.
+
+## Words
+
+Other names are split into words, which decide together: T1 and contrast are T1c, and T2 and FLAIR are FLAIR. Words
+that are not in this table are ignored.
+
+| kind | words |
+|---|---|
+{words}
+"""
+
 
 def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
     """Add the pages; mkdocs calls it."""
-    for path, text in (("reference/commands.md", commands_page()), ("reference/label_schemes.md", schemes_page())):
+    pages = {
+        "reference/commands.md": commands_page(),
+        "reference/training.md": training_page(),
+        "reference/file_names.md": file_names_page(),
+        "reference/label_schemes.md": schemes_page(),
+    }
+    for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
 
@@ -78,3 +155,44 @@ def schemes_page() -> str:
         name, _, labels = str(scheme).partition(" ")
         rows.append(f"| `{name}` | {labels.strip('()')} |")
     return SCHEMES.format(rows="\n".join(rows))
+
+
+def training_page() -> str:
+    """A table of the training options for each part of the configuration."""
+    parser = build_parser()
+    actions = {action.dest: action for action in parser._actions}
+    alone = {"config": "config", "continue": "continue_run"}
+    options = [name for name in dict.fromkeys(spellings(parser).values()) if name not in (*alone, "help")]
+    sections = []
+    for part, title in SECTIONS.items():
+        rows = [_option_row(actions[name]) for name in options if name.rpartition(".")[0] == part]
+        sections.append(
+            "\n".join([f"## {title}\n", "| option | type | default | meaning |", "|---|---|---|---|", *rows])
+        )
+    others = [f"| `--{name}` | {_cell(actions[dest].help)} |" for name, dest in alone.items()]
+    return TRAINING.format(sections="\n\n".join(sections), others="\n".join(others))
+
+
+def _option_row(action: Any) -> str:
+    name = action.dest.rpartition(".")[2].replace("_", "-")
+    kind = next((inner for inner in get_args(action._typehint) if type(None) in get_args(action._typehint)), None)
+    default = action.default if isinstance(action.default, str) else json.dumps(action.default)
+    return f"| `--{name}` | {KINDS[kind or action._typehint]} | `{default}` | {_cell(action.help)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def file_names_page() -> str:
+    """The families of file names, and the words that are known."""
+    return FILE_NAMES.format(
+        families="\n".join(map(_family_row, LAYOUTS)),
+        words="\n".join(f"| {kind} | {', '.join(words.split())} |" for kind, words in WORDS.items()),
+    )
+
+
+def _family_row(layout: Layout) -> str:
+    names = [", ".join(f"`{pattern}`" for pattern in layout.patterns[role]) for role in (*MODALITIES, "seg")]
+    schemes = ", ".join(f"`{name}`" for name in layout.label_schemes)
+    return f"| {' | '.join([f'`{layout.key}`', layout.name, *names, schemes])} |"

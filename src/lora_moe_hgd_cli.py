@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-# Each subcommand is the `main` of a module. The module is imported only when its command is run.
+# Each subcommand is the `main` of a module, whose `build_parser` defines its options. The module is imported only when
+# its command is run.
 COMMANDS = {
     "segment": ("lora_moe_hgd.inference.command", "segment cases that may lack sequences"),
     "prepare": ("lora_moe_hgd.scans.command", "make a case from DICOM files, or from images with the skull"),
@@ -27,6 +28,7 @@ COMMANDS = {
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.phantoms.phantom", "write synthetic cases with ground truth"),
     "info": ("lora_moe_hgd.info", "show what is installed: versions, checkpoints, label schemes, device"),
+    "completion": ("lora_moe_hgd.completion", "print a script that completes commands in your shell"),
 }
 # The most frequent uses.
 EXAMPLES = {
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     examples = [line for command, purpose in EXAMPLES.items() for line in (f"  {command}", f"      {purpose}")]
     more = "lora-moe-hgd COMMAND --help explains a command. lora-moe-hgd --version prints the version."
     return "\n".join(["usage: lora-moe-hgd COMMAND ...", "", *examples, "", "commands:", *lines, "", more])

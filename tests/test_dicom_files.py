@@ -105,9 +105,9 @@ def _stored_as_items(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: compress(path, "JPEG extended"), "compressed in a way that is not read"),
-        (_stored_as_items, "compressed in a way that is not read"),
-        (deflate, "deflated"),
+        (lambda path: compress(path, "JPEG extended"), "compressed in an unsupported way"),
+        (_stored_as_items, "compressed in an unsupported way"),
+        (deflate, "Deflated DICOM files"),
     ],
     ids=["JPEG extended", "uncompressed items", "deflated"],
 )

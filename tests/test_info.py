@@ -47,7 +47,7 @@ def test_an_extra_is_found_if_each_of_its_packages_is_installed_in_a_version_tha
     monkeypatch.setattr(info.metadata, "requires", lambda name: needed)
     about = metadata.metadata("lora-moe-hgd")
     del about["Provides-Extra"]
-    for extra in ("here", "old", "gone", "dev"):
+    for extra in ("here", "old", "gone", "dev", "docs"):
         about["Provides-Extra"] = extra
     monkeypatch.setattr(info.metadata, "metadata", lambda name: about)
     assert info.extras_found() == {"gone": False, "here": True, "old": False}

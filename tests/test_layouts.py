@@ -9,6 +9,7 @@ import pytest
 
 from lora_moe_hgd.cases.case_files import given_case, namings
 from lora_moe_hgd.cases.layouts import find_case, find_cases, survey
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.findings import BadInputError
 
 
@@ -266,6 +267,36 @@ def test_cases_lie_up_to_three_folders_deep_each_once(tmp_path: Path) -> None:
     (tmp_path / "HGG/back").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "HGG")
     assert sorted(case.case_id for case in find_cases(tmp_path)) == ["HGG_b", "LGG_part_a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "case", "scheme"),
+    [
+        (
+            ("HGG/Brats18_A_1/Brats18_A_1_{}", "t1 t1ce t2 flair seg", "survival_data.csv"),
+            "HGG_Brats18_A_1",
+            "brats2018",
+        ),
+        (("BraTS2021_00000/BraTS2021_00000_{}", "t1 t1ce t2 flair seg", "notes.txt"), "BraTS2021_00000", "brats2018"),
+        (
+            ("BraTS-GLI-00000-000/BraTS-GLI-00000-000-{}", "t1n t1c t2w t2f seg", "notes.txt"),
+            "BraTS-GLI-00000-000",
+            "brats2023",
+        ),
+        (("{}/BRATS_001", "imagesTr labelsTr", "imagesTr/._BRATS_001.nii.gz"), "BRATS_001", "msd"),
+    ],
+    ids=["BraTS 2018", "BraTS 2021", "BraTS 2023", "Decathlon"],
+)
+def test_public_data_are_read_as_they_are_downloaded(
+    tmp_path: Path, files: tuple[str, str, str], case: str, scheme: str
+) -> None:
+    pattern, words, other = files
+    for name in (*(f"{pattern.format(word)}.nii.gz" for word in words.split()), other):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (found,) = find_cases(tmp_path)
+    assert (found.case_id, found.label_schemes[0], [*found.images]) == (case, scheme, [*MODALITIES])
+    assert found.labelled().is_file()
 
 
 def test_a_case_is_called_by_its_path_from_the_root_on(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     assert "CT, not MRI" in refusal(tmp_path / "ct", tmp_path, capsys)
     write_series(tmp_path / "one", in_plane(ball((20, 24, 1)), "LPS"), "t1", number=1, shared=study())
     assert "1 slice only" in refusal(tmp_path / "one", tmp_path, capsys)
-    assert "no volume" in refusal(tmp_path / "one", tmp_path, capsys, "--series", "t1=1")
+    assert "not a volume" in refusal(tmp_path / "one", tmp_path, capsys, "--series", "t1=1")
     for path in write_series(tmp_path / "cut", image, "t1", number=1, shared=study()):
         path.write_bytes(path.read_bytes()[:200])
     assert "cut off" in refusal(tmp_path / "cut", tmp_path, capsys)
@@ -250,7 +250,7 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     assert "t2 was not found; t1 was" in refusal(tmp_path / "two", tmp_path, capsys, *options)
     monkeypatch.setattr(prepare, "extract_brain", lambda volume, where: volume.array > volume.array.max() / 2)
     shutil.rmtree(tmp_path / "two/2")
-    assert "is no brain" in refusal(tmp_path / "two", tmp_path, capsys)
+    assert "not the volume of a brain" in refusal(tmp_path / "two", tmp_path, capsys)
 
 
 def test_brain_masks_that_disagree_are_told_or_refused() -> None:

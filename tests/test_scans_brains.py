@@ -126,7 +126,7 @@ def test_images_without_skull_keep_their_brain(tmp_path: Path, monkeypatch: pyte
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out"), "--sequences", "t1c"])
     assert looked == ["t1c"]
     looked.clear()
-    warning = "warning: t1c has no skull already, so its non-zero voxels are taken as the brain."
+    warning = "warning: t1c has no skull, so its non-zero voxels are taken as the brain."
     assert warning in capsys.readouterr().err
     assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / BRAIN_MASK).dataobj) > 0, brain)
     found = np.asarray(nib.load(tmp_path / "out" / FILE_NAMES["t1c"]).dataobj)
@@ -137,7 +137,7 @@ def test_images_without_skull_keep_their_brain(tmp_path: Path, monkeypatch: pyte
     capsys.readouterr()
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out"), "--brain-extraction", "deepbet"])
     assert looked == ["t1c", "flair"]
-    assert "has no skull already" not in capsys.readouterr().err
+    assert "has no skull" not in capsys.readouterr().err
 
 
 @with_heads

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +17,7 @@ from test_task_cases import TEXT, make_case
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.hub.card import make_card
+from lora_moe_hgd.inference.command import build_parser
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
@@ -135,16 +134,8 @@ def test_lora_is_fitted_over_a_network_of_the_task(checkpoint: Path, cohort: Pat
 
 
 def test_no_sequence_can_have_the_name_of_another_option() -> None:
-    taken: set[str] = set()
-
-    def keep(parser: argparse.ArgumentParser, *_: object) -> argparse.Namespace:
-        taken.update(
-            option.lstrip("-").replace("-", "_") for action in parser._actions for option in action.option_strings
-        )
-        raise ValueError
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", keep), pytest.raises(SystemExit):
-        run("segment", [])
+    options = (option for action in build_parser()._actions for option in action.option_strings)
+    taken = {option.lstrip("-").replace("-", "_") for option in options}
     assert taken - set(BRAIN_TUMOUR.modalities) <= RESERVED | {"h"}
 
 

@@ -33,9 +33,8 @@ def segment(
     """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
     Args:
-        case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, `MetaTensor` of
-            MONAI, array or tensor `(D, H, W)`; arrays without affine are in RAS order with voxels of 1 mm. With the
-            extra `scans` also a folder, zip file or DICOMDIR with the DICOM files of one study.
+        case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, array or tensor
+            `(D, H, W)` (in RAS order with voxels of 1 mm). With the extra `scans` also the DICOM files of one study.
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
         sequences: Use only these sequences. `None` means all available ones.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.

@@ -18,7 +18,7 @@ from .pretrained import DEFAULT_CHECKPOINT, shipped_names
 
 PACKAGE = "lora-moe-hgd"
 # Extras for the development of this package, which users do not need.
-FOR_DEVELOPERS = {"dev", "test"}
+FOR_DEVELOPERS = {"dev", "docs", "test"}
 
 
 def describe() -> dict[str, Any]:
@@ -91,12 +91,17 @@ def _joined(regions: Sequence[str]) -> str:
     return ", ".join(map(shown, regions))
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print all facts."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Show versions, device, shipped checkpoints, label schemes and extras."
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print all facts."""
+    args = build_parser().parse_args(argv)
     found = describe()
     print(json.dumps(found, indent=2) if args.json else "\n".join(_lines(found)))

@@ -70,7 +70,7 @@ def weights_digest(folder: Path, *, base: str | Path | None = None) -> str:
 
 
 def tensors_digest(folder: Path) -> str:
-    """SHA-256 of the tensors of a checkpoint, and of what an adapter goes over.
+    """SHA-256 of the tensors of a checkpoint and, for an adapter, of its base.
 
     It depends neither on the settings beside the weights nor on the number of files: a network on the Hub has the
     digest of the folder that it was pushed from.
@@ -130,11 +130,11 @@ def base_digest(folder: Path) -> str | None:
 
 
 def find_base(folder: Path, base: str | Path | None = None) -> Path:
-    """Local folder of the base that the adapter in `folder` goes over.
+    """Local folder of the base of the adapter in `folder`.
 
     Args:
         folder: Folder of the adapter.
-        base: Where to look for the base, instead of where the adapter says.
+        base: Folder or Hub id of the base, instead of the one that the adapter names.
 
     Raises:
         ValueError: If it is not found, or has other weights than the adapter was trained over.
@@ -170,7 +170,7 @@ def base_reference(name: str | Path, *, adapter: Path) -> str:
 
     Args:
         name: Name of the base.
-        adapter: Folder in which the adapter lies.
+        adapter: Folder of the adapter.
 
     Returns:
         Shipped name or Hub id; for another folder the way to it from that of the adapter, which begins with a dot.

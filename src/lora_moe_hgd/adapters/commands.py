@@ -22,8 +22,8 @@ from .switching import merge_adapter
 COLUMNS = ("adapter", "base", "preset", "rank", "trained parameters", "MB", "validation")
 
 
-def main(argv: Sequence[str]) -> None:
-    """List, merge or compare adapters."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(description="List, merge and compare adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="print a table of the adapters in and below folders")
@@ -51,7 +51,12 @@ def main(argv: Sequence[str]) -> None:
     comparing.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="folder or Hub id of an adapter or checkpoint"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """List, merge or compare adapters."""
+    args = build_parser().parse_args(argv)
     if args.command == "list":
         print(list_adapters(args.folders))
     elif args.command == "merge":

@@ -29,7 +29,7 @@ def save_adapter(
         network: Network with one adapter, as `add_adapter` or `get_peft_model` returned it.
         folder: Folder for the adapter.
         processor: Image processor that the adapter was trained with.
-        place: Where `folder` will lie in the end; there when `None`.
+        place: Final path of `folder`, if it will be moved.
 
     Raises:
         ValueError: If the base is not found.
@@ -51,7 +51,7 @@ def save_adapter(
 
 
 def record_base(folder: Path, base: str, *, place: Path) -> None:
-    """Write name and digest of `base` into `adapter_config.json`; `place` is where the folder will lie."""
+    """Write name and digest of `base` into `adapter_config.json`; `place` is the final path of the folder."""
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base_reference(base, adapter=place)
@@ -63,7 +63,7 @@ def record_base(folder: Path, base: str, *, place: Path) -> None:
 
 @functools.cache
 def _digest_on_hub(base: str) -> str:
-    """Digest of a repository; a run that saves often asks the Hub once."""
+    """Digest of the weights in a repository. It is cached, so that a run asks the Hub only once."""
     return tensors_digest(checkpoint_folder(base))
 
 

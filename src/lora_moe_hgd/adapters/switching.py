@@ -181,7 +181,7 @@ def merge_adapter(
     Args:
         name: Folder or Hub id of the adapter.
         scale: How far to go.
-        base: Where to look for the base, instead of where the adapter says.
+        base: Folder or Hub id of the base, instead of the one that the adapter names.
 
     Raises:
         ValueError: If `name` is not an adapter or does not name its base, or if `scale` is not between 0 and 1.

@@ -177,8 +177,8 @@ def check_cohort(
         return CheckedCohort(root, shown(pool.map(one, cases)), tuple(others), task)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print the errors and warnings of a cohort; exit with code 1 if there is an error."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Read all cases in the same way as training, and list errors and warnings. "
         "The exit code is 1 if there are errors."
@@ -200,7 +200,12 @@ def main(argv: Sequence[str]) -> None:
     add_allowances(parser)
     parser.add_argument("--num-workers", type=int, default=0, help="further processes that read cases (default: 0)")
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the errors and warnings of a cohort; exit with code 1 if there is an error."""
+    args = build_parser().parse_args(argv)
     if args.no_labels and args.label_scheme:
         raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
     task = read_task(args.task) if args.task else BRAIN_TUMOUR

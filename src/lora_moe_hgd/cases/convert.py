@@ -157,8 +157,8 @@ def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
     return converted if np.array_equal(converted, array) else array
 
 
-def main(argv: Sequence[str]) -> None:
-    """Convert a cohort; exit with code 1 if a case failed."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Convert cases from any family of file names and label scheme to another."
     )
@@ -189,7 +189,12 @@ def main(argv: Sequence[str]) -> None:
     )
     add_quiet(parser)
     add_allowances(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert a cohort; exit with code 1 if a case failed."""
+    args = build_parser().parse_args(argv)
     source, target_folder = args.in_path or args.source, args.out_path or args.target
     if target_folder.resolve() == source.resolve():
         raise ValueError(f"Source and target are the same folder: {source}. Choose another target.")

@@ -29,7 +29,7 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: T
     Args:
         path: Folder or file of the case.
         channel_order: Sequences of a file with four axes or of numbered files, in their order.
-        task: What is segmented: the words of its file names.
+        task: Task whose words identify the sequences in file names.
 
     Raises:
         BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or

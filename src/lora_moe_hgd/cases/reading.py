@@ -90,7 +90,7 @@ def read_case(
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        task: What is segmented.
+        task: Sequences and regions.
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
@@ -169,7 +169,7 @@ def read_sources(
         reference: Sequence to whose grid the others are resampled. `None` takes the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        task: What is segmented.
+        task: Sequences and regions.
     """
     sources = {name: sources[name] for name in task.modalities if name in sources}
     paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}

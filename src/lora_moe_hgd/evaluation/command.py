@@ -138,12 +138,8 @@ def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task
         scratch.write_text(text)
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the options.
-
-    Raises:
-        ValueError: If an option has no effect in combination with the others.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
         "sequences, or compare earlier evaluations. A case that cannot be scored does not stop the others; the exit "
@@ -208,6 +204,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_device(parser)
     add_quiet(parser)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the options.
+
+    Raises:
+        ValueError: If an option has no effect in combination with the others.
+    """
+    parser = build_parser()
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.compare and (useless := sorted(given - {"compare", "out_path", "quiet", "format"})):

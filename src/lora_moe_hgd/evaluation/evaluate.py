@@ -67,7 +67,7 @@ def evaluate(
     rules: Rules | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score a network on each case, under the subsets of which the case has all sequences; see `score_cases`."""
+    """Score a network on each case under the subsets whose sequences the case has; see `score_cases`."""
     scorer = NetworkScorer(network, processor, rules or Rules())
     return score_cases(scorer, cases, out=out, subsets=subsets, progress=progress)
 

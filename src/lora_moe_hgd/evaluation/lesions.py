@@ -116,8 +116,8 @@ def lesion_scores(
 
     Returns:
         `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
-        surface distance, the mean of the two shares of surface voxels that are at most the smallest voxel size away
-        from the other surface. `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
+        surface distance (NSD) with the smallest voxel size as tolerance; the shares of both surfaces are averaged.
+        `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.

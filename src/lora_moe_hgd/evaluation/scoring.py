@@ -87,7 +87,7 @@ def score_case(
     subsets: Iterable[Mask],
     rules: Rules,
 ) -> CaseScores:
-    """Segment and score a case under each subset of which it has all sequences.
+    """Segment and score a case under each subset of the sequences that it has.
 
     Raises:
         BadInputError: If the case has an error of the kind that `lora-moe-hgd check` reports.
@@ -228,7 +228,7 @@ class NetworkScorer:
         return fingerprint(self._fingerprint, case_fingerprint(case, labels=True))
 
     def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
-        """Return the subsets of which the case has all sequences."""
+        """Return the subsets whose sequences the case has."""
         names = self.task.modalities
         return [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
 

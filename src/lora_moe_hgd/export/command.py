@@ -35,8 +35,8 @@ UNCLEAR_WORDS = [
 ]
 
 
-def main(argv: Sequence[str]) -> None:
-    """Export a checkpoint; an adapter is merged into its base first."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Write a network that runs without this package. It takes a minute, and the result is compared "
         "with its source in every subset of the sequences. Research use, not a medical device."
@@ -50,7 +50,12 @@ def main(argv: Sequence[str]) -> None:
         help="torch: network.pt2 for torch.export.load; onnx: network.onnx for onnxruntime, with a program run.py",
     )
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export a checkpoint; an adapter is merged into its base first."""
+    args = build_parser().parse_args(argv)
     difference = export(args.checkpoint, args.out_path, form=args.format)
     if not args.quiet:
         print(f"The network is in {args.out_path}. Its logits differ from their source by {difference:.1e} at most.")
@@ -60,7 +65,7 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
     """Write the network of a checkpoint, `preprocessing.json` and, for ONNX, `run.py` into a new folder.
 
     Args:
-        checkpoint: Shipped name, folder or Hub id, of a network or of an adapter, which is merged.
+        checkpoint: Network or adapter: shipped name, folder or Hub id. An adapter is merged into its base.
         folder: Appears when all is written and checked.
         form: `torch` or `onnx`.
 

@@ -34,7 +34,7 @@ def read(path):
         raise ValueError(f"{path}: {image.shape} is not the shape of one volume of a head.")
     array = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(array).all() or len(np.unique(array)) <= 8:
-        raise ValueError(f"{path}: it holds NaN or infinite voxels, or so few values that it is no image.")
+        raise ValueError(f"{path}: it contains NaN or infinite voxels, or too few different values for an image.")
     brain = array != 0
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     if array[tuple(slice(None, None, edge - 1 or 1) for edge in array.shape)].any():
@@ -98,7 +98,7 @@ def segment(images, session, settings):
     for name, image in images.items():
         apart = np.linalg.norm((image.affine - first.affine) @ [*first.shape, 1])
         if image.shape != first.shape or apart > 0.25 * min(np.linalg.norm(first.affine[:3, :3], axis=0)):
-            raise ValueError(f"{name} lies on another grid than the first sequence. Bring all to one grid.")
+            raise ValueError(f"{name} has another grid than the first sequence. Resample all sequences to one grid.")
     arrays = {name: nib.as_closest_canonical(image).get_fdata(dtype=np.float32) for name, image in images.items()}
     inside = np.logical_or.reduce([array != 0 for array in arrays.values()])
     (box,) = ndimage.find_objects(inside.astype(int))

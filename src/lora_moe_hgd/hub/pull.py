@@ -41,14 +41,19 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
     return commit
 
 
-def main(argv: Sequence[str]) -> None:
-    """Pull a repository."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Download a network or an adapter from the Hub and verify its checksums."
     )
     parser.add_argument("repo", help="name of the repository, such as me/brats-tiny")
     add_out_path(parser, help="new folder for the downloaded files")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Pull a repository."""
+    args = build_parser().parse_args(argv)
     commit = pull(args.repo, args.out_path, revision=args.revision)
     print(f"{args.repo} at {commit} is in {args.out_path}. All checksums are correct.")

@@ -121,8 +121,8 @@ def upload(staged: Path, card: ModelCard, *, repo: str, private: bool, revision:
     return str(commit.commit_url)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Push a checkpoint to the Hub."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(description="Push a network or an adapter to the Hub, with card and checksums.")
     parser.add_argument("--checkpoint", required=True, help="shipped name, or folder of a network or an adapter")
     parser.add_argument("--repo", required=True, help="name of the repository, such as me/brats-tiny")
@@ -137,7 +137,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights (default: 5GB)")
     parser.add_argument("--dry-run", action="store_true", help="only show files and sizes, push nothing")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Push a checkpoint to the Hub."""
+    args = build_parser().parse_args(argv)
     try:
         validate_repo_id(args.repo)
     except HFValidationError as error:

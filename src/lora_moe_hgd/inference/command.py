@@ -24,9 +24,8 @@ from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
 
-def main(argv: Sequence[str]) -> None:
-    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
-    task = _task_of(argv)
+def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
+    """Build the parser of the options. Each sequence of the task is an option."""
     parser = argparse.ArgumentParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
     )
@@ -77,7 +76,13 @@ def main(argv: Sequence[str]) -> None:
     raw.add_argument("--deface", action="store_true", help="leave the face out of overlay.png and report.html")
     add_device(parser)
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
+    task = _task_of(argv)
+    args = build_parser(task).parse_args(argv)
     options = ResultOptions(
         sequences=None if args.sequences is None else parse_sequences(args.sequences),
         label_scheme=args.label_scheme,
@@ -144,7 +149,7 @@ def _task_of(argv: Sequence[str]) -> Task:
 
 
 def _is_study(path: Path | None) -> bool:
-    """Whether these are DICOM files. A folder in which cases are found is none, whatever else it holds."""
+    """Whether the path has DICOM files and is no case."""
     return path is not None and is_raw(path)
 
 
@@ -225,7 +230,7 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
-    if max(found.volumes_ml.values()) > 0:
+    if found.report[f"{found.task.target}_found"]:
         print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
         print(f"No {found.task.target} was found.")

@@ -247,8 +247,9 @@ class CaseSegmenter:
             label_scheme=scheme,
             regions=regions,
             probabilities=probabilities,
-            volumes_ml=volumes_ml,
-            confidence=confidence,
+            # As in the report, so that both show the same numbers.
+            volumes_ml=dict(report["volumes_ml"]),
+            confidence=dict(report["confidence"]),
             warnings=warnings,
             images=reading.images,
             report=report,

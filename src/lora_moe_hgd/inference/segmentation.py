@@ -49,15 +49,15 @@ class Segmentation:
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
         probabilities: `(R, D, H, W)` float32 in [0, 1].
-        volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`).
-        confidence: Expected Dice of each region, in (0, 1); `None` for a region that was not found. docs/confidence.md
-            shows how reliable it is.
+        volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
+        confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
+            docs/confidence.md shows how reliable it is.
         warnings: Warnings about the case and the result, one or more sentences each.
         images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         case: Files of the case; `None` for a case in memory or of raw images.
-        task: What was segmented.
-        scan: How the case was made of raw images; `None` for other cases.
+        task: Sequences and regions.
+        scan: The prepared case, if it was made from raw images; `None` for other cases.
     """
 
     label_map: nib.Nifti1Image

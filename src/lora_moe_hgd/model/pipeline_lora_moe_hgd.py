@@ -124,7 +124,10 @@ class BrainTumorSegmentationPipeline(Pipeline):
         (geometry,) = outputs["geometry"]
         scheme = self.image_processor.scheme(label_scheme)
         voxels = np.count_nonzero(regions, axis=(1, 2, 3))
-        volumes_ml = dict(zip(scheme.regions, (voxels * geometry.voxel_ml).tolist(), strict=True))
+        volumes_ml = {
+            name: round(volume, 3)
+            for name, volume in zip(scheme.regions, (voxels * geometry.voxel_ml).tolist(), strict=True)
+        }
         (present,) = outputs["modality_mask"].tolist()
         confidence = self.image_processor.confidence(
             probabilities, regions, voxel_ml=geometry.voxel_ml, present=present
@@ -133,7 +136,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             "segmentation": scheme.encode(regions),
             "probabilities": probabilities,
             "volumes_ml": volumes_ml,
-            "confidence": confidence,
+            "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
             "affine": geometry.affine,
             "warnings": [*geometry.warnings, *map(str, confidence_warnings(confidence))],
         }

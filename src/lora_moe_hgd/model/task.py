@@ -56,6 +56,7 @@ RESERVED = {
     "brain_mask",
     "brain_extraction",
     "case_id",
+    "deface",
     "on",
     "keep",
     "device",

@@ -103,8 +103,8 @@ def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["
         whole.rename(folder)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write phantom cases into a folder."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(description="Write phantom cases with ground truth.")
     parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
@@ -123,7 +123,12 @@ def main(argv: Sequence[str]) -> None:
         "six has no tumour",
     )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write phantom cases into a folder."""
+    args = build_parser().parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
         raise ValueError(
             f"--spacing-mm must be 1 for npy, got {args.spacing_mm}. "

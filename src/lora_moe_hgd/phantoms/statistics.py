@@ -83,7 +83,7 @@ def region_spreads(volume: Tensor, regions: Tensor) -> list[float]:
 def noise_level(volume: Tensor, regions: Tensor) -> float:
     """Median absolute Laplacian inside the healthy brain, divided by the brain's MAD: how grainy an image is.
 
-    The healthy brain is all voxels at least two voxels inside the brain and outside the tumour.
+    Healthy are the brain's voxels that are at least two voxels away from the border of the brain and from the tumour.
     """
     brain = volume != 0
     healthy = brain & ~regions[0]
@@ -130,7 +130,7 @@ def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
 
 
 def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, float]:
-    """Robust z in the hull outside the tumour: median and 97th percentile."""
+    """Robust z (see `region_levels`) in the hull outside the tumour: median and 97th percentile."""
     outside = hull & ~regions[0]
     if not outside.any():
         return math.nan, math.nan

@@ -36,7 +36,7 @@ def unpack(path: Path, target: Path) -> None:
                 left -= member.file_size
                 assert left >= 0
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadInputError(path, "The zip file is damaged or of a kind that is not read. Unpack it first.") from error
+        raise BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack it first.") from error
 
 
 def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -49,9 +49,7 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
             path, f"The zip file unpacks to {in_bytes(total)}; at most {in_bytes(MAX_UNPACKED_BYTES)} are unpacked."
         )
     if total > SMALL_BYTES and total > MAX_RATIO * packed:
-        raise BadInputError(
-            path, f"The zip file unpacks to more than {MAX_RATIO} times its size, which images do not."
-        )
+        raise BadInputError(path, f"The zip file unpacks to more than {MAX_RATIO} times its size. Images never do.")
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:

@@ -1,8 +1,8 @@
-"""The brain in a head with its skull: by deepbet's networks, a command of the user's, or a mask that is given.
+"""Find the brain in an image with the skull: by deepbet, by a command of the user, or by a given mask.
 
 deepbet (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845; MIT) was trained on T1 of healthy adults. On raw T1,
-T2 and FLAIR of patients its masks agree with published ones, see docs/scans.md. Its package is never imported, because
-it brings a window; only the files of its two networks are read.
+T2 and FLAIR of patients its masks agree with published ones, see docs/scans.md. Only the files of its two networks
+are read. Its package is not imported, because that needs a graphical user interface.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ COMMAND_TIMEOUT_S = 3600
 
 
 def extract_brain(volume: Volume, where: str) -> np.ndarray:
-    """The brain by deepbet's networks, bool in the shape of the volume.
+    """Find the brain with deepbet's networks; bool in the shape of the volume.
 
     Args:
-        volume: A head with its skull, of any orientation and voxel size.
-        where: Place that errors name.
+        volume: Image with the skull, in any orientation and voxel size.
+        where: Name of the image in error messages.
 
     Raises:
-        BadInputError: If there is no brain in it.
-        ValueError: If the networks are not those that are known.
+        BadInputError: If no brain is found.
+        ValueError: If the networks are not those of the supported version.
     """
     axes, flips = orientation(volume.affine)
     canonical = torch.from_numpy(np.ascontiguousarray(to_canonical(volume.array, volume.affine), dtype=np.float32))
@@ -83,17 +83,17 @@ def extract_brain(volume: Volume, where: str) -> np.ndarray:
 
 
 def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) -> np.ndarray:
-    """The brain by a command of the user's, such as HD-BET or SynthStrip.
+    """Find the brain with a command of the user, such as HD-BET or SynthStrip.
 
     Args:
-        command: With `{input}` and `{output}`, which stand for the path of the head and that of the mask or of the
-            brain alone, both `.nii.gz`. No shell reads it.
-        volume: A head with its skull.
-        where: Place that errors name.
+        command: Command with `{input}`, the path of the image, and `{output}`, the path of the mask or of the
+            brain alone, both `.nii.gz`. It is not run in a shell.
+        volume: Image with the skull.
+        where: Name of the image in error messages.
         scratch: Folder for the two files.
 
     Raises:
-        BadInputError: If the command fails, or its output is no mask.
+        BadInputError: If the command fails, or if its output is not a mask.
     """
     if "{input}" not in command or "{output}" not in command:
         raise ValueError(
@@ -118,35 +118,35 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
 
 
 def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
-    """The brain by a mask on disk that lies in the same space, on any grid; other voxels of it are zero.
+    """Read the brain from a mask in the same space, on any grid. Voxels outside the brain are zero in it.
 
     Raises:
-        BadInputError: If it cannot be read, or marks nothing or everything of the volume.
+        BadInputError: If the mask cannot be read, or if it marks no voxel or every voxel of the volume.
     """
     image = read_image(path).image
     mask = Volume((np.asarray(image.dataobj) != 0).astype(np.float32), image.affine)
     placed, _, _ = on_grid_of(mask, volume, labels=True)
     brain = placed.array > 0
     if not brain.any() or brain.all():
-        share = "nothing" if not brain.any() else "everything"
-        raise BadInputError(where, f"The brain mask marks {share} of it. Check that both lie in one space.")
+        share = "no voxel" if not brain.any() else "every voxel"
+        raise BadInputError(where, f"The brain mask marks {share} of it. Check that both are in the same space.")
     return brain
 
 
 @cache
 def _network(name: str) -> torch.jit.ScriptModule:
-    """A network of deepbet's, after a check that the file is the known one.
+    """Load a network of deepbet, if its file is that of the supported version.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the file is another one.
     """
     files = metadata.files("deepbet") or []
     path = next((Path(str(file.locate())) for file in files if file.name == name), None)
     content = b"" if path is None or not path.is_file() else path.read_bytes()
     if hashlib.sha256(content).hexdigest() != NETWORKS[name]:
         raise ValueError(
-            f"The network {name} of deepbet is missing or is another one than that of version 1.0.2, so it is not "
-            'loaded. Install it again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
+            f"The network {name} of deepbet is missing, or it is not that of version 1.0.2. It was not loaded. "
+            'Install it again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
         )
     # The bytes that were checked are those that are loaded.
     return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
@@ -157,7 +157,7 @@ def _resized(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clipped, and scaled to the mean and standard deviation that the networks were trained on."""
+    """Clip the intensities, and scale them to the mean and standard deviation of the networks' training data."""
     clipped = ((volume - low) / (high - low)).clamp(0, 1)
     return 0.226 * (clipped - clipped.mean()) / clipped.std() + 0.449
 

@@ -1,4 +1,4 @@
-"""Judging brain masks: do those of the sequences agree, is the volume a brain's, is bright tissue cut off."""
+"""Check brain masks: agreement between the sequences, volume, and tissue that was cut off."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ BRIGHT_SPREADS = 3.5
 
 
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
-    """The brain by the masks of all sequences on one grid: where half of them or more mark it.
+    """Combine the masks of all sequences on one grid: a voxel belongs to the brain if at least half of them mark it.
 
-    A sequence on which a tumour hides from the brain extraction is outvoted by the others.
+    So a tumour that is missing in the mask of one sequence is not lost.
 
     Args:
         masks: Mask of each sequence on the reference's grid.
         reference: Its name.
 
     Raises:
-        BadInputError: If a mask lies so far from that of the reference that the registration must have failed.
+        BadInputError: If a mask overlaps so little with that of the reference that the registration must have failed.
     """
     findings = []
     for name, mask in masks.items():
@@ -58,7 +58,7 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
 
 
 def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
-    """Whether the skull is removed already: the non-zero voxels look like a brain, and are hardly more than `brain`.
+    """Whether the skull has been removed: the non-zero voxels look like a brain, and are hardly more than `brain`.
 
     Args:
         volume: An image.
@@ -77,23 +77,23 @@ def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
     """Return the volume of a brain mask in litres.
 
     Raises:
-        BadInputError: If it cannot be that of a brain.
+        BadInputError: If this is not the volume of a brain.
     """
     litres = float(brain.sum() * abs(np.linalg.det(affine[:3, :3]))) / 1e6
     if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
         raise BadInputError(
             where,
-            f"The brain extraction found {litres:.2f} litres, which is no brain. Is this an image of a whole head? "
-            "Give a mask with --brain-mask, or another program with --brain-extraction.",
+            f"The brain extraction found {litres:.2f} litres, which is not the volume of a brain. Is this an image "
+            "of a whole head? Give a mask with --brain-mask, or another program with --brain-extraction.",
         )
     return litres
 
 
 def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
-    """Whether the volume is that of a brain.
+    """Warn if the volume of a brain mask is unusual.
 
     Raises:
-        BadInputError: If it cannot be.
+        BadInputError: If this is not the volume of a brain.
     """
     litres = check_brain(brain, affine, where)
     if not LITRES[0] <= litres <= LITRES[1]:
@@ -102,15 +102,15 @@ def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[F
 
 
 def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
-    """Whether bright tissue of a FLAIR goes on outside the brain mask, as a tumour does that was cut off.
+    """Warn if bright tissue on FLAIR continues outside the brain mask: the mask may have cut off a tumour.
 
-    On T2 this cannot be told, because the fluid around the brain is as bright as a tumour.
+    T2 cannot show this, because the fluid around the brain is as bright as a tumour.
 
     Args:
-        head: FLAIR with its skull.
+        head: FLAIR with the skull.
         brain: Brain mask on the same grid.
-        affine: Of the grid.
-        where: Place that the finding names.
+        affine: Affine of the grid.
+        where: Name of the image in the warning.
     """
     voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
     edges = np.linalg.norm(affine[:3, :3], axis=0)
@@ -134,14 +134,14 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     return [
         Finding(
             where,
-            f"{beyond[cut].sum():.1f} mL of bright tissue go on outside the brain mask, which may cut off a tumour. "
-            "Look at the mask, and give a better one with --brain-mask if it does.",
+            f"{beyond[cut].sum():.1f} mL of bright tissue continue outside the brain mask. The mask may cut off a "
+            "tumour. Look at it, and give a better one with --brain-mask if needed.",
         )
     ]
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
-    """A mask on another grid: where its share is half or more."""
+    """Resample a mask to another grid: a voxel belongs to it if at least half of the voxel does."""
     found = np.zeros(reference.array.shape, dtype=bool)
     # Only the boxes of the mask in both grids count. Around them is nothing but room for smoothing.
     own = bounds(mask, 1)
@@ -161,7 +161,7 @@ def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarr
 
 
 def _shifted(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Affine of an array that begins at this voxel of another."""
+    """Affine of a part of an array that begins at this voxel."""
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ voxels
     return moved

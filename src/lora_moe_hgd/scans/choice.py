@@ -15,12 +15,12 @@ from .studies import shown_date
 
 @dataclass(frozen=True)
 class Choice:
-    """The series of a study and what they were taken for.
+    """The series of a study, and the sequence as which each was recognised.
 
     Attributes:
-        rows: Every series with what it was taken for.
+        rows: Every series with its role.
         chosen: The series of each sequence, in channel order.
-        findings: What is odd about the choice.
+        findings: Warnings about the choice.
     """
 
     rows: tuple[tuple[Series, Recognised], ...]
@@ -28,12 +28,12 @@ class Choice:
     findings: tuple[Finding, ...]
 
     def table(self) -> str:
-        """A line for each series: number, date, plane, voxel size, slices, description, what it was taken for and why.
+        """One line for each series: number, date, plane, voxel size, slices, description, sequence, and reason.
 
         An asterisk marks the series that are used.
         """
         used = {series.number for series in self.chosen.values()}
-        lines = [("#", "date", "plane", "voxel in mm", "slices", "description", "taken for")]
+        lines = [("#", "date", "plane", "voxel in mm", "slices", "description", "recognised as")]
         for series, found in self.rows:
             voxel = " x ".join(f"{edge:.3g}" for edge in series.spacing_mm) if series.shape[2] else ""
             lines.append(
@@ -56,12 +56,12 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
     """Choose a series for each sequence: an original, complete and fine one.
 
     Args:
-        series: Of one study.
-        wanted: Number or UID of a series by sequence, which counts more than what its headers say.
-        where: Place that errors name.
+        series: All series of one study.
+        wanted: Number or UID of the series to use for a sequence, whatever its headers say.
+        where: Name of the study in error messages.
 
     Raises:
-        BadInputError: If no sequence is found, or a wanted series is not there or holds no volume.
+        BadInputError: If no sequence is found, or if a wanted series is missing or is not a volume.
     """
     rows = [(row, recognise(row)) for row in series]
     chosen: dict[str, Series] = {}
@@ -95,7 +95,7 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
                 )
             )
     findings += [
-        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times count.")
+        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times decide.")
         for row, found in rows
         if row in chosen.values() and "its description says" in found.why and row not in named.values()
     ]
@@ -110,10 +110,10 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
 
 
 def parse_series(texts: Sequence[str]) -> dict[str, str]:
-    """Number or UID of a series by sequence, from words such as `t1c=5`.
+    """Read words such as `t1c=5`: the number or UID of a series by sequence.
 
     Raises:
-        ValueError: If a word is of another form, or a sequence is unknown or named twice.
+        ValueError: If a word has another form, or if a sequence is unknown or occurs twice.
 
     Example:
         >>> parse_series(["t1c=5", "flair=2"])
@@ -132,7 +132,7 @@ def parse_series(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _rank(row: Series) -> tuple[bool, bool, float, float, int]:
-    """The least is the best: original, without gaps, with the smallest longest edge, then the smallest voxel."""
+    """Sort key, smallest first: original series, those without gaps, short longest edge of a voxel, small voxels."""
     volume = row.spacing_mm[0] * row.spacing_mm[1] * row.spacing_mm[2]
     derived = "DERIVED" in row.acquisition.image_type
     return derived, row.gaps > 0, round(max(row.spacing_mm), 1), round(volume, 2), row.number
@@ -147,7 +147,7 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         numbers = ", ".join(str(row.number) for row in found)
         raise BadInputError(where, f"Several stacks have this UID. Give one of the numbers {numbers}.")
     if found[0].shape[2] < 2 or found[0].plane == "none":
-        raise BadInputError(where, f"Series {found[0].number} is no volume: it has {found[0].shape[2]} slices.")
+        raise BadInputError(where, f"Series {found[0].number} is not a volume: it has {found[0].shape[2]} slices.")
     return found[0]
 
 

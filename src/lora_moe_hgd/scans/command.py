@@ -1,4 +1,4 @@
-"""`lora-moe-hgd prepare`: raw images to an ordinary case folder."""
+"""`lora-moe-hgd prepare`: make the folder of a case from raw images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ from .options import add_scan_options
 from .raw import require_extra
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prepare one study."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
-        description="Bring raw images of a head to one grid without skull: DICOM (a folder at any depth, a zip file, "
-        "a DICOMDIR), NIfTI or NRRD. The output is a case folder, which every other command reads."
+        description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
+        "is the folder of a case, which every other command reads."
     )
     parser.add_argument("places", nargs="*", type=Path, metavar="RAW OUT", help="instead of --in-path and --out-path")
-    add_in_path(parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with skull")
+    add_in_path(
+        parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case that still has its skull"
+    )
     add_out_path(parser, required=False, help="folder for the case")
     parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
-    parser.add_argument("--reference", choices=MODALITIES, help="whose grid the case gets; the finest if left out")
+    parser.add_argument(
+        "--reference", choices=MODALITIES, help="sequence whose grid the case gets (default: the finest)"
+    )
     add_scan_options(parser)
     add_quiet(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepare one study."""
+    args = build_parser().parse_args(argv)
     places = [*args.places]
     source = args.in_path or (places.pop(0) if places else None)
     target = args.out_path or (places.pop(0) if places else None)

@@ -29,8 +29,8 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
     by linear interpolation, with a finding. (dcm2niix places them evenly, millimetres off.)
 
     Args:
-        series: What to convert.
-        sequence: Place that findings name.
+        series: Series to convert.
+        sequence: Name of the image in warnings.
         scratch: Folder for intermediate files.
 
     Raises:
@@ -57,7 +57,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         raise BadInputError(
             sequence,
             f"dcm2niix makes {len(made) or 'no'} volume{'s' if len(made) > 1 else ''} of series {series.number} (exit "
-            f"code {done.returncode}). Its files may be damaged, incomplete, or compressed in a way that is not read.",
+            f"code {done.returncode}). Its files may be damaged, incomplete, or compressed in an unsupported way.",
         )
     image = read_image(made[0]).image
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Pictures without a face: only the brain and what lies close to it is left of a head."""
+"""Remove the face from images for pictures: only the brain and the tissue close to it remain."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MARGIN_MM = 5.0
 
 
 def without_face(head: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The head with all voxels farther than `MARGIN_MM` from the brain set to zero. The brain keeps every bit.
+    """Set all voxels farther than `MARGIN_MM` from the brain to zero. The brain keeps every bit.
 
     A blur would keep the shape of the face. Where the mask is right, no skin lies within the margin.
 
     Args:
         head: `(D, H, W)`.
         brain: Brain mask of the same shape.
-        affine: Of the grid, `(4, 4)`.
+        affine: Affine of the grid, `(4, 4)`.
     """
     spacing_mm = voxel_spacing_mm(affine)
     box = bounds(brain, math.ceil(MARGIN_MM / min(spacing_mm)))

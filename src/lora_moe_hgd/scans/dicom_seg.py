@@ -1,4 +1,4 @@
-"""DICOM segmentation objects: the label map over the slices of the series that it was made from.
+"""Write the label map as a DICOM segmentation over the slices of the reference series.
 
 Each frame is sampled at the places that the header of its slice gives, so no rule about flips is needed.
 """
@@ -55,12 +55,12 @@ def write_dicom_seg(
     Args:
         path: Written beside and renamed.
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
-        affine: Of their grid, voxel to millimetre in RAS, `(4, 4)`.
-        headers: Of the slices of the source series, without pixels, or the one of an enhanced file.
+        affine: Affine of their grid, voxel to millimetre in RAS, `(4, 4)`.
+        headers: Headers of the slices of the source series without pixels, or the single header of an enhanced file.
         algorithm: Name of the checkpoint.
 
     Raises:
-        ValueError: If no tumour lies on the slices: such an object would be empty.
+        ValueError: If no voxel of the tumour is on a slice: the object would be empty.
     """
     whole, core, enhancing = regions
     classes = np.stack([core & ~enhancing, whole & ~core, enhancing], axis=-1)

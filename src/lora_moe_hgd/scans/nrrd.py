@@ -39,15 +39,17 @@ SPACES = {
 
 
 def has_nrrd(folder: Path) -> bool:
-    """Whether an NRRD file lies in the folder."""
+    """Whether the folder contains an NRRD file."""
     return folder.is_dir() and any(stem_of(path, NRRD) is not None for path in folder.iterdir())
 
 
 def find_nrrd_case(folder: Path) -> CaseFiles:
-    """The case in a folder with NRRD files, and NIfTI files perhaps. Names are read by the rules for NIfTI files.
+    """Find the case in a folder with NRRD files, which may also contain NIfTI files.
+
+    Names are read by the rules for NIfTI files.
 
     Raises:
-        BadInputError: If the sequences cannot be told by the names.
+        BadInputError: If the names do not determine the sequences.
     """
     content = sorted(folder.iterdir())
     # The names as if the files were NIfTI, and the files themselves.
@@ -83,8 +85,8 @@ def read_nrrd(path: Path) -> Volume:
     """Read an NRRD image as float32, with its affine in RAS.
 
     Raises:
-        BadInputError: If the file is damaged, too large, of a kind that is not read, or does not say where the
-            patient's left is.
+        BadInputError: If the file is damaged, too large or of an unsupported kind, or if its header does not state the
+            orientation.
     """
     check_place(path)
     fields = _fields(path)
@@ -148,14 +150,14 @@ def _check(path: Path, fields: dict[str, str]) -> None:
     if space not in SPACES or not directions or "spaceorigin" not in fields:
         raise BadInputError(
             path,
-            "The NRRD header does not say where the patient's left is: it needs a space such as "
+            "The NRRD header does not state the orientation of the patient: it needs a space such as "
             "left-posterior-superior, with space directions and a space origin. Save it again with 3D Slicer.",
         )
     _check_data_file(path, fields.get("datafile"))
 
 
 def _check_data_file(path: Path, name: str | None) -> None:
-    """Refuse voxels in several files, or in a file outside the folder."""
+    """Raise if the voxels are in several files, or in a file outside the folder."""
     if name is None:
         return
     if name.upper().startswith("LIST") or "%" in name:
@@ -163,7 +165,5 @@ def _check_data_file(path: Path, name: str | None) -> None:
     # A header may come from a computer of the other kind.
     places = (PurePosixPath(name), PureWindowsPath(name))
     if any(place.anchor or ".." in place.parts for place in places):
-        raise BadInputError(
-            path, "The header names a data file outside its folder, which is not read. Put both into one folder."
-        )
+        raise BadInputError(path, "The header names a data file in another folder. Put both files into one folder.")
     check_place(path.parent / name)

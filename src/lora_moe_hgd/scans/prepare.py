@@ -40,14 +40,14 @@ class ScanOptions:
     """How raw images are prepared.
 
     Attributes:
-        study: Number or UID of the study to use, where there are several.
-        series: Number or UID of a series by sequence.
-        sequences: Use only these; all that are there when `None`.
-        reference: Sequence whose grid the case gets; the finest when `None`.
+        study: Number or UID of the study to use, if there are several.
+        series: Number or UID of the series to use, by sequence.
+        sequences: Use only these sequences. `None` means all that are found.
+        reference: Sequence whose grid the case gets. `None` means the finest one.
         brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`. When
             `None`, it is `none` for sequences that show no skull, and `deepbet` for the others.
-        brain_mask: File with the brain in the reference, used instead.
-        case_id: Name of the case; when `None` a digest of the study, or the name of the folder of the files.
+        brain_mask: File with the mask of the brain on the reference, used instead of brain extraction.
+        case_id: Name of the case. `None` means a digest of the study or, without DICOM, the name of the folder.
         deface: Remove the face from `Prepared.heads`.
     """
 
@@ -73,14 +73,14 @@ def prepare(
 
     Args:
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files.
-        options: What to use, and how.
+        options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
         steps: Finished steps of a run that was stopped; `None` stores none.
-        say: Called with what each image was taken for, and a line for each step before it begins.
+        say: Called with lines of text: which image is which sequence, and each step before it begins.
 
     Raises:
         BadInputError: If the images cannot be used.
-        ValueError: If an option has no meaning.
+        ValueError: If an option has no effect here.
     """
     clock, steps = _Clock(), steps or Steps()
     scans = read_scans(path, scratch, study=options.study, series=options.series, sequences=options.sequences, say=say)
@@ -195,7 +195,7 @@ def _stripped_finding(sequences: Sequence[str]) -> Finding:
     one = len(sequences) == 1
     return Finding(
         WHOLE_CASE,
-        f"{', '.join(sequences)} {'has' if one else 'have'} no skull already, so {'its' if one else 'their'} non-zero "
+        f"{', '.join(sequences)} {'has' if one else 'have'} no skull, so {'its' if one else 'their'} non-zero "
         "voxels are taken as the brain. If there is a skull, give --brain-extraction deepbet.",
     )
 
@@ -227,10 +227,10 @@ def _motion(
 
 
 def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]:
-    """What is odd about a motion.
+    """Warn of a motion that is unusually large.
 
     Raises:
-        BadInputError: If the images have so little in common that they show no one head.
+        BadInputError: If the images have so little in common that they do not show the same head.
     """
     if motion.after < LEAST_INFORMATION:
         raise BadInputError(
@@ -264,7 +264,7 @@ def _sequence_report(
     masks: Mapping[str, np.ndarray],
     reference: str,
 ) -> dict[str, Any]:
-    """What `prepare.json` says about a sequence. Descriptions and UIDs may lead to the patient: numbers are enough."""
+    """Part of `prepare.json` about a sequence, without descriptions and UIDs, which may identify the patient."""
     content: dict[str, Any] = {"shape": volume.array.shape, "spacing_mm": voxel_spacing_mm(volume.affine)}
     if scans.choice is not None:
         content |= {"series": scans.choice.chosen[name].number, "plane": scans.choice.chosen[name].plane}

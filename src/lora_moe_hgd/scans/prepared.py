@@ -1,4 +1,4 @@
-"""A case that was prepared from raw images, and the way back to their own grids. This needs no further package."""
+"""A case that was prepared from raw images, with the transforms to their own grids. It needs no extra package."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Placement:
     """A sequence as it was scanned.
 
     Attributes:
-        shape: Of its own array.
-        affine: Of its own grid, as the scanner gave it, `(4, 4)`.
+        shape: Shape of its own array.
+        affine: Affine of its own grid, as scanned, `(4, 4)`.
         motion: From its points to those of the reference, in millimetres, `(4, 4)`.
     """
 
@@ -42,14 +42,14 @@ class Prepared:
     """A case on one grid without skull, made from raw images.
 
     Attributes:
-        case_id: Name of the case; it does not tell the patient unless the user chose it so.
+        case_id: Name of the case. It does not reveal the patient, unless the user chose such a name.
         reference: Sequence whose grid the case is on.
-        affine: Of that grid, `(4, 4)`.
+        affine: Affine of that grid, `(4, 4)`.
         images: Each sequence on that grid, `(D, H, W)` float32, zero outside the brain.
         heads: The same with the skull.
         brain: Brain on that grid, bool.
         placements: How each sequence was scanned.
-        findings: What is odd.
+        findings: Warnings.
         report: Content of `prepare.json`.
         headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty for other images.
     """
@@ -84,9 +84,9 @@ class Prepared:
         """The label map on the grid on which a sequence was scanned; each voxel has the label at its centre.
 
         Args:
-            sequence: Whose grid.
+            sequence: Sequence whose grid the result has.
             regions: WT, TC and ET on the case's grid, `(3, D, H, W)` bool.
-            scheme: Of the label map.
+            scheme: Scheme of the label map.
         """
         place = self.placements[sequence]
         target = Volume(np.zeros(place.shape, dtype=np.float32), place.motion @ place.affine)
@@ -95,7 +95,7 @@ class Prepared:
 
 
 def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image with nothing but its geometry in the header."""
+    """Make a NIfTI image whose header contains only its geometry."""
     image = nib.Nifti1Image(np.ascontiguousarray(array), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
@@ -104,7 +104,7 @@ def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:
 
 
 def report_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with numbers that JSON can hold, rounded to what counts."""
+    """Convert numbers and arrays to types of JSON, rounded to four decimals."""
     rounded: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What was scanned: the sequences of a study as DICOM, or of a case as NIfTI or NRRD, each on its own grid."""
+"""Read the sequences of a study (DICOM) or of a case (NIfTI, NRRD), each on its own grid."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Scans:
 
     Attributes:
         case_id: A digest of the study, or the name of the folder.
-        volumes: Each sequence with its skull, in channel order.
-        findings: What is odd.
+        volumes: Each sequence as it was scanned, in channel order.
+        findings: Warnings.
         choice: The series of DICOM files; `None` for other files.
     """
 
@@ -53,14 +53,14 @@ def read_scans(
     Args:
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case.
         scratch: Folder for intermediate files.
-        study: Number or UID of the study to use, where there are several.
+        study: Number or UID of the study to use, if there are several.
         series: Number or UID of a series by sequence.
-        sequences: Use only these; all that are there when `None`.
-        say: Called with what each file or series was taken for.
+        sequences: Use only these sequences. `None` means all that are found.
+        say: Called with lines of text that say which file or series is which sequence.
 
     Raises:
         BadInputError: If the images cannot be used.
-        ValueError: If an option has no meaning.
+        ValueError: If an option has no effect here.
     """
     if not path.exists():
         raise BadInputError(path, "There is no such file or folder. Check the path.")
@@ -126,7 +126,7 @@ def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str
 
 
 def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
-    """Those that are wanted, in channel order."""
+    """Return the wanted sequences, in channel order."""
     lacking = [name for name in wanted or () if name not in found]
     if lacking:
         raise BadInputError(where, f"{', '.join(lacking)} was not found; {', '.join(found)} was.")

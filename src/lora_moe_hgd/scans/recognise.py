@@ -1,7 +1,8 @@
-"""Which MRI sequence a series is, from its headers.
+"""Recognise the MRI sequence of a series by its headers.
 
-Times decide, because descriptions are in any language and often wrong. The ranges are textbook values for 1 to 3 T.
-Descriptions decide where times are missing, and what the times cannot tell: contrast agent, angiographies, maps.
+The times decide, because descriptions come in any language and are often wrong. The ranges are textbook values for
+1 to 3 T. Descriptions decide where times are missing, and where times say nothing: contrast agent, angiographies,
+maps.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Times:
     inversion_ms: tuple[float, float] | None
 
     def fits(self, found: Acquisition) -> bool:
-        """Whether the times lie in the ranges. An unknown repetition time fits any range."""
+        """Whether the times are in the ranges. An unknown repetition time fits any range."""
         if found.echo_ms is None or not self.echo_ms[0] <= found.echo_ms <= self.echo_ms[1]:
             return False
         repetition = found.repetition_ms
@@ -77,7 +78,7 @@ IMAGE_TYPES = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a series was taken for.
+    """The sequence as which a series was recognised, and why.
 
     Attributes:
         sequence: `t1`, `t1c`, `t2` or `flair`; `None` if it is left out.
@@ -89,7 +90,7 @@ class Recognised:
 
 
 def recognise(series: Series) -> Recognised:
-    """Say which sequence a series is, or why it is left out."""
+    """Find the sequence of a series, or the reason why it is left out."""
     found = series.acquisition
     left_out = _left_out(series)
     if left_out:
@@ -110,7 +111,7 @@ def recognise(series: Series) -> Recognised:
 
 
 def _left_out(series: Series) -> str | None:
-    """Why a series is not one of the four sequences, whatever its times are."""
+    """Reason why a series cannot be one of the four sequences, whatever its times; `None` if there is none."""
     found = series.acquisition
     if not series.shape[2]:
         return "no image"

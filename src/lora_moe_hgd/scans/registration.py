@@ -1,7 +1,7 @@
 """Rigid registration of one sequence to another, with SimpleITK.
 
-Mattes mutual information (Mattes et al. 2003, doi 10.1109/TMI.2003.809072) does not care how bright a tissue is in
-either image. It has local optima, so several starts compete on a coarse grid.
+Mattes mutual information (Mattes et al. 2003, doi 10.1109/TMI.2003.809072) does not depend on how bright a tissue
+is in either image. It has local optima, so several starts compete on a coarse grid.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Motion:
         return np.array_equal(self.matrix, np.eye(4))
 
     def moved(self, volume: Volume) -> Volume:
-        """The volume at its new place. No voxel is interpolated: its affine changes."""
+        """The volume at its new position. No voxel is interpolated: its affine changes."""
         return Volume(volume.array, self.matrix @ volume.affine)
 
 
@@ -65,11 +65,11 @@ def register(
 ) -> Motion:
     """Find the rigid motion that brings `moving` to `reference`.
 
-    The position by the headers is kept where moving the image gains nothing.
+    The position from the headers is kept if moving the image does not increase the mutual information.
 
     Args:
-        reference: Image that stays, with its skull.
-        moving: Image that is moved, with its skull.
+        reference: Fixed image, with the skull.
+        moving: Moving image, with the skull.
         brain: Brain in the reference, bool in its shape. The images are then compared there and in a margin, where a
             head moves as one piece.
         moving_brain: Brain in the moving image. The search also begins where both brains have one centre.
@@ -102,7 +102,7 @@ def register(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two images on grids of cubes, and where they are compared."""
+    """Two images on grids of cubic voxels, and the mask in which they are compared."""
 
     fixed: sitk.Image
     moving: sitk.Image

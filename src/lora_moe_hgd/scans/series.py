@@ -1,4 +1,4 @@
-"""A series of DICOM files: where its slices lie, and how it was acquired."""
+"""A series of DICOM files: the positions of its slices, and how it was acquired."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Acquisition:
     """What the headers of a series say about how it was acquired.
 
     Attributes:
-        modality: Such as `MR` or `CT`.
+        modality: Modality, such as `MR` or `CT`.
         description: Series description, or protocol name if there is none.
         image_type: Values in capitals, such as `ORIGINAL`, `PRIMARY`, `M`.
         scanning: Scanning sequence: `SE`, `IR`, `GR`, `EP`, `RM`.

@@ -1,8 +1,8 @@
-"""Finished steps of a preparation, so that a run that was stopped goes on after the last of them.
+"""Store the finished steps of a preparation, so that a stopped run continues after the last one.
 
 A result is stored under the digest of everything that it was made from: voxels, affine, options, code and version. A
-changed image or option has another digest, so no old result answers it. Only brain masks and motions are stored. They
-show no face, and their headers hold nothing but geometry.
+changed image or option has another digest, so an old result is never used for it. Only brain masks and motions are
+stored. They show no face, and their headers contain only geometry.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Steps:
     """Results of the steps of one preparation.
 
     Args:
-        folder: Where results are stored; `None` stores nothing.
+        folder: Folder for the results. `None` stores nothing.
 
     Attributes:
-        reused: What was found in the folder, in words.
+        reused: Names of the steps whose results were reused.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -44,7 +44,7 @@ class Steps:
         self.reused: list[str] = []
 
     def brain(self, sequence: str, volume: Volume, method: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The brain on a volume, bool in its shape, stored or made now.
+        """Return the brain on a volume, bool in its shape: the stored one, or a new one.
 
         Args:
             sequence: Its name.
@@ -73,7 +73,7 @@ class Steps:
         brains: tuple[np.ndarray | None, np.ndarray | None],
         make: Callable[[], Motion],
     ) -> Motion:
-        """The motion of a sequence to the reference, stored or found now.
+        """Return the motion of a sequence to the reference: the stored one, or a new one.
 
         Args:
             sequence: Name of the moving image.
@@ -101,7 +101,7 @@ class Steps:
 
 @contextmanager
 def steps_in(out: Path) -> Iterator[Steps]:
-    """Steps that are stored in a hidden folder of the output folder until the block ends well."""
+    """Store steps in a hidden folder of the output folder, which is removed when the block ends without an error."""
     folder = out / UNFINISHED
     try:
         yield Steps(folder)

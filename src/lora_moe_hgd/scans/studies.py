@@ -1,6 +1,6 @@
 """The patients, studies and series of a folder of DICOM files.
 
-Nothing of the patient module leaves this module: patients are told apart by a digest in memory.
+No patient data leaves this module. Patients are distinguished by a digest that is kept in memory.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
     if deflated and not slices:
         raise BadInputError(
             folder,
-            "The DICOM files are deflated, which is not read. Write them again as they were before: dcmconv +te.",
+            "Deflated DICOM files are not supported. Write them without compression: dcmconv +te.",
         )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
@@ -129,10 +129,10 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
 
 
 def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -> list[Series]:
-    """The series of one study; with several studies, `wanted` is the number of one, or its UID.
+    """Return the series of one study. If there are several, `wanted` is the number or the UID of one.
 
     Raises:
-        BadInputError: If there are several studies or patients and none is chosen, or the chosen one is not there.
+        BadInputError: If there are several studies or patients and none is chosen, or if the chosen one is missing.
     """
     studies = list(dict.fromkeys(row.study for row in series))
     patients = list(dict.fromkeys(row.patient for row in series))
@@ -167,7 +167,7 @@ def shown_date(date: str) -> str:
 
 
 def case_id_of(study: str) -> str:
-    """Name of a case that does not tell the patient: the beginning of a digest of the study's UID."""
+    """Name of a case that does not reveal the patient: the beginning of a digest of the study's UID."""
     return f"study-{hashlib.sha256(study.encode()).hexdigest()[:12]}"
 
 
@@ -221,7 +221,7 @@ def _by_series(slices: Iterable[_Slice]) -> list[list[_Slice]]:
 
 
 def _stacks(series: Sequence[_Slice]) -> list[list[_Slice]]:
-    """The slices of a series, apart by orientation, echo time and size."""
+    """Group the slices of a series by orientation, echo time and size."""
     stacks: list[list[_Slice]] = []
     for part in series:
         stack = next((stack for stack in stacks if _belong_together(stack[0], part)), None)
@@ -300,7 +300,7 @@ def _acquisition(part: _Slice) -> Acquisition:
 
 
 def _without_patient(text: str, header: Dataset) -> str:
-    """`text` with the words of the patient's name and number blacked out: some sites write them everywhere."""
+    """Black out the words of the patient's name and number in `text`: some sites write them into other fields."""
     words = re.split(r"[\^=\s,]+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}")
     for word in words:
         is_wide = all(unicodedata.east_asian_width(letter) in "WF" for letter in word)
@@ -320,8 +320,8 @@ def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
     """Whether the pixels of a file are incomplete: uncompressed ones too few, compressed ones without their end.
 
     Args:
-        file: Where the pixels begin, or the end of a file without pixels.
-        header: Of the file.
+        file: Open file at the beginning of its pixels, or at its end if it has none.
+        header: Header of the file.
         left: Bytes from there to the end of the file.
     """
     syntax = header.file_meta.get("TransferSyntaxUID")

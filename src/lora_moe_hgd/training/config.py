@@ -31,9 +31,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         ValueError: If a key is unknown (the message names the most similar one), or a value has the wrong type or
             breaks a rule.
     """
-    parser, options = _build_parser()
-    names = {option.rpartition(".")[2]: option for option in options}
-    names |= {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
+    parser = build_parser()
+    options, names = _options(parser), spellings(parser)
     words = [_in_full(word, names) for word in argv]
     try:
         file = Namespace()
@@ -49,8 +48,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     return config
 
 
-def _build_parser() -> tuple[ArgumentParser, list[str]]:
-    """Parser of the command line, and the dotted name of each option of `RunConfig`."""
+def build_parser() -> ArgumentParser:
+    """Build the parser of the options. Its options have dotted names, such as `--data.num_workers`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
         description="Train on a folder of cases or on phantoms. Options override the file. The last part of a name is "
@@ -59,7 +58,6 @@ def _build_parser() -> tuple[ArgumentParser, list[str]]:
         allow_abbrev=False,
     )
     parser.add_class_arguments(RunConfig)
-    options = list(parser.get_defaults().keys())
     parser.add_argument("--config", metavar="FILE", type=str, required=True, help="YAML file of the run")
     parser.add_argument(
         "--continue",
@@ -68,11 +66,23 @@ def _build_parser() -> tuple[ArgumentParser, list[str]]:
         help="continue the run in the output folder although its options have changed, and print what changed",
     )
     # Hide the options of jsonargparse that read one part from a separate file, such as `--sample FILE`.
-    parts = {option.partition(".")[0] for option in options if "." in option}
+    parts = {option.partition(".")[0] for option in _options(parser) if "." in option}
     for action in parser._actions:
         if action.dest in parts:
             action.help = argparse.SUPPRESS
-    return parser, options
+    return parser
+
+
+def spellings(parser: ArgumentParser) -> dict[str, str]:
+    """Map the words that users may write to dotted names of options: `num_workers` to `data.num_workers`."""
+    options = _options(parser)
+    names = {option.rpartition(".")[2]: option for option in options}
+    return names | {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    """Dotted name of each option of `RunConfig`."""
+    return [name for name in parser.get_defaults().keys() if name not in ("config", "continue_run")]  # noqa: SIM118
 
 
 def _in_full(word: str, names: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ from ..phantoms.style import WIDE, PhantomStyle
 from ..processes import main_process_first, refuse_lone_process
 from ..splits import Split
 from ..task_files import read_task
+from .config import build_parser as build_parser
 from .config import read_config
 from .loop import Network, TrainingLoop
 from .objectives import Objective, SegmentationObjective

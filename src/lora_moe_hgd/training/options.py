@@ -288,8 +288,8 @@ class ValidationConfig:
     Attributes:
         every: Epochs between validations; the last epoch is always validated.
         subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
-            validation cases that have all of its sequences. The default is every subset of `DEFAULT_SUBSETS` that a
-            case has. For a task of your own, it is all sequences together and each sequence alone.
+            validation cases that have all of its sequences. By default: `all`, `t1c+flair`, `t1+t2`, `flair` and
+            `t1c`; for a task of your own, all sequences together and each sequence alone.
     """
 
     every: int = 1

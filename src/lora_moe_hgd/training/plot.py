@@ -20,11 +20,16 @@ from .run_folder import RUN_FILE
 Rows = Sequence[dict[str, float]]
 
 
-def main(argv: Sequence[str]) -> None:
-    """Draw `curves.png` and `router_load.png` into the folder of a run."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(description="Draw the training curves and the load of each expert of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
-    folder = parser.parse_args(argv).run
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw `curves.png` and `router_load.png` into the folder of a run."""
+    folder = build_parser().parse_args(argv).run
     if not (folder / FILE_NAME).is_file():
         raise ValueError(
             f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name the folder of a run, such as "

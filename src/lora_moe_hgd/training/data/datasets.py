@@ -213,8 +213,8 @@ class CachedCases(Dataset):
 def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
     """Return a separate cache folder for each combination of `--allow-skull` and `--allow-partial`.
 
-    A case that was cached under a permission must not be accepted without it. The permissions do not change the
-    fingerprint of a case.
+    A case that was accepted and cached with one of these options must not be used without it. The options do not
+    change the fingerprint of a case.
     """
     allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
     return folder.with_name(folder.name + allowed)

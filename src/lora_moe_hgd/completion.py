@@ -1,0 +1,104 @@
+"""`lora-moe-hgd completion`: a script that completes commands, options and their values in a shell.
+
+The script holds everything that it completes, except files: the shell starts no Python when the user presses Tab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+from lora_moe_hgd_cli import COMMANDS
+
+from .pretrained import shipped_names
+from .training import config
+
+PROGRAM = "lora-moe-hgd"
+SHELLS = ("bash", "zsh", "fish")
+# Options of `train` that are paths. Their type is `str`, because `null` unsets them.
+TRAINING_PATHS = {
+    "config": shtab.FILE,
+    "task": shtab.FILE,
+    "data.split_file": shtab.FILE,
+    "data.root": shtab.DIRECTORY,
+    "data.dataset": shtab.DIRECTORY,
+    "data.label_maps": shtab.DIRECTORY,
+    "data.cache_dir": shtab.DIRECTORY,
+    "output_dir": shtab.DIRECTORY,
+}
+# Names under which commands take a checkpoint.
+CHECKPOINTS = ("checkpoint", "base", "adapters")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
+    parser = argparse.ArgumentParser(
+        description="Print a script that completes commands, options, checkpoints, label schemes and files. For bash: "
+        'eval "$(lora-moe-hgd completion bash)". docs/use.md shows where each shell looks for the script.'
+    )
+    parser.add_argument("shell", choices=SHELLS, help="your shell")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the script."""
+    print(script(build_parser().parse_args(argv).shell))
+
+
+def script(shell: str) -> str:
+    """Completion script of all commands for `bash`, `zsh` or `fish`."""
+    whole = argparse.ArgumentParser(prog=PROGRAM)
+    whole.add_argument("--version", action="store_true", help="print the version")
+    commands = whole.add_subparsers()
+    for name, (module, purpose) in COMMANDS.items():
+        own = importlib.import_module(module).build_parser()
+        commands.add_parser(name, help=purpose, description=purpose, parents=[own], add_help=False)
+        # Only now: two actions may not have the same name when they are added, but one of these two is never shown.
+        if name == "train":
+            _add_short_names(own)
+        _complete_values(own)
+    return shtab.complete(whole, shell)
+
+
+def _add_short_names(parser: Any) -> None:
+    """Add the short names of the training options, such as `--num-workers` for `--data.num_workers`."""
+    actions = {action.dest: action for action in parser._actions}
+    for name, option in config.spellings(parser).items():
+        text = f"--{name.replace('_', '-')}"
+        if option in actions and "." not in name and text not in actions[option].option_strings:
+            actions[option].option_strings.insert(0, text)
+
+
+def _complete_values(parser: argparse.ArgumentParser) -> None:
+    """Say which values are files, folders and checkpoints. Choices need no word."""
+    for action in parser._actions:
+        how: Any = None
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _complete_values(below)
+        elif action.dest in CHECKPOINTS:
+            how = _checkpoints()
+        elif action.dest in TRAINING_PATHS:
+            how = TRAINING_PATHS[action.dest]
+        elif action.type is Path:
+            how = shtab.DIRECTORY if action.metavar == "FOLDER" else shtab.FILE
+        if how is not None:
+            action.complete = how  # type: ignore[attr-defined]
+
+
+def _checkpoints() -> dict[str, Any]:
+    """Completion of a checkpoint: the shipped names, and folders."""
+    names, function = " ".join(shipped_names()), "_lora_moe_hgd_checkpoints"
+    bash = f'{function}() {{\n  compgen -W "{names}" -- "$1"\n  compgen -d -S / -- "$1"\n}}'
+    zsh = f"{function}() {{\n  _alternative 'names:shipped checkpoint:({names})' 'folders:folder:_files -/'\n}}"
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"{names} (__fish_complete_directories)",
+        "preamble": {"bash": bash, "zsh": zsh},
+    }
