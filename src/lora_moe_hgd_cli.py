@@ -24,6 +24,7 @@ COMMANDS = {
     "push": ("lora_moe_hgd.hub.push", "upload a network or an adapter to the Hub"),
     "pull": ("lora_moe_hgd.hub.pull", "download a network or an adapter and verify it"),
     "plot": ("lora_moe_hgd.training.plot", "draw the training curves and expert load of a run"),
+    "app": ("lora_moe_hgd.app.command", "segment cases on a page in the browser"),
     "export": ("lora_moe_hgd.export.command", "write a network that runs without this package"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
     "phantom": ("lora_moe_hgd.phantoms.phantom", "write synthetic cases with ground truth"),

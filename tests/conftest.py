@@ -14,7 +14,14 @@ from lora_moe_hgd_cli import run
 # Files that take long. Each runs on one worker, where its tests share what they have made. Started last, one of them
 # would keep a worker busy alone.
 LONG = (
-    *("test_distributed.py", "test_hub_server.py", "test_resume.py", "test_cohort.py", "test_adapters.py"),
+    *(
+        "test_distributed.py",
+        "test_app.py",
+        "test_hub_server.py",
+        "test_resume.py",
+        "test_cohort.py",
+        "test_adapters.py",
+    ),
     *("test_docs.py", "test_evaluate.py", "test_training.py", "test_readme.py", "test_training_continue.py"),
 )
 

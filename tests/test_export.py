@@ -122,7 +122,7 @@ def spoiled(kind: str, array: np.ndarray) -> np.ndarray:
     [
         ("NaN", "NaN or infinite"),
         ("background", "a corner is not zero"),
-        ("labels", "no image"),
+        ("labels", "too few different values for an image"),
         ("head", "litres of tissue are not a brain"),
         ("part", "litres of tissue are not a brain"),
         ("four axes", "not the shape of one volume"),
@@ -143,7 +143,7 @@ def test_the_program_refuses_sequences_on_two_grids(dummy_root: Path, network: t
     shifted = images["t2"].affine.copy()
     shifted[0, 3] += 3
     images["t2"] = nib.Nifti1Image(images["t2"].get_fdata(dtype=np.float32), shifted)
-    with pytest.raises(ValueError, match="t2 lies on another grid"):
+    with pytest.raises(ValueError, match="t2 has another grid"):
         program.segment(images, Session(network), settings_of())
 
 

@@ -43,6 +43,7 @@ ORDER = [
     "training",
     "hub",
     "api",
+    "app",
     "completion",
 ]
 ALLOWED_IN_MODEL = {"numpy", "torch", "transformers", "huggingface_hub", "tqdm"}

@@ -119,7 +119,8 @@ def test_an_adapter_over_a_shipped_base_is_pushed_over_the_repository_that_is_co
 ) -> None:
     save_over("tiny", tmp_path / "adapter")
     monkeypatch.setenv("LORA_MOE_HGD_HUB_IDS", "tiny=me/lora-moe-hgd-tiny")
-    about = {"license": "mit", "training_data": "Phantoms.", "evaluation": None, "max_shard_size": "5GB"}
+    about = {"license": "mit", "training_data": "Phantoms.", "training_cost": None, "evaluation": None}
+    about["max_shard_size"] = "5GB"
     (tmp_path / "staged").mkdir()
     card = stage(tmp_path / "adapter", tmp_path / "staged", repo="me/site", base=None, **about)
     config = json.loads((tmp_path / "staged" / "adapter_config.json").read_text())

@@ -54,7 +54,8 @@ def test_the_default_checkpoint_says_which_cases_trained_it(tmp_path: Path) -> N
 
 
 def test_the_default_checkpoint_is_pushed_over_a_base_that_others_can_load(tmp_path: Path) -> None:
-    about = {"license": "cc-by-4.0", "training_data": "Real cases.", "evaluation": None, "max_shard_size": "1GB"}
+    about = {"license": "cc-by-4.0", "training_data": "Real cases.", "training_cost": None, "evaluation": None}
+    about["max_shard_size"] = "1GB"
     folder = pretrained_path(DEFAULT_CHECKPOINT)
     with pytest.raises(ValueError, match="name its repository with --base"):
         stage(folder, tmp_path, repo="me/glioma", base=None, **about)

@@ -144,7 +144,7 @@ def test_where_no_label_fits_the_later_region_is_painted() -> None:
 
 def test_overlaps_have_a_name_of_their_own() -> None:
     (scheme,) = task_of({"a": [1, 2], "b": [2, 3]}).schemes.values()
-    assert str(scheme) == "made-up (0 background, 1 a, 3 b, 2 a and b)"
+    assert str(scheme) == "made-up (0 background, 1 a, 2 a and b, 3 b)"
 
 
 def test_probabilities_of_the_tumour_are_nested_as_before_bit_for_bit() -> None:

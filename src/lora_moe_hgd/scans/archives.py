@@ -17,18 +17,24 @@ MAX_RATIO = 100
 SMALL_BYTES = 64 * 1024**2
 
 
-def unpack(path: Path, target: Path) -> None:
+def unpack(path: Path, target: Path, *, max_bytes: int | None = None) -> None:
     """Unpack a zip file into `target`. Members get names of their own, because theirs may name the patient.
+
+    Args:
+        path: Zip file.
+        target: Folder that exists.
+        max_bytes: Largest sum of the unpacked files. `None` means `MAX_UNPACKED_BYTES`.
 
     Raises:
         BadInputError: If the file is damaged or encrypted, holds links or paths that lead out of the folder, or
             unpacks to more than the limits.
     """
+    max_bytes = MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            _check(path, members)
-            left = MAX_UNPACKED_BYTES
+            _check(path, members, max_bytes)
+            left = max_bytes
             for number, member in enumerate(members):
                 with archive.open(member) as source, (target / f"{number:06d}").open("wb") as file:
                     # The size in the directory of the archive is a claim: `ZipExtFile` reads no more than it.
@@ -39,14 +45,14 @@ def unpack(path: Path, target: Path) -> None:
         raise BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack it first.") from error
 
 
-def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
+def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     total = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
     if len(members) > MAX_MEMBERS:
         raise BadInputError(path, f"The zip file holds {len(members)} files; at most {MAX_MEMBERS} are unpacked.")
-    if total > MAX_UNPACKED_BYTES:
+    if total > max_bytes:
         raise BadInputError(
-            path, f"The zip file unpacks to {in_bytes(total)}; at most {in_bytes(MAX_UNPACKED_BYTES)} are unpacked."
+            path, f"The zip file unpacks to {in_bytes(total)}; at most {in_bytes(max_bytes)} are unpacked."
         )
     if total > SMALL_BYTES and total > MAX_RATIO * packed:
         raise BadInputError(path, f"The zip file unpacks to more than {MAX_RATIO} times its size. Images never do.")

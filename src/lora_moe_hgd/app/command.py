@@ -1,0 +1,59 @@
+"""`lora-moe-hgd app`: serve a page that segments cases."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+
+from ..arguments import add_checkpoint, add_device
+
+INSTALL = 'pip install "lora-moe-hgd[app]"'
+# Megabytes that a visitor may upload, unless the command line says otherwise: a study of a head has 50 to 500.
+MAX_UPLOAD_MB = 1000
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
+    parser = argparse.ArgumentParser(
+        description="Serve a page that segments cases: drop files, correct what they were taken for, look at the "
+        "result, download it. Nothing leaves this computer. Research use only. This is not a medical device."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this computer)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    add_checkpoint(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--max-upload-mb",
+        type=int,
+        default=MAX_UPLOAD_MB,
+        metavar="MB",
+        help=f"megabytes that a visitor may upload (default: {MAX_UPLOAD_MB})",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve the page until the process is stopped."""
+    args = build_parser().parse_args(argv)
+    if args.max_upload_mb < 1:
+        raise ValueError(f"--max-upload-mb must be at least 1, got {args.max_upload_mb}.")
+    require_extra()
+    # Only now, because it needs the extra and takes seconds.
+    from .server import AppOptions, serve
+
+    serve(
+        AppOptions(args.checkpoint, base=args.base, device=args.device, max_upload_mb=args.max_upload_mb),
+        host=args.host,
+        port=args.port,
+    )
+
+
+def require_extra() -> None:
+    """Check that the extra `app` is installed.
+
+    Raises:
+        ValueError: If it is missing; the message has the command that installs it.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError(f"The app needs a further package (gradio): {INSTALL}")

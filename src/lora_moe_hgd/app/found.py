@@ -1,0 +1,181 @@
+"""What the uploaded files and series are taken for, as rows that the visitor can correct."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..cases.families import read_names
+from ..files import listed
+from ..model.findings import BadInputError
+from ..model.task import Task
+from ..scans.raw import require_extra
+from ..subsets import sequence_shown
+from .sessions import Session, Upload
+
+# Role of a file or series that is not used.
+LEFT_OUT = "leave out"
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file or series.
+
+    Attributes:
+        key: Number of the file or of the series.
+        label: File name, or description of the series.
+        why: What it is taken for, and the reason.
+        role: Name of the sequence, or `LEFT_OUT`.
+    """
+
+    key: str
+    label: str
+    why: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that a session has uploaded.
+
+    Attributes:
+        rows: What can be used.
+        status: Sentences about the whole.
+        problem: Why nothing can be used yet; empty if something can.
+        studies: Number and description of each DICOM study, if there are several.
+        is_study: Whether the rows are series of DICOM files.
+        automatic: Number of the series that the package chooses for each sequence.
+    """
+
+    rows: tuple[Row, ...] = ()
+    status: str = ""
+    problem: str = ""
+    studies: tuple[tuple[str, str], ...] = ()
+    is_study: bool = False
+    automatic: Mapping[str, str] = field(default_factory=dict)
+
+
+def find(session: Session, task: Task, study: str | None = None) -> Found:
+    """List what a session has uploaded.
+
+    As on the command line, DICOM files are ignored if a NIfTI file is a sequence.
+
+    Args:
+        session: Its files are read.
+        task: Sequences of the checkpoint.
+        study: Number of the DICOM study, if there are several.
+    """
+    if not session.images and session.study is None:
+        return Found()
+    rows = _image_rows(session.images, task)
+    if session.study is not None and all(row.role == LEFT_OUT for row in rows):
+        return _found_in_study(session.study, study)
+    problem = "" if len(rows) <= MAX_ROWS else f"At most {MAX_ROWS} image files can be listed. Remove the others."
+    status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check what each is taken for."
+    return Found(rows[:MAX_ROWS], "" if problem else status, problem)
+
+
+def _image_rows(images: Sequence[Upload], task: Task) -> tuple[Row, ...]:
+    # Two files may have one name. Only the last part of such a path decides about the role.
+    paths = [Path(str(number)) / upload.name for number, upload in enumerate(images)]
+    named = read_names(paths, task)
+    roles = {path: role for role, files in named.roles.items() if role != "seg" for path in files}
+    rows = []
+    for number, path in enumerate(paths):
+        if role := roles.get(path):
+            why = f"{sequence_shown(role)}, by its name"
+        elif path in named.left_out:
+            why = "not a sequence, by its name"
+        elif path in named.roles.get("seg", ()):
+            why = "a label map, by its name"
+        else:
+            why = "Its name does not tell what it is. Choose a sequence to use it."
+        rows.append(Row(str(number), path.name, why, role or LEFT_OUT))
+    return tuple(rows)
+
+
+def _found_in_study(folder: Path, study: str | None) -> Found:
+    try:
+        require_extra()
+        # Only now, because these need the extra `scans`.
+        from ..scans.choice import choose
+        from ..scans.recognise import recognise
+        from ..scans.studies import choose_study, read_studies, shown_date
+
+        series, unreadable = read_studies(folder)
+        found = list(dict.fromkeys(row.study for row in series))
+        studies = tuple(
+            (str(number), f"{number}: {shown_date(rows[0].date)}, {len(rows)} series")
+            for number, uid in enumerate(found, start=1)
+            for rows in [[row for row in series if row.study == uid]]
+        )
+        if len(studies) > 1 and study not in dict(studies):
+            return Found(problem="There are several studies. Choose one.", studies=studies, is_study=True)
+        series = choose_study(series, study if len(studies) > 1 else None, where=folder)
+    except BadInputError as error:
+        return Found(problem=error.finding.message, is_study=True)
+    except ValueError as error:
+        return Found(problem=str(error), is_study=True)
+    try:
+        automatic = {name: str(row.number) for name, row in choose(series, {}, where=folder).chosen.items()}
+    except BadInputError:
+        # The visitor may know better what the series are.
+        automatic = {}
+    chosen = {number: name for name, number in automatic.items()}
+    # `choose` refuses other series.
+    usable = [row for row in series if row.shape[2] >= 2 and row.plane != "none"]
+    usable.sort(key=lambda row: (str(row.number) not in chosen, row.number))
+    rows = []
+    for row in usable[:MAX_ROWS]:
+        guess = recognise(row)
+        used, size = chosen.get(str(row.number)), " x ".join(f"{edge:.3g}" for edge in row.spacing_mm)
+        taken = guess.sequence and sequence_shown(guess.sequence)
+        why = f"{row.plane}, {size} mm, {row.shape[2]} slices. {taken or 'Not used'}: {guess.why}"
+        if taken and not used:
+            why += ". Another series is preferred"
+        label = f"Series {row.number}: {row.acquisition.description or 'no description'}"
+        rows.append(Row(str(row.number), label, why, used or LEFT_OUT))
+    status = f"A DICOM study with {len(series)} series. Check what each is taken for."
+    if len(series) > len(rows):
+        status += (
+            f" {len(series) - len(rows)} are not listed: they are no volumes, or come after the first {MAX_ROWS}."
+        )
+    if unreadable:
+        status += f" {unreadable} DICOM files cannot be read. They may be cut off: copy them again."
+    return Found(tuple(rows), status, "", studies if len(studies) > 1 else (), True, automatic)
+
+
+def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> dict[str, Row]:
+    """File or series of each sequence, in channel order.
+
+    Args:
+        rows: What was listed.
+        roles: Role of each row as the visitor chose it.
+        task: Sequences of the checkpoint.
+
+    Raises:
+        ValueError: If no sequence is chosen, or one is chosen twice.
+    """
+    picked = [(role, row) for role, row in zip(roles, rows, strict=True) if role != LEFT_OUT]
+    double = {role for role, count in Counter(role for role, _ in picked).items() if count > 1}
+    for role in task.modalities:
+        if role in double:
+            names = listed(row.label for other, row in picked if other == role)
+            raise ValueError(f"Several are {sequence_shown(role)}: {names}. Leave out all but one.")
+    if not picked:
+        names = ", ".join(map(sequence_shown, task.modalities))
+        raise ValueError(f"No sequence is chosen. Choose at least one of {names} for your files.")
+    return {name: row for name in task.modalities for role, row in picked if role == name}
+
+
+def scan_options(found: Found, chosen: Mapping[str, Row]) -> dict[str, Any]:
+    """Options of `scans.prepare.ScanOptions` for the chosen series.
+
+    Only corrections are named, so that the package warns about its own choices as it does on the command line.
+    """
+    series = {name: row.key for name, row in chosen.items() if found.automatic.get(name) != row.key}
+    return {"series": series, "sequences": tuple(chosen)}

@@ -1,0 +1,285 @@
+"""The page of the app: its controls, and what they do."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..api import example_case
+from ..cases.case_files import EXTENSIONS
+from ..inference.report import NOTICE
+from ..model.task import Task
+from ..scans.prepared import FILE_NAMES
+from ..subsets import sequence_shown
+from .found import LEFT_OUT, MAX_ROWS, Found, find, scan_options, sequences_chosen
+from .results import problem_html, result_html, step_html
+from .sessions import Session, Sessions, Upload
+from .worker import End, Job, Step, Worker
+
+SKULL = "The images show the whole head: remove the skull and bring the sequences to one grid first (prepare)"
+PARTIAL = "Accept images of only a part of a brain (--allow-partial)"
+QUEUE = 16
+NO_RESULT = "No result yet."
+INTRODUCTION = """# Find the {target} in MRI
+
+Give one or more of {sequences} of one case: NIfTI files, or a DICOM study as a zip file or a folder.
+A case may have {most} MB.
+
+**{notice}** Your files are used for this alone, and are deleted when you close this page.
+"""
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What the page offers.
+
+    Attributes:
+        checkpoint: Checkpoint that is chosen first.
+        base: Base of that checkpoint, if it is an adapter; `None` means the base that the adapter names.
+        device: Where to compute; `None` means a GPU if there is one.
+        max_upload_mb: Megabytes that a visitor may upload.
+    """
+
+    checkpoint: str
+    base: str | None = None
+    device: str | None = None
+    max_upload_mb: int = 1000
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest sum of the files of a visitor."""
+        return self.max_upload_mb * 10**6
+
+
+class Actions:
+    """What the controls do. Each method is the function of an event; `request` tells the session."""
+
+    def __init__(
+        self, options: AppOptions, task: Task, checkpoints: dict[str, str], sessions: Sessions, worker: Worker
+    ) -> None:
+        self.options, self.task, self.checkpoints = options, task, checkpoints
+        self.sessions, self.worker = sessions, worker
+
+    def add(self, files: Any, request: gr.Request) -> tuple[Any, ...]:
+        """Take the uploaded files. `files` has, for each, its path on the server and the visitor's name for it."""
+        session = self._session(request)
+        given = files if isinstance(files, list) else [files] if files else []
+        try:
+            uploads = [
+                (self.sessions.uploaded(str(file["path"])), str(file.get("orig_name") or "file")) for file in given
+            ]
+            remark = session.add(uploads, max_bytes=self.options.max_bytes)
+        except (ValueError, OSError) as error:
+            return (None, *self._listing(session, remark=f"**{_plain(str(error))}**"))
+        return (None, *self._listing(session, remark=_plain(remark)))
+
+    def example(self, request: gr.Request) -> tuple[Any, ...]:
+        """Use the case that ships with the package."""
+        session = self._session(request)
+        session.clear()
+        for number, path in enumerate(sorted(example_case().iterdir())):
+            if path.name.endswith(EXTENSIONS) and "-seg." not in path.name:
+                copy = session.folder / f"example{number}.nii.gz"
+                shutil.copyfile(path, copy)
+                session.images.append(Upload(copy, path.name))
+        session.case_id = "example"
+        return self._listing(session)
+
+    def clear(self, request: gr.Request) -> tuple[Any, ...]:
+        """Delete the files of the session."""
+        session = self._session(request)
+        session.clear()
+        return self._listing(session)
+
+    def choose_study(self, study: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """List the series of another study."""
+        return self._listing(self._session(request), study)
+
+    def segment(
+        self, request: gr.Request, listed: str, study: str | None, checkpoint: str, images: list[str], *roles: str
+    ) -> Iterator[str]:
+        """Segment the case, and yield HTML until it is done.
+
+        `listed` is the token of the list to which the roles belong: while a job waits, the files may change.
+        """
+        session = self._session(request)
+        session.stop.clear()
+        session.busy = session.unfinished = True
+        started = time.monotonic()
+        try:
+            token, job = self._job(session, listed, study, checkpoint, images, roles)
+            step = Step("Starting")
+            for message in self.worker.run(job, session.stop):
+                if isinstance(message, End):
+                    session.unfinished = False
+                    yield problem_html(message.problem) if message.problem else self._result(token, job.out)
+                    return
+                step = message or step
+                yield step_html(step, time.monotonic() - started)
+            session.unfinished = False
+            yield problem_html("Stopped.")
+        except (ValueError, OSError) as error:
+            session.unfinished = False
+            yield problem_html(str(error).replace(f"{session.folder}/", ""))
+        finally:
+            session.busy = False
+            session.touched = time.monotonic()
+            if session.ended:
+                shutil.rmtree(session.folder, ignore_errors=True)
+
+    def stop(self, request: gr.Request) -> Any:
+        """Stop the job of the session. Gradio closes the generator of one that runs, and forgets one that waits."""
+        session = self._session(request)
+        session.stop.set()
+        if not session.unfinished:
+            # A result stays.
+            return gr.skip()
+        session.unfinished = False
+        return problem_html("Stopped.")
+
+    def end(self, request: gr.Request) -> None:
+        """Forget the session, because its tab was closed."""
+        self.sessions.end(str(request.session_hash))
+
+    def _session(self, request: gr.Request) -> Session:
+        return self.sessions.of(str(request.session_hash))
+
+    def _job(
+        self,
+        session: Session,
+        listed: str,
+        study: str | None,
+        checkpoint: str,
+        images: list[str],
+        roles: tuple[str, ...],
+    ) -> tuple[str, Job]:
+        if checkpoint not in self.checkpoints:
+            raise ValueError(f"There is no checkpoint '{checkpoint}' here.")
+        found = find(session, self.task, study)
+        if found.problem or not found.rows:
+            raise ValueError(found.problem or "There are no images yet. Upload some, or use the example case.")
+        if listed != _token(session, study):
+            raise ValueError("The images have changed meanwhile. Check what each is taken for and segment again.")
+        chosen = sequences_chosen(found.rows, roles[: len(found.rows)], self.task)
+        paths: dict[str, Path] | None = None
+        raw, scan = session.study, scan_options(found, chosen)
+        scan["study"] = study if found.studies else None
+        if not found.is_study:
+            raw, scan = session.folder / secrets.token_hex(8), {"case_id": session.case_id}
+            raw.mkdir()
+            paths = {}
+            for name, row in chosen.items():
+                upload = session.images[int(row.key)]
+                # Under such a name every command finds the sequence, and messages name it.
+                start = FILE_NAMES.get(name, name).partition(".")[0]
+                paths[name] = raw / (start + "".join(upload.path.suffixes))
+                paths[name].hardlink_to(upload.path)
+        token, out = self.sessions.new_result(session)
+        chosen_checkpoint = self.checkpoints[checkpoint]
+        base = self.options.base if chosen_checkpoint == self.options.checkpoint else None
+        return token, Job(
+            checkpoint=chosen_checkpoint,
+            base=base,
+            device=self.options.device,
+            allow_partial=PARTIAL in images,
+            images=None if SKULL in images else paths,
+            raw=raw,
+            scan=scan,
+            case_id=session.case_id,
+            out=out,
+            scratch=session.folder / secrets.token_hex(8),
+        )
+
+    def _result(self, token: str, folder: Path) -> str:
+        report = json.loads((folder / "report.json").read_text())
+        return result_html(report, [path.name for path in folder.iterdir()], f"results/{token}", self.task)
+
+    def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:
+        """New values of the status, its token, the choice of a study, the result, and the rows.
+
+        A result of other files must not stay beside these.
+        """
+        found = find(session, self.task, study)
+        problem = f"**{_plain(found.problem)}**" if found.problem else ""
+        status = "\n\n".join(filter(None, [remark, problem, found.status])) or "No images yet."
+        studies = [(label, number) for number, label in found.studies]
+        choice = gr.update(choices=studies, value=study, visible=bool(studies))
+        return status, _token(session, study), choice, NO_RESULT, *self._rows(found)
+
+    def _rows(self, found: Found) -> list[Any]:
+        shown = [gr.update(label=row.label, info=row.why, value=row.role, visible=True) for row in found.rows]
+        # An update for each: Gradio changes them.
+        return shown + [gr.update(value=LEFT_OUT, visible=False) for _ in range(MAX_ROWS - len(shown))]
+
+
+def _token(session: Session, study: str | None) -> str:
+    """Says which list of files the browser shows."""
+    return f"{session.version} {study or ''}"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown means nothing: file names are full of stars and underscores."""
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()<>#+-!|~" else sign for sign in text)
+
+
+def build(actions: Actions) -> gr.Blocks:
+    """Build the page."""
+    options, task = actions.options, actions.task
+    with gr.Blocks(title="lora-moe-hgd", analytics_enabled=False) as page:
+        sequences = ", ".join(map(sequence_shown, task.modalities))
+        gr.Markdown(
+            INTRODUCTION.format(target=task.target, sequences=sequences, most=options.max_upload_mb, notice=NOTICE)
+        )
+        gr.Markdown("## 1. Images")
+        drop = gr.File(
+            label="NIfTI files, or a zip file of DICOM",
+            file_count="multiple",
+            height=170,
+        )
+        with gr.Row():
+            folder = gr.UploadButton("Choose a folder", file_count="directory")
+            example = gr.Button("Use the example case")
+            clear = gr.Button("Delete the files")
+        status = gr.Markdown("No images yet.")
+        study = gr.Dropdown(label="Study", choices=[], visible=False, interactive=True)
+        choices = [(sequence_shown(name), name) for name in task.modalities] + [(LEFT_OUT, LEFT_OUT)]
+        rows = [gr.Dropdown(choices=choices, value=LEFT_OUT, visible=False, interactive=True) for _ in range(MAX_ROWS)]
+        gr.Markdown("## 2. Segment")
+        checkpoints = list(actions.checkpoints)
+        checkpoint = gr.Dropdown(label="Checkpoint", choices=checkpoints, value=checkpoints[0])
+        images = gr.CheckboxGroup(label="If your images need it", choices=[SKULL, PARTIAL])
+        with gr.Row():
+            start = gr.Button("Segment", variant="primary")
+            stop = gr.Button("Stop")
+        gr.Markdown("## 3. Result")
+        result = gr.HTML(NO_RESULT, min_height=120)
+        listed = gr.Textbox("", label="list", visible=False)
+
+        listing = [status, listed, study, result, *rows]
+        # Without the checks of Gradio, which expect that it has stored the files. `Actions.add` has its own.
+        taking: dict[str, Any] = {"preprocess": False, "concurrency_id": "files", "concurrency_limit": 2}
+        drop.upload(actions.add, drop, [drop, *listing], api_name="add", **taking)
+        folder.upload(actions.add, folder, [folder, *listing], api_visibility="private", **taking)
+        example.click(actions.example, None, listing, api_name="example")
+        clear.click(actions.clear, None, listing, api_name="clear")
+        study.input(actions.choose_study, study, listing, api_name="study")
+        running = start.click(
+            actions.segment,
+            [listed, study, checkpoint, images, *rows],
+            result,
+            api_name="segment",
+            concurrency_limit=1,
+        )
+        stop.click(None, cancels=[running])
+        stop.click(actions.stop, None, result, api_name="stop", concurrency_limit=None)
+        page.unload(actions.end)
+    page.queue(max_size=QUEUE, api_open=False)
+    return page

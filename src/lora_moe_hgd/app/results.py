@@ -1,0 +1,119 @@
+"""HTML of what the app shows while a case is segmented, and of its result."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..inference.report import NOTICE
+from ..model.confidence import LOW_CONFIDENCE
+from ..model.task import Task, shown
+from ..subsets import sequence_shown
+from .worker import ALL_FILES, Step
+
+# What each file is, in the order of the list of downloads.
+FILES = {
+    ALL_FILES: "all files",
+    "seg.nii.gz": "label map, NIfTI",
+    "seg.dcm": "DICOM segmentation",
+    "report.json": "report",
+    "overlay.png": "picture",
+    "report.html": "page with all slices",
+}
+CSS = """
+.lmh-notice {padding: .6rem .9rem; border-left: 4px solid #888; background: var(--background-fill-secondary)}
+.lmh-warn {padding: .7rem .9rem; margin: .5rem 0; border-left: 6px solid #b45309; background: #fef3c7; color: #422006}
+.lmh-error {padding: .7rem .9rem; margin: .5rem 0; border-left: 6px solid #b91c1c; background: #fee2e2; color: #450a0a}
+.lmh-warn ul {margin: .4rem 0 0; padding-left: 1.2rem; list-style: disc}
+.lmh-table {border-collapse: collapse; margin: .5rem 0; border: 0 !important}
+.lmh-table tr {border: 0 !important}
+.lmh-table th, .lmh-table td {padding: .3rem 1.2rem .3rem 0 !important; text-align: left; border: 0 !important}
+.lmh-low {color: #b45309; font-weight: 600}
+.lmh-page {width: 100%; height: min(46rem, 90vh); border: 1px solid #8886; background: #111}
+.lmh-files {display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-style: none}
+.lmh-result a {text-decoration: underline}
+.lmh-result progress {width: 100%; height: 1rem}
+"""
+
+
+def step_html(step: Step, seconds: float) -> str:
+    """What a job does now, and for how long it runs."""
+    bar = "<progress></progress>" if step.share is None else f'<progress value="{step.share:.3f}"></progress>'
+    return f'<div class="lmh-result" role="status">{html.escape(step.text)} ({seconds:.0f} s)<br>{bar}</div>'
+
+
+def problem_html(text: str) -> str:
+    """Why there is no result."""
+    return f'<div class="lmh-error" role="alert">{html.escape(text)}</div>'
+
+
+def result_html(report: Mapping[str, Any], files: Collection[str], address: str, task: Task) -> str:
+    """A result: doubts first, then volumes and confidence, the page, and the files.
+
+    Args:
+        report: Content of `report.json`.
+        files: Names of the files that exist.
+        address: Where they are served, without a slash at the end.
+        task: Names of the regions.
+    """
+    doubts = [html.escape(text) for text in report["warnings"]]
+    found = max(report["volumes_ml"].values()) > 0
+    if not found:
+        doubts.insert(0, f"No {task.target} was found. This does not mean that there is none.")
+    if doubts:
+        count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"
+        items = "".join(f"<li>{text}</li>" for text in doubts)
+        head = f'<div class="lmh-warn" role="alert"><strong>Doubtful result. {count}:</strong><ul>{items}</ul></div>'
+    else:
+        head = '<p class="lmh-notice">No rule gave a warning. Results without a warning can be wrong, too.</p>'
+    rows = "".join(
+        f"<tr><th>{shown(name)}</th><td>{volume:.1f} mL</td><td>{_confidence(report['confidence'][name])}</td></tr>"
+        for name, volume in report["volumes_ml"].items()
+    )
+    table = (
+        '<table class="lmh-table"><tr><th>region</th><th>volume</th><th>confidence (expected Dice)</th></tr>'
+        f"{rows}</table>"
+    )
+    used = " + ".join(map(sequence_shown, report["sequences_used"]))
+    labels = sorted((label, word) for word, label in report["label_scheme"].items() if word != "name")
+    scheme = ", ".join(f"{label} {word}" for label, word in labels)
+    facts = (
+        f"<p>Segmented from {used} with the checkpoint {html.escape(checkpoint_name(report['checkpoint']))} in "
+        f"{report['seconds']:.0f} s. Labels: {html.escape(scheme)}.</p>"
+    )
+    known = [name for name in FILES if name in files]
+    others = sorted(set(files) - set(FILES))
+    links = "".join(
+        f'<li><a href="{address}/{quote(name)}" download="{html.escape(name)}">{html.escape(name)}</a> '
+        f"({FILES.get(name, 'label map on the grid of the scan')})</li>"
+        for name in [*known, *others]
+    )
+    downloads = f'<h3>Download</h3><ul class="lmh-files">{links}</ul>'
+    return f'<div class="lmh-result">{head}{table}{facts}{_page(files, address)}{downloads}<p>{NOTICE}</p></div>'
+
+
+def _confidence(value: float | None) -> str:
+    if value is None:
+        return "not found"
+    return f'<span class="lmh-low">{value:.2f}, low</span>' if value < LOW_CONFIDENCE else f"{value:.2f}"
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    """Name of a checkpoint: that of its folder, a shipped name, or a Hub id."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+
+
+def _page(files: Collection[str], address: str) -> str:
+    if "report.html" in files:
+        # Without the right to this origin, nothing in the page can reach the app.
+        return (
+            f'<iframe class="lmh-page" title="All slices of the result" sandbox="allow-scripts" '
+            f'src="{address}/report.html"></iframe>'
+            f'<p><a href="{address}/report.html" target="_blank" rel="noopener">Open the page in a new tab</a></p>'
+        )
+    if "overlay.png" in files:
+        return f'<img src="{address}/overlay.png" alt="The result over the images">'
+    return ""

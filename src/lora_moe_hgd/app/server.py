@@ -1,0 +1,218 @@
+"""The server of the app: uploads, results, and the page of Gradio, for this computer alone unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+# Gradio reads these when it is imported or started.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from gradio.blocks import Block
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..loading import checkpoint_folder, checkpoint_task, usable_device
+from ..pretrained import shipped_names
+from .page import Actions, AppOptions, build
+from .results import CSS, checkpoint_name
+from .sessions import Sessions
+from .worker import Worker
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# The browser refuses everything from other hosts, whatever a library asks for.
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+# Pages of results run their own scripts, and may reach nothing else.
+RESULT_POLICY = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; "
+RESULT_POLICY += "style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:; worker-src blob: data:"
+MARGIN_BYTES = 10**6
+# What the page of Gradio asks for. Others of its routes serve files by path, and fetch addresses for a client.
+GRADIO_ROUTES = ("info", "startup-events", "app_id", "queue/", "heartbeat/", "cancel", "reset", "upload")
+
+
+def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastAPI:
+    """Build the app.
+
+    Args:
+        options: What the page offers.
+        only_this_computer: Refuse requests that name another host, such as those of a web page that pretends to be
+            this computer.
+
+    Raises:
+        ValueError: If the checkpoint or the device cannot be used.
+    """
+    task = checkpoint_task(checkpoint_folder(options.checkpoint), base=options.base)
+    usable_device(options.device)
+    shipped = [name for name in shipped_names() if checkpoint_task(checkpoint_folder(name)) == task]
+    # Visitors see no folders of this computer. A checkpoint given by its folder has the name of that folder.
+    checkpoints = {checkpoint_name(options.checkpoint): options.checkpoint}
+    checkpoints |= {name: name for name in shipped if name not in checkpoints}
+    sessions, worker = Sessions(), Worker()
+    # Gradio stores nothing of a case. What it stores is deleted with the rest.
+    os.environ["GRADIO_TEMP_DIR"] = str(sessions.root / "gradio")
+    # Of any input that looks like a file, Gradio would copy what is at the path, or fetch what is at the address.
+    Block.async_move_resource_to_block_cache = _untouched  # type: ignore[assignment, method-assign]
+    actions = Actions(options, task, checkpoints, sessions, worker)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.kill()
+            sessions.close()
+
+    app = FastAPI(title="lora-moe-hgd", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    app.state.sessions, app.state.worker = sessions, worker
+
+    uploading: set[str] = set()
+
+    @app.post("/gradio_api/upload")
+    async def upload(request: Request, upload_id: str = "") -> Response:
+        """Store uploads, instead of Gradio, which would use the names that the visitor gave as paths."""
+        uploading.add(upload_id)
+        try:
+            return await store(request)
+        finally:
+            uploading.discard(upload_id)
+
+    async def store(request: Request) -> Response:
+        if shutil.disk_usage(sessions.root).free < 2 * options.max_bytes:
+            return PlainTextResponse("The disk of the server is full. Try again later.", 507)
+        paths = []
+        async with request.form(max_files=1000, max_fields=10) as form:
+            for file in form.getlist("files"):
+                if isinstance(file, str):
+                    raise HTTPException(400, "`files` must be files.")
+                paths.append(path := sessions.new_upload())
+                with path.open("xb") as target:
+                    await run_in_threadpool(shutil.copyfileobj, file.file, target, 1024**2)
+        return JSONResponse([str(path) for path in paths])
+
+    @app.get("/gradio_api/upload_progress")
+    async def upload_progress(upload_id: str) -> Response:
+        """Tell the page of Gradio when an upload is done."""
+
+        async def events() -> AsyncIterator[str]:
+            # The upload may begin after this request, or may have ended before it.
+            for _ in range(10):
+                if upload_id not in uploading:
+                    await asyncio.sleep(0.2)
+            while upload_id in uploading:
+                await asyncio.sleep(0.2)
+            yield 'data: {"msg": "done"}\n\n'
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @app.get("/results/{token}/{name}")
+    async def result(token: str, name: str) -> Response:
+        folder = sessions.result(token)
+        # Only names that are in the folder, so no path leads out of it.
+        if folder is None or not folder.is_dir() or name not in os.listdir(folder):
+            raise HTTPException(404, "There is no such result. It may have been deleted.")
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": RESULT_POLICY}
+        inline = name.endswith((".html", ".png"))
+        return FileResponse(
+            folder / name,
+            headers=headers,
+            filename=name,
+            content_disposition_type="inline" if inline else "attachment",
+        )
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    # The usual grey of these texts is too pale to read.
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+    gr.mount_gradio_app(
+        app,
+        build(actions),
+        path="/",
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=options.max_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        # Otherwise, the browser keeps what its user does.
+        run_history=False,
+        footer_links=[],
+        pwa=False,
+        mcp_server=False,
+        theme=theme,
+        css=CSS,
+    )
+    app.add_middleware(Guard, max_bytes=options.max_bytes)
+    if only_this_computer:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    return app
+
+
+async def _untouched(block: Block, url_or_file_path: str | Path | None) -> str | None:
+    """The path that a client gave, unread. `Actions.add` alone uses it, if it is that of an upload."""
+    return None if url_or_file_path is None else str(url_or_file_path)
+
+
+class Guard:
+    """Refuses requests that are too long or come from other web pages, and keeps the browser from other hosts."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        path = scope["path"].removeprefix("/gradio_api/")
+        if path != scope["path"] and not path.startswith(GRADIO_ROUTES):
+            await PlainTextResponse("Not found", 404)(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            length = headers.get(b"content-length", b"")
+            problem: tuple[str, int] | None = None
+            if headers.get(b"sec-fetch-site") == b"cross-site":
+                problem = "Requests of other web pages are refused.", 403
+            elif not length.isdigit():
+                problem = "The request must state its Content-Length.", 411
+            elif int(length) > self.max_bytes + MARGIN_BYTES:
+                problem = f"A case may have {self.max_bytes // 10**6} MB at most.", 413
+            if problem is not None:
+                await PlainTextResponse(*problem)(scope, receive, send)
+                return
+
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                more = {b"referrer-policy": b"no-referrer", b"x-content-type-options": b"nosniff"}
+                more |= {b"content-security-policy": POLICY.encode()}
+                message["headers"] = [*message["headers"], *(pair for pair in more.items() if pair[0] not in names)]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def serve(options: AppOptions, *, host: str, port: int) -> None:
+    """Serve the app until the process is stopped.
+
+    Raises:
+        ValueError: If the checkpoint or the device cannot be used.
+    """
+    app = create_app(options, only_this_computer=host in LOOPBACK)
+    print(f"Open http://{f'[{host}]' if ':' in host else host}:{port} in a browser. Ctrl-C stops the app.", flush=True)
+    if host not in LOOPBACK:
+        print("warning: Other computers can reach the app, without encryption and without a login.", flush=True)
+    # Open pages hold a connection, which must not keep the server from stopping.
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=3)

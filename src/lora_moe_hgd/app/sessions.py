@@ -1,0 +1,252 @@
+"""The files of the app's visitors: a folder for each session, under a name that nobody can guess."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ..cases.case_files import safe_name, stem_of
+from ..files import listed
+from ..model.findings import BadInputError
+from ..scans.archives import unpack
+from ..scans.raw import is_dicom, is_zip
+
+MAX_FILES = 5000
+# DICOM files shrink to a third or so when they are packed.
+UNPACKED_PER_UPLOADED = 4
+# Seconds after its last use until a session is deleted.
+SESSION_SECONDS = 3600.0
+SWEEP_SECONDS = 60.0
+# An image keeps the end of its name, because readers check it against the content.
+NIFTI_ENDS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image file.
+
+    Attributes:
+        path: Where it is stored, under a name of our own.
+        name: Name that the visitor's file has. It is shown to the visitor, and is never used as a path.
+    """
+
+    path: Path
+    name: str
+
+
+@dataclass
+class Session:
+    """What one visitor has uploaded and computed.
+
+    Attributes:
+        folder: Folder of this session. Everything of the visitor is in it.
+        images: NIfTI files, in the order in which they came.
+        size: Bytes that were uploaded.
+        count: Number of files that were uploaded.
+        version: Grows with each change of the files.
+        case_id: Name of the case in pictures and reports. It never contains a file name of a visitor.
+        stop: Set to stop the computation of this session.
+        busy: Whether a computation runs.
+        unfinished: Whether the page shows a computation that has not come to its end.
+        ended: Whether the visitor has left. Whoever still writes into the folder then deletes it.
+        touched: Time of the last use, by the clock of `time.monotonic`.
+    """
+
+    folder: Path
+    images: list[Upload] = field(default_factory=list)
+    size: int = 0
+    count: int = 0
+    version: int = 0
+    case_id: str = "case"
+    stop: threading.Event = field(default_factory=threading.Event)
+    busy: bool = False
+    unfinished: bool = False
+    ended: bool = False
+    touched: float = field(default_factory=time.monotonic)
+
+    @property
+    def study(self) -> Path | None:
+        """Folder of the DICOM files; `None` if there are none."""
+        folder = self.folder / "study"
+        return folder if folder.is_dir() else None
+
+    def add(self, uploads: Sequence[tuple[Path, str]], *, max_bytes: int) -> str:
+        """Move uploaded files into the session, and unpack zip files.
+
+        Args:
+            uploads: Stored file and the visitor's name for it. Files that are not kept are deleted.
+            max_bytes: Largest sum of all files of the session.
+
+        Returns:
+            A sentence about files that are not kept; empty if there are none.
+
+        Raises:
+            ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. None of the files is
+                kept.
+        """
+        self._changed()
+        try:
+            size, count = sum(path.stat().st_size for path, _ in uploads), len(uploads)
+            if self.size + size > max_bytes or self.count + count > MAX_FILES:
+                raise ValueError(
+                    f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. These files were not kept."
+                )
+            ignored = []
+            for path, name in uploads:
+                shown = safe_name(PurePosixPath(name.replace("\\", "/")).name)
+                if is_zip(path):
+                    self._unpack(path, shown, max_bytes)
+                elif is_dicom(path):
+                    path.rename(_new(self.folder / "study"))
+                elif stem_of(Path(shown), NIFTI_ENDS) is not None:
+                    end = next(end for end in NIFTI_ENDS if shown.lower().endswith(end))
+                    place = _new(self.folder / "images")
+                    self.images.append(Upload(path.rename(place.with_name(place.name + end)), shown))
+                else:
+                    ignored.append(shown)
+        finally:
+            for path, _ in uploads:
+                path.unlink(missing_ok=True)
+        self.size, self.count, self.case_id = self.size + size, self.count + count, "case"
+        if not ignored:
+            return ""
+        return f"Not kept, because they are neither NIfTI, DICOM nor zip files: {listed(ignored, most=5)}."
+
+    def clear(self) -> None:
+        """Delete all files. The session can be used again."""
+        self._changed()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.images, self.size, self.count, self.case_id = [], 0, 0, "case"
+
+    def _changed(self) -> None:
+        """Stop what computes with the files as they were."""
+        self.version += 1
+        self.stop.set()
+
+    def _unpack(self, path: Path, name: str, max_bytes: int) -> None:
+        target = _new(self.folder / "study")
+        target.mkdir()
+        try:
+            unpack(path, target, max_bytes=UNPACKED_PER_UPLOADED * max_bytes)
+        except BadInputError as error:
+            shutil.rmtree(target)
+            if not any(target.parent.iterdir()):
+                target.parent.rmdir()
+            raise ValueError(f"{name}: {error.finding.message}") from error
+
+
+def _new(folder: Path) -> Path:
+    """Path of a new file or folder."""
+    folder.mkdir(exist_ok=True)
+    return folder / secrets.token_hex(8)
+
+
+class Sessions:
+    """All sessions of an app, and what is being uploaded."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="lora-moe-hgd-app-"))
+        # Uploaded files until an event of their session takes them.
+        self.incoming = self.root / "incoming"
+        self.incoming.mkdir()
+        self._sessions: dict[str, Session] = {}
+        self._results: dict[str, tuple[Session, Path]] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._sweep_now_and_then, name="sessions", daemon=True).start()
+
+    def of(self, key: str) -> Session:
+        """Session of a browser tab, which is made if it does not exist."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                session = Session(self.root / secrets.token_hex(16))
+                session.folder.mkdir(mode=0o700)
+                self._sessions[key] = session
+            session.touched = time.monotonic()
+            return session
+
+    def new_upload(self) -> Path:
+        """Path for a file that is being uploaded."""
+        return self.incoming / secrets.token_hex(16)
+
+    def uploaded(self, path: str) -> Path:
+        """The uploaded file that a browser names.
+
+        Raises:
+            ValueError: If it is no uploaded file, or an event has taken it already.
+        """
+        place = self.incoming / Path(path).name
+        if Path(path) != place or not place.is_file():
+            raise ValueError("The uploaded file is gone. Upload it again.")
+        return place
+
+    def new_result(self, session: Session) -> tuple[str, Path]:
+        """Token and folder for the result of a session. Whoever has the token may read the folder.
+
+        An earlier result of the session is deleted.
+        """
+        token = secrets.token_urlsafe(32)
+        folder = session.folder / secrets.token_hex(16)
+        with self._lock:
+            old = [place for owner, place in self._results.values() if owner is session]
+            self._results = {name: pair for name, pair in self._results.items() if pair[0] is not session}
+            self._results[token] = (session, folder)
+        for place in old:
+            shutil.rmtree(place, ignore_errors=True)
+        return token, folder
+
+    def result(self, token: str) -> Path | None:
+        """Folder of the result with this token; `None` if there is none."""
+        with self._lock:
+            session, folder = self._results.get(token, (None, None))
+            if session is not None:
+                session.touched = time.monotonic()
+            return folder
+
+    def end(self, key: str) -> None:
+        """Stop the computation of a session and delete its files."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+            self._results = {token: pair for token, pair in self._results.items() if pair[0] is not session}
+        if session is not None:
+            session.ended = True
+            session.stop.set()
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+    def sweep(self, now: float) -> None:
+        """Delete sessions and uploads that nobody has used for an hour.
+
+        Args:
+            now: By the clock of `time.monotonic`.
+        """
+        with self._lock:
+            old = [
+                key
+                for key, session in self._sessions.items()
+                if not session.busy and now - session.touched > SESSION_SECONDS
+            ]
+        for key in old:
+            self.end(key)
+        age = now - time.monotonic() + time.time()
+        for path in self.incoming.iterdir():
+            if age - path.stat().st_mtime > SESSION_SECONDS:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """End all sessions and delete everything."""
+        self._closed.set()
+        for key in list(self._sessions):
+            self.end(key)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _sweep_now_and_then(self) -> None:
+        while not self._closed.wait(SWEEP_SECONDS):
+            self.sweep(time.monotonic())

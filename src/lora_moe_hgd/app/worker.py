@@ -1,0 +1,224 @@
+"""A process that segments cases for the app.
+
+A process can be killed, and a thread cannot: a stopped job stops at once, and a crash of native code or a lack of
+memory ends one job only. The process keeps the network between jobs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..cases.case_files import given_case
+from ..files import printable, reason_of
+from ..inference.results import CaseSegmenter, ResultOptions
+from ..inference.scanned import segment_scan
+from ..model import sliding_window
+
+# Seconds between two looks at whether the job was stopped.
+POLL_SECONDS = 0.3
+ALL_FILES = "all_files.zip"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to segment.
+
+    Attributes:
+        checkpoint: Network or adapter.
+        base: Base of an adapter.
+        device: Where to compute.
+        allow_partial: Accept images of a part of a brain.
+        images: File of each sequence of a case without skull.
+        raw: Folder of raw images, instead of `images`.
+        scan: Options of `scans.prepare.ScanOptions` for raw images.
+        case_id: Name of the case.
+        out: Folder for the results.
+        scratch: Folder for temporary files, which the caller deletes.
+    """
+
+    checkpoint: str
+    base: str | None
+    device: str | None
+    allow_partial: bool
+    images: Mapping[str, Path] | None
+    raw: Path | None
+    scan: Mapping[str, Any]
+    case_id: str
+    out: Path
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a job does now, and its share from 0 to 1 if that is known."""
+
+    text: str
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """A job is done. `problem` says why it failed, and is empty if it did not."""
+
+    problem: str = ""
+
+
+def segment_job(job: Job, send: Callable[[Step], object]) -> None:
+    """Segment a case and write its files, and a zip file with all of them.
+
+    Raises:
+        ValueError: If the case cannot be used.
+    """
+    send(Step("Loading the checkpoint"))
+    segmenter = _segmenter(job.checkpoint, job.base, job.device, job.allow_partial)
+    if job.images is not None:
+        send(Step("Reading the images"))
+        case = replace(given_case(job.images, segmenter.task), case_id=job.case_id)
+        found = segmenter.segment(case, progress=True)
+    else:
+        assert job.raw is not None
+        send(Step("Removing the skull and bringing the sequences to one grid. This takes a minute or two"))
+        # Only now, because it needs the extra `scans`.
+        from ..scans.prepare import ScanOptions
+
+        def say(text: str) -> None:
+            # Tables are for the terminal: the visitor sees the series already.
+            if "\n" not in text:
+                send(Step(text))
+
+        found = segment_scan(segmenter, job.raw, ScanOptions(**job.scan), progress=True, say=say)
+    send(Step("Writing the files"))
+    found.save(job.out, html=True, on_all=found.scan is not None)
+    written = sorted(job.out.iterdir())
+    with zipfile.ZipFile(job.out / ALL_FILES, "w") as archive:
+        for path in written:
+            archive.write(path, path.name)
+
+
+@lru_cache(maxsize=2)
+def _segmenter(checkpoint: str, base: str | None, device: str | None, allow_partial: bool) -> CaseSegmenter:
+    return CaseSegmenter(checkpoint, ResultOptions(allow_partial=allow_partial), device=device, base=base)
+
+
+def work(pipe: Connection) -> None:
+    """Do one job after the other until the pipe is closed. This is the main function of the process."""
+    # Ctrl-C also reaches this process. The server ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def counted(batches: Sequence[int], **options: Any) -> Iterator[int]:
+        for number, batch in enumerate(batches):
+            pipe.send(Step("Segmenting", number / len(batches)))
+            yield batch
+
+    # The progress bar of the terminal has no callback. This process shows none.
+    vars(sliding_window)["tqdm"] = counted
+    while True:
+        try:
+            job: Job = pipe.recv()
+        except EOFError:
+            return
+        # With the job's own folder for temporary files, nothing is left behind when this process is killed.
+        tempfile.tempdir = str(job.scratch)
+        try:
+            segment_job(job, pipe.send)
+        except (ValueError, OSError) as error:
+            pipe.send(End(own_names(reason_of(error), job)))
+        except Exception as error:
+            # The message may contain something of the case, so it is shown to its visitor and never logged.
+            print(f"{type(error).__name__} in a job of the app", file=sys.stderr)
+            traceback.print_tb(error.__traceback__)
+            reason = own_names(reason_of(error), job)
+            pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app goes on."))
+        else:
+            pipe.send(End())
+
+
+def own_names(message: str, job: Job) -> str:
+    """Message without the folders of the session."""
+    folders = {str(path.parent) for path in (job.images or {}).values()} | {str(job.raw), str(job.scratch)}
+    for folder in sorted(folders, key=len, reverse=True):
+        message = message.replace(f"{folder}/", "").replace(f"{folder}:", "The images:")
+    return printable(message)
+
+
+class Worker:
+    """The process, and the one job that it may have at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def start(self) -> Connection:
+        """Start the process if there is none, and return the pipe to it."""
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            self._process = context.Process(target=work, args=(theirs,), name="segmentation", daemon=True)
+            self._process.start()
+            theirs.close()
+            self._pipe = ours
+        return self._pipe
+
+    def run(self, job: Job, stop: threading.Event) -> Iterator[Step | End | None]:
+        """Do a job.
+
+        Args:
+            job: What to do.
+            stop: Kills the job once it is set.
+
+        Yields:
+            Steps of the job; `None` while nothing happens; at last an `End`, except if the job was stopped.
+        """
+        with self._lock:
+            job.scratch.mkdir()
+            message: Step | End | None = None
+            try:
+                pipe = self.start()
+                pipe.send(job)
+                while not isinstance(message, End) and not stop.is_set():
+                    # Also true if the process has died.
+                    message = pipe.recv() if pipe.poll(POLL_SECONDS) else None
+                    yield message
+            except (EOFError, OSError):
+                message = None
+                yield End(
+                    "The computation ended unexpectedly, perhaps because the computer has too little memory. Try "
+                    "fewer sequences, or try again."
+                )
+            finally:
+                if not isinstance(message, End):
+                    self.kill()
+                shutil.rmtree(job.scratch, ignore_errors=True)
+
+    def kill(self) -> None:
+        """Kill the process and everything that it has started."""
+        if self._process is not None and self._process.pid is not None:
+            try:
+                children = psutil.Process(self._process.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                children = []
+            self._process.kill()
+            for child in children:
+                # It may have ended by itself.
+                try:
+                    child.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            self._process.join()
+        self._process = self._pipe = None

@@ -1,0 +1,416 @@
+"""The app: what its visitors see, what it refuses, what it keeps apart, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+from huggingface_hub import SpaceCard
+from small_scans import SPACINGS, head, quicken, write_study
+
+import lora_moe_hgd as lmh
+from lora_moe_hgd.app import found as app_found
+from lora_moe_hgd.app import sessions as app_sessions
+from lora_moe_hgd.app.found import LEFT_OUT, MAX_ROWS, find, scan_options, sequences_chosen
+from lora_moe_hgd.app.results import result_html
+from lora_moe_hgd.app.sessions import SESSION_SECONDS, Sessions
+from lora_moe_hgd.app.worker import ALL_FILES, End, Job, segment_job
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd_cli import main
+
+pytest.importorskip("gradio")
+from app_server import MAX_MB, Server
+from gradio_client import Client, handle_file
+
+from lora_moe_hgd.app.page import PARTIAL
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def server(small_weights: Path) -> Iterator[Server]:
+    called: set[Any] = set()
+    connect = socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        called.add(address[0] if isinstance(address, tuple) else "a file")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        running = Server(small_weights / "tiny")
+        yield running
+        running.close()
+    # Nothing is left, and nothing but this computer was called, neither for statistics nor for news.
+    assert not running.sessions.root.exists()
+    assert called == {"127.0.0.1"}
+
+
+@pytest.fixture
+def sessions() -> Iterator[Sessions]:
+    made = Sessions()
+    yield made
+    made.close()
+
+
+def roles_of(listing: tuple[Any, ...]) -> list[str]:
+    """Value of each row, from the answer of an event that lists the files."""
+    return [row["value"] for row in listing[-MAX_ROWS:]]
+
+
+def upload(visitor: Client, paths: list[Path]) -> tuple[Any, ...]:
+    return visitor.predict([handle_file(path) for path in paths], api_name="/add")
+
+
+def segment(
+    visitor: Client, server: Server, listing: tuple[Any, ...], roles: list[str] | None = None, *images: str
+) -> str:
+    """What the visitor sees at last; `listing` is the answer of the last event that lists the files."""
+    roles = roles_of(listing) if roles is None else roles
+    return visitor.predict(listing[-MAX_ROWS - 3], None, server.checkpoint, list(images), *roles, api_name="/segment")
+
+
+def ask(server: Server, event: str, *data: Any) -> dict[str, Any]:
+    """What the server answers to an event of a visitor whose program sends what it likes."""
+    config = httpx.get(f"{server.url}/config").json()
+    (number,) = [part["id"] for part in config["dependencies"] if part["api_name"] == event]
+    body = {"data": data, "fn_index": number, "session_hash": "stranger"}
+    httpx.post(f"{server.url}/gradio_api/queue/join", json=body).raise_for_status()
+    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data?session_hash=stranger", timeout=60) as answer:
+        for line in answer.iter_lines():
+            message = json.loads(line.removeprefix("data: ")) if line else {}
+            if message.get("msg") == "process_completed":
+                return message
+    raise AssertionError("The server did not answer.")
+
+
+def job(sessions: Sessions, weights: Path, images: dict[str, Path]) -> Job:
+    session = sessions.of("job")
+    names = {"out": session.folder / f"out{time.monotonic_ns()}", "scratch": session.folder / "scratch"}
+    return Job(str(weights), None, "cpu", False, images, None, {}, "case", **names)
+
+
+def test_a_case_is_segmented_as_the_package_does_it(
+    server: Server, dummy_root: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    case = tmp_path / "Muster"
+    case.mkdir()
+    for name in ("T1c", "FLAIR", "T2"):
+        shutil.copyfile(dummy_root / f"case_000/{name}.nii.gz", case / f"Muster_{name}.nii.gz")
+    (case / "Muster_notes.txt").write_text("no image")
+    visitor = server.visitor()
+    listing = upload(visitor, sorted(case.iterdir()))
+    assert "3 NIfTI files" in listing[1]
+    assert "Not kept" in listing[1]
+    labels = {row["label"]: row for row in listing[-MAX_ROWS:] if row["visible"]}
+    assert {name: row["value"] for name, row in labels.items()} == {
+        "Muster_FLAIR.nii.gz": "flair",
+        "Muster_T1c.nii.gz": "t1c",
+        "Muster_T2.nii.gz": "t2",
+    }
+    # File names of visitors may contain the names of patients.
+    stored = [name for _, folders, names in os.walk(server.sessions.root) for name in (*folders, *names)]
+    assert stored
+    assert not [name for name in stored if "Muster" in name]
+    # The visitor corrects it: this T2 is not used.
+    roles = [LEFT_OUT if role == "t2" else role for role in roles_of(listing)]
+    shown = segment(visitor, server, listing, roles)
+    assert "Research use only. This is not a medical device." in shown
+    expected = lmh.segment(dummy_root / "case_000", small_weights / "tiny", sequences=["t1c", "flair"])
+    for name, volume in expected.volumes_ml.items():
+        assert f"<th>{name.upper()}</th><td>{volume:.1f} mL</td>" in shown
+    for warning in expected.warnings:
+        assert warning.replace("'", "&#x27;").replace("<", "&lt;") in shown
+    links = dict(re.findall(r'href="([^"]*/([^"/]*))" download', shown))
+    assert sorted(links.values()) == sorted([ALL_FILES, "seg.nii.gz", "report.json", "overlay.png", "report.html"])
+    for link, name in links.items():
+        answer = httpx.get(f"{server.url}/{link}")
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "no-store"
+        (tmp_path / name).write_bytes(answer.content)
+    assert b"Muster" not in (tmp_path / "report.json").read_bytes()
+    with zipfile.ZipFile(tmp_path / ALL_FILES) as archive:
+        assert sorted(archive.namelist()) == sorted(set(links.values()) - {ALL_FILES})
+    label_map = nib.load(tmp_path / "seg.nii.gz")
+    assert np.array_equal(label_map.dataobj, expected.label_map.dataobj)
+    assert np.array_equal(label_map.affine, expected.label_map.affine)
+    assert re.search(r'<iframe [^>]*sandbox="allow-scripts"[^>]*src="results/[^"]*/report.html"', shown)
+
+
+def test_uploads_beyond_the_cap_are_refused_and_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("a.nii", bytes((MAX_MB + 2) * 10**6))})
+    assert (large.status_code, large.text) == (413, f"A case may have {MAX_MB} MB at most.")
+    endless = httpx.post(f"{server.url}/gradio_api/upload", content=iter([b"x"]))
+    assert endless.status_code == 411
+    visitor = server.visitor()
+    part = tmp_path / "t1.nii"
+    part.write_bytes(bytes(2 * 10**6))
+    assert "1 NIfTI file" in upload(visitor, [part])[1]
+    assert f"A case may have {MAX_MB} MB in" in upload(visitor, [part])[1]
+    monkeypatch.setattr(app_sessions, "MAX_FILES", 2)
+    part.write_bytes(b"x")
+    assert "in 2 files at most" in upload(visitor, [part, part])[1]
+    assert not list(server.sessions.incoming.iterdir())
+
+
+def test_visitors_do_not_see_each_others_cases(server: Server, dummy_root: Path) -> None:
+    one, other = server.visitor(), server.visitor()
+    listing = upload(one, [dummy_root / "case_000/T1c.nii.gz"])
+    assert "There are no images yet" in segment(other, server, listing)
+    for path in server.sessions.of(one.session_hash).folder.rglob("*.nii.gz"):
+        assert httpx.get(f"{server.url}/gradio_api/file={path}").status_code in (403, 404)
+        stolen = ask(server, "add", [{"path": str(path), "meta": {"_type": "gradio.FileData"}}])
+        assert "The uploaded file is gone" in stolen["output"]["data"][1]
+    # The server reads no file of its own, and fetches no address, for a visitor.
+    given = {"path": __file__, "meta": {"_type": "gradio.FileData"}}
+    assert not ask(server, "segment", "", given, server.checkpoint, [], *roles_of(listing))["success"]
+    assert not list((server.sessions.root / "gradio").glob("*"))
+    assert httpx.get(f"{server.url}/gradio_api/file=https://elsewhere.example/").status_code == 404
+    assert httpx.get(f"{server.url}/results/guess/report.json").status_code == 404
+    first = server.sessions.of(one.session_hash)
+    token, folder = server.sessions.new_result(first)
+    folder.mkdir()
+    (folder / "seg.nii.gz").write_bytes(b"x")
+    assert httpx.get(f"{server.url}/results/{token}/seg.nii.gz").status_code == 200
+    assert httpx.get(f"{server.url}/results/{token}/..%2F..%2Fseg.nii.gz").status_code == 404
+    server.sessions.end(one.session_hash)
+    assert not first.folder.exists()
+    assert httpx.get(f"{server.url}/results/{token}/seg.nii.gz").status_code == 404
+
+
+def test_one_job_computes_at_a_time_and_a_stopped_one_leaves_the_queue(
+    server: Server, dummy_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, at_once, most = threading.Event(), [0], [0]
+
+    def run(job: Job, stop: threading.Event) -> Iterator[End | None]:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        while not gate.is_set() and not stop.is_set():
+            gate.wait(0.05)
+            yield None
+        at_once[0] -= 1
+        yield End("The gate is open.")
+
+    monkeypatch.setattr(server.worker, "run", run)
+    visitors = [server.visitor() for _ in range(3)]
+    jobs = []
+    for visitor in visitors:
+        listing = upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])
+        given = (listing[2], None, server.checkpoint, [], *roles_of(listing))
+        jobs.append(visitor.submit(*given, api_name="/segment"))
+    waiting = [jobs[number] for number in range(3) if jobs[number].status().rank is not None]
+    deadline = time.monotonic() + 60
+    while len(waiting) < 2 and time.monotonic() < deadline:
+        waiting = [work for work in jobs if work.status().rank is not None]
+    assert sorted(work.status().rank for work in waiting) == [0, 1]
+    waiting[0].cancel()
+    gate.set()
+    done = [work for work in jobs if work is not waiting[0]]
+    assert all("The gate is open." in work.result(timeout=60) for work in done)
+    assert most == [1]
+
+
+def test_errors_are_the_packages_own_and_the_app_goes_on(server: Server, dummy_root: Path, tmp_path: Path) -> None:
+    visitor = server.visitor()
+    damaged = tmp_path / "x_flair.nii.gz"
+    damaged.write_bytes(b"no image")
+    first = upload(visitor, [damaged])
+    shown = segment(visitor, server, first)
+    assert "FLAIR.nii.gz: " in shown
+    assert str(server.sessions.root) not in shown
+    second = upload(visitor, [damaged])
+    twice = segment(visitor, server, second)
+    assert "Several are FLAIR: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
+    assert "No sequence is chosen" in segment(visitor, server, second, [LEFT_OUT] * MAX_ROWS)
+    # What was chosen for these files says nothing about others that came while the job waited.
+    assert "The images have changed meanwhile" in segment(visitor, server, first)
+    visitor.predict(api_name="/clear")
+    third = upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])
+    assert "<th>WT</th>" in segment(visitor, server, third, None, PARTIAL)
+
+
+def test_a_crash_ends_one_job_and_a_stopped_job_stops(
+    server: Server, sessions: Sessions, small_weights: Path, dummy_root: Path, tmp_path: Path
+) -> None:
+    worker = server.worker
+    good = job(sessions, small_weights / "tiny", {"t1c": dummy_root / "case_000/T1c.nii.gz"})
+    broken = shutil.copytree(small_weights / "tiny", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\xff" * 100)
+    *_, end = worker.run(replace(good, checkpoint=str(broken)), threading.Event())
+    assert end is not None
+    assert "unexpected error (SafetensorError" in end.problem
+    stop = threading.Event()
+    running = worker.run(good, stop)
+    next(running)
+    process = worker._process
+    assert process is not None
+    stop.set()
+    assert not [message for message in running if isinstance(message, End)]
+    assert not process.is_alive()
+    assert not good.scratch.exists()
+    running = worker.run(good, threading.Event())
+    next(running)
+    assert worker._process is not None
+    worker._process.kill()
+    *_, end = running
+    assert isinstance(end, End)
+    assert end.problem.startswith("The computation ended unexpectedly")
+    *_, end = worker.run(good, threading.Event())
+    assert end == End()
+    assert (good.out / "seg.nii.gz").is_file()
+
+
+def test_files_are_deleted_after_an_hour(sessions: Sessions, tmp_path: Path) -> None:
+    idle, busy = sessions.of("idle"), sessions.of("busy")
+    busy.busy = True
+    left = sessions.new_upload()
+    left.write_bytes(b"x")
+    now = time.monotonic()
+    sessions.sweep(now + SESSION_SECONDS - 10)
+    assert idle.folder.is_dir()
+    assert left.exists()
+    sessions.sweep(now + SESSION_SECONDS + 10)
+    assert not idle.folder.exists()
+    assert not left.exists()
+    assert busy.folder.is_dir()
+
+
+def test_series_of_a_study_are_listed_and_corrected(sessions: Sessions, tmp_path: Path) -> None:
+    write_study(tmp_path / "study")
+    packed = sessions.new_upload()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in filter(Path.is_file, (tmp_path / "study").rglob("*")):
+            archive.write(path, path.relative_to(tmp_path))
+    session = sessions.of("a")
+    assert session.add([(packed, "Muster Erika.zip")], max_bytes=10**9) == ""
+    found = find(session, BRAIN_TUMOUR)
+    assert [(row.key, row.role) for row in found.rows] == [("1", "t1c"), ("2", "flair"), ("3", LEFT_OUT)]
+    assert found.is_study
+    chosen = sequences_chosen(found.rows, ["t1c", "flair", LEFT_OUT], BRAIN_TUMOUR)
+    assert scan_options(found, chosen) == {"series": {}, "sequences": ("t1c", "flair")}
+    chosen = sequences_chosen(found.rows, [LEFT_OUT, "t2", LEFT_OUT], BRAIN_TUMOUR)
+    assert scan_options(found, chosen) == {"series": {"t2": "2"}, "sequences": ("t2",)}
+    bomb = sessions.new_upload()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(10 * session.size))
+    with pytest.raises(ValueError, match=r"big\.zip: The zip file unpacks to"):
+        session.add([(bomb, "big.zip")], max_bytes=2 * session.size)
+    assert not bomb.exists()
+    assert app_found.find(session, BRAIN_TUMOUR) == found
+
+
+def test_a_study_and_whole_heads_are_prepared_first(
+    sessions: Sessions, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    write_study(tmp_path / "study")
+    scan = {"series": {"t2": "2"}, "sequences": ("t1c", "t2"), "study": None}
+    given = replace(job(sessions, small_weights / "tiny", {}), images=None, raw=tmp_path / "study", scan=scan)
+    segment_job(given, lambda step: None)
+    written = {path.name for path in given.out.iterdir()}
+    assert {"seg.nii.gz", "seg_on_t1c.nii.gz", "seg_on_t2.nii.gz", "seg.dcm", "report.html", ALL_FILES} <= written
+    assert json.loads((given.out / "report.json").read_text())["sequences_used"] == ["t1c", "t2"]
+    (tmp_path / "heads").mkdir()
+    nib.save(head(SPACINGS["flair"]), tmp_path / "heads/FLAIR.nii.gz")
+    given = replace(given, raw=tmp_path / "heads", scan={"case_id": "case"}, out=tmp_path / "out")
+    segment_job(given, lambda step: None)
+    assert json.loads((given.out / "report.json").read_text())["case_id"] == "case"
+
+
+def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
+    report: dict[str, Any] = {
+        "warnings": [],
+        "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
+        "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
+        "sequences_used": ["t1c"],
+        "label_scheme": {"name": "brats2023", "core": 1},
+        "checkpoint": str(tmp_path),
+        "seconds": 3.0,
+    }
+    calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
+    assert "Doubtful" not in calm
+    assert "Results without a warning can be wrong" in calm
+    assert "0.52, low" in calm
+    # Visitors learn no folders of the server.
+    assert str(tmp_path.parent) not in calm
+    doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
+    assert 'role="alert"' in doubtful
+    assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
+    nothing = result_html(report | {"volumes_ml": dict.fromkeys(("wt", "tc", "et"), 0.0)}, [], "x", BRAIN_TUMOUR)
+    assert "Doubtful" in nothing
+    assert "No tumour was found. This does not mean that there is none." in nothing
+
+
+def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) -> None:
+    answer = httpx.get(server.url)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert not re.search(r"https?:", policy)
+    assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(https?:)?//[^"]*"', answer.text)
+    config = httpx.get(f"{server.url}/config").json()
+    assert config["analytics_enabled"] is False
+    assert not config.get("run_history")
+    foreign = {"sec-fetch-site": "cross-site"}
+    assert httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x"}, headers=foreign).status_code == 403
+    assert httpx.get(server.url, headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_without_the_extra_the_command_names_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", "app"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        'error: The app needs a further package (gradio): pip install "lora-moe-hgd[app]"\n'
+    )
+
+
+def test_the_card_of_the_space_names_what_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SpaceCard.load(ROOT / "spaces/README.md")
+    data = card.data.to_dict()
+    assert (data["sdk"], data["license"]) == ("gradio", "mit")
+    assert f"gradio=={data['sdk_version']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert (ROOT / "spaces" / data["app_file"]).is_file()
+    # What the Hub allows: https://huggingface.co/docs/hub/spaces-config-reference
+    assert len(data["short_description"]) <= 60
+    assert {data["colorFrom"], data["colorTo"]} <= {
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }
+    assert "Research use only. This is not a medical device." in card.text
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    wheel = tmp_path / "lora_moe_hgd-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    importlib.import_module("make_space").make_space("me/tumours", wheel, tmp_path / "space")
+    assert (tmp_path / "space" / wheel.name).is_file()
+    lines = (tmp_path / "space/requirements.txt").read_text().splitlines()
+    address = f"https://huggingface.co/spaces/me/tumours/resolve/main/{wheel.name}"
+    assert lines[-1] == f"lora-moe-hgd[app,scans] @ {address}"
