@@ -2,8 +2,7 @@
 
     import lora_moe_hgd as lmh
 
-    seg = lmh.segment("case_000")                       # or {"t1c": "a.nii.gz", "flair": image}
-    seg = lmh.segment(lmh.example_case(), sequences=["t1c", "flair"])
+    seg = lmh.segment(lmh.example_case(), sequences=["t1c", "flair"])  # or a folder, or {"t1c": "a.nii.gz"}
     seg.volumes_ml, seg.confidence, seg.warnings        # WT, TC and ET
     seg.label_map, seg.regions, seg.probabilities       # on the case's own grid
     seg.save("outputs/case_000")                        # what `lora-moe-hgd segment` writes
