@@ -2,6 +2,9 @@
 
 `python benchmarks/memory.py` measures each in a process of its own: on a GPU what torch allocated, on the CPU what the
 process held beyond its imports. Batch of one with four sequences, AdamW, two steps. `--sizes` also takes the peers.
+
+`--cases 240x240x155x1,544x544x400x0.5` segments and saves a made-up case of two sequences instead, with so many voxels
+of so many millimetres.
 """
 
 from __future__ import annotations
@@ -9,12 +12,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import torch
 from peers import make_network
+
+import lora_moe_hgd
 
 VARIANTS = {
     "float32": (False, False),
@@ -60,12 +69,53 @@ def measure_apart(size: str, edge: int, variant: str) -> float | None:
     return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
+def measure_case(words: str) -> float:
+    """Memory in 10^9 bytes of `segment` and `save` for one case, on the CPU, beyond the imports."""
+    *shape, spacing = map(float, words.split("x"))
+    shape = tuple(map(int, shape))
+    with tempfile.TemporaryDirectory() as folder:
+        # In a process of its own, so that making the case does not count.
+        making = multiprocessing.get_context("spawn").Process(target=make_case, args=(Path(folder), shape, spacing))
+        making.start()
+        making.join()
+        before = held_gb()
+        lora_moe_hgd.segment(folder, device="cpu").save(Path(folder) / "out")
+        return held_gb() - before
+
+
+def make_case(folder: Path, shape: tuple[int, ...], spacing: float) -> None:
+    """Write T1c and FLAIR with noise in an ellipsoid of 140 x 170 x 130 mm and a bright ball in it."""
+    x, y, z = np.ogrid[tuple(slice(-edge * spacing / 2, edge * spacing / 2, edge * 1j) for edge in shape)]
+    brain = (x / 70) ** 2 + (y / 85) ** 2 + (z / 65) ** 2 < 1
+    ball = (x - 25) ** 2 + y**2 + z**2 < 500
+    for name in ("T1c", "FLAIR"):
+        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        array = np.where(brain, 400 + 60 * noise + 300 * ball, 0).astype(np.int16)
+        nib.save(nib.Nifti1Image(array, np.diag([spacing] * 3 + [1.0])), folder / f"{name}.nii.gz")
+
+
+def measured_case_apart(words: str) -> str:
+    """The same in a process of its own, as a cell of the table."""
+    done = subprocess.run([sys.executable, __file__, "--one-case", words], capture_output=True, text=True, check=False)
+    return f"{float(done.stdout.splitlines()[-1]):.2f}" if done.returncode == 0 else "no room"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="tiny,base")
     parser.add_argument("--edges", default="96,128")
+    parser.add_argument("--cases", help="shapes and voxel sizes of cases, such as 240x240x155x1")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one-case", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one_case:
+        print(measure_case(args.one_case))
+        return
+    if args.cases:
+        print("| case | peak GB |\n|---|---|")
+        for words in args.cases.split(","):
+            print(f"| {words} mm | {measured_case_apart(words)} |", flush=True)
+        return
     if args.one:
         size, edge, variant = json.loads(args.one)
         bf16, checkpointing = VARIANTS[variant]

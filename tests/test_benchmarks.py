@@ -35,6 +35,12 @@ def test_memory_is_measured_for_each_variant() -> None:
 
 
 @pytest.mark.slow
+def test_memory_is_measured_for_a_case() -> None:
+    (_, _, row) = run_script("memory.py", "--cases", "64x64x48x3")
+    assert 0 < float(row.split("|")[2]) < 1
+
+
+@pytest.mark.slow
 def test_speed_is_measured_beside_the_peers() -> None:
     rows = run_script("speed.py", "--edge", "32", "--rounds", "1", "--networks", "tiny,SegResNet-16,DynUNet")
     assert len(rows) == 2 * (2 + 3 + 2 + 2) + 2 + 3
