@@ -34,6 +34,7 @@ AFFINE[:3, 2] = np.array([-1, 0, 0]) * 1.5
 AFFINE[:3, 3] = (17, 40, -12)
 REPORT: dict[str, Any] = {
     "case_id": "case <script>alert(1)</script> & co",
+    "tumour_found": True,
     "volumes_ml": {"wt": 12.34, "tc": 5.6, "et": 0.0},
     "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
     "sequences_used": ["t1c", "flair"],
@@ -143,7 +144,7 @@ def test_a_result_with_warnings_or_without_a_tumour_never_looks_calm(tmp_path: P
     for name, change in {
         "doubt": {},
         "calm": {"warnings": []},
-        "empty": {"warnings": [], "volumes_ml": dict.fromkeys(("wt", "tc", "et"), 0.0)},
+        "empty": {"warnings": [], "tumour_found": False},
     }.items():
         write_case_page(tmp_path / name, images, regions, REPORT | change)
         pages[name] = re.split("</?main>", (tmp_path / name).read_text())[1]

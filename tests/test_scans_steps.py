@@ -152,11 +152,21 @@ def test_a_changed_input_is_never_answered_by_an_old_result(
 
 def test_other_code_is_never_answered_by_an_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Volume(np.ones((2, 3, 4), dtype=np.float32), np.eye(4))
-    Steps(tmp_path).brain("t1", volume, "deepbet", lambda: volume.array > 0)
+    Steps(tmp_path).brain("t1", volume, lambda: volume.array > 0)
     again = Steps(tmp_path)
     monkeypatch.setattr("lora_moe_hgd.scans.steps.code_fingerprint", lambda name: "other")
-    assert not again.brain("t1", volume, "deepbet", lambda: volume.array > 1).any()
+    assert not again.brain("t1", volume, lambda: volume.array > 1).any()
     assert not again.reused
+
+
+def test_images_of_another_origin_are_not_overwritten(dicom: Path, tmp_path: Path, capsys) -> None:
+    target = tmp_path / "case"
+    target.mkdir()
+    (target / "T1c.nii.gz").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        run("prepare", [str(dicom), str(target)])
+    assert "T1c.nii.gz, which would be overwritten" in capsys.readouterr().err
+    assert (target / "T1c.nii.gz").read_bytes() == b"mine"
 
 
 def test_segment_goes_on_after_the_preparation(

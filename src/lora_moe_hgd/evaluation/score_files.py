@@ -14,9 +14,21 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Facts about an evaluation. A CSV file has none."""
+    """Facts about an evaluation. A CSV file has none.
+
+    Raises:
+        ValueError: If the evaluation does not name the weights.
+    """
     path = folder / "table.json"
-    return json.loads(path.read_text())["about"] if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    if "about" not in content:
+        raise ValueError(
+            f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
+        )
+    found: dict[str, Any] = content["about"]
+    return found
 
 
 def task_of(folders: Sequence[Path]) -> Task:

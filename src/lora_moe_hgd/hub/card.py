@@ -145,8 +145,7 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
-    # Evaluations of earlier versions have no `mirror`: they never used mirror images.
-    mirrored = " --mirror" if about.get("mirror") else ""
+    mirrored = " --mirror" if about["mirror"] else ""
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
         f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "

@@ -159,11 +159,14 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
     # Only now, because these need the extra.
     from ..scans.choice import parse_series
     from ..scans.prepare import ScanOptions
+    from ..scans.prepared import check_output
     from ..scans.steps import steps_in
 
     if args.channel_order:
         raise ValueError("--channel-order has no effect on DICOM files. Leave it out.")
     _refuse_same_folder(args.out_path, args.in_path if args.in_path.is_dir() else args.in_path.parent)
+    if args.keep is not None:
+        check_output(args.keep)
     scan = ScanOptions(
         study=args.study,
         series=parse_series(args.series),

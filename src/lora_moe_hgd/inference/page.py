@@ -249,7 +249,7 @@ def _state(report: Mapping[str, Any], task: Task) -> str:
     """What the reader must know first: the warnings, and whether anything was found."""
     target = html.escape(task.target)
     heads = []
-    if not max(report["volumes_ml"].values()) > 0:
+    if not report[f"{task.target}_found"]:
         heads.append(f"<h2>No {target} was found</h2><p>Look at the images: the program can miss a {target}.</p>")
     if report["warnings"]:
         items = "".join(f"<li>{html.escape(warning)}</li>" for warning in report["warnings"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..arguments import add_in_path, add_out_path, add_quiet
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .options import add_scan_options
+from .prepared import check_output
 from .raw import require_extra
 
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("Give the raw images and the folder for the case: lora-moe-hgd prepare RAW OUT.")
     if target.resolve() == source.resolve():
         raise ValueError(f"--out-path must not be the folder of the raw images: {source}")
+    check_output(target)
     require_extra()
     # Only now, because these need the extra.
     from .choice import parse_series

@@ -110,7 +110,8 @@ def write_dicom_seg(
 
 def _completed(header: Dataset) -> Dataset:
     """The header, where values that are missing or invalid are empty if the standard allows that."""
-    completed = copy.copy(header)
+    # A shallow copy would share its elements.
+    completed = copy.deepcopy(header)
     for name, kind in MAY_BE_EMPTY.items():
         value = header.get(name)
         if value not in (None, ""):

@@ -175,7 +175,9 @@ def _brains(
     for name, volume in volumes.items():
         if options.brain_extraction != NONE:
             how = options.brain_extraction or DEEPBET
-            brains[name] = steps.brain(name, volume, how, partial(_found_brain, name, volume, how, scratch, say))
+            find = partial(_found_brain, name, volume, how, scratch, say)
+            # A command is run again: nothing tells whether its program has changed.
+            brains[name] = steps.brain(name, volume, find) if how == DEEPBET else find()
         if options.brain_extraction is None and is_stripped(volume, brains[name]):
             stripped.append(name)
         if options.brain_extraction == NONE or name in stripped:

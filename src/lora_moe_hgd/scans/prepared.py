@@ -66,13 +66,20 @@ class Prepared:
     headers: tuple[Any, ...] = field(default=(), repr=False)
 
     def save(self, folder: Path) -> None:
-        """Write the case: a file for each sequence, the brain mask, and `prepare.json` last."""
+        """Write the case: a file for each sequence, the brain mask, and `prepare.json` last.
+
+        Raises:
+            ValueError: If the folder holds images that no preparation wrote.
+        """
+        check_output(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (REPORT, BRAIN_MASK, *FILE_NAMES.values()):
+        (folder / REPORT).unlink(missing_ok=True)
+        # First, because it marks the folder as one of ours if the process stops before the report.
+        save_image(folder / BRAIN_MASK, image_on(self.affine, self.brain.astype(np.uint8)))
+        for name in FILE_NAMES.values():
             (folder / name).unlink(missing_ok=True)
         for name, array in self.images.items():
             save_image(folder / FILE_NAMES[name], image_on(self.affine, array))
-        save_image(folder / BRAIN_MASK, image_on(self.affine, self.brain.astype(np.uint8)))
         with replacing(folder / REPORT) as scratch:
             scratch.write_text(json.dumps(self.report, indent=2) + "\n")
 
@@ -92,6 +99,20 @@ class Prepared:
         target = Volume(np.zeros(place.shape, dtype=np.float32), place.motion @ place.affine)
         moved, _, _ = on_grid_of(Volume(scheme.encode(regions), self.affine), target, labels=True)
         return image_on(place.affine, moved.array)
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder whose images would be deleted, unless an earlier preparation wrote them.
+
+    Raises:
+        ValueError: If it holds such images.
+    """
+    written = (folder / REPORT).is_file() or (folder / BRAIN_MASK).is_file()
+    others = [name for name in FILE_NAMES.values() if (folder / name).is_file()]
+    if others and not written:
+        raise ValueError(
+            f"{folder} contains {others[0]}, which would be overwritten. Choose another folder for the case."
+        )
 
 
 def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:

@@ -43,19 +43,18 @@ class Steps:
         self.folder = folder
         self.reused: list[str] = []
 
-    def brain(self, sequence: str, volume: Volume, method: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the brain on a volume, bool in its shape: the stored one, or a new one.
+    def brain(self, sequence: str, volume: Volume, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the brain that deepbet finds on a volume, bool in its shape: the stored one, or a new one.
 
         Args:
             sequence: Its name.
             volume: The head.
-            method: How the brain is found.
             make: Finds it.
         """
         if self.folder is None:
             return make()
         code = code_fingerprint(f"{__package__}.brain_extraction")
-        path = self.folder / f"brain-{sequence}-{fingerprint(content_of(volume), method, code)}.nii.gz"
+        path = self.folder / f"brain-{sequence}-{fingerprint(content_of(volume), code)}.nii.gz"
         stored = _stored_mask(path, volume.array.shape)
         if stored is not None:
             self.reused.append(f"brain of {sequence}")
