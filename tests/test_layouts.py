@@ -203,7 +203,7 @@ def test_a_folder_without_sequences_says_what_it_holds(tmp_path: Path) -> None:
         BadInputError, match=r"a: No MRI sequence found. It holds: a.nii.gz, b.nii.gz. Name .*--t1 FILE --t1c FILE"
     ):
         find_case(touch(tmp_path / "a", "b.nii.gz", "a.nii.gz"))
-    with pytest.raises(BadInputError, match=r"No MRI sequence found. It is empty"):
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty"):
         find_case(touch(tmp_path / "b"))
     with pytest.raises(BadInputError, match="no such file or folder"):
         find_case(tmp_path / "c")
@@ -228,7 +228,7 @@ def test_a_sequence_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Pa
 
 
 def test_a_root_without_cases_is_refused_with_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"No MRI sequence found. It is empty"):
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty"):
         find_cases(tmp_path)
     touch(tmp_path / "p1", "ADC.nii.gz")
     with pytest.raises(BadInputError, match=r"No MRI sequence found. It holds: p1"):

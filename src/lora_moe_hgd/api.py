@@ -53,6 +53,8 @@ def segment(
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The message says why and what to do.
     """
+    if isinstance(sequences, str):
+        raise ValueError(f"`sequences` must be a list such as {sequences.split(',')}, got {sequences!r}.")
     options = ResultOptions(
         sequences=None if sequences is None else tuple(sequences),
         label_scheme=label_scheme,

@@ -369,5 +369,6 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
 def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
     """Error message for a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    holds = f"It holds: {listed(names)}." if names else "It is empty."
-    return f"No MRI sequence found. {holds} Name the sequences with {name_them(task)}."
+    if not names:
+        return "No MRI sequence found. The folder is empty."
+    return f"No MRI sequence found. It holds: {listed(names)}. Name the sequences with {name_them(task)}."

@@ -75,7 +75,9 @@ class Segmentation:
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
-        return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes})"
+        count = len(self.warnings)
+        doubt = f"; {count} warning{'s' if count > 1 else ''}, see .warnings" if count else ""
+        return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes}{doubt})"
 
     def save(
         self,

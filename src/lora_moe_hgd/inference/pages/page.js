@@ -279,7 +279,7 @@ async function addView(sequence, regions) {
   canvas.addEventListener("keydown", keyPressed, true);
   canvas.addEventListener("keyup", (event) => event.stopImmediatePropagation(), true);
   const viewer = view.viewer = new niivue.Niivue({
-    backColor: [0, 0, 0, 1], crosshairColor: [0.55, 1, 0.55, 0.7], crosshairWidth: 0.4, crosshairGap: 10,
+    backColor: [0, 0, 0, 1], crosshairColor: [0.55, 1, 0.55, 0.7], crosshairWidth: 0.6, crosshairGap: 10,
     dragAndDropEnabled: false, fontColor: [1, 1, 1, 1], isForceMouseClickToVoxelCenters: true, isRadiologicalConvention: true,
     loadingText: "", logLevel: "error", sagittalNoseLeft: true, showAllOrientationMarkers: true, show3Dcrosshair: true,
     windowingGainFactor: about.levels / 255, fontMinPx: 14, tileMargin: 2, textHeight: -1,
