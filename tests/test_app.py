@@ -30,8 +30,9 @@ from lora_moe_hgd.app import sessions as app_sessions
 from lora_moe_hgd.app.found import LEFT_OUT, MAX_ROWS, find, scan_options, sequences_chosen
 from lora_moe_hgd.app.results import result_html
 from lora_moe_hgd.app.sessions import SESSION_SECONDS, Sessions
-from lora_moe_hgd.app.worker import ALL_FILES, End, Job, segment_job
+from lora_moe_hgd.app.worker import ALL_FILES, End, Job, folders_of, own_names, segment_job
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.scans import archives
 from lora_moe_hgd_cli import main
 
 pytest.importorskip("gradio")
@@ -98,6 +99,15 @@ def ask(server: Server, event: str, *data: Any) -> dict[str, Any]:
             if message.get("msg") == "process_completed":
                 return message
     raise AssertionError("The server did not answer.")
+
+
+def zipped(sessions: Sessions, content: dict[str, bytes]) -> Path:
+    """An uploaded zip file with these members."""
+    path = sessions.new_upload()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
 
 
 def job(sessions: Sessions, weights: Path, images: dict[str, Path]) -> Job:
@@ -292,6 +302,101 @@ def test_files_are_deleted_after_an_hour(sessions: Sessions, tmp_path: Path) -> 
     assert not idle.folder.exists()
     assert not left.exists()
     assert busy.folder.is_dir()
+
+
+def test_an_upload_that_is_taken_meanwhile_does_not_end_the_sweeper(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What `iterdir` lists and `stat` no longer finds.
+    (sessions.incoming / "taken").symlink_to("nothing")
+    left = sessions.new_upload()
+    left.write_bytes(b"x")
+    sessions.sweep(time.monotonic() + SESSION_SECONDS + 10)
+    assert not left.exists()
+    calls = []
+
+    def fail(now: float) -> None:
+        calls.append(now)
+        if len(calls) == 2:
+            sessions._closed.set()
+        raise RuntimeError
+
+    monkeypatch.setattr(app_sessions, "SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(sessions, "sweep", fail)
+    sessions._sweep_now_and_then()
+    assert len(calls) == 2
+    assert "RuntimeError while old files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["end", "close"])
+def test_nothing_stays_if_the_page_is_closed_while_a_zip_file_is_unpacked(
+    method: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, packed = sessions.of("a"), zipped(sessions, {"a": b"one"})
+    begun, go_on = threading.Event(), threading.Event()
+
+    def unpack(*args: Any, **limits: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        # As if files were deleted while they are written.
+        session.folder.mkdir(exist_ok=True)
+        args[1].mkdir(parents=True, exist_ok=True)
+        return archives.unpack(args[0], args[1] / "more", **limits)
+
+    monkeypatch.setattr(app_sessions, "unpack", unpack)
+    adding = threading.Thread(target=session.add, args=([(packed, "a.zip")],), kwargs={"max_bytes": 10**6})
+    adding.start()
+    assert begun.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    if method == "end":
+        sessions.end("a")
+    else:
+        sessions.close()
+        assert not sessions.root.exists()
+    adding.join(30)
+    assert not session.folder.exists()
+    assert not packed.exists()
+    with pytest.raises(ValueError, match="The page was closed"):
+        session.clear()
+
+
+def test_nothing_of_an_upload_is_kept_if_one_of_its_zip_files_is_bad(sessions: Sessions) -> None:
+    session, image, bad = sessions.of("a"), sessions.new_upload(), sessions.new_upload()
+    image.write_bytes(b"x")
+    bad.write_bytes(b"PK\x03\x04 and no more")
+    uploads = [(image, "t1.nii"), (zipped(sessions, {"a": b"one"}), "good.zip"), (bad, "bad.zip")]
+    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* These files were not kept\."):
+        session.add(uploads, max_bytes=10**6)
+    assert not session.images
+    assert not list(session.folder.rglob("*"))
+    assert not list(sessions.incoming.iterdir())
+    assert (session.size, session.unpacked, session.count) == (0, 0, 0)
+
+
+def test_what_zip_files_hold_counts_for_the_whole_session(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = sessions.of("a")
+
+    def add(content: dict[str, bytes]) -> None:
+        session.add([(zipped(sessions, content), "a.zip")], max_bytes=10_000)
+
+    add({"a": bytes(30_000), "b": b""})
+    assert (session.unpacked, session.count) == (30_000, 2)
+    with pytest.raises(ValueError, match="The zip file unpacks to"):
+        add({"c": bytes(15_000)})
+    monkeypatch.setattr(app_sessions, "MAX_FILES", 4)
+    add({"d": b"", "e": b""})
+    with pytest.raises(ValueError, match="The zip file holds 1 files; at most 0 are unpacked"):
+        add({"f": b""})
+    session.clear()
+    add({"f": bytes(30_000)})
+
+
+def test_messages_name_no_folder_of_the_server(sessions: Sessions, tmp_path: Path) -> None:
+    given = job(sessions, tmp_path, {})
+    full = OSError(28, "No space left on device", str(given.out / "seg.nii.gz"))
+    assert own_names(str(full), *folders_of(given)) == "[Errno 28] No space left on device: 'seg.nii.gz'"
+    for folder in (given.out, given.scratch, given.out.parent):
+        assert str(sessions.root) not in own_names(f"'{folder}' is full", *folders_of(given))
 
 
 def test_series_of_a_study_are_listed_and_corrected(sessions: Sessions, tmp_path: Path) -> None:

@@ -137,23 +137,29 @@ def work(pipe: Connection) -> None:
         try:
             segment_job(job, pipe.send)
         except (ValueError, OSError) as error:
-            pipe.send(End(own_names(reason_of(error), job)))
+            pipe.send(End(own_names(reason_of(error), *folders_of(job))))
         except Exception as error:
             # The message may contain something of the case, so it is shown to its visitor and never logged.
             print(f"{type(error).__name__} in a job of the app", file=sys.stderr)
             traceback.print_tb(error.__traceback__)
-            reason = own_names(reason_of(error), job)
+            reason = own_names(reason_of(error), *folders_of(job))
             pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app goes on."))
         else:
             pipe.send(End())
 
 
-def own_names(message: str, job: Job) -> str:
-    """Message without the folders of the session."""
-    folders = {str(path.parent) for path in (job.images or {}).values()} | {str(job.raw), str(job.scratch)}
-    for folder in sorted(folders, key=len, reverse=True):
+def own_names(message: str, *folders: Path) -> str:
+    """Message without the paths of these folders."""
+    for folder in sorted(map(str, folders), key=len, reverse=True):
         message = message.replace(f"{folder}/", "").replace(f"{folder}:", "The images:")
+        message = message.replace(folder, "a folder of the app")
     return printable(message)
+
+
+def folders_of(job: Job) -> set[Path]:
+    """Folders of the session."""
+    images = {path.parent for path in (job.images or {}).values()}
+    return images | {job.out.parent, job.out, job.scratch} | ({job.raw} if job.raw else set())
 
 
 class Worker:
