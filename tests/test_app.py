@@ -444,6 +444,7 @@ def test_a_study_and_whole_heads_are_prepared_first(
 def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     report: dict[str, Any] = {
         "warnings": [],
+        "tumour_found": True,
         "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
         "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
         "sequences_used": ["t1c"],
@@ -460,7 +461,10 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert 'role="alert"' in doubtful
     assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
-    nothing = result_html(report | {"volumes_ml": dict.fromkeys(("wt", "tc", "et"), 0.0)}, [], "x", BRAIN_TUMOUR)
+    report["volumes_ml"] = dict.fromkeys(("wt", "tc", "et"), 0.0)
+    # A volume that is rounded to zero.
+    assert "No tumour was found" not in result_html(report, [], "x", BRAIN_TUMOUR)
+    nothing = result_html(report | {"tumour_found": False}, [], "x", BRAIN_TUMOUR)
     assert "Doubtful" in nothing
     assert "No tumour was found. This does not mean that there is none." in nothing
 
