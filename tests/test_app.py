@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import nibabel as nib
@@ -37,9 +39,12 @@ from lora_moe_hgd_cli import main
 
 pytest.importorskip("gradio")
 from app_server import MAX_MB, Server
+from fastapi import HTTPException
+from gradio.blocks import Block
 from gradio_client import Client, handle_file
 
-from lora_moe_hgd.app.page import PARTIAL
+from lora_moe_hgd.app.page import PARTIAL, AppOptions
+from lora_moe_hgd.app.server import Guard, create_app
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,7 +118,7 @@ def zipped(sessions: Sessions, content: dict[str, bytes]) -> Path:
 def job(sessions: Sessions, weights: Path, images: dict[str, Path]) -> Job:
     session = sessions.of("job")
     names = {"out": session.folder / f"out{time.monotonic_ns()}", "scratch": session.folder / "scratch"}
-    return Job(str(weights), None, "cpu", False, images, None, {}, "case", **names)
+    return Job(weights.name, weights, None, "cpu", False, images, None, {}, "case", **names)
 
 
 def test_a_case_is_segmented_as_the_package_does_it(
@@ -155,6 +160,7 @@ def test_a_case_is_segmented_as_the_package_does_it(
         assert answer.headers["cache-control"] == "no-store"
         (tmp_path / name).write_bytes(answer.content)
     assert b"Muster" not in (tmp_path / "report.json").read_bytes()
+    assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == "tiny"
     with zipfile.ZipFile(tmp_path / ALL_FILES) as archive:
         assert sorted(archive.namelist()) == sorted(set(links.values()) - {ALL_FILES})
     label_map = nib.load(tmp_path / "seg.nii.gz")
@@ -265,7 +271,7 @@ def test_a_crash_ends_one_job_and_a_stopped_job_stops(
     good = job(sessions, small_weights / "tiny", {"t1c": dummy_root / "case_000/T1c.nii.gz"})
     broken = shutil.copytree(small_weights / "tiny", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
-    *_, end = worker.run(replace(good, checkpoint=str(broken)), threading.Event())
+    *_, end = worker.run(replace(good, checkpoint=broken), threading.Event())
     assert end is not None
     assert "unexpected error (SafetensorError" in end.problem
     stop = threading.Event()
@@ -478,9 +484,57 @@ def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) 
     config = httpx.get(f"{server.url}/config").json()
     assert config["analytics_enabled"] is False
     assert not config.get("run_history")
-    foreign = {"sec-fetch-site": "cross-site"}
-    assert httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x"}, headers=foreign).status_code == 403
+    # Nor can they show it in an invisible frame, in which a visitor would press buttons unknowingly.
+    assert "frame-ancestors 'self'" in policy
     assert httpx.get(server.url, headers={"host": "elsewhere.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "{url}"}, 200),
+        ({"origin": "https://elsewhere.example"}, 403),
+        # Another program on this computer.
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_requests_of_other_web_pages_are_refused(server: Server, headers: dict[str, str], status: int) -> None:
+    headers = {name: value.format(url=server.url) for name, value in headers.items()}
+    answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x"}, headers=headers)
+    assert answer.status_code == status
+    for path in server.sessions.incoming.iterdir():
+        path.unlink()
+
+
+def test_a_request_longer_than_it_says_is_refused(server: Server) -> None:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        lines = ["POST /gradio_api/upload HTTP/1.1", f"Host: {place.netloc}", "Content-Length: 5"]
+        connection.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 411 ")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(10**6), "more_body": True}
+
+    async def read_all(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"5")]}
+    with pytest.raises(HTTPException, match="A case may have 3 MB at most"):
+        asyncio.run(Guard(read_all, 3 * 10**6)(scope, receive, None))
+
+
+def test_with_an_unknown_gradio_the_app_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Block, "async_move_resource_to_block_cache")
+    with pytest.raises(ValueError, match="the app cannot keep visitors from the files"):
+        create_app(AppOptions("tiny"))
 
 
 def test_without_the_extra_the_command_names_what_installs_it(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -59,11 +59,18 @@ class AppOptions:
         return self.max_upload_mb * 10**6
 
 
+class Offered(NamedTuple):
+    """Folders of a checkpoint and, for an adapter, of its base."""
+
+    folder: Path
+    base: Path | None
+
+
 class Actions:
     """What the controls do. Each method is the function of an event; `request` tells the session."""
 
     def __init__(
-        self, options: AppOptions, task: Task, checkpoints: dict[str, str], sessions: Sessions, worker: Worker
+        self, options: AppOptions, task: Task, checkpoints: dict[str, Offered], sessions: Sessions, worker: Worker
     ) -> None:
         self.options, self.task, self.checkpoints = options, task, checkpoints
         self.sessions, self.worker = sessions, worker
@@ -186,11 +193,11 @@ class Actions:
                 paths[name] = raw / (start + "".join(upload.path.suffixes))
                 paths[name].hardlink_to(upload.path)
         token, out = self.sessions.new_result(session)
-        chosen_checkpoint = self.checkpoints[checkpoint]
-        base = self.options.base if chosen_checkpoint == self.options.checkpoint else None
+        offered = self.checkpoints[checkpoint]
         return token, Job(
-            checkpoint=chosen_checkpoint,
-            base=base,
+            name=checkpoint,
+            checkpoint=offered.folder,
+            base=offered.base,
             device=self.options.device,
             allow_partial=PARTIAL in images,
             images=None if SKULL in images else paths,

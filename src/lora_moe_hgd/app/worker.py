@@ -39,8 +39,9 @@ class Job:
     """A case to segment.
 
     Attributes:
-        checkpoint: Network or adapter.
-        base: Base of an adapter.
+        name: Name of the checkpoint in reports, which name no folder of the server.
+        checkpoint: Folder of the network or adapter. The job downloads nothing.
+        base: Folder of an adapter's base.
         device: Where to compute.
         allow_partial: Accept images of a part of a brain.
         images: File of each sequence of a case without skull.
@@ -51,8 +52,9 @@ class Job:
         scratch: Folder for temporary files, which the caller deletes.
     """
 
-    checkpoint: str
-    base: str | None
+    name: str
+    checkpoint: Path
+    base: Path | None
     device: str | None
     allow_partial: bool
     images: Mapping[str, Path] | None
@@ -85,7 +87,7 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
         ValueError: If the case cannot be used.
     """
     send(Step("Loading the checkpoint"))
-    segmenter = _segmenter(job.checkpoint, job.base, job.device, job.allow_partial)
+    segmenter = _segmenter(job.name, job.checkpoint, job.base, job.device, job.allow_partial)
     if job.images is not None:
         send(Step("Reading the images"))
         case = replace(given_case(job.images, segmenter.task), case_id=job.case_id)
@@ -111,8 +113,12 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _segmenter(checkpoint: str, base: str | None, device: str | None, allow_partial: bool) -> CaseSegmenter:
-    return CaseSegmenter(checkpoint, ResultOptions(allow_partial=allow_partial), device=device, base=base)
+def _segmenter(
+    name: str, checkpoint: Path, base: Path | None, device: str | None, allow_partial: bool
+) -> CaseSegmenter:
+    segmenter = CaseSegmenter(checkpoint, ResultOptions(allow_partial=allow_partial), device=device, base=base)
+    segmenter.checkpoint = name
+    return segmenter
 
 
 def work(pipe: Connection) -> None:
