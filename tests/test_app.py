@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import nibabel as nib
@@ -30,15 +32,19 @@ from lora_moe_hgd.app import sessions as app_sessions
 from lora_moe_hgd.app.found import LEFT_OUT, MAX_ROWS, find, scan_options, sequences_chosen
 from lora_moe_hgd.app.results import result_html
 from lora_moe_hgd.app.sessions import SESSION_SECONDS, Sessions
-from lora_moe_hgd.app.worker import ALL_FILES, End, Job, segment_job
+from lora_moe_hgd.app.worker import ALL_FILES, End, Job, folders_of, own_names, segment_job
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.scans import archives
 from lora_moe_hgd_cli import main
 
 pytest.importorskip("gradio")
 from app_server import MAX_MB, Server
+from fastapi import HTTPException
+from gradio.blocks import Block
 from gradio_client import Client, handle_file
 
-from lora_moe_hgd.app.page import PARTIAL
+from lora_moe_hgd.app.page import PARTIAL, AppOptions
+from lora_moe_hgd.app.server import Guard, create_app
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,10 +106,19 @@ def ask(server: Server, event: str, *data: Any) -> dict[str, Any]:
     raise AssertionError("The server did not answer.")
 
 
+def zipped(sessions: Sessions, content: dict[str, bytes]) -> Path:
+    """An uploaded zip file with these members."""
+    path = sessions.new_upload()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
 def job(sessions: Sessions, weights: Path, images: dict[str, Path]) -> Job:
     session = sessions.of("job")
     names = {"out": session.folder / f"out{time.monotonic_ns()}", "scratch": session.folder / "scratch"}
-    return Job(str(weights), None, "cpu", False, images, None, {}, "case", **names)
+    return Job(weights.name, weights, None, "cpu", False, images, None, {}, "case", **names)
 
 
 def test_a_case_is_segmented_as_the_package_does_it(
@@ -145,6 +160,7 @@ def test_a_case_is_segmented_as_the_package_does_it(
         assert answer.headers["cache-control"] == "no-store"
         (tmp_path / name).write_bytes(answer.content)
     assert b"Muster" not in (tmp_path / "report.json").read_bytes()
+    assert json.loads((tmp_path / "report.json").read_text())["checkpoint"] == "tiny"
     with zipfile.ZipFile(tmp_path / ALL_FILES) as archive:
         assert sorted(archive.namelist()) == sorted(set(links.values()) - {ALL_FILES})
     label_map = nib.load(tmp_path / "seg.nii.gz")
@@ -255,7 +271,7 @@ def test_a_crash_ends_one_job_and_a_stopped_job_stops(
     good = job(sessions, small_weights / "tiny", {"t1c": dummy_root / "case_000/T1c.nii.gz"})
     broken = shutil.copytree(small_weights / "tiny", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
-    *_, end = worker.run(replace(good, checkpoint=str(broken)), threading.Event())
+    *_, end = worker.run(replace(good, checkpoint=broken), threading.Event())
     assert end is not None
     assert "unexpected error (SafetensorError" in end.problem
     stop = threading.Event()
@@ -292,6 +308,101 @@ def test_files_are_deleted_after_an_hour(sessions: Sessions, tmp_path: Path) -> 
     assert not idle.folder.exists()
     assert not left.exists()
     assert busy.folder.is_dir()
+
+
+def test_an_upload_that_is_taken_meanwhile_does_not_end_the_sweeper(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What `iterdir` lists and `stat` no longer finds.
+    (sessions.incoming / "taken").symlink_to("nothing")
+    left = sessions.new_upload()
+    left.write_bytes(b"x")
+    sessions.sweep(time.monotonic() + SESSION_SECONDS + 10)
+    assert not left.exists()
+    calls = []
+
+    def fail(now: float) -> None:
+        calls.append(now)
+        if len(calls) == 2:
+            sessions._closed.set()
+        raise RuntimeError
+
+    monkeypatch.setattr(app_sessions, "SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(sessions, "sweep", fail)
+    sessions._sweep_now_and_then()
+    assert len(calls) == 2
+    assert "RuntimeError while old files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["end", "close"])
+def test_nothing_stays_if_the_page_is_closed_while_a_zip_file_is_unpacked(
+    method: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, packed = sessions.of("a"), zipped(sessions, {"a": b"one"})
+    begun, go_on = threading.Event(), threading.Event()
+
+    def unpack(*args: Any, **limits: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        # As if files were deleted while they are written.
+        session.folder.mkdir(exist_ok=True)
+        args[1].mkdir(parents=True, exist_ok=True)
+        return archives.unpack(args[0], args[1] / "more", **limits)
+
+    monkeypatch.setattr(app_sessions, "unpack", unpack)
+    adding = threading.Thread(target=session.add, args=([(packed, "a.zip")],), kwargs={"max_bytes": 10**6})
+    adding.start()
+    assert begun.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    if method == "end":
+        sessions.end("a")
+    else:
+        sessions.close()
+        assert not sessions.root.exists()
+    adding.join(30)
+    assert not session.folder.exists()
+    assert not packed.exists()
+    with pytest.raises(ValueError, match="The page was closed"):
+        session.clear()
+
+
+def test_nothing_of_an_upload_is_kept_if_one_of_its_zip_files_is_bad(sessions: Sessions) -> None:
+    session, image, bad = sessions.of("a"), sessions.new_upload(), sessions.new_upload()
+    image.write_bytes(b"x")
+    bad.write_bytes(b"PK\x03\x04 and no more")
+    uploads = [(image, "t1.nii"), (zipped(sessions, {"a": b"one"}), "good.zip"), (bad, "bad.zip")]
+    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* These files were not kept\."):
+        session.add(uploads, max_bytes=10**6)
+    assert not session.images
+    assert not list(session.folder.rglob("*"))
+    assert not list(sessions.incoming.iterdir())
+    assert (session.size, session.unpacked, session.count) == (0, 0, 0)
+
+
+def test_what_zip_files_hold_counts_for_the_whole_session(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = sessions.of("a")
+
+    def add(content: dict[str, bytes]) -> None:
+        session.add([(zipped(sessions, content), "a.zip")], max_bytes=10_000)
+
+    add({"a": bytes(30_000), "b": b""})
+    assert (session.unpacked, session.count) == (30_000, 2)
+    with pytest.raises(ValueError, match="The zip file unpacks to"):
+        add({"c": bytes(15_000)})
+    monkeypatch.setattr(app_sessions, "MAX_FILES", 4)
+    add({"d": b"", "e": b""})
+    with pytest.raises(ValueError, match="The zip file holds 1 files; at most 0 are unpacked"):
+        add({"f": b""})
+    session.clear()
+    add({"f": bytes(30_000)})
+
+
+def test_messages_name_no_folder_of_the_server(sessions: Sessions, tmp_path: Path) -> None:
+    given = job(sessions, tmp_path, {})
+    full = OSError(28, "No space left on device", str(given.out / "seg.nii.gz"))
+    assert own_names(str(full), *folders_of(given)) == "[Errno 28] No space left on device: 'seg.nii.gz'"
+    for folder in (given.out, given.scratch, given.out.parent):
+        assert str(sessions.root) not in own_names(f"'{folder}' is full", *folders_of(given))
 
 
 def test_series_of_a_study_are_listed_and_corrected(sessions: Sessions, tmp_path: Path) -> None:
@@ -339,6 +450,7 @@ def test_a_study_and_whole_heads_are_prepared_first(
 def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     report: dict[str, Any] = {
         "warnings": [],
+        "tumour_found": True,
         "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
         "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
         "sequences_used": ["t1c"],
@@ -355,7 +467,10 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert 'role="alert"' in doubtful
     assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
-    nothing = result_html(report | {"volumes_ml": dict.fromkeys(("wt", "tc", "et"), 0.0)}, [], "x", BRAIN_TUMOUR)
+    report["volumes_ml"] = dict.fromkeys(("wt", "tc", "et"), 0.0)
+    # A volume that is rounded to zero.
+    assert "No tumour was found" not in result_html(report, [], "x", BRAIN_TUMOUR)
+    nothing = result_html(report | {"tumour_found": False}, [], "x", BRAIN_TUMOUR)
     assert "Doubtful" in nothing
     assert "No tumour was found. This does not mean that there is none." in nothing
 
@@ -369,9 +484,57 @@ def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) 
     config = httpx.get(f"{server.url}/config").json()
     assert config["analytics_enabled"] is False
     assert not config.get("run_history")
-    foreign = {"sec-fetch-site": "cross-site"}
-    assert httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x"}, headers=foreign).status_code == 403
+    # Nor can they show it in an invisible frame, in which a visitor would press buttons unknowingly.
+    assert "frame-ancestors 'self'" in policy
     assert httpx.get(server.url, headers={"host": "elsewhere.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "{url}"}, 200),
+        ({"origin": "https://elsewhere.example"}, 403),
+        # Another program on this computer.
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_requests_of_other_web_pages_are_refused(server: Server, headers: dict[str, str], status: int) -> None:
+    headers = {name: value.format(url=server.url) for name, value in headers.items()}
+    answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x"}, headers=headers)
+    assert answer.status_code == status
+    for path in server.sessions.incoming.iterdir():
+        path.unlink()
+
+
+def test_a_request_longer_than_it_says_is_refused(server: Server) -> None:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        lines = ["POST /gradio_api/upload HTTP/1.1", f"Host: {place.netloc}", "Content-Length: 5"]
+        connection.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 411 ")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(10**6), "more_body": True}
+
+    async def read_all(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"5")]}
+    with pytest.raises(HTTPException, match="A case may have 3 MB at most"):
+        asyncio.run(Guard(read_all, 3 * 10**6)(scope, receive, None))
+
+
+def test_with_an_unknown_gradio_the_app_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Block, "async_move_resource_to_block_cache")
+    with pytest.raises(ValueError, match="the app cannot keep visitors from the files"):
+        create_app(AppOptions("tiny"))
 
 
 def test_without_the_extra_the_command_names_what_installs_it(

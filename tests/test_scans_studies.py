@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from lora_moe_hgd.scans.archives import unpack
 from lora_moe_hgd.scans.choice import choose, parse_series
 from lora_moe_hgd.scans.convert import convert
 from lora_moe_hgd.scans.raw import is_raw
+from lora_moe_hgd.scans.reading import read_scans
 from lora_moe_hgd.scans.recognise import recognise
 from lora_moe_hgd.scans.series import Acquisition, Series
 from lora_moe_hgd.scans.studies import choose_study, read_studies
@@ -203,7 +205,6 @@ def test_a_file_that_is_cut_off_leaves_its_series_out(tmp_path: Path) -> None:
 
 def test_a_zip_is_unpacked_under_names_of_its_own(tmp_path: Path) -> None:
     source, target = tmp_path / "scan.zip", tmp_path / "out"
-    target.mkdir()
     with zipfile.ZipFile(source, "w") as archive:
         archive.writestr("Muster_Erika/a.dcm", b"one")
         archive.writestr("Muster_Erika/b/a.dcm", b"two")
@@ -225,7 +226,7 @@ def test_a_zip_that_leads_out_of_its_folder_is_refused(member, message: str, tmp
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
         archive.writestr(member, b"/etc/passwd")
     with pytest.raises(BadInputError, match=message):
-        unpack(tmp_path / "scan.zip", tmp_path)
+        unpack(tmp_path / "scan.zip", tmp_path / "out")
 
 
 def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,16 +234,52 @@ def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path, monkeypatch: 
     with zipfile.ZipFile(tmp_path / "scan.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(1_000_000))
     with pytest.raises(BadInputError, match="100 times its size"):
-        unpack(tmp_path / "scan.zip", tmp_path)
+        unpack(tmp_path / "scan.zip", tmp_path / "out")
     monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
     with pytest.raises(BadInputError, match="at most"):
-        unpack(tmp_path / "scan.zip", tmp_path)
+        unpack(tmp_path / "scan.zip", tmp_path / "out")
 
 
 def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scan.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(BadInputError, match="damaged"):
-        unpack(tmp_path / "scan.zip", tmp_path)
+        unpack(tmp_path / "scan.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_with_a_damaged_member_is_refused_and_leaves_nothing(kind: int, tmp_path: Path) -> None:
+    path, target = tmp_path / "scan.zip", tmp_path / "out"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("a", b"whole")
+        archive.writestr("b", bytes(range(256)) * 40)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("b")
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 31
+    content[start : start + member.compress_size] = b"\xff" * member.compress_size
+    path.write_bytes(content)
+    with pytest.raises(BadInputError, match="The zip file is damaged"):
+        unpack(path, target)
+    assert not target.exists()
+    # So it is on the command line, where a message is one line.
+    with pytest.raises(BadInputError, match=r"^[^\n]*The zip file is damaged[^\n]*$"):
+        read_scans(path, scratch=tmp_path)
+
+
+def test_a_member_without_a_name_is_unpacked_as_any_other(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        archive.writestr(".", b"one")
+    assert unpack(tmp_path / "scan.zip", tmp_path / "out") == 3
+    assert (tmp_path / "out/000000").read_bytes() == b"one"
+
+
+def test_a_zip_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        archive.writestr("a", b"one")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2))
+    with pytest.raises(BadInputError, match="the disk has"):
+        unpack(tmp_path / "scan.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_that_are_not_dicom_are_not_raw(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ def find(session: Session, task: Task, study: str | None = None) -> Found:
     rows = _image_rows(session.images, task)
     if session.study is not None and all(row.role == LEFT_OUT for row in rows):
         return _found_in_study(session.study, study)
-    problem = "" if len(rows) <= MAX_ROWS else f"At most {MAX_ROWS} image files can be listed. Remove the others."
+    problem = ""
+    if len(rows) > MAX_ROWS:
+        problem = f'At most {MAX_ROWS} image files can be listed. Press "Delete the files" and upload fewer.'
     status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check what each is taken for."
     return Found(rows[:MAX_ROWS], "" if problem else status, problem)
 

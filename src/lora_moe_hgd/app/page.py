@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -21,8 +21,8 @@ from ..scans.prepared import FILE_NAMES
 from ..subsets import sequence_shown
 from .found import LEFT_OUT, MAX_ROWS, Found, find, scan_options, sequences_chosen
 from .results import problem_html, result_html, step_html
-from .sessions import Session, Sessions, Upload
-from .worker import End, Job, Step, Worker
+from .sessions import Session, Sessions
+from .worker import End, Job, Step, Worker, own_names
 
 SKULL = "The images show the whole head: remove the skull and bring the sequences to one grid first (prepare)"
 PARTIAL = "Accept images of only a part of a brain (--allow-partial)"
@@ -59,11 +59,18 @@ class AppOptions:
         return self.max_upload_mb * 10**6
 
 
+class Offered(NamedTuple):
+    """Folders of a checkpoint and, for an adapter, of its base."""
+
+    folder: Path
+    base: Path | None
+
+
 class Actions:
     """What the controls do. Each method is the function of an event; `request` tells the session."""
 
     def __init__(
-        self, options: AppOptions, task: Task, checkpoints: dict[str, str], sessions: Sessions, worker: Worker
+        self, options: AppOptions, task: Task, checkpoints: dict[str, Offered], sessions: Sessions, worker: Worker
     ) -> None:
         self.options, self.task, self.checkpoints = options, task, checkpoints
         self.sessions, self.worker = sessions, worker
@@ -78,19 +85,15 @@ class Actions:
             ]
             remark = session.add(uploads, max_bytes=self.options.max_bytes)
         except (ValueError, OSError) as error:
-            return (None, *self._listing(session, remark=f"**{_plain(str(error))}**"))
+            problem = own_names(str(error), self.sessions.root, session.folder)
+            return (None, *self._listing(session, remark=f"**{_plain(problem)}**"))
         return (None, *self._listing(session, remark=_plain(remark)))
 
     def example(self, request: gr.Request) -> tuple[Any, ...]:
         """Use the case that ships with the package."""
         session = self._session(request)
-        session.clear()
-        for number, path in enumerate(sorted(example_case().iterdir())):
-            if path.name.endswith(EXTENSIONS) and "-seg." not in path.name:
-                copy = session.folder / f"example{number}.nii.gz"
-                shutil.copyfile(path, copy)
-                session.images.append(Upload(copy, path.name))
-        session.case_id = "example"
+        files = sorted(example_case().iterdir())
+        session.use_example([path for path in files if path.name.endswith(EXTENSIONS) and "-seg." not in path.name])
         return self._listing(session)
 
     def clear(self, request: gr.Request) -> tuple[Any, ...]:
@@ -114,8 +117,12 @@ class Actions:
         session.stop.clear()
         session.busy = session.unfinished = True
         started = time.monotonic()
+        job: Job | None = None
         try:
-            token, job = self._job(session, listed, study, checkpoint, images, roles)
+            # The lock is free again while the job runs, so that others can stop it and delete its files.
+            with session.held():
+                version = session.version
+                token, job = self._job(session, listed, study, checkpoint, images, roles)
             step = Step("Starting")
             for message in self.worker.run(job, session.stop):
                 if isinstance(message, End):
@@ -128,10 +135,13 @@ class Actions:
             yield problem_html("Stopped.")
         except (ValueError, OSError) as error:
             session.unfinished = False
-            yield problem_html(str(error).replace(f"{session.folder}/", ""))
+            yield problem_html(own_names(str(error), session.folder))
         finally:
             session.busy = False
             session.touched = time.monotonic()
+            # Others may have deleted the files before the job had written its own.
+            if job is not None and session.version != version:
+                shutil.rmtree(job.out, ignore_errors=True)
             if session.ended:
                 shutil.rmtree(session.folder, ignore_errors=True)
 
@@ -183,11 +193,11 @@ class Actions:
                 paths[name] = raw / (start + "".join(upload.path.suffixes))
                 paths[name].hardlink_to(upload.path)
         token, out = self.sessions.new_result(session)
-        chosen_checkpoint = self.checkpoints[checkpoint]
-        base = self.options.base if chosen_checkpoint == self.options.checkpoint else None
+        offered = self.checkpoints[checkpoint]
         return token, Job(
-            checkpoint=chosen_checkpoint,
-            base=base,
+            name=checkpoint,
+            checkpoint=offered.folder,
+            base=offered.base,
             device=self.options.device,
             allow_partial=PARTIAL in images,
             images=None if SKULL in images else paths,
@@ -207,12 +217,13 @@ class Actions:
 
         A result of other files must not stay beside these.
         """
-        found = find(session, self.task, study)
+        with session.held():
+            found, token = find(session, self.task, study), _token(session, study)
         problem = f"**{_plain(found.problem)}**" if found.problem else ""
         status = "\n\n".join(filter(None, [remark, problem, found.status])) or "No images yet."
         studies = [(label, number) for number, label in found.studies]
         choice = gr.update(choices=studies, value=study, visible=bool(studies))
-        return status, _token(session, study), choice, NO_RESULT, *self._rows(found)
+        return status, token, choice, NO_RESULT, *self._rows(found)
 
     def _rows(self, found: Found) -> list[Any]:
         shown = [gr.update(label=row.label, info=row.why, value=row.role, visible=True) for row in found.rows]

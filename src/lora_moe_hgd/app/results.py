@@ -60,8 +60,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         task: Names of the regions.
     """
     doubts = [html.escape(text) for text in report["warnings"]]
-    found = max(report["volumes_ml"].values()) > 0
-    if not found:
+    # The volumes of the report are rounded, so a small tumour may have none.
+    if not report[f"{task.target}_found"]:
         doubts.insert(0, f"No {task.target} was found. This does not mean that there is none.")
     if doubts:
         count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"

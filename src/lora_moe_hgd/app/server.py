@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # Gradio reads these when it is imported or started.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -22,9 +23,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..loading import checkpoint_folder, checkpoint_task, usable_device
+from ..loading import checkpoint_folder, checkpoint_task, find_base, is_adapter, usable_device
 from ..pretrained import shipped_names
-from .page import Actions, AppOptions, build
+from .page import Actions, AppOptions, Offered, build
 from .results import CSS, checkpoint_name
 from .sessions import Sessions
 from .worker import Worker
@@ -33,8 +34,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The browser refuses everything from other hosts, whatever a library asks for.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+if "SPACE_ID" in os.environ:
+    # The Hub shows a Space in a frame of its own page.
+    POLICY += " https://huggingface.co"
 # Pages of results run their own scripts, and may reach nothing else.
 RESULT_POLICY = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; "
 RESULT_POLICY += "style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:; worker-src blob: data:"
@@ -52,19 +56,26 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
             this computer.
 
     Raises:
-        ValueError: If the checkpoint or the device cannot be used.
+        ValueError: If the checkpoint, the device or the version of Gradio cannot be used.
     """
-    task = checkpoint_task(checkpoint_folder(options.checkpoint), base=options.base)
+    # Of any input that looks like a file, Gradio would copy what is at the path, or fetch what is at the address.
+    if not hasattr(Block, "async_move_resource_to_block_cache"):
+        raise ValueError(
+            f"With Gradio {gr.__version__}, the app cannot keep visitors from the files of this computer. Install the "
+            'version that it needs: pip install "lora-moe-hgd[app]"'
+        )
+    Block.async_move_resource_to_block_cache = _untouched  # type: ignore[assignment, method-assign]
+    folder = checkpoint_folder(options.checkpoint)
+    base = find_base(folder, options.base) if is_adapter(folder) else None
+    task = checkpoint_task(folder, base=base)
     usable_device(options.device)
     shipped = [name for name in shipped_names() if checkpoint_task(checkpoint_folder(name)) == task]
     # Visitors see no folders of this computer. A checkpoint given by its folder has the name of that folder.
-    checkpoints = {checkpoint_name(options.checkpoint): options.checkpoint}
-    checkpoints |= {name: name for name in shipped if name not in checkpoints}
+    checkpoints = {checkpoint_name(options.checkpoint): Offered(folder, base)}
+    checkpoints |= {name: Offered(checkpoint_folder(name), None) for name in shipped if name not in checkpoints}
     sessions, worker = Sessions(), Worker()
     # Gradio stores nothing of a case. What it stores is deleted with the rest.
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.root / "gradio")
-    # Of any input that looks like a file, Gradio would copy what is at the path, or fetch what is at the address.
-    Block.async_move_resource_to_block_cache = _untouched  # type: ignore[assignment, method-assign]
     actions = Actions(options, task, checkpoints, sessions, worker)
 
     @asynccontextmanager
@@ -180,18 +191,31 @@ class Guard:
         if path != scope["path"] and not path.startswith(GRADIO_ROUTES):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
             return
-        if scope["method"] not in ("GET", "HEAD"):
+        problem: tuple[str, int] | None = None
+        if b"transfer-encoding" in headers:
+            # Servers go by it even if there is a Content-Length.
+            problem = "The request must state its Content-Length, and have no Transfer-Encoding.", 411
+        elif scope["method"] not in ("GET", "HEAD"):
             length = headers.get(b"content-length", b"")
-            problem: tuple[str, int] | None = None
-            if headers.get(b"sec-fetch-site") == b"cross-site":
+            if _is_foreign(headers):
                 problem = "Requests of other web pages are refused.", 403
             elif not length.isdigit():
                 problem = "The request must state its Content-Length.", 411
             elif int(length) > self.max_bytes + MARGIN_BYTES:
-                problem = f"A case may have {self.max_bytes // 10**6} MB at most.", 413
-            if problem is not None:
-                await PlainTextResponse(*problem)(scope, receive, send)
-                return
+                problem = self._too_long()
+        if problem is not None:
+            await PlainTextResponse(*problem)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes + MARGIN_BYTES:
+                text, status = self._too_long()
+                raise HTTPException(status, text)
+            return message
 
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -201,7 +225,21 @@ class Guard:
                 message["headers"] = [*message["headers"], *(pair for pair in more.items() if pair[0] not in names)]
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        await self.app(scope, counted, with_policy)
+
+    def _too_long(self) -> tuple[str, int]:
+        return f"A case may have {self.max_bytes // 10**6} MB at most.", 413
+
+
+def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request comes from another web page, by what the browser says."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        # No page can change this header, and a server in front of the app may change the Host.
+        return site not in (b"same-origin", b"none")
+    # Browsers leave it out where there is no encryption, except for this computer.
+    origin = headers.get(b"origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get(b"host", b"").lower()
 
 
 def serve(options: AppOptions, *, host: str, port: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -48,7 +52,8 @@ class Session:
         folder: Folder of this session. Everything of the visitor is in it.
         images: NIfTI files, in the order in which they came.
         size: Bytes that were uploaded.
-        count: Number of files that were uploaded.
+        unpacked: Bytes of the files that were in zip files.
+        count: Number of files. Those of a zip file count, instead of the zip file.
         version: Grows with each change of the files.
         case_id: Name of the case in pictures and reports. It never contains a file name of a visitor.
         stop: Set to stop the computation of this session.
@@ -56,11 +61,13 @@ class Session:
         unfinished: Whether the page shows a computation that has not come to its end.
         ended: Whether the visitor has left. Whoever still writes into the folder then deletes it.
         touched: Time of the last use, by the clock of `time.monotonic`.
+        lock: Held while the files are listed or changed.
     """
 
     folder: Path
     images: list[Upload] = field(default_factory=list)
     size: int = 0
+    unpacked: int = 0
     count: int = 0
     version: int = 0
     case_id: str = "case"
@@ -69,6 +76,7 @@ class Session:
     unfinished: bool = False
     ended: bool = False
     touched: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def study(self) -> Path | None:
@@ -76,12 +84,39 @@ class Session:
         folder = self.folder / "study"
         return folder if folder.is_dir() else None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody else read or change the files during the block.
+
+        Raises:
+            ValueError: If the visitor has left.
+        """
+        try:
+            with self.lock:
+                if self.ended:
+                    raise ValueError("The page was closed. Open it again.")
+                yield
+        finally:
+            # After the lock is released, because `end` deletes the folder itself if it finds the lock free.
+            if self.ended:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Stop the computation and delete the files; if the lock is held, its holder deletes them at last."""
+        self.ended = True
+        self.stop.set()
+        if self.lock.acquire(blocking=False):
+            try:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            finally:
+                self.lock.release()
+
     def add(self, uploads: Sequence[tuple[Path, str]], *, max_bytes: int) -> str:
         """Move uploaded files into the session, and unpack zip files.
 
         Args:
             uploads: Stored file and the visitor's name for it. Files that are not kept are deleted.
-            max_bytes: Largest sum of all files of the session.
+            max_bytes: Largest sum of all files that are uploaded into the session.
 
         Returns:
             A sentence about files that are not kept; empty if there are none.
@@ -90,62 +125,96 @@ class Session:
             ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. None of the files is
                 kept.
         """
-        self._changed()
         try:
-            size, count = sum(path.stat().st_size for path, _ in uploads), len(uploads)
-            if self.size + size > max_bytes or self.count + count > MAX_FILES:
-                raise ValueError(
-                    f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. These files were not kept."
-                )
-            ignored = []
-            for path, name in uploads:
-                shown = safe_name(PurePosixPath(name.replace("\\", "/")).name)
-                if is_zip(path):
-                    self._unpack(path, shown, max_bytes)
-                elif is_dicom(path):
-                    path.rename(_new(self.folder / "study"))
-                elif stem_of(Path(shown), NIFTI_ENDS) is not None:
-                    end = next(end for end in NIFTI_ENDS if shown.lower().endswith(end))
-                    place = _new(self.folder / "images")
-                    self.images.append(Upload(path.rename(place.with_name(place.name + end)), shown))
-                else:
-                    ignored.append(shown)
+            with self.held():
+                return self._add(uploads, max_bytes)
         finally:
             for path, _ in uploads:
                 path.unlink(missing_ok=True)
-        self.size, self.count, self.case_id = self.size + size, self.count + count, "case"
+
+    def clear(self) -> None:
+        """Delete all files. The session can be used again."""
+        with self.held():
+            self._clear()
+
+    def use_example(self, files: Sequence[Path]) -> None:
+        """Have these images of the example case instead of what was uploaded."""
+        with self.held():
+            self._clear()
+            for path in files:
+                copy = _new(self.folder / "images", _end(path.name))
+                shutil.copyfile(path, copy)
+                self.images.append(Upload(copy, path.name))
+            self.case_id = "example"
+
+    def _add(self, uploads: Sequence[tuple[Path, str]], max_bytes: int) -> str:
+        self._changed()
+        named = [(path, safe_name(PurePosixPath(name.replace("\\", "/")).name)) for path, name in uploads]
+        size, unpacked = self.size + sum(path.stat().st_size for path, _ in uploads), self.unpacked
+        zips = [(path, name) for path, name in named if is_zip(path)]
+        count = self.count + len(uploads) - len(zips)
+        if size > max_bytes or count > MAX_FILES:
+            raise ValueError(
+                f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. These files were not kept."
+            )
+        # In a folder of its own until nothing can fail any more.
+        waiting = _new(self.folder)
+        waiting.mkdir()
+        images, ignored = [], []
+        try:
+            for path, name in named:
+                if (path, name) in zips:
+                    folder = _new(waiting / "study")
+                    try:
+                        unpacked += unpack(
+                            path,
+                            folder,
+                            max_bytes=UNPACKED_PER_UPLOADED * max_bytes - unpacked,
+                            max_members=MAX_FILES - count,
+                        )
+                    except BadInputError as error:
+                        raise ValueError(f"{name}: {error.finding.message} These files were not kept.") from error
+                    count += len(os.listdir(folder))
+                elif is_dicom(path):
+                    path.rename(_new(waiting / "study"))
+                elif stem_of(Path(name), NIFTI_ENDS) is not None:
+                    images.append((path.rename(_new(waiting / "images", _end(name))).name, name))
+                else:
+                    ignored.append(name)
+            for folder in waiting.iterdir():
+                place = self.folder / folder.name
+                place.mkdir(exist_ok=True)
+                for path in folder.iterdir():
+                    path.rename(place / path.name)
+        finally:
+            shutil.rmtree(waiting, ignore_errors=True)
+        self.images += [Upload(self.folder / "images" / stored, name) for stored, name in images]
+        self.size, self.unpacked, self.count, self.case_id = size, unpacked, count, "case"
         if not ignored:
             return ""
         return f"Not kept, because they are neither NIfTI, DICOM nor zip files: {listed(ignored, most=5)}."
 
-    def clear(self) -> None:
-        """Delete all files. The session can be used again."""
+    def _clear(self) -> None:
         self._changed()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        self.images, self.size, self.count, self.case_id = [], 0, 0, "case"
+        self.images, self.size, self.unpacked, self.count, self.case_id = [], 0, 0, 0, "case"
 
     def _changed(self) -> None:
         """Stop what computes with the files as they were."""
         self.version += 1
         self.stop.set()
 
-    def _unpack(self, path: Path, name: str, max_bytes: int) -> None:
-        target = _new(self.folder / "study")
-        target.mkdir()
-        try:
-            unpack(path, target, max_bytes=UNPACKED_PER_UPLOADED * max_bytes)
-        except BadInputError as error:
-            shutil.rmtree(target)
-            if not any(target.parent.iterdir()):
-                target.parent.rmdir()
-            raise ValueError(f"{name}: {error.finding.message}") from error
 
-
-def _new(folder: Path) -> Path:
-    """Path of a new file or folder."""
+def _new(folder: Path, end: str = "") -> Path:
+    """Path of a new file or folder, whose name has this end."""
     folder.mkdir(exist_ok=True)
-    return folder / secrets.token_hex(8)
+    return folder / (secrets.token_hex(8) + end)
+
+
+def _end(name: str) -> str:
+    """What the name of a NIfTI file ends in."""
+    return next(end for end in NIFTI_ENDS if name.lower().endswith(end))
 
 
 class Sessions:
@@ -217,9 +286,7 @@ class Sessions:
             session = self._sessions.pop(key, None)
             self._results = {token: pair for token, pair in self._results.items() if pair[0] is not session}
         if session is not None:
-            session.ended = True
-            session.stop.set()
-            shutil.rmtree(session.folder, ignore_errors=True)
+            session.end()
 
     def sweep(self, now: float) -> None:
         """Delete sessions and uploads that nobody has used for an hour.
@@ -237,16 +304,26 @@ class Sessions:
             self.end(key)
         age = now - time.monotonic() + time.time()
         for path in self.incoming.iterdir():
-            if age - path.stat().st_mtime > SESSION_SECONDS:
-                path.unlink(missing_ok=True)
+            # An event of a session may take the file just now.
+            with suppress(FileNotFoundError):
+                if age - path.stat().st_mtime > SESSION_SECONDS:
+                    path.unlink()
 
     def close(self) -> None:
         """End all sessions and delete everything."""
         self._closed.set()
-        for key in list(self._sessions):
+        for key, session in list(self._sessions.items()):
             self.end(key)
+            # Files that are still being written would be left when the process ends.
+            with session.lock:
+                pass
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _sweep_now_and_then(self) -> None:
         while not self._closed.wait(SWEEP_SECONDS):
-            self.sweep(time.monotonic())
+            try:
+                self.sweep(time.monotonic())
+            except Exception as error:
+                # Without this thread, nothing would be deleted any more.
+                print(f"{type(error).__name__} while old files of the app were deleted", file=sys.stderr)
+                traceback.print_tb(error.__traceback__)

@@ -39,8 +39,9 @@ class Job:
     """A case to segment.
 
     Attributes:
-        checkpoint: Network or adapter.
-        base: Base of an adapter.
+        name: Name of the checkpoint in reports, which name no folder of the server.
+        checkpoint: Folder of the network or adapter. The job downloads nothing.
+        base: Folder of an adapter's base.
         device: Where to compute.
         allow_partial: Accept images of a part of a brain.
         images: File of each sequence of a case without skull.
@@ -51,8 +52,9 @@ class Job:
         scratch: Folder for temporary files, which the caller deletes.
     """
 
-    checkpoint: str
-    base: str | None
+    name: str
+    checkpoint: Path
+    base: Path | None
     device: str | None
     allow_partial: bool
     images: Mapping[str, Path] | None
@@ -85,7 +87,7 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
         ValueError: If the case cannot be used.
     """
     send(Step("Loading the checkpoint"))
-    segmenter = _segmenter(job.checkpoint, job.base, job.device, job.allow_partial)
+    segmenter = _segmenter(job.name, job.checkpoint, job.base, job.device, job.allow_partial)
     if job.images is not None:
         send(Step("Reading the images"))
         case = replace(given_case(job.images, segmenter.task), case_id=job.case_id)
@@ -111,8 +113,12 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _segmenter(checkpoint: str, base: str | None, device: str | None, allow_partial: bool) -> CaseSegmenter:
-    return CaseSegmenter(checkpoint, ResultOptions(allow_partial=allow_partial), device=device, base=base)
+def _segmenter(
+    name: str, checkpoint: Path, base: Path | None, device: str | None, allow_partial: bool
+) -> CaseSegmenter:
+    segmenter = CaseSegmenter(checkpoint, ResultOptions(allow_partial=allow_partial), device=device, base=base)
+    segmenter.checkpoint = name
+    return segmenter
 
 
 def work(pipe: Connection) -> None:
@@ -137,23 +143,29 @@ def work(pipe: Connection) -> None:
         try:
             segment_job(job, pipe.send)
         except (ValueError, OSError) as error:
-            pipe.send(End(own_names(reason_of(error), job)))
+            pipe.send(End(own_names(reason_of(error), *folders_of(job))))
         except Exception as error:
             # The message may contain something of the case, so it is shown to its visitor and never logged.
             print(f"{type(error).__name__} in a job of the app", file=sys.stderr)
             traceback.print_tb(error.__traceback__)
-            reason = own_names(reason_of(error), job)
+            reason = own_names(reason_of(error), *folders_of(job))
             pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app goes on."))
         else:
             pipe.send(End())
 
 
-def own_names(message: str, job: Job) -> str:
-    """Message without the folders of the session."""
-    folders = {str(path.parent) for path in (job.images or {}).values()} | {str(job.raw), str(job.scratch)}
-    for folder in sorted(folders, key=len, reverse=True):
+def own_names(message: str, *folders: Path) -> str:
+    """Message without the paths of these folders."""
+    for folder in sorted(map(str, folders), key=len, reverse=True):
         message = message.replace(f"{folder}/", "").replace(f"{folder}:", "The images:")
+        message = message.replace(folder, "a folder of the app")
     return printable(message)
+
+
+def folders_of(job: Job) -> set[Path]:
+    """Folders of the session."""
+    images = {path.parent for path in (job.images or {}).values()}
+    return images | {job.out.parent, job.out, job.scratch} | ({job.raw} if job.raw else set())
 
 
 class Worker:

@@ -86,7 +86,6 @@ def _read_dicom(
         folder = path.parent
         if is_zip(path):
             folder = scratch / "unpacked"
-            folder.mkdir()
             unpack(path, folder)
     series, unreadable = read_studies(folder)
     findings = []
