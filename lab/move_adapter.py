@@ -1,7 +1,7 @@
 """Move an adapter to a base that was trained further: `python lab/move_adapter.py OLD_BASE NEW_BASE ADAPTER OUT`.
 
-The moved adapter adds to the new base what the adapter added to the old one. Low-rank matrices stay as they are. Weights
-that the adapter holds in full become `adapter + (new base - old base)`.
+The moved adapter adds to the new base what the adapter added to the old one. Low-rank matrices stay as they are.
+Weights that the adapter holds in full become `adapter + (new base - old base)`.
 """
 
 from __future__ import annotations
