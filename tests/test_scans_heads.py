@@ -137,7 +137,7 @@ def test_the_brain_of_real_heads_is_found_on_every_sequence(head: str, sequence:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LABEL_MAPS.is_dir(), reason="the label maps of synthseg-labels are not here")
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_the_brain_of_a_phantom_with_a_head_keeps_a_tumour_at_the_surface(seed: int) -> None:
     volumes, regions, brain, surface = make_head(LABEL_MAPS / f"training_seg_{seed + 1:02d}.nii.gz", seed)
     masks = {name: extract_brain(volume, name) for name, volume in volumes.items()}
