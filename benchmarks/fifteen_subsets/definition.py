@@ -143,7 +143,7 @@ def task_id(subset: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script of this folder. A mistake of the user ends it with one line and exit code 2."""
+    """Run a script of this folder. Invalid input ends it with a message of one line and exit code 2."""
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:

@@ -104,8 +104,8 @@ def lesion_scores(
 
     With `PairedRules`, each true lesion matches at most one predicted component, so that the sum of the Dice values is
     as large as possible. Without a penalty, the means are over the matches. If nothing matches, Dice and NSD are 0 and
-    HD95 is infinite. With a penalty, the means are over the counted true lesions and all false lesions; without a
-    counted true lesion they are NaN. Without any lesion, all means are NaN.
+    HD95 is infinite. With a penalty, the means are over the counted true lesions and all false lesions. They are NaN
+    if no true lesion counts. If there is no lesion at all, all means are NaN.
 
     Args:
         prediction: `(D, H, W)` bool.

@@ -20,15 +20,21 @@ def _about(folder: Path) -> dict[str, Any]:
         ValueError: If the evaluation does not name the weights.
     """
     path = folder / "table.json"
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text())
+    return dict(read_table(path)["about"]) if path.is_file() else {}
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read the `table.json` of an evaluation.
+
+    Raises:
+        ValueError: If it does not name the weights.
+    """
+    content: dict[str, Any] = json.loads(path.read_text())
     if "about" not in content:
         raise ValueError(
             f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
         )
-    found: dict[str, Any] = content["about"]
-    return found
+    return content
 
 
 def task_of(folders: Sequence[Path]) -> Task:

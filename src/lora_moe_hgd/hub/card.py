@@ -5,7 +5,6 @@ The metadata follow https://huggingface.co/docs/hub/model-cards. Scores are entr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..adapters.card import CARD, about_release, about_task, adapter_card, tags_of
+from ..evaluation.score_files import read_table
 from ..model.task import BRAIN_TUMOUR, Task, shown
 
 # Pictures of an evaluation, and their captions in the gallery of the card.
@@ -59,12 +59,7 @@ def read_scores(evaluation: Path) -> dict[str, Any]:
         raise ValueError(
             f"{evaluation} contains no table.json. Give the --out-path folder of a `lora-moe-hgd evaluate` run."
         )
-    scores: dict[str, Any] = json.loads(path.read_text())
-    if "about" not in scores:
-        raise ValueError(
-            f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
-        )
-    return scores
+    return read_table(path)
 
 
 def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:

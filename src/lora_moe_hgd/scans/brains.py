@@ -11,6 +11,7 @@ from scipy import ndimage
 from ..masks import bounds, dice, largest_part
 from ..model.brain import LEAST_BRAIN_LITRES, cut_off_share, head_litres
 from ..model.findings import BadInputError, Finding
+from ..model.geometry import voxel_spacing_mm
 from ..model.grids import Volume, on_grid_of
 
 # Brains of adults take 0.9 to 1.9 litres. A mask beyond the outer bounds is no brain.
@@ -113,11 +114,11 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
         where: Name of the image in the warning.
     """
     voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    edges = voxel_spacing_mm(affine)
     inside = head[brain]
     median = float(np.median(inside))
     spread = 1.4826 * float(np.median(np.abs(inside - median)))
-    box = bounds(brain, math.ceil(SHELL_MM / edges.min()) + 1)
+    box = bounds(brain, math.ceil(SHELL_MM / min(edges)) + 1)
     head, brain = head[box], brain[box]
     near = ndimage.distance_transform_edt(~brain, sampling=edges) <= SHELL_MM
     bright = near & (head > median + BRIGHT_SPREADS * spread)

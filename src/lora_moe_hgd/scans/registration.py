@@ -52,7 +52,7 @@ class Motion:
 
     @property
     def is_none(self) -> bool:
-        """Whether the position by the headers was kept."""
+        """Whether the image stays where its header places it."""
         return np.array_equal(self.matrix, np.eye(4))
 
     def moved(self, volume: Volume) -> Volume:
