@@ -24,8 +24,9 @@ FALSE_ALARMS = 0.1
 def features(rows: pd.DataFrame) -> np.ndarray:
     """The features of `calibrated_dice`, a row each."""
     inside = rows["expected_dice"].clip(1e-3, 1 - 1e-3)
+    volumes = [np.log10(rows[f"volume_ml_{region}"] + 0.1) for region in REGIONS]
     present = [rows["sequences"].str.split("+").map(lambda names, name=name: name in names) for name in MODALITIES]
-    columns = [np.ones(len(rows)), np.log(inside / (1 - inside)), np.log10(rows["volume_ml"] + 0.1), *present]
+    columns = [np.ones(len(rows)), np.log(inside / (1 - inside)), *volumes, *present]
     return np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
 
 
@@ -35,7 +36,7 @@ def predict(rows: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
 
 def fit(rows: pd.DataFrame) -> np.ndarray:
     """Least absolute error, smoothed, drawn a little towards the expected Dice itself."""
-    start = np.zeros(3 + len(MODALITIES))
+    start = np.zeros(2 + len(REGIONS) + len(MODALITIES))
     start[1] = 1.0
     truth, inputs = rows["dice"].to_numpy(), features(rows)
 
@@ -50,6 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path)
     rows = pd.read_csv(parser.parse_args().table)
+    volumes = rows.pivot(index=["case", "sequences"], columns="region", values="volume_ml").add_prefix("volume_ml_")
+    rows = rows.join(volumes, on=["case", "sequences"])
     rows["calibrated"] = 0.0
     weights = []
     for region in REGIONS:

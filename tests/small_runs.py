@@ -28,7 +28,7 @@ from lora_moe_hgd_cli import run
 
 ROOT = Path(__file__).parents[1]
 # The volume and each sequence change the confidence, differently in each region.
-CONFIDENCE_WEIGHTS = [[bias, 1.0, 0.2, 0.1, 0.4, -0.1, 0.3] for bias in (0.5, -2.0, -2.0)]
+CONFIDENCE_WEIGHTS = [[bias, 1.0, 0.2, 0.0, 0.0, 0.1, 0.4, -0.1, 0.3] for bias in (0.5, -2.0, -2.0)]
 
 
 def build_small(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:

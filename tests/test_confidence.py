@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.model.confidence import LOW_CONFIDENCE, confidence_warnings
 
-WEIGHTS = [[0.1, 0.9, 0.2, 0.0, 0.3, 0.0, -0.1]] * 3
+WEIGHTS = [[0.1, 0.9, 0.2, -0.3, 0.5, 0.0, 0.3, 0.0, -0.1]] * 3
 PRESENT = [False, True, False, True]
 
 
@@ -25,9 +25,10 @@ def test_the_confidence_is_the_logistic_regression_of_its_weights(probabilities:
     processor = LoraMoeHgdImageProcessor(confidence_weights=WEIGHTS)
     regions = probabilities > 0.5
     found = processor.confidence(probabilities, regions, voxel_ml=0.1, present=PRESENT)
+    volumes = np.log10(regions.sum((1, 2, 3)) * 0.1 + 0.1)
     for name, soft, region in zip(("wt", "tc"), probabilities, regions, strict=False):
         implied = 2 * soft[region].sum(dtype=float) / (soft.sum(dtype=float) + region.sum())
-        features = [1, logit(implied), np.log10(region.sum() * 0.1 + 0.1), *PRESENT]
+        features = [1, logit(implied), *volumes, *PRESENT]
         assert found[name] == pytest.approx(expit(np.dot(WEIGHTS[0], features)))
 
 
@@ -50,5 +51,5 @@ def test_without_weights_the_confidence_is_what_the_probabilities_imply() -> Non
 
 
 def test_weights_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"7 numbers for each of wt, tc, et, got \[6, 6, 6\]"):
+    with pytest.raises(ValueError, match=r"9 numbers for each of wt, tc, et, got \[6, 6, 6\]"):
         LoraMoeHgdImageProcessor(confidence_weights=[[0.0] * 6] * 3)

@@ -90,7 +90,7 @@ def test_what_both_tasks_have_is_kept_and_nothing_else() -> None:
 
 
 def test_the_same_task_with_other_words_keeps_everything() -> None:
-    base, processor = small_network(), LoraMoeHgdImageProcessor(least_part=0.1, confidence_weights=[[0.0] * 7] * 3)
+    base, processor = small_network(), LoraMoeHgdImageProcessor(least_part=0.1, confidence_weights=[[0.0] * 9] * 3)
     renamed = make_task(
         {
             **{
@@ -105,7 +105,7 @@ def test_the_same_task_with_other_words_keeps_everything() -> None:
     started, made, _ = start_from(base, processor, renamed)
     for name, weight in base.state_dict().items():
         assert torch.equal(weight, started.state_dict()[name]), name
-    assert (made.least_part, made.confidence_weights) == (0.1, [[0.0] * 7] * 3)
+    assert (made.least_part, made.confidence_weights) == (0.1, [[0.0] * 9] * 3)
 
 
 @pytest.fixture

@@ -38,23 +38,28 @@ def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]
     return found
 
 
-def calibrated_dice(expected: float, volume_ml: float, present: Sequence[bool], weights: Sequence[float]) -> float:
+def calibrated_dice(
+    expected: float, volumes_ml: Sequence[float], present: Sequence[bool], weights: Sequence[float]
+) -> float:
     """Return the expected Dice of a region on real cases, in (0, 1).
 
-    It is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + w_2 log10(V + 0.1) + sum_m w_(3+m) present_m)`.
+    It is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + sum_r w_(2+r) log10(V_r + 0.1) + sum_m w_(2+R+m)
+    present_m)`. The volumes of all regions are read, because a core that is very large or very small within its tumour
+    is often wrong.
 
     Args:
         expected: `e`, the Dice that the probabilities imply.
-        volume_ml: `V`, the volume of the region in millilitres.
+        volumes_ml: `V`, the volume of each of the R regions in millilitres.
         present: Whether each sequence is available, in channel order.
-        weights: `w`, three numbers and one for each sequence.
+        weights: `w`, two numbers, one for each region, and one for each sequence.
 
     Example:
-        >>> round(calibrated_dice(0.9, 9.9, [True], [0.0, 1.0, 0.0, 0.0]), 6)
+        >>> round(calibrated_dice(0.9, [9.9], [True], [0.0, 1.0, 0.0, 0.0]), 6)
         0.9
     """
     inside = min(max(expected, 1e-3), 1 - 1e-3)
-    features = [1.0, math.log(inside / (1 - inside)), math.log10(volume_ml + 0.1), *map(float, present)]
+    volumes = [math.log10(volume + 0.1) for volume in volumes_ml]
+    features = [1.0, math.log(inside / (1 - inside)), *volumes, *map(float, present)]
     return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, features, strict=True))))
 
 

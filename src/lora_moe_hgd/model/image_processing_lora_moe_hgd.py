@@ -108,10 +108,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         if confidence_weights is not None:
             lengths = [len(weights) for weights in confidence_weights]
             regions = self.segmentation_task.regions
-            if lengths != [3 + len(self.modalities)] * len(regions):
+            needed = 2 + len(regions) + len(self.modalities)
+            if lengths != [needed] * len(regions):
                 raise ValueError(
-                    f"`confidence_weights` must have {3 + len(self.modalities)} numbers for each of "
-                    f"{', '.join(regions)}, got {lengths}."
+                    f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
@@ -317,14 +317,14 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """
         found: dict[str, float | None] = {}
         names = self.segmentation_task.regions
+        volumes_ml = [np.count_nonzero(region) * voxel_ml for region in regions]
         for index, (name, value) in enumerate(zip(names, expected_dice(probabilities, regions), strict=True)):
-            volume_ml = float(regions[index].sum()) * voxel_ml
-            if volume_ml == 0:
+            if volumes_ml[index] == 0:
                 found[name] = None
             elif self.confidence_weights is None:
                 found[name] = value
             else:
-                found[name] = calibrated_dice(value, volume_ml, present, self.confidence_weights[index])
+                found[name] = calibrated_dice(value, volumes_ml, present, self.confidence_weights[index])
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
