@@ -22,7 +22,6 @@ from dicoms import (
 )
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import EncapsulatedPDFStorage
-from small_scans import quicken, write_study
 
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.scans import prepare
@@ -156,19 +155,15 @@ def test_a_file_that_is_cut_off_anywhere_is_noticed(implicit: bool, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def media(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DICOMDIR over a study with T1c, a sagittal FLAIR and a localiser."""
-    folder = tmp_path_factory.mktemp("media")
-    write_study(folder / "from")
-    return write_media(folder / "disc", sorted(path for path in (folder / "from").rglob("*") if path.is_file()))
+    files = sorted(path for path in dicom.rglob("*") if path.is_file())
+    return write_media(tmp_path_factory.mktemp("media") / "disc", files)
 
 
-@pytest.mark.usefixtures("small_shipped")
+@pytest.mark.usefixtures("small_shipped", "quickened")
 @pytest.mark.parametrize("way", ["DICOMDIR", "the folder"])
-def test_a_dicomdir_is_read_as_a_file_and_as_the_folder(
-    way: str, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quicken(monkeypatch)
+def test_a_dicomdir_is_read_as_a_file_and_as_the_folder(way: str, media: Path, tmp_path: Path) -> None:
     assert is_raw(media)
     source = media if way == "DICOMDIR" else media.parent
     run("prepare", [str(source), str(tmp_path / "case")])

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from dicoms import PATIENT, ball, in_plane, study, write_series
 from scipy.spatial.transform import Rotation
-from small_scans import SPACINGS, head, quicken, write_study
+from small_scans import SPACINGS, head, quicken
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
@@ -24,20 +24,7 @@ from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT, Placemen
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
 
-pytestmark = pytest.mark.usefixtures("small_shipped")
-
-
-@pytest.fixture(scope="module")
-def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with T1c, a sagittal FLAIR and a localiser."""
-    folder = tmp_path_factory.mktemp("dicom")
-    write_study(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quickened(monkeypatch: pytest.MonkeyPatch) -> None:
-    quicken(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_shipped", "quickened")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +157,35 @@ def test_a_motion_is_told_in_degrees_and_millimetres(
     assert "flair to t1c: turned by 0.0 degrees and moved by 2.5 mm\n" in capsys.readouterr().out
 
 
-def test_files_of_a_case_obey_the_rules_of_all_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("road", ["NIfTI", "DICOM"])
+def test_what_is_no_image_is_refused_on_every_road(road: str, tmp_path: Path, capsys) -> None:
+    image = in_plane(head(SPACINGS["t1c"]), "LPS")
+    levels = np.ones(image.shape, dtype=np.float32)
+    levels[4:9], levels[9:14, :20] = 2, 4
+    for name, array, message in (
+        ("zero", 0 * levels, "t1c: All voxels are zero"),
+        ("constant", 1 + 0 * levels, "t1c: All voxels are "),
+        ("labels", levels, "t1c: This is a label map with the values "),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        if road == "DICOM":
+            write_series(folder, nib.Nifti1Image(array, image.affine), "t1c", number=1, shared=study())
+        else:
+            nib.save(nib.Nifti1Image(array, image.affine), folder / "T1c.nii.gz")
+        assert message in refusal(folder, tmp_path, capsys)
+
+
+def test_a_constant_background_of_dicom_files_is_set_to_zero(tmp_path: Path, capsys) -> None:
+    image = in_plane(head(SPACINGS["t1c"]), "LPS")
+    array = np.asarray(image.dataobj)
+    array[array == 0] = 30
+    write_series(tmp_path / "dicom", nib.Nifti1Image(array, image.affine), "t1c", number=1, shared=study())
+    run("prepare", [str(tmp_path / "dicom"), str(tmp_path / "out")])
+    assert "warning: t1c: The background has the value " in capsys.readouterr().err
+
+
+def test_voxels_that_are_not_finite_are_set_to_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "case").mkdir()
     image = head(SPACINGS["t1c"])
     array = np.asarray(image.dataobj)
@@ -179,8 +194,6 @@ def test_files_of_a_case_obey_the_rules_of_all_cases(tmp_path: Path, capsys: pyt
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out")])
     assert "warning: t1c: 2 voxels are not finite" in capsys.readouterr().err
     assert np.isfinite(np.asarray(nib.load(tmp_path / "out/T1c.nii.gz").dataobj)).all()
-    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), tmp_path / "case/T1c.nii.gz")
-    assert "t1c: All voxels are zero" in refusal(tmp_path / "case", tmp_path, capsys)
 
 
 def test_temporary_files_are_removed_and_the_case_can_be_kept(

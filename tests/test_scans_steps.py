@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicoms import PATIENT, in_plane, study, write_series
-from small_scans import SPACINGS, head, quicken, write_study
+from small_scans import SPACINGS, head, write_study
 
 from lora_moe_hgd.inference import scanned
 from lora_moe_hgd.model.grids import Volume
@@ -21,21 +21,9 @@ from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd.scans.steps import UNFINISHED, Steps
 from lora_moe_hgd_cli import run
 
-pytestmark = pytest.mark.usefixtures("small_shipped")
+pytestmark = pytest.mark.usefixtures("small_shipped", "quickened")
 # A ball would count as a brain without skull, on which no brain is looked for.
 EXTRACT = ("--brain-extraction", "deepbet")
-
-
-@pytest.fixture(scope="module")
-def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dicom")
-    write_study(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quickened(monkeypatch: pytest.MonkeyPatch) -> None:
-    quicken(monkeypatch)
 
 
 @pytest.fixture
