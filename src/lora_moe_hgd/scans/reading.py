@@ -19,7 +19,7 @@ from .choice import Choice, choose
 from .convert import convert
 from .nrrd import find_nrrd_case, has_nrrd, read_nrrd
 from .raw import is_raw, is_zip
-from .studies import case_id_of, choose_study, read_studies
+from .studies import case_id_of, choose_study, read_studies, unreadable_files
 
 
 @dataclass
@@ -95,9 +95,7 @@ def _read_dicom(
     series, unreadable = read_studies(folder)
     findings = []
     if unreadable:
-        findings.append(
-            Finding(WHOLE_CASE, f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
-        )
+        findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
         raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
     series = choose_study(series, study, where=path)
