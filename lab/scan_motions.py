@@ -46,10 +46,11 @@ def apart(first: np.ndarray, second: np.ndarray, centre: np.ndarray) -> tuple[fl
 
 def main(argv: list[str]) -> None:
     """Print a line for each pair and motion."""
-    rng = np.random.default_rng(0)
     print("| head | moved to | degrees | mm | error in mm | error in degrees | gain | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for head in sorted(Path(argv[0]).glob("patient*")):
+        # The same motions for each head.
+        rng = np.random.default_rng(0)
         volumes = {name: read(head, name) for name in SEQUENCES}
         brains = {name: read(head, f"brainmask_{name}").array > 0 for name in SEQUENCES}
         for reference in SEQUENCES:

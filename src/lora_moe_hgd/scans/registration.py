@@ -85,8 +85,8 @@ def optimum(
 ) -> Motion:
     """Find the motion with the highest mutual information near the starts, without preference for the headers.
 
-    Where the slices of both images coincide, no voxel is interpolated at the position from the headers, and the
-    mutual information there is higher than that of any motion, even a better one.
+    At the position from the headers, the mutual information may be higher still, without a path to there: it has
+    artefacts where the grids of both images are parallel (Pluim et al. 2000, doi 10.1006/cviu.1999.0816).
 
     Args:
         reference: Fixed image, with the skull.
