@@ -1,7 +1,8 @@
 """Known motions of real heads, and how well registration recovers them: `python lab/scan_motions.py FOLDER`.
 
 FOLDER is that of the heads with their skull, `open-ms/skull-on`. Each head's sequences are registered to each other
-after one was moved. The first registration, without a motion, is the truth for a pair.
+after one was moved. The truth for a pair is the optimum without a motion. Its distance from the position that the
+headers give is printed first: what the patient moved between the sequences, or an error of all registrations alike.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from lora_moe_hgd.model.grids import Volume
-from lora_moe_hgd.scans.registration import register
+from lora_moe_hgd.scans.registration import optimum, register
 
 SEQUENCES = ("t1", "t2", "flair")
 # Points of a brain, 70 mm around its centre.
@@ -45,10 +46,11 @@ def apart(first: np.ndarray, second: np.ndarray, centre: np.ndarray) -> tuple[fl
 
 def main(argv: list[str]) -> None:
     """Print a line for each pair and motion."""
-    rng = np.random.default_rng(0)
     print("| head | moved to | degrees | mm | error in mm | error in degrees | gain | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for head in sorted(Path(argv[0]).glob("patient*")):
+        # The same motions for each head.
+        rng = np.random.default_rng(0)
         volumes = {name: read(head, name) for name in SEQUENCES}
         brains = {name: read(head, f"brainmask_{name}").array > 0 for name in SEQUENCES}
         for reference in SEQUENCES:
@@ -57,7 +59,11 @@ def main(argv: list[str]) -> None:
                     continue
                 masks = {"brain": brains[reference], "moving_brain": brains[moving]}
                 centre = (volumes[reference].affine @ [*np.argwhere(brains[reference]).mean(axis=0), 1])[:3]
-                truth = register(volumes[reference], volumes[moving], **masks).matrix
+                unmoved = optimum(volumes[reference], volumes[moving], **masks)
+                truth, pair = unmoved.matrix, f"{head.name} | {moving} to {reference}"
+                rest_mm, rest_degrees = apart(truth, np.eye(4), centre)
+                gain = f"{unmoved.before:.3f} to {unmoved.after:.3f}"
+                print(f"| {pair} | - | - | {rest_mm:.2f} | {rest_degrees:.2f} | {gain} | - |", flush=True)
                 sizes = [(5.0, 5.0), (15.0, 15.0), (15.0, 15.0)]
                 for largest_turn, largest_shift in sizes:
                     turn, shift = rng.standard_normal((2, 3))
@@ -70,7 +76,7 @@ def main(argv: list[str]) -> None:
                     seconds = time.process_time() - started
                     error_mm, error_degrees = apart(found.matrix @ moved_by, truth, centre)
                     print(
-                        f"| {head.name} | {moving} to {reference} | {largest_turn:.0f} | {largest_shift:.0f} | "
+                        f"| {pair} | {largest_turn:.0f} | {largest_shift:.0f} | "
                         f"{error_mm:.2f} | {error_degrees:.2f} | {found.before:.2f} to {found.after:.2f} | "
                         f"{seconds:.1f} |",
                         flush=True,

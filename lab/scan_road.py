@@ -105,15 +105,21 @@ def scanned(volume: Volume, name: str) -> nib.Nifti1Image:
     return in_plane(nib.Nifti1Image(placed.array, grid), plane)
 
 
+def write_dicom(head: Path, folder: Path) -> None:
+    """Write the example case with a head around it as a study."""
+    files = find_case(lmh.example_case())
+    heads = with_head({name: padded(load(path)) for name, path in files.images.items()}, head)
+    shared = study()
+    for number, (name, volume) in enumerate(heads.items(), start=1):
+        write_series(folder / str(number), scanned(volume, name), name, number=number, shared=shared)
+
+
 def main(argv: list[str]) -> None:
     """Write DICOM, run the command, compare."""
     head, out = Path(argv[0]), Path(argv[1])
     files = find_case(lmh.example_case())
-    heads = with_head({name: padded(load(path)) for name, path in files.images.items()}, head)
     shutil.rmtree(out, ignore_errors=True)
-    shared = study()
-    for number, (name, volume) in enumerate(heads.items(), start=1):
-        write_series(out / f"dicom/{number}", scanned(volume, name), name, number=number, shared=shared)
+    write_dicom(head, out / "dicom")
     started, cpu = time.perf_counter(), time.process_time()
     words = ["--in-path", str(out / "dicom"), "--out-path", str(out / "result"), "--keep", str(out / "kept")]
     run("segment", [*words, "--on", "all", "--html"])

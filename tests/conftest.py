@@ -50,6 +50,25 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="session")
+def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DICOM files of a study with T1c, a sagittal FLAIR and a localiser. Tests do not change them."""
+    # Only now, because most tests need no packages for DICOM.
+    from small_scans import write_study
+
+    folder = tmp_path_factory.mktemp("dicom")
+    write_study(folder)
+    return folder
+
+
+@pytest.fixture
+def quickened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparation without what takes seconds."""
+    from small_scans import quicken
+
+    quicken(monkeypatch)
+
+
+@pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like that of what is shipped: a small network of random weights, and a small adapter over it."""
     return save_shipped(tmp_path_factory.mktemp("shipped"))

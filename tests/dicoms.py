@@ -273,13 +273,17 @@ def _header(series: str, instance: int, *, implicit: bool) -> Dataset:
 def ball(
     shape: tuple[int, int, int] = (20, 24, 16), spacing: tuple[float, float, float] = (6.0, 5.0, 8.0)
 ) -> nib.Nifti1Image:
-    """A head of about 100 mm: a bright ball with a brighter spot at the front left, so that flips show."""
+    """A head of about 100 mm: a bright ball with a brighter spot at the front left, so that flips show.
+
+    It gets darker from right to left: an image with few values is a label map.
+    """
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -0.5 * np.array(spacing) * (np.array(shape) - 1) + [3.0, -5.0, 11.0]
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     place = grid @ affine[:3, :3] + affine[:3, 3]
     values = 400.0 * (np.linalg.norm(place - [3.0, -5.0, 11.0], axis=-1) < 48)
     values += 600.0 * (np.linalg.norm(place - [-17.0, 15.0, 21.0], axis=-1) < 14)
+    values *= 1 + place[..., 0] / 1000
     return nib.Nifti1Image(values.astype(np.float32), affine)
 
 

@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from huggingface_hub import SpaceCard
-from small_scans import SPACINGS, head, quicken, write_study
+from small_scans import SPACINGS, head, write_study
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.app import found as app_found
@@ -430,12 +430,10 @@ def test_series_of_a_study_are_listed_and_corrected(sessions: Sessions, tmp_path
 
 
 def test_a_study_and_whole_heads_are_prepared_first(
-    sessions: Sessions, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sessions: Sessions, small_weights: Path, dicom: Path, quickened: None, tmp_path: Path
 ) -> None:
-    quicken(monkeypatch)
-    write_study(tmp_path / "study")
     scan = {"series": {"t2": "2"}, "sequences": ("t1c", "t2"), "study": None}
-    given = replace(job(sessions, small_weights / "tiny", {}), images=None, raw=tmp_path / "study", scan=scan)
+    given = replace(job(sessions, small_weights / "tiny", {}), images=None, raw=dicom, scan=scan)
     segment_job(given, lambda step: None)
     written = {path.name for path in given.out.iterdir()}
     assert {"seg.nii.gz", "seg_on_t1c.nii.gz", "seg_on_t2.nii.gz", "seg.dcm", "report.html", ALL_FILES} <= written
@@ -546,7 +544,8 @@ def test_without_the_extra_the_command_names_what_installs_it(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        'error: The app needs a further package (gradio): pip install "lora-moe-hgd[app]"\n'
+        'error: The app needs a further package (gradio): pip install "lora-moe-hgd[app]" or, in a clone of the '
+        'repository, pip install ".[app]"\n'
     )
 
 

@@ -58,7 +58,7 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     assert second.startswith("error    mixed: Several files may be t2: x_t2.nii.gz, y_t2.nii.gz.")
     assert third == "warning  odd/x_seg.nii.gz: The label map contains no tumour."
     assert numbers == [
-        "4 cases, 2 errors, 1 warnings",
+        "4 cases, 2 errors, 1 warning",
         "sequences: t1 4, t1c 4, t2 3, flair 4",
         "layouts: BraTS 2017 to 2021 4",
         "label schemes: brats2018 4",
@@ -76,7 +76,7 @@ def test_several_processes_find_the_same(cohort: Path) -> None:
 def test_warnings_alone_are_no_failure(cohort: Path, capsys) -> None:
     code, text = check(capsys, str(cohort / "odd"))
     assert code == 0
-    assert "1 cases, 0 errors, 1 warnings" in text
+    assert "1 case, 0 errors, 1 warning" in text
 
 
 def test_json_holds_what_the_table_shows(cohort: Path, capsys) -> None:
@@ -119,7 +119,7 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
         training_data(cohort, tmp_path)
     for words in (
         "mixed: Several files may be t2",
-        "a/x_t1.nii.gz: 1 voxels are not finite",
+        "a/x_t1.nii.gz: 1 voxel is not finite",
         "x_flair.nii.gz: The compressed file ends too early",
         "b: This case has no ground truth",
     ):

@@ -162,7 +162,7 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
     kept = tmp_path / "out/case_0/case_0-t1n.nii.gz"
     before = kept.stat().st_mtime_ns
     run("convert", words)
-    assert f"1 cases were written to {tmp_path}/out, 2 existed already, 0 failed" in capsys.readouterr().out
+    assert f"Written to {tmp_path}/out: 1 case. 2 existed already, 0 failed" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
     assert len(find_cases(tmp_path / "out")) == 3
 
@@ -249,7 +249,7 @@ def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed
     for path in places:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     convert(tmp_path / "in", tmp_path / "out", "--layout", key)
-    assert f"1 cases were written to {tmp_path}/out, 0 existed already" in capsys.readouterr().out
+    assert f"Written to {tmp_path}/out: 1 case. 0 existed already" in capsys.readouterr().out
     assert files_in(tmp_path / "out") != before
 
 
@@ -379,7 +379,7 @@ def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_re
     make_case(tmp_path / "in/case_2", seed=1)
     (tmp_path / "in/case_2/seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
-    assert f"1 of 2 cases have a ground truth. {key} stores cases" in capsys.readouterr().err
+    assert f"Only some cases have a ground truth: 1 of 2. {key} stores cases" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

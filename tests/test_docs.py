@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from commands import MAKE_DATA, ROOT, execute, execute_cheaply, workspace
 from small_runs import shipping
-from small_scans import quicken, write_study
+from small_scans import write_study
 
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.reading import read_case
@@ -103,8 +103,7 @@ def test_the_page_on_evaluation_runs(used: Path, small_weights: Path) -> None:
     assert published["cases"].to_dict()[("mean", "et")] == 1
 
 
-def test_the_page_on_images_from_the_scanner_runs(used: Path, small_weights: Path, monkeypatch) -> None:
-    quicken(monkeypatch)
+def test_the_page_on_images_from_the_scanner_runs(used: Path, small_weights: Path, quickened: None) -> None:
     write_study(used / "data/dicom")
     with shipping(small_weights):
         run_page("scans.md", used)

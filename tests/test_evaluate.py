@@ -454,8 +454,8 @@ def test_whatever_a_case_raises_the_others_are_scored(
     said = capsys.readouterr()
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
-    assert "2 of 3 cases were scored. These failed:\n  case_001: " in said.err
-    note = "1 of 3 cases could not be scored and are left out (findings.csv says why)."
+    assert "2 of 3 cases could be scored. These failed:\n  case_001: " in said.err
+    note = "1 of 3 cases could not be scored and is left out (findings.csv says why)."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()
     assert json.loads((tmp_path / "out/table.json").read_text())["about"]["failed"] == 1
@@ -477,7 +477,7 @@ def test_no_table_is_made_where_no_case_can_be_scored(dummy_root, tmp_path, scor
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", ["--data", str(dummy_root), "--out", str(tmp_path / "out"), "--subsets", "flair"])
     assert stopped.value.code == 1
-    assert "0 of 3 cases were scored." in capsys.readouterr().err
+    assert "0 of 3 cases could be scored." in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.*"))
 
 
@@ -494,7 +494,7 @@ def test_what_is_odd_about_a_case_is_printed_and_recorded_also_when_its_scores_a
         run("evaluate", ["--data", str(own_cases), "--out", str(out), "--subsets", "flair"])
         said = capsys.readouterr()
         assert f"warning: case_001: {path}: " in said.err
-        assert "1 of 2 cases have warnings (findings.csv lists them)." in said.out
+        assert "1 of 2 cases has warnings (findings.csv lists them)." in said.out
     findings = pd.read_csv(out / "findings.csv")
     assert set(zip(findings["case_id"], findings["level"], findings["where"], strict=True)) == {
         ("case_001", "warning", str(path))
@@ -672,10 +672,11 @@ def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
         add_adapter(network, "lora", base=str(base), options={"r": 1}).save_pretrained(checkpoint)
     run("evaluate", [*words_of(trained, dummy_root), "--checkpoint", str(checkpoint)])
     known = ["case_000", "case_002"] if place == "next/best" else ["case_000"]
-    said = f"warning: This checkpoint was trained on {len(known)} of the 3 cases: {', '.join(known)}."
+    said = f"warning: This checkpoint was trained on {len(known)} of 3 cases: {', '.join(known)}."
     captured = capsys.readouterr()
     assert said in captured.err
-    assert f"{len(known)} of 3 cases were used to train the checkpoint" in captured.out
+    were = "were" if len(known) > 1 else "was"
+    assert f"{len(known)} of 3 cases {were} used to train the checkpoint" in captured.out
     about = json.loads((trained.parent / "out/table.json").read_text())["about"]
     assert about["trained_on"] == len(known)
 

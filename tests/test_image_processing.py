@@ -294,14 +294,14 @@ def test_the_case_of_a_list_is_named() -> None:
 
 def test_label_maps_are_given_for_all_cases_or_for_none() -> None:
     labels = np.zeros((20, 26, 30), np.uint8)
-    with pytest.raises(ValueError, match="Give a label map for each of the 2 cases"):
+    with pytest.raises(ValueError, match="Give a label map for each case, or for none"):
         prepare(LoraMoeHgdImageProcessor(), [{"t1": brain()}, {"t1": brain()}], [labels, None])
 
 
 def test_voxels_that_are_not_finite_are_counted_and_reported() -> None:
     volume = brain()
     volume[10, 13, 15] = np.nan
-    with pytest.warns(UserWarning, match="t1: 1 voxels are not finite"):
+    with pytest.warns(UserWarning, match="t1: 1 voxel is not finite"):
         inputs = prepare(LoraMoeHgdImageProcessor(), {"t1": volume})
     assert inputs["pixel_values"].isfinite().all()
 

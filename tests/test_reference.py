@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from commands import ROOT
-from small_scans import quicken, write_study
 
 from lora_moe_hgd.evaluation.report import FINDING_COLUMNS
 from lora_moe_hgd.evaluation.scoring import Rules, score_regions
@@ -70,11 +69,8 @@ def test_the_columns_of_a_summary_are_explained(tmp_path: Path) -> None:
     assert {*(tmp_path / "summary.csv").read_text().strip().split(",")} <= named("summary.csv")
 
 
-def test_the_fields_of_a_prepared_case_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quicken(monkeypatch)
-    write_study(tmp_path / "study")
-    (tmp_path / "scratch").mkdir()
-    report = prepare(tmp_path / "study", ScanOptions(), tmp_path / "scratch", say=lambda line: None).report
+def test_the_fields_of_a_prepared_case_are_explained(dicom: Path, quickened: None, tmp_path: Path) -> None:
+    report = prepare(dicom, ScanOptions(), tmp_path, say=lambda line: None).report
     assert "motion" in report["sequences"]["flair"]
     assert keys_of(report) - {"t1c", "flair"} <= named("prepare.json")
 

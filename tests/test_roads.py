@@ -60,7 +60,7 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     # What is odd about the case comes first, then which regions are doubtful.
     of_the_case, of_the_result = found[:4], found[4:]
     odd = (
-        "t2: 1 voxels are not finite",
+        "t2: 1 voxel is not finite",
         "t2: The background has the value -1000",
         "flair: Its grid differs",
         "The brains in t2 and flair",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import pydicom
 import pytest
 from dicoms import PATIENT, ball, in_plane, study, write_series
 from scipy.spatial.transform import Rotation
-from small_scans import SPACINGS, head, quicken, write_study
+from small_scans import SPACINGS, head, quicken
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.model.findings import BadInputError
@@ -24,20 +25,7 @@ from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT, Placemen
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
 
-pytestmark = pytest.mark.usefixtures("small_shipped")
-
-
-@pytest.fixture(scope="module")
-def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with T1c, a sagittal FLAIR and a localiser."""
-    folder = tmp_path_factory.mktemp("dicom")
-    write_study(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quickened(monkeypatch: pytest.MonkeyPatch) -> None:
-    quicken(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_shipped", "quickened")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +52,9 @@ def test_a_folder_of_dicom_files_becomes_a_case(dicom: Path, tmp_path: Path, cap
     assert report["sequences"]["flair"]["plane"] == "sagittal"
     run("segment", ["--in-path", str(tmp_path / "case"), "--out-path", str(tmp_path / "out")])
     assert (tmp_path / "out/seg.nii.gz").is_file()
+    # Its name is that of the study, not that of the folder.
+    assert report["case_id"].startswith("study-")
+    assert json.loads((tmp_path / "out/report.json").read_text())["case_id"] == report["case_id"]
 
 
 def test_one_command_leads_from_dicom_to_dicom(dicom: Path, segmented: Path) -> None:
@@ -170,7 +161,91 @@ def test_a_motion_is_told_in_degrees_and_millimetres(
     assert "flair to t1c: turned by 0.0 degrees and moved by 2.5 mm\n" in capsys.readouterr().out
 
 
-def test_files_of_a_case_obey_the_rules_of_all_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("edges", "reference"),
+    [
+        ({"t1": 1.0, "t1c": 1.2, "flair": 3.0}, "t1c"),
+        ({"t1": 1.0, "t1c": 1.3, "flair": 3.0}, "t1"),
+        ({"t1c": 5.0, "t2": 1.0, "flair": 1.0}, "flair"),
+    ],
+    ids=["T1c about as fine", "T1c coarser", "T1c much coarser"],
+)
+def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference: str) -> None:
+    # The longest edge of a voxel counts.
+    volumes = {name: Volume(np.zeros((2, 2, 2)), np.diag([0.5, 0.5, edge, 1.0])) for name, edge in edges.items()}
+    assert prepare._reference(volumes, None) == reference
+    assert prepare._reference(volumes, "flair") == "flair"
+    with pytest.raises(BadInputError, match="The reference other is not there"):
+        prepare._reference(volumes, "other")
+
+
+@pytest.mark.parametrize(
+    ("motion", "message"),
+    [
+        (Motion(np.diag([1, 1, 1, 1.001]), 0.1, 0.1, 5.0, 5.0), "error: flair: The registration to t1c failed"),
+        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 40.0, 5.0), "warning: flair: It was turned by 40 degrees"),
+        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 5.0, 80.0), "warning: flair: It was turned by 5 degrees"),
+    ],
+    ids=["nothing in common", "turned far", "moved far"],
+)
+def test_a_registration_that_looks_wrong_is_never_used_silently(
+    motion: Motion, message: str, dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(prepare, "register", lambda *args, **more: motion)
+    refused = message.startswith("error")
+    with pytest.raises(SystemExit) if refused else nullcontext():
+        run("prepare", [str(dicom), str(tmp_path / "out"), "--quiet"])
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "out" / REPORT).is_file() != refused
+
+
+def test_a_given_mask_and_none_replace_the_brain_extraction(
+    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "extract_brain", lambda volume, where: 1 / 0)
+    run("prepare", [str(dicom), str(tmp_path / "none"), "--brain-extraction", "none", "--sequences", "t1c"])
+    image = nib.load(tmp_path / "none" / FILE_NAMES["t1c"])
+    whole = np.asarray(image.dataobj) != 0
+    given = whole.copy()
+    given[: given.shape[0] // 2] = False
+    nib.save(nib.Nifti1Image(given.astype(np.uint8), image.affine), tmp_path / "mask.nii.gz")
+    run("prepare", [str(dicom), str(tmp_path / "mask"), "--brain-mask", str(tmp_path / "mask.nii.gz")])
+    for how, expected in (("none", whole), ("mask", given)):
+        assert np.array_equal(np.asarray(nib.load(tmp_path / how / BRAIN_MASK).dataobj) > 0, expected)
+        assert json.loads((tmp_path / how / REPORT).read_text())["brain_extraction"] == how
+    images = [np.asarray(nib.load(tmp_path / "mask" / FILE_NAMES[name]).dataobj) for name in SPACINGS]
+    assert all(array.any() and not array[~given].any() for array in images)
+
+
+@pytest.mark.parametrize("road", ["NIfTI", "DICOM"])
+def test_what_is_no_image_is_refused_on_every_road(road: str, tmp_path: Path, capsys) -> None:
+    image = in_plane(head(SPACINGS["t1c"]), "LPS")
+    levels = np.ones(image.shape, dtype=np.float32)
+    levels[4:9], levels[9:14, :20] = 2, 4
+    for name, array, message in (
+        ("zero", 0 * levels, "t1c: All voxels are zero"),
+        ("constant", 1 + 0 * levels, "t1c: All voxels are "),
+        ("labels", levels, "t1c: This is a label map with the values "),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        if road == "DICOM":
+            write_series(folder, nib.Nifti1Image(array, image.affine), "t1c", number=1, shared=study())
+        else:
+            nib.save(nib.Nifti1Image(array, image.affine), folder / "T1c.nii.gz")
+        assert message in refusal(folder, tmp_path, capsys)
+
+
+def test_a_constant_background_of_dicom_files_is_set_to_zero(tmp_path: Path, capsys) -> None:
+    image = in_plane(head(SPACINGS["t1c"]), "LPS")
+    array = np.asarray(image.dataobj)
+    array[array == 0] = 30
+    write_series(tmp_path / "dicom", nib.Nifti1Image(array, image.affine), "t1c", number=1, shared=study())
+    run("prepare", [str(tmp_path / "dicom"), str(tmp_path / "out")])
+    assert "warning: t1c: The background has the value " in capsys.readouterr().err
+
+
+def test_voxels_that_are_not_finite_are_set_to_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "case").mkdir()
     image = head(SPACINGS["t1c"])
     array = np.asarray(image.dataobj)
@@ -179,8 +254,6 @@ def test_files_of_a_case_obey_the_rules_of_all_cases(tmp_path: Path, capsys: pyt
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out")])
     assert "warning: t1c: 2 voxels are not finite" in capsys.readouterr().err
     assert np.isfinite(np.asarray(nib.load(tmp_path / "out/T1c.nii.gz").dataobj)).all()
-    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), tmp_path / "case/T1c.nii.gz")
-    assert "t1c: All voxels are zero" in refusal(tmp_path / "case", tmp_path, capsys)
 
 
 def test_temporary_files_are_removed_and_the_case_can_be_kept(

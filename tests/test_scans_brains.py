@@ -10,7 +10,7 @@ import pytest
 import torch
 from dicoms import in_plane, study, write_series
 from scipy import ndimage
-from small_scans import SPACINGS, head, quicken
+from small_scans import SPACINGS, head
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd import api
@@ -106,8 +106,8 @@ def test_the_networks_of_deepbet_find_no_brain_where_there_is_none(kind: str) ->
         extract_brain(volume, "t1")
 
 
+@pytest.mark.usefixtures("quickened")
 def test_images_without_skull_keep_their_brain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    quicken(monkeypatch)
     looked: list[str] = []
 
     image = head(SPACINGS["t1c"])
@@ -203,8 +203,8 @@ def test_a_mask_on_another_grid_is_what_the_whole_grid_gives(edge: float) -> Non
     assert not on_grid(mask, far, like).any()
 
 
-def test_pictures_show_no_face_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shipped: None) -> None:
-    quicken(monkeypatch)
+@pytest.mark.usefixtures("small_shipped", "quickened")
+def test_pictures_show_no_face_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brain = np.asarray(head(SPACINGS["t1c"]).dataobj) > 0
     brain[:, brain.shape[1] // 2 :] = False
     # DICOM turns the axes.

@@ -18,7 +18,7 @@ from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.scans import brain_extraction, registration
 from lora_moe_hgd.scans.brain_extraction import brain_by_command, brain_by_mask, extract_brain
 from lora_moe_hgd.scans.brains import agreed_brain
-from lora_moe_hgd.scans.registration import register
+from lora_moe_hgd.scans.registration import optimum, register
 
 HEADS = Path(__file__).parents[1].parent / "shared/data/open-ms/skull-on"
 LABEL_MAPS = Path(__file__).parents[1].parent / "shared/data/synthseg-labels"
@@ -173,9 +173,9 @@ def test_known_motions_of_real_heads_are_recovered(head: str, reference: str, mo
     masks = {name: read(head, f"brainmask_{name}").array > 0 for name in volumes}
     brains = {"brain": masks[reference], "moving_brain": masks[moving]}
     moved_by = motion((9.0, -6.0, 10.0), (10.0, 7.0, -8.0))
-    before = register(volumes[reference], volumes[moving], **brains)
+    # Not the position from the headers: between sequences, the patient may have moved.
+    before = optimum(volumes[reference], volumes[moving], **brains)
     moved = Volume(volumes[moving].array, moved_by @ volumes[moving].affine)
     distance, angle = error(register(volumes[reference], moved, **brains).matrix @ moved_by, before.matrix)
-    # All pairs but one stay below 1 mm. FLAIR and T2 of patient 1 have parallel slices: docs/scans.md.
-    assert distance < 1.2
+    assert distance < 1
     assert angle < 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from small_scans import SPACINGS, head, quicken
+from small_scans import SPACINGS, head
 
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.model.findings import BadInputError
@@ -132,9 +132,8 @@ def write(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def test_a_folder_with_nrrd_and_nifti_becomes_the_same_case_as_nifti_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, quickened: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quicken(monkeypatch)
     images = {name: head(spacing) for name, spacing in SPACINGS.items()}
     (tmp_path / "a/p7").mkdir(parents=True)
     (tmp_path / "b/p7").mkdir(parents=True)

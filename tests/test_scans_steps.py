@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicoms import PATIENT, in_plane, study, write_series
-from small_scans import SPACINGS, head, quicken, write_study
+from small_scans import SPACINGS, head, write_study
 
 from lora_moe_hgd.inference import scanned
 from lora_moe_hgd.model.grids import Volume
@@ -21,21 +21,9 @@ from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd.scans.steps import UNFINISHED, Steps
 from lora_moe_hgd_cli import run
 
-pytestmark = pytest.mark.usefixtures("small_shipped")
+pytestmark = pytest.mark.usefixtures("small_shipped", "quickened")
 # A ball would count as a brain without skull, on which no brain is looked for.
 EXTRACT = ("--brain-extraction", "deepbet")
-
-
-@pytest.fixture(scope="module")
-def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dicom")
-    write_study(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quickened(monkeypatch: pytest.MonkeyPatch) -> None:
-    quicken(monkeypatch)
 
 
 @pytest.fixture
@@ -67,7 +55,8 @@ def stopped(dicom: Path, out: Path, step: str = "register", *options: str) -> No
 def content(folder: Path) -> dict[str, object]:
     """The images and the report of a case, without its times."""
     images = {path.name: np.asarray(nib.load(path).dataobj).tobytes() for path in folder.glob("*.nii.gz")}
-    return {**images, "report": {**json.loads((folder / REPORT).read_text()), "seconds": None}}
+    report = json.loads((folder / REPORT).read_text())
+    return {**images, "report": {**report, "seconds": None, "made_from": None}}
 
 
 def test_a_stopped_preparation_goes_on_and_gives_the_same_case(
@@ -86,6 +75,43 @@ def test_a_stopped_preparation_goes_on_and_gives_the_same_case(
     files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, REPORT}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     assert content(tmp_path / "out") == content(tmp_path / "at once")
+
+
+def test_a_finished_preparation_is_made_again_only_if_something_changed(
+    tmp_path: Path, extracted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "dicom")
+    # The case may lie beside the raw images.
+    out = tmp_path / "dicom/case"
+    words = [str(tmp_path / "dicom"), str(out), *EXTRACT]
+    run("prepare", words)
+    made = content(out)
+    extracted.clear()
+    capsys.readouterr()
+    run("prepare", words)
+    printed = capsys.readouterr().out
+    assert f"{out} already contains this case" in printed
+    assert f"delete {out / REPORT}" in printed
+    assert (extracted, content(out)) == ([], made)
+    run("prepare", [*words, "--sequences", "flair"])
+    assert extracted == ["flair"]
+    assert content(out) != made
+    run("prepare", words)
+    assert content(out) == made
+    (out / FILE_NAMES["flair"]).unlink()
+    run("prepare", words)
+    assert content(out) == made
+    next((tmp_path / "dicom/b/c").iterdir()).unlink()
+    extracted.clear()
+    run("prepare", words)
+    assert extracted == ["t1c", "flair"]
+
+
+def test_a_program_of_the_user_extracts_the_brain_again(dicom: Path, tmp_path: Path, capsys) -> None:
+    words = [str(dicom), str(tmp_path / "case"), "--brain-extraction", "cp {input} {output}"]
+    for _ in range(2):
+        run("prepare", words)
+        assert "flair: finding the brain" in capsys.readouterr().out
 
 
 def test_motions_are_kept_to_the_last_bit(

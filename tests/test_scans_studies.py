@@ -96,6 +96,8 @@ def test_the_best_candidate_is_original_complete_and_fine(tmp_path: Path) -> Non
     assert "5*" in choose(rows, {"t2": "5"}, where=tmp_path).table()
     with pytest.raises(BadInputError, match=r"no series 9\. The series have the numbers 1, 2, 3, 4, 5"):
         choose(rows, {"t2": "9"}, where=tmp_path)
+    uid = replace(rows[4], uid="1.2.5")
+    assert choose([*rows[:4], uid], {"t2": "1.2.5"}, where=tmp_path).chosen["t2"].number == 5
     # A series that is named for one sequence is not used for another as well.
     assert choose(rows[:2], {"flair": "1"}, where=tmp_path).chosen["t2"].number == 2
 
@@ -140,7 +142,7 @@ def test_missing_slices_move_nothing(plane: str, descending: bool, tmp_path: Pat
     write_series(tmp_path, image, "t2", number=1, shared=study(), leave_out=(5, 6), descending=descending)
     rows, _ = read_studies(tmp_path)
     found = choose(rows, {}, where=tmp_path)
-    assert "gaps" in str(found.findings[0])
+    assert "1 uneven gap between slices" in str(found.findings[0])
     volume, findings = convert(found.chosen["t2"], "t2", tmp_path)
     assert "evened out" in str(findings[0])
     assert volume.array.shape == image.shape

@@ -58,8 +58,8 @@ def test_a_split_file_decides_and_unused_cases_are_said(dummy_root: Path, cache:
     data = data_of(dummy_root, cache, "--split-file", path)
     assert ids(data) == data.split == Split(train=["case_002"], validation=["case_000"])
     shown = capsys.readouterr().out
-    assert f"{path} does not use 1 cases of {dummy_root}: case_001." in shown
-    assert "1 cases for training, 1 for validation." in shown
+    assert f"{path} does not use 1 case of {dummy_root}: case_001." in shown
+    assert "1 case for training, 1 for validation." in shown
 
 
 def test_the_order_of_a_split_file_does_not_matter(dummy_root: Path, cache: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_part_without_usable_cases_is_refused(dummy_root: Path, cache: Path, t
     ("options", "reason"),
     [
         (["--folds", "4", "--fold", "0"], "has 3 usable cases, but training needs at least 4: each of the 4 folds"),
-        (["--val-fraction", "0.5"], "has 1 usable cases, but training needs at least 2: one of them for validation"),
+        (["--val-fraction", "0.5"], "has 1 usable case, but training needs at least 2: one of them for validation"),
     ],
 )
 def test_too_few_cases_are_refused(

@@ -65,7 +65,7 @@ def test_a_case_without_flair_does_not_score_a_subset_with_flair(tmp_path: Path,
     shown = capsys.readouterr().out
     assert "Validation on t1c: 2 of 2 cases.\n" in shown
     assert "Validation on t1c+flair: 1 of 2 cases, without lacking.\n" in shown
-    assert "epoch 1, t1c+flair, 1 cases: Dice wt" in shown
+    assert "epoch 1, t1c+flair, 1 case: Dice wt" in shown
 
 
 def test_default_subsets_that_no_case_has_are_said_and_do_not_count(tmp_path: Path, capsys) -> None:
@@ -74,7 +74,7 @@ def test_default_subsets_that_no_case_has_are_said_and_do_not_count(tmp_path: Pa
     assert 0 <= scoring.validate(small_network(), epoch=1, log=logged.update) <= 1
     assert {name.split("/")[0] for name in logged if name.startswith("dice_")} == {"dice_t1+t2", "dice_t1c"}
     assert logged["validation_cases/all"] == 0
-    assert "Validation on flair: 0 of 1 cases, without lacking.\n" in capsys.readouterr().out
+    assert "Validation on flair: 0 of 1 case, without lacking.\n" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_drawn_is_said_in_one_line_and_ends_no_run(tmp_path, monkeypatch, capsys) -> None:

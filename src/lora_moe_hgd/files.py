@@ -138,6 +138,31 @@ def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> st
     return separator.join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def counted(count: int, thing: str, things: str | None = None) -> str:
+    """A number with its noun, in the singular or the plural.
+
+    Args:
+        count: How many there are.
+        thing: The noun.
+        things: Its plural. `None` adds an `s`.
+
+    Example:
+        >>> counted(1, "case"), counted(0, "case"), counted(2, "series", "series")
+        ('1 case', '0 cases', '2 series')
+    """
+    return f"{count} {thing if count == 1 else things or f'{thing}s'}"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this package, for messages.
+
+    Example:
+        >>> print(install_command("scans"))
+        pip install "lora-moe-hgd[scans]" or, in a clone of the repository, pip install ".[scans]"
+    """
+    return f'pip install "lora-moe-hgd[{extra}]" or, in a clone of the repository, pip install ".[{extra}]"'
+
+
 def reason_of(error: Exception) -> str:
     """Message of an error on one line. The type of the error is added if the message alone may be unclear.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from .files import install_command
 from .loading import checkpoint_folder, checkpoint_task, is_adapter, usable_device
 from .model.task import Task, shown
 from .pretrained import DEFAULT_CHECKPOINT, shipped_names
@@ -83,7 +84,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         for scheme, labels in task["label_schemes"].items():
             lines.append(f"  labels {scheme}: " + ", ".join(f"{label} {word}" for label, word in labels.items()))
     for extra, there in found["extras"].items():
-        lines.append(f"extra {extra}: " + ("installed" if there else f'missing; pip install "{PACKAGE}[{extra}]"'))
+        lines.append(f"extra {extra}: " + ("installed" if there else f"missing; {install_command(extra)}"))
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from .files import replacing
+from .files import counted, replacing
 from .masks import bounds, largest_part
 from .model.geometry import canonical_spacing_mm, canonical_view
 from .model.task import BRAIN_TUMOUR, Task, shown
@@ -197,7 +197,7 @@ def _warning_lines(warnings: Sequence[str]) -> list[str]:
     for warning in warnings[:MOST_WARNINGS]:
         lines += textwrap.wrap(f"Warning: {warning}", 135, subsequent_indent="    ")
     if len(warnings) > MOST_WARNINGS:
-        lines.append(f"{len(warnings) - MOST_WARNINGS} more warnings are in report.json.")
+        lines.append(f"See report.json for {counted(len(warnings) - MOST_WARNINGS, 'more warning')}.")
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .files import replacing
+from .files import counted, replacing
 from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
@@ -168,7 +168,9 @@ def _read_json(path: Path, fold: int | None) -> Split:
             path, 'A JSON split file must be a list with a {"train": [...], "val": [...]} for each fold.'
         )
     if fold is None:
-        raise BadInputError(path, f"The file has {len(folds)} folds. Choose one with --fold 0 to {len(folds) - 1}.")
+        raise BadInputError(
+            path, f"The file has {counted(len(folds), 'fold')}. Choose one with --fold 0 to {len(folds) - 1}."
+        )
     if not 0 <= fold < len(folds):
         raise BadInputError(path, f"The file has no fold {fold}. Its folds are 0 to {len(folds) - 1}.")
     return Split(folds[fold]["train"], folds[fold]["val"])

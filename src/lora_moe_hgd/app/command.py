@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Sequence
 
 from ..arguments import add_checkpoint, add_device
+from ..files import install_command
 
-INSTALL = 'pip install "lora-moe-hgd[app]"'
 # Megabytes that a visitor may upload, unless the command line says otherwise: a study of a head has 50 to 500.
 MAX_UPLOAD_MB = 1000
 
@@ -56,4 +56,4 @@ def require_extra() -> None:
         ValueError: If it is missing; the message has the command that installs it.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError(f"The app needs a further package (gradio): {INSTALL}")
+        raise ValueError(f"The app needs a further package (gradio): {install_command('app')}")

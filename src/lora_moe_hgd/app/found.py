@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cases.families import read_names
-from ..files import listed
+from ..files import counted, listed
 from ..model.findings import BadInputError
 from ..model.task import Task
 from ..scans.raw import require_extra
@@ -106,7 +106,7 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
         # Only now, because these need the extra `scans`.
         from ..scans.choice import choose
         from ..scans.recognise import recognise
-        from ..scans.studies import choose_study, read_studies, shown_date
+        from ..scans.studies import choose_study, read_studies, shown_date, unreadable_files
 
         series, unreadable = read_studies(folder)
         found = list(dict.fromkeys(row.study for row in series))
@@ -136,18 +136,16 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
         guess = recognise(row)
         used, size = chosen.get(str(row.number)), " x ".join(f"{edge:.3g}" for edge in row.spacing_mm)
         taken = guess.sequence and sequence_shown(guess.sequence)
-        why = f"{row.plane}, {size} mm, {row.shape[2]} slices. {taken or 'Not used'}: {guess.why}"
+        why = f"{row.plane}, {size} mm, {counted(row.shape[2], 'slice')}. {taken or 'Not used'}: {guess.why}"
         if taken and not used:
             why += ". Another series is preferred"
         label = f"Series {row.number}: {row.acquisition.description or 'no description'}"
         rows.append(Row(str(row.number), label, why, used or LEFT_OUT))
     status = f"A DICOM study with {len(series)} series. Check what each is taken for."
     if len(series) > len(rows):
-        status += (
-            f" {len(series) - len(rows)} are not listed: they are no volumes, or come after the first {MAX_ROWS}."
-        )
+        status += f" Not listed: {len(series) - len(rows)}, which are no volumes or come after the first {MAX_ROWS}."
     if unreadable:
-        status += f" {unreadable} DICOM files cannot be read. They may be cut off: copy them again."
+        status += f" {unreadable_files(unreadable)}"
     return Found(tuple(rows), status, "", studies if len(studies) > 1 else (), True, automatic)
 
 

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..files import install_command
 from ..loading import checkpoint_folder, checkpoint_task, find_base, is_adapter, usable_device
 from ..pretrained import shipped_names
 from .page import Actions, AppOptions, Offered, build
@@ -62,7 +63,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
     if not hasattr(Block, "async_move_resource_to_block_cache"):
         raise ValueError(
             f"With Gradio {gr.__version__}, the app cannot keep visitors from the files of this computer. Install the "
-            'version that it needs: pip install "lora-moe-hgd[app]"'
+            f"version that it needs: {install_command('app')}"
         )
     Block.async_move_resource_to_block_cache = _untouched  # type: ignore[assignment, method-assign]
     folder = checkpoint_folder(options.checkpoint)

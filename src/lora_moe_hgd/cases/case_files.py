@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..files import counted
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
 from ..model.task import BRAIN_TUMOUR, Task
@@ -18,6 +19,8 @@ from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
 # Images in formats that are not read.
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
+# Report that `lora-moe-hgd prepare` writes into the folder of a case.
+PREPARED = "prepare.json"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
 )
@@ -151,8 +154,8 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
     """Describe how the files of a cohort are read: one line with a count for each mapping, most common first."""
     counts = Counter(case.naming() for case in cases).most_common()
-    lines = [f"{number} case{'s' if number > 1 else ''}: {line}" for line, number in counts[:most]]
-    return lines + ([f"and {len(counts) - most} other ways to name files"] if len(counts) > most else [])
+    lines = [f"{counted(number, 'case')}: {line}" for line, number in counts[:most]]
+    return lines + ([f"and {counted(len(counts) - most, 'other way')} to name files"] if len(counts) > most else [])
 
 
 def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..arguments import add_allowances, add_in_path, add_quiet, add_task
-from ..files import reason_of
+from ..files import counted, reason_of
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.task import BRAIN_TUMOUR, Task
@@ -107,7 +107,7 @@ class CheckedCohort:
         """The findings, one per line, followed by the counts."""
         lines = self.lines()
         counts = self.counts()
-        lines.append(f"{counts['cases']} cases, {counts['errors']} errors, {counts['warnings']} warnings")
+        lines.append(", ".join(counted(counts[f"{thing}s"], thing) for thing in ("case", "error", "warning")))
         for name in ("sequences", "layouts", "label_schemes"):
             numbers = ", ".join(f"{key} {number}" for key, number in counts[name].items()) or "none"
             lines.append(f"{name.replace('_', ' ')}: {numbers}")

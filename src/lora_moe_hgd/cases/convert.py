@@ -15,7 +15,7 @@ from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
 from ..arguments import add_allowances, add_in_path, add_out_path, add_quiet
-from ..files import new_folder, reason_of, replacing
+from ..files import counted, new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
@@ -207,8 +207,8 @@ def main(argv: Sequence[str]) -> None:
     if target.key not in BY_KEY and 0 < labelled < len(cases):
         raise BadInputError(
             source,
-            f"{labelled} of {len(cases)} cases have a ground truth. {target.key} stores cases with and without ground "
-            "truth in different folders. Convert the two groups separately, each to its own target.",
+            f"Only some cases have a ground truth: {labelled} of {len(cases)}. {target.key} stores cases with and "
+            "without ground truth in different folders. Convert the two groups separately, each to its own target.",
         )
     record = Record(target, source)
     record.load()
@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"failed: {message}", file=sys.stderr)
     if not args.quiet:
         print(
-            f"{sum(written)} cases were written to {target_folder}, {written.count(False)} existed already, "
+            f"Written to {target_folder}: {counted(sum(written), 'case')}. {written.count(False)} existed already, "
             f"{len(failed)} failed."
         )
     if failed:

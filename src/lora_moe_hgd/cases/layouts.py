@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..files import listed
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task
-from .case_files import CaseFiles, name_them, safe_name, stem_of
+from .case_files import PREPARED, CaseFiles, name_them, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 from .sequence_names import role_in
@@ -24,7 +25,8 @@ NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
-    The case gets the name of its folder. For a symbolic link, that is the name of the link.
+    The case gets the name of its folder. For a symbolic link, that is the name of the link. A case that
+    `lora-moe-hgd prepare` has made keeps the name from its report.
 
     Args:
         path: Folder or file of the case.
@@ -65,7 +67,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
     elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
-        case_id=_case_id(path, path),
+        case_id=_prepared_name(path) or _case_id(path, path),
         folder=path,
         layout=layout.name if layout else BY_WORDS,
         label_schemes=layout.label_schemes if layout else (),
@@ -170,6 +172,15 @@ def _case_id(root: Path, folder: Path) -> str:
         whole = [part for part in Path(os.path.abspath(folder)).parts if part != os.sep]
         parts = tuple(whole[-2:-1] if whole[-1:] == ["anat"] and len(whole) > 1 else whole[-1:] or ["case"])
     return safe_name("_".join(parts))
+
+
+def _prepared_name(folder: Path) -> str | None:
+    """Name of a case in the report of its preparation; `None` if there is no such report."""
+    try:
+        name = json.loads((folder / PREPARED).read_text(encoding="utf-8"))["case_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return safe_name(name) if isinstance(name, str) and name else None
 
 
 def _unique(

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
-from ..files import replacing
+from ..files import counted, replacing
 from ..model.findings import BadInputError, Finding
 from ..model.geometry import voxel_spacing_mm
 from ..model.grids import check_affine
@@ -103,7 +103,8 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]
     if [edge for edge in shape[3:] if edge != 1] != [length] * (length > 1):
         raise BadInputError(
             path,
-            f"The channel order has {length} sequences, but the file contains {math.prod(shape[3:])} volumes "
+            f"The channel order has {counted(length, 'sequence')}, but the file contains "
+            f"{counted(math.prod(shape[3:]), 'volume')} "
             f"({times(shape)}). Name each sequence along the fourth axis.",
         )
     array = content.array.reshape(*shape[:3], length)

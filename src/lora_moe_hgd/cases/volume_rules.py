@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 
+from ..files import counted
 from ..model.findings import BadInputError
 
 MAX_EDGE = 1024
@@ -103,7 +104,9 @@ def _has_known_type(header: nib.Nifti1Header) -> bool:
 def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) < 3:
         raise BadInputError(
-            path, f"The file has {len(shape)} axes ({times(shape)}), not three. Give a complete volume, not a slice."
+            path,
+            f"The file has {counted(len(shape), 'axis', 'axes')} ({times(shape)}), not three. Give a complete volume, "
+            "not a slice.",
         )
     if any(not 1 <= edge <= MAX_EDGE for edge in shape):
         raise BadInputError(

@@ -15,7 +15,7 @@ from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path,
 from ..cases.case_files import CaseFiles, with_labels
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import name_of_place, survey
-from ..files import listed, printable, replacing
+from ..files import counted, listed, printable, replacing
 from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.findings import Finding
 from ..model.label_schemes import label_scheme
@@ -120,7 +120,8 @@ def score(argv: Sequence[str]) -> int:
             for name in TABLES:
                 (args.out_path / name).unlink(missing_ok=True)
         if failed:
-            print(f"{len(found.scores)} of {len(cases) + len(bad)} cases were scored. These failed:", file=sys.stderr)
+            every = counted(len(cases) + len(bad), "case")
+            print(f"{len(found.scores)} of {every} could be scored. These failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
     # Wait, because the launcher kills all other processes when one exits with an error.
     state.wait_for_everyone()
@@ -299,13 +300,13 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            has = "have a prediction from" if isinstance(scorer, PredictionScorer) else "have"
-            print(f"warning: only {able} of {len(cases)} cases {has} {name}", file=sys.stderr)
+            what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all of"
+            print(f"warning: cases with {what} {name}: only {able} of {len(cases)}", file=sys.stderr)
     if trained_on:
         print(
             printable(
-                f"warning: This checkpoint was trained on {len(trained_on)} of the {len(cases)} cases: "
-                f"{listed(trained_on)}. Their scores are no evidence for new cases."
+                f"warning: This checkpoint was trained on {len(trained_on)} of {counted(len(cases), 'case')}: "
+                f"{listed(trained_on)}. Such scores prove nothing for new cases."
             ),
             file=sys.stderr,
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..files import listed, replacing
+from ..files import counted, listed, replacing
 from ..model.task import shown
 from .score_files import check_conventions, read_scores, task_of
 
@@ -145,7 +145,9 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     ]
     tests = int(table["p"].notna().sum())
     if tests:
-        parts.append(f"p: Wilcoxon signed-rank test, with Holm's correction for the {tests} tests in this comparison.")
+        parts.append(
+            f"p: Wilcoxon signed-rank test, with Holm's correction for {counted(tests, 'test')} in this comparison."
+        )
     if tests < len(table):
         fewest = table["cases"].min()
         parts.append(

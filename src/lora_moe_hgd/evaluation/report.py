@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..files import replacing
+from ..files import counted, replacing
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import colours_of
 from ..subsets import every_subset, subset_name
@@ -225,7 +225,7 @@ def _mean(row: pd.Series, usual: int) -> str:
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
-    return text if row["cases"] == usual else f"{text}, {row['cases']} cases"
+    return text if row["cases"] == usual else f"{text}, {counted(row['cases'], 'case')}"
 
 
 def dice_table(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> str:
@@ -296,8 +296,8 @@ def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR
         for count, counts in sorted(pooled.items()):
             voxels, probability, true = counts[index]
             seen = voxels > 0
-            label = f"{count} sequence{'s' if count > 1 else ''}"
-            axes.plot(probability[seen] / voxels[seen], true[seen] / voxels[seen], marker="o", label=label)
+            shares = probability[seen] / voxels[seen], true[seen] / voxels[seen]
+            axes.plot(*shares, marker="o", label=counted(count, "sequence"))
         axes.set(title=shown(region), xlabel=f"probability, in {NUM_BINS} bins", xlim=(0, 1), ylim=(0, 1))
     panels[0].set_ylabel("share of true voxels")
     panels[0].legend()
@@ -362,9 +362,14 @@ def write_report(
 def _notes(about: Mapping[str, Any]) -> list[str]:
     """Notes on cases that failed, have warnings, or were used to train the checkpoint."""
     total = about["cases"]
-    facts = {
-        f"could not be scored and are left out ({FINDINGS} says why).": (about["failed"], total + about["failed"]),
-        f"have warnings ({FINDINGS} lists them).": (about["with_warnings"], total),
-        "were used to train the checkpoint: their scores are no evidence for new cases.": (about["trained_on"], total),
-    }
-    return [f"{count} of {number} cases {fact}" for fact, (count, number) in facts.items() if count]
+    facts = (
+        (about["failed"], total + about["failed"], "could not be scored and {are} left out ({findings} says why)."),
+        (about["with_warnings"], total, "{have} warnings ({findings} lists them)."),
+        (about["trained_on"], total, "{were} used to train the checkpoint: such scores prove nothing for new cases."),
+    )
+    one, several = {"are": "is", "have": "has", "were": "was"}, {"are": "are", "have": "have", "were": "were"}
+    return [
+        f"{count} of {counted(number, 'case')} {fact.format(**(one if count == 1 else several), findings=FINDINGS)}"
+        for count, number, fact in facts
+        if count
+    ]

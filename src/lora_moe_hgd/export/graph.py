@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..files import install_command
 from ..model.configuration_lora_moe_hgd import TOKEN_STRIDE
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
@@ -98,7 +99,7 @@ def save_onnx(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tenso
         import onnxscript  # noqa: F401  # what PyTorch's exporter needs
     except ImportError as error:
         raise ValueError(
-            f"Export to ONNX needs a package: {error}. Install it: pip install 'lora-moe-hgd[export]'"
+            f"Export to ONNX needs a package: {error}. Install it: {install_command('export')}"
         ) from error
     graph = export_graph(_with_rowwise_norms(network))
     with _quiet():

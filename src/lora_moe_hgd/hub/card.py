@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..adapters.card import CARD, about_release, about_task, adapter_card, tags_of
 from ..evaluation.score_files import read_table
+from ..files import counted
 from ..model.task import BRAIN_TUMOUR, Task, shown
 
 # Pictures of an evaluation, and their captions in the gallery of the card.
@@ -144,6 +145,6 @@ def _scores_text(evaluation: Path | None) -> str:
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
         f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
-        f"{about['cases']} cases of {about['data']}, each on its own grid.\n\n"
+        f"{counted(about['cases'], 'case')} of {about['data']}, each on its own grid.\n\n"
         f"<Gallery />\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

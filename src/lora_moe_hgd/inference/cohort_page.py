@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..files import printable, replacing
+from ..files import counted, printable, replacing
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from .page import filled_page
 from .report import NOTICE
@@ -58,8 +58,7 @@ def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
     """Sentence that says how many cases need a look."""
     done = [row for row in rows if row["status"] == "done"]
     failed, doubtful = len(rows) - len(done), sum(bool(_remarks(row, task)) for row in done)
-    cases = "case" if len(rows) == 1 else "cases"
-    words = f"{len(rows)} {cases}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
+    words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
     return f'<p class="{"doubt" if failed or doubtful else "calm"}">{words}</p>'
 
 

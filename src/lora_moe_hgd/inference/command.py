@@ -12,6 +12,7 @@ from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path,
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
+from ..files import counted
 from ..loading import checkpoint_folder, checkpoint_task
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task, shown
@@ -131,7 +132,8 @@ def main(argv: Sequence[str]) -> None:
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
         whole = len(cases) + len(bad) - failed
-        print(f"{whole} of {len(cases) + len(bad)} cases are segmented. Summary table: {args.out_path / SUMMARY}.")
+        every = counted(len(cases) + len(bad), "case")
+        print(f"Segmented: {whole} of {every}. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..cases.case_files import CaseFiles, safe_name
 from ..cases.nifti import save_image, write_image
 from ..cases.reading import read_truth
+from ..files import counted
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.label_schemes import LabelScheme
@@ -75,8 +76,7 @@ class Segmentation:
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
-        count = len(self.warnings)
-        doubt = f"; {count} warning{'s' if count > 1 else ''}, see .warnings" if count else ""
+        doubt = f"; {counted(len(self.warnings), 'warning')}, see .warnings" if self.warnings else ""
         return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes}{doubt})"
 
     def save(

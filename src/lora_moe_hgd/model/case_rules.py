@@ -179,7 +179,8 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         return None
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
-        notes.add(name, f"{count} voxels are not finite (NaN or infinite). They are treated as zero.", not_finite)
+        are = "voxel is" if count == 1 else "voxels are"
+        notes.add(name, f"{count} {are} not finite (NaN or infinite). Such voxels are treated as zero.", not_finite)
         array = np.where(finite, array, 0)
     if not array.any():
         notes.add(name, "All voxels are zero. Leave the sequence out if it was not acquired.", "error")

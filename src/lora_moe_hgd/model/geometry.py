@@ -43,7 +43,7 @@ class CaseGeometry:
     @property
     def voxel_ml(self) -> float:
         """Volume of one voxel of the case's own grid, in millilitres."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return voxel_ml(self.affine)
 
     def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
         """Paste volumes that cover the box in canonical order into the case's own array. The rest is zero.
@@ -102,6 +102,11 @@ def voxel_spacing_mm(affine: np.ndarray) -> Spacing:
     """Distance between voxel centres along the array's own axes, in millimetres."""
     first, second, third = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     return (float(first), float(second), float(third))
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Volume of one voxel in millilitres."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3]))) / 1000
 
 
 def canonical_spacing_mm(affine: np.ndarray) -> Spacing:

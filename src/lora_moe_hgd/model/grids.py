@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .findings import BadInputError
-from .geometry import orientation, voxel_spacing_mm
+from .geometry import orientation, voxel_ml, voxel_spacing_mm
 
 # Grids count as equal if their corners differ by at most this share of a voxel, because programs round differently.
 TOLERATED_VOXELS = 0.25
@@ -41,7 +41,7 @@ class Volume:
 
     @property
     def voxel_litres(self) -> float:
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1e6
+        return voxel_ml(self.affine) / 1000
 
 
 def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) -> None:

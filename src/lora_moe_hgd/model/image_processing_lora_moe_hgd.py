@@ -180,9 +180,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             maps = [segmentation_maps] if is_single else list(segmentation_maps)
             if len(maps) != len(cases) or any(label_map is None for label_map in maps):
                 given = sum(label_map is not None for label_map in maps)
-                raise ValueError(
-                    f"Give a label map for each of the {len(cases)} cases, or for none of them. Got only {given}."
-                )
+                raise ValueError(f"Give a label map for each case, or for none of them. Got {given} for {len(cases)}.")
         scheme = self.scheme(label_scheme)
         settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
@@ -194,7 +192,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):
             raise ValueError(
-                f"Give a label map for each case, or for none of them. {sum(labelled)} of {len(cases)} have one."
+                f"Give a label map for each case, or for none of them. Got {sum(labelled)} for {len(cases)}."
             )
         volumes, labels, geometries = [], [], []
         for case in settled:

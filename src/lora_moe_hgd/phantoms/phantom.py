@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import counted
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
 from .anatomy import random_anatomy, read_templates
@@ -145,4 +146,4 @@ def main(argv: Sequence[str]) -> None:
         style = WIDE if args.wide else NARROW
         phantom = make_phantom(args.seed + index, spacing_mm=spacing_mm, label_maps=label_maps, style=style)
         write_phantom_case(phantom, folder, file_format=args.format)
-    print(f"{args.n} cases in {args.root}")
+    print(f"{counted(args.n, 'case')} in {args.root}")

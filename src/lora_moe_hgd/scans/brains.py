@@ -11,7 +11,7 @@ from scipy import ndimage
 from ..masks import bounds, dice, largest_part
 from ..model.brain import LEAST_BRAIN_LITRES, cut_off_share, head_litres
 from ..model.findings import BadInputError, Finding
-from ..model.geometry import voxel_spacing_mm
+from ..model.geometry import voxel_ml, voxel_spacing_mm
 from ..model.grids import Volume, on_grid_of
 
 # Brains of adults take 0.9 to 1.9 litres. A mask beyond the outer bounds is no brain.
@@ -80,7 +80,7 @@ def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
     Raises:
         BadInputError: If this is not the volume of a brain.
     """
-    litres = float(brain.sum() * abs(np.linalg.det(affine[:3, :3]))) / 1e6
+    litres = np.count_nonzero(brain) * voxel_ml(affine) / 1000
     if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
         raise BadInputError(
             where,
@@ -113,7 +113,6 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
         affine: Affine of the grid.
         where: Name of the image in the warning.
     """
-    voxel_ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
     edges = voxel_spacing_mm(affine)
     inside = head[brain]
     median = float(np.median(inside))
@@ -127,8 +126,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     if not count:
         return []
     numbers = np.arange(1, count + 1)
-    within = ndimage.sum(brain, parts, numbers) * voxel_ml
-    beyond = ndimage.sum(~brain, parts, numbers) * voxel_ml
+    within, beyond = (ndimage.sum(part, parts, numbers) * voxel_ml(affine) for part in (brain, ~brain))
     cut = (within >= LEAST_ML) & (beyond >= LEAST_ML)
     if not cut.any():
         return []

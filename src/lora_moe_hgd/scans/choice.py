@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import counted
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from .recognise import Recognised, recognise
@@ -90,8 +91,7 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"{row.gaps} gaps between the slices of series {row.number} differ from the others. Slices may be "
-                    "missing.",
+                    f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices: some may be missing.",
                 )
             )
     findings += [
@@ -147,7 +147,9 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         numbers = ", ".join(str(row.number) for row in found)
         raise BadInputError(where, f"Several stacks have this UID. Give one of the numbers {numbers}.")
     if found[0].shape[2] < 2 or found[0].plane == "none":
-        raise BadInputError(where, f"Series {found[0].number} is not a volume: it has {found[0].shape[2]} slices.")
+        raise BadInputError(
+            where, f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}."
+        )
     return found[0]
 
 
@@ -159,7 +161,4 @@ def _nothing(rows: Sequence[tuple[Series, Recognised]]) -> str:
     if "MR" not in modalities:
         return f"The images are {', '.join(sorted(modalities))}, not MRI. Give an MRI study of the head."
     reasons = "; ".join(f"{row.number}: {found.why}" for row, found in rows[:20])
-    return (
-        f"None of the {len(rows)} series was recognised as T1, T1c, T2 or FLAIR ({reasons}). Name one with --series "
-        "t1c=NUMBER."
-    )
+    return f"No series was recognised as T1, T1c, T2 or FLAIR ({reasons}). Name one with --series t1c=NUMBER."

@@ -6,13 +6,14 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ..arguments import add_in_path, add_out_path, add_quiet
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .options import add_scan_options
-from .prepared import check_output
+from .prepared import REPORT, check_output
 from .raw import require_extra
 
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     require_extra()
     # Only now, because these need the extra.
     from .choice import parse_series
+    from .finished import inputs_fingerprint, is_finished
     from .prepare import ScanOptions, prepare
     from .steps import steps_in
 
@@ -63,10 +65,17 @@ def main(argv: Sequence[str]) -> None:
         case_id=args.case_id,
     )
     say = (lambda line: None) if args.quiet else partial(print, flush=True)
+    made_from = inputs_fingerprint(source, target, options)
+    if is_finished(target, made_from):
+        say(
+            f"{target} already contains this case, made from the same files with the same options. Nothing was done. "
+            f"To make it again, delete {target / REPORT}."
+        )
+        return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         prepared = prepare(source, options, Path(scratch), steps=steps, say=say)
         for finding in prepared.findings:
             print(f"warning: {finding}", file=sys.stderr)
-        prepared.save(target)
+        replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)
     if not args.quiet:
         print(f"The case is in {target}: {', '.join(prepared.images)}, on the grid of {prepared.reference}.")

@@ -12,8 +12,10 @@ import numpy as np
 from scipy import ndimage
 
 from ..cases.nifti import read_image
+from ..files import counted
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume
+from .deflated import inflated, is_deflated
 from .series import Series
 
 TIMEOUT_S = 600
@@ -42,7 +44,10 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
     target.mkdir()
     # Under names of our own: those of the files may name the patient, and dcm2niix takes a folder.
     for number, path in enumerate(series.files):
-        link_or_copy(path, source / f"{number:06d}.dcm")
+        if is_deflated(path):
+            (source / f"{number:06d}.dcm").write_bytes(inflated(path))
+        else:
+            link_or_copy(path, source / f"{number:06d}.dcm")
     # `-g i`: options that the user has set for dcm2niix do not count here.
     options = ["-g", "i", "-z", "n", "-b", "n", "-f", "volume", "-o", str(target)]
     try:
@@ -56,7 +61,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
     if len(made) != 1:
         raise BadInputError(
             sequence,
-            f"dcm2niix makes {len(made) or 'no'} volume{'s' if len(made) > 1 else ''} of series {series.number} (exit "
+            f"dcm2niix makes {counted(len(made), 'volume')} of series {series.number} (exit "
             f"code {done.returncode}). Its files may be damaged, incomplete, or compressed in an unsupported way.",
         )
     image = read_image(made[0]).image

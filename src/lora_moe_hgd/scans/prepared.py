@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..cases.case_files import PREPARED
 from ..cases.nifti import save_image
 from ..files import replacing
 from ..model.findings import Finding
@@ -19,7 +20,7 @@ from ..model.label_schemes import LabelScheme
 
 # File name of each sequence in the prepared folder, which any other command reads.
 FILE_NAMES = {"t1": "T1.nii.gz", "t1c": "T1c.nii.gz", "t2": "T2.nii.gz", "flair": "FLAIR.nii.gz"}
-BRAIN_MASK, REPORT = "brain_mask.nii.gz", "prepare.json"
+BRAIN_MASK, REPORT = "brain_mask.nii.gz", PREPARED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-INSTALL = 'pip install "lora-moe-hgd[scans]"'
+from ..files import install_command
+
 # Packages of the extra, by the name under which they are imported.
 NEEDED = {
     "pydicom": "pydicom",
@@ -71,7 +72,9 @@ def require_extra() -> None:
     """
     missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ValueError(f"Images from the scanner need further packages ({', '.join(missing)}): {INSTALL}")
+        raise ValueError(
+            f"Images from the scanner need further packages ({', '.join(missing)}): {install_command('scans')}"
+        )
 
 
 def _first_bytes(path: Path, count: int) -> bytes:

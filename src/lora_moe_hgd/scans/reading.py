@@ -13,13 +13,13 @@ from ..cases.volume_rules import NRRD
 from ..model.case_rules import clean_volume
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import WHOLE_CASE, BadInputError, Finding
-from ..model.grids import Volume, check_affine
+from ..model.grids import Volume
 from .archives import unpack
 from .choice import Choice, choose
 from .convert import convert
 from .nrrd import find_nrrd_case, has_nrrd, read_nrrd
 from .raw import is_raw, is_zip
-from .studies import case_id_of, choose_study, read_studies
+from .studies import case_id_of, choose_study, read_studies, unreadable_files
 
 
 @dataclass
@@ -67,10 +67,15 @@ def read_scans(
     if path.is_dir() and not any(path.iterdir()):
         raise BadInputError(path, "The folder is empty.")
     if is_raw(path):
-        return _read_dicom(path, scratch, study, series or {}, sequences, say)
-    if series or study:
+        scans = _read_dicom(path, scratch, study, series or {}, sequences, say)
+    elif series or study:
         raise ValueError("--series and --study choose among DICOM files, and there are none. Leave them out.")
-    return _read_case(path, sequences, say)
+    else:
+        scans = _read_case(path, sequences, say)
+    for name, volume in scans.volumes.items():
+        scans.volumes[name], found = clean_volume(name, volume)
+        scans.findings += found
+    return scans
 
 
 def _read_dicom(
@@ -90,9 +95,7 @@ def _read_dicom(
     series, unreadable = read_studies(folder)
     findings = []
     if unreadable:
-        findings.append(
-            Finding(WHOLE_CASE, f"{unreadable} DICOM files cannot be read. They may be cut off: copy them again.")
-        )
+        findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
         raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
     series = choose_study(series, study, where=path)
@@ -104,7 +107,6 @@ def _read_dicom(
     volumes = {}
     for name, row in chosen.items():
         volumes[name], found = convert(row, name, scratch)
-        check_affine(name, volumes[name].affine, volumes[name].array.shape)
         findings += found
     return Scans(case_id_of(series[0].study), volumes, findings, choice)
 
@@ -116,12 +118,7 @@ def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str
     nrrd = {name: file for name, file in case.images.items() if file.name.lower().endswith(NRRD)}
     others = case.only([name for name in case.images if name not in nrrd])
     read = (read_volumes(others) if others.images else {}) | {name: read_nrrd(file) for name, file in nrrd.items()}
-    volumes: dict[str, Volume] = {}
-    findings: list[Finding] = []
-    for name in case.images:
-        volumes[name], found = clean_volume(name, read[name])
-        findings += found
-    return Scans(case.case_id, volumes, findings)
+    return Scans(case.case_id, {name: read[name] for name in case.images}, [])
 
 
 def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..cases.sequence_names import role_of
+from ..files import counted
 from .series import Acquisition, Series
 
 # A stack with fewer slices or a shorter one shows no whole brain.
@@ -131,13 +132,13 @@ def _left_out(series: Series) -> str | None:
     if series.plane == "none":
         return "no orientation"
     if series.shape[2] < LEAST_SLICES:
-        return f"{series.shape[2]} slice{'s' if series.shape[2] > 1 else ''} only"
+        return f"{counted(series.shape[2], 'slice')} only"
     if series.coverage_mm < LEAST_COVERAGE_MM:
         return f"covers {series.coverage_mm:.0f} mm only"
     if series.volumes > 1:
         return f"{series.volumes} volumes of one place, such as perfusion"
     if series.cut_off:
-        return f"{series.cut_off} of {len(series.files)} files are cut off"
+        return f"files that are cut off: {series.cut_off} of {len(series.files)}"
     if found.description and role_of(found.description) == "other":
         return "left out by its description"
     return None

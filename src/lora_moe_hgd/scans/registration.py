@@ -70,6 +70,27 @@ def register(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
+        brain: As for `optimum`.
+        moving_brain: As for `optimum`.
+    """
+    found = optimum(reference, moving, brain=brain, moving_brain=moving_brain)
+    is_small = found.turn_degrees < SMALL_DEGREES and found.shift_mm < SMALL_MM
+    if found.after <= found.before * (1 + LEAST_GAIN * is_small):
+        return Motion(np.eye(4), found.before, found.before, 0.0, 0.0)
+    return found
+
+
+def optimum(
+    reference: Volume, moving: Volume, *, brain: np.ndarray | None = None, moving_brain: np.ndarray | None = None
+) -> Motion:
+    """Find the motion with the highest mutual information near the starts, without preference for the headers.
+
+    At the position from the headers, the mutual information may be higher still, without a path to there: it has
+    artefacts where the grids of both images are parallel (Pluim et al. 2000, doi 10.1006/cviu.1999.0816).
+
+    Args:
+        reference: Fixed image, with the skull.
+        moving: Moving image, with the skull.
         brain: Brain in the reference, bool in its shape. The images are then compared there and in a margin, where a
             head moves as one piece.
         moving_brain: Brain in the moving image. The search also begins where both brains have one centre.
@@ -94,9 +115,6 @@ def register(
     matrix[:3, 3] = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
     turn = math.degrees(math.acos(float(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
     shift_mm = float(np.linalg.norm(np.array(found.TransformPoint(tuple(centre))) - centre))
-    is_small = turn < SMALL_DEGREES and shift_mm < SMALL_MM
-    if after <= before * (1 + LEAST_GAIN * is_small):
-        return Motion(np.eye(4), before, before, 0.0, 0.0)
     return Motion(TO_LPS @ np.linalg.inv(matrix) @ TO_LPS, before, after, turn, shift_mm)
 
 

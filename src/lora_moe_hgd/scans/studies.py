@@ -13,6 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,9 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
+from ..files import counted
 from ..model.findings import BadInputError
+from .deflated import inflated, is_deflated
 from .raw import files_below, is_dicom
 from .series import Acquisition, Series
 
@@ -58,9 +61,6 @@ KEYWORDS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-# Transfer syntax of files that are deflated as a whole. dcm2niix does not read them. The group that names the syntax
-# is never deflated and lies in the first bytes.
-DEFLATED, META_BYTES = b"1.2.840.10008.1.2.1.99", 1024
 # Compressed pixels end with this item. Little follows it in a file.
 LAST_ITEM, LAST_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0", 4096
 # Slices of one stack have equal cosines up to the rounding of the header.
@@ -91,19 +91,17 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         BadInputError: If there is no DICOM file.
     """
     slices: list[_Slice] = []
-    unreadable, deflated, directories, found = 0, 0, 0, 0
+    unreadable, directories, found = 0, 0, 0
     for path in files_below(folder):
         if not is_dicom(path):
             continue
         found += 1
         try:
-            with path.open("rb") as file:
-                if DEFLATED in file.read(META_BYTES):
-                    deflated += 1
-                    continue
+            with BytesIO(inflated(path)) if is_deflated(path) else path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=KEYWORDS)
-                cut_off = _is_cut_off(file, header, path.stat().st_size - file.tell())
+                cut_off = _is_cut_off(file, header, size - file.tell())
             if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
                 directories += 1
                 continue
@@ -118,14 +116,9 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         raise BadInputError(folder, "No DICOM file was found here or below.")
     if directories == found:
         raise BadInputError(folder, "There is a DICOMDIR, but none of the files that it lists. Copy the whole medium.")
-    if deflated and not slices:
-        raise BadInputError(
-            folder,
-            "Deflated DICOM files are not supported. Write them without compression: dcmconv +te.",
-        )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
-    return [replace(row, number=number) for number, row in enumerate(rows, start=1)], unreadable + deflated
+    return [replace(row, number=number) for number, row in enumerate(rows, start=1)], unreadable
 
 
 def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -> list[Series]:
@@ -164,6 +157,11 @@ def shown_date(date: str) -> str:
         ('2026-03-31', 'no date')
     """
     return f"{date[:4]}-{date[4:6]}-{date[6:8]}" if len(date) == 8 and date.isdecimal() else "no date"
+
+
+def unreadable_files(count: int) -> str:
+    """What to do about DICOM files that cannot be read."""
+    return f"{counted(count, 'DICOM file')} cannot be read. Was the copy cut off? If so, copy the study again."
 
 
 def case_id_of(study: str) -> str:

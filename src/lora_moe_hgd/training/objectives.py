@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import reason_of
+from ..files import counted, reason_of
 from ..masks import dice
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -172,7 +172,7 @@ class SegmentationObjective:
             words = "  ".join(
                 f"{region} {value:.3f}" for region, value in zip(self.task.regions, regions, strict=True)
             )
-            self.accelerator.print(f"  epoch {epoch}, {name}, {len(able)} cases: Dice {words}")
+            self.accelerator.print(f"  epoch {epoch}, {name}, {counted(len(able), 'case')}: Dice {words}")
             log({f"dice_{name}/{region}": value for region, value in zip(self.task.regions, regions, strict=True)})
         return sum(means) / len(means)
 

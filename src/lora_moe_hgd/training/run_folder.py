@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..adapters.card import write_run_card
 from ..adapters.presets import merged
 from ..adapters.saving import save_adapter
-from ..files import remove_leftovers, replacing, replacing_folder
+from ..files import counted, remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import BRAIN_TUMOUR, Task
@@ -138,8 +138,8 @@ class RunFolder:
             )
         if done is not None and done.epoch >= self.config.epochs and (run["finished"] or "epochs" in changes):
             raise ValueError(
-                f"The run in {self.path} has already done {done.epoch} epochs. Continue it with more, such as "
-                f"`--epochs {2 * done.epoch}`."
+                f"The run in {self.path} has already done {counted(done.epoch, 'epoch')}. Continue it with more, such "
+                f"as `--epochs {2 * done.epoch}`."
             )
         if done is not None and (self.path / SPLIT_FILE).is_file():
             trained = set(read_run_split(self.path).train)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..cases.case_files import CaseFiles, with_labels
 from ..cases.layouts import survey
-from ..files import listed
+from ..files import counted, listed
 from ..fingerprints import fingerprint
 from ..model.findings import BadInputError
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -84,7 +84,7 @@ def build_data(
         split = _drawn_split(cases.case_ids, config)
     split = replace(split, contents=cases.contents())
     if show:
-        print(f"{len(split.train)} cases for training, {len(split.validation)} for validation.")
+        print(f"{counted(len(split.train), 'case')} for training, {len(split.validation)} for validation.")
     place = {name: index for index, name in enumerate(cases.case_ids)}
     chosen, held_out = (ChosenCases(cases, [place[name] for name in part]) for part in (split.train, split.validation))
     if data.phantom_share is None:
@@ -179,7 +179,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
     if missing := sorted(wanted - there):
         raise BadInputError(path, f"The split uses {listed(missing)}, but {root} contains no such case.")
     if show and (others := sorted(there - wanted)):
-        print(f"{path} does not use {len(others)} cases of {root}: {listed(others)}.")
+        print(f"{path} does not use {counted(len(others), 'case')} of {root}: {listed(others)}.")
     return [case for case in cases if case.case_id in wanted]
 
 
@@ -196,8 +196,8 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
     if len(case_ids) < least:
         purpose = f"each of the {data.folds} folds needs one" if data.folds else "one of them for validation"
         raise ValueError(
-            f"{data.root or data.dataset} has {len(case_ids)} usable cases, but training needs at least {least}: "
-            f"{purpose}."
+            f"{data.root or data.dataset} has {counted(len(case_ids), 'usable case')}, but training needs at least "
+            f"{least}: {purpose}."
         )
     if data.folds is not None and data.fold is not None:
         return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..files import listed
+from ..files import counted, listed
 from ..model.task import BRAIN_TUMOUR, Task
 from ..subsets import Mask, parse_subset, subset_name
 from .options import DEFAULT_SUBSETS
@@ -57,7 +57,7 @@ def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) 
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]
         without = f", without {listed(lacking)}" if lacking else ""
-        lines.append(f"Validation on {name}: {len(able)} of {len(cases)} cases{without}.")
+        lines.append(f"Validation on {name}: {len(able)} of {counted(len(cases), 'case')}{without}.")
     return lines
 
 

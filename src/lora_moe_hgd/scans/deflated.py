@@ -1,0 +1,49 @@
+"""DICOM files that are deflated as a whole. dcm2niix does not read them, and pydicom inflates them without a limit."""
+
+from __future__ import annotations
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+from pydicom.filebase import DicomFileLike
+from pydicom.filereader import read_file_meta_info
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from .archives import MAX_RATIO, SMALL_BYTES
+
+# The group that names the transfer syntax is never deflated and lies in the first bytes, behind the preamble. It
+# begins with its own length, counted from the end of that element.
+PREAMBLE, META_BYTES = 132, 1024
+LENGTH = slice(PREAMBLE + 8, PREAMBLE + 12)
+
+
+def is_deflated(path: Path) -> bool:
+    """Whether a DICOM file is deflated as a whole."""
+    with path.open("rb") as file:
+        if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
+            return False
+    return read_file_meta_info(path).TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+
+
+def inflated(path: Path) -> bytes:
+    """The content of a deflated file without compression.
+
+    Raises:
+        ValueError: If the file is cut off, or if it inflates to more than images do.
+        zlib.error: If it is damaged.
+    """
+    content = path.read_bytes()
+    start = LENGTH.stop + int.from_bytes(content[LENGTH], "little")
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    elements = stream.decompress(content[start:], max(SMALL_BYTES, MAX_RATIO * len(content)))
+    if not stream.eof:
+        raise ValueError(f"The file is cut off, or it inflates to more than {MAX_RATIO} times its size.")
+    meta = read_file_meta_info(path)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    target = BytesIO()
+    target.write(content[:PREAMBLE])
+    write_file_meta_info(DicomFileLike(target), meta)
+    target.write(elements)
+    return target.getvalue()

@@ -1,0 +1,51 @@
+"""Whether a folder already contains the case that a preparation would make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..fingerprints import code_fingerprint, file_fingerprint, fingerprint
+from .prepare import DEEPBET, NONE, ScanOptions
+from .prepared import BRAIN_MASK, FILE_NAMES, REPORT
+from .raw import files_below
+
+
+def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str | None:
+    """Fingerprint of all inputs of a preparation: files, options and code.
+
+    It is `None` if a program of the user extracts the brain, because nothing tells whether that program has changed,
+    and if a file cannot be read, which the preparation reports.
+
+    Args:
+        source: Raw images.
+        target: Folder for the case. It may lie in the folder of the raw images.
+        options: How they are prepared.
+    """
+    if options.brain_extraction not in (None, DEEPBET, NONE):
+        return None
+    # A DICOMDIR lists files beside it.
+    folder = source if source.is_dir() else source.parent
+    files = [source] if source.is_file() and source.name.upper() != "DICOMDIR" else files_below(folder)
+    try:
+        contents = [
+            (path.relative_to(folder).as_posix(), file_fingerprint(path))
+            for path in files
+            if path.is_file() and not path.resolve().is_relative_to(target.resolve())
+        ]
+        mask = None if options.brain_mask is None else file_fingerprint(options.brain_mask)
+    except OSError:
+        return None
+    return fingerprint(contents, {**asdict(options), "brain_mask": mask}, code_fingerprint(f"{__package__}.prepare"))
+
+
+def is_finished(target: Path, made_from: str | None) -> bool:
+    """Whether `target` contains the complete case that was made from inputs with this fingerprint."""
+    try:
+        report = json.loads((target / REPORT).read_text())
+        names = [FILE_NAMES[name] for name in report["sequences"]]
+        same = made_from is not None and report["made_from"] == made_from
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return same and all((target / name).is_file() for name in (BRAIN_MASK, *names))
