@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := src tests scripts spaces examples benchmarks lab train.py infer.py evaluate.py noxfile.py
+SOURCES := src tests scripts examples benchmarks lab train.py infer.py evaluate.py noxfile.py
 
 .PHONY: demo test test-slow check style floor newest build niivue docs
 

@@ -108,6 +108,27 @@ def test_planes_go_through_the_largest_part_of_the_core(tmp_path: Path) -> None:
     assert columns.mean() < sagittal.shape[1] / 2
 
 
+def test_where_regions_share_a_border_both_colours_are_seen(tmp_path: Path) -> None:
+    images, regions = head(*[(slice(8, 32), slice(10, 38), slice(12, 32))] * 3)
+    save_overlay(tmp_path / "shared.png", images, {"found": regions}, title="")
+    lower = slice(drawn(tmp_path / "shared.png", "#000000").shape[0] // 2, -60)
+    outer, inner = (drawn(tmp_path / "shared.png", COLOURS[name])[lower].sum() for name in ("TC", "ET"))
+    # Dashes and gaps have the same length.
+    assert min(outer, inner) > 0.5 * max(outer, inner) > 0
+
+
+def test_letters_stand_beside_the_brain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No background at all: the brain ends where the volume ends.
+    image, regions = made_up((40, 48, 44))
+    save_overlay(tmp_path / "with.png", {"flair": image}, {"found": regions}, title="")
+    monkeypatch.setattr("lora_moe_hgd.pictures._letters", lambda *args: None)
+    save_overlay(tmp_path / "without.png", {"flair": image}, {"found": regions}, title="")
+    with_letters, without = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("with", "without"))
+    changed = (with_letters != without).any(-1)
+    assert changed.sum() > 200
+    assert (without[changed][:, :3] == 0).all()
+
+
 def test_a_result_with_a_warning_has_a_frame_and_the_words_and_one_without_has_neither(tmp_path: Path) -> None:
     images, regions = head(*(tuple(slice(start, start + 8) for start in (10, 12, 14)) for _ in range(3)))
     save_overlay(tmp_path / "calm.png", images, {"found": regions}, title="")

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from hub_server.server import LocalHub
+from huggingface_hub import HfApi, ModelCard, SpaceCard, constants
 from peft import PeftModel
 from safetensors.torch import load_file
 from small import small_network
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.adapters.presets import add_adapter
-from lora_moe_hgd.hub import push
+from lora_moe_hgd.hub import companions, push
 from lora_moe_hgd.hub.card import make_card, model_index
 from lora_moe_hgd.hub.checksums import check_sums, read_sums
 from lora_moe_hgd_cli import run
 
 TOLD = ["--license", "cc-by-4.0", "--training-data", "Made-up cases (doi 10/x)."]
 SUBSETS = ("t1", "t1c+flair")
+WHEEL = "lora_moe_hgd-0.1.0-py3-none-any.whl"
+
+
+@pytest.fixture(autouse=True)
+def small_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing the weights that are shipped takes seconds."""
+
+    def write(folder: Path) -> Path:
+        (folder / WHEEL).write_bytes(b"a wheel")
+        return folder / WHEEL
+
+    monkeypatch.setattr(push, "write_wheel", write)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +79,7 @@ def test_a_network_is_staged_with_code_scores_and_sums(network_folder: Path, eva
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "pipeline_lora_moe_hgd.py"} < names
     assert {"evaluation/table.json", "evaluation/heat_map.png", "README.md", "SHA256SUMS"} < names
+    assert {"notebook.ipynb", WHEEL} < names
     assert set(read_sums(tmp_path / "SHA256SUMS")) == names - {"README.md", "SHA256SUMS"}
     done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0
@@ -118,7 +140,8 @@ def test_an_adapter_goes_with_the_name_of_its_base(
         staged(adapter, tmp_path / "staged")
     card = staged(adapter, tmp_path / "out", base="me/net")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", "SHA256SUMS"}
+    weights = {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == weights | {"README.md", "SHA256SUMS", "notebook.ipynb", WHEEL}
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/net"
     assert (card.data.library_name, card.data.base_model) == ("peft", "me/net")
@@ -148,7 +171,13 @@ def test_scores_of_other_weights_are_refused(evaluation: Path, tmp_path: Path) -
     [
         (["--repo", "me/net"], "one of the arguments --evaluation --without-evaluation is required"),
         (["--repo", "not a name", "--without-evaluation"], "--repo must be a name such as me/brats-tiny, got not a"),
+        (["--repo", "net", "--without-evaluation"], "--repo must be OWNER/NAME, such as me/brats-tiny, got net."),
         (["--repo", "me/net", "--without-evaluation", "--base", "me/x"], "--base is for adapters"),
+        (["--repo", "me/net", "--without-evaluation", "--space", "a b"], "--space must be a name such as"),
+        (
+            ["--repo", "me/net", "--without-evaluation", "--space", "--private"],
+            "cannot download from a private repository",
+        ),
         (["--repo", "me/net", "--evaluation", "nowhere"], "nowhere contains no table.json"),
     ],
 )
@@ -164,11 +193,12 @@ def test_a_dry_run_shows_files_and_sizes_and_asks_nobody(
 ) -> None:
     monkeypatch.setattr(push, "HfApi", None)
     words = ["--checkpoint", str(network_folder), "--repo", "me/net", "--evaluation", str(evaluation), "--dry-run"]
-    run("push", [*words, *TOLD])
+    run("push", [*words, *TOLD, "--space", "me/page", "--collection", "Tumours"])
     printed = capsys.readouterr().out
     size = (network_folder / "model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in printed
-    assert "Nothing was pushed to me/net" in printed
+    assert f"bytes  {WHEEL}" in printed
+    assert "Nothing was pushed to me/net, the Space me/page, the collection Tumours, because of --dry-run." in printed
 
 
 def test_sums_find_what_is_absent_or_changed(network_folder: Path, tmp_path: Path) -> None:
@@ -184,3 +214,169 @@ def test_sums_find_what_is_absent_or_changed(network_folder: Path, tmp_path: Pat
     # A name that leads out of the folder is not looked up on the disk.
     with pytest.raises(ValueError, match="but this file is missing"):
         check_sums(tmp_path, {"../network/config.json": "0" * 64})
+
+
+@pytest.fixture
+def on_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    """The Hub on loopback, also for the functions that this process has imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", hub.users["me"])
+    hub.requests.clear()
+    return hub
+
+
+@pytest.fixture
+def pushed(network_folder: Path, on_hub: LocalHub) -> Callable[..., None]:
+    """Push the small network with more options."""
+
+    def call(repo: str, *words: str) -> None:
+        run("push", ["--checkpoint", str(network_folder), "--repo", repo, "--without-evaluation", *TOLD, *words])
+
+    return call
+
+
+def content(hub: LocalHub, repo: str, file: str, **options: Any) -> str:
+    return Path(HfApi(hub.url).hf_hub_download(repo, file, **options)).read_text()
+
+
+def written(hub: LocalHub) -> list[str]:
+    """What was created and changed on the Hub, in this order."""
+    wanted = r'"(?:POST|PUT) /api/(repos/create|collections\S*|\S+/commit/\S+) HTTP'
+    return [match[1] for request in hub.requests if (match := re.search(wanted, request))]
+
+
+def test_the_notebook_on_the_hub_loads_the_checkpoint_of_its_repository(on_hub: LocalHub, pushed) -> None:
+    pushed("me/first", "--revision", "old")
+    pushed("me/first")
+    for revision, checkpoint, more in (("old", "me/first@old", ', revision="old"'), ("main", "me/first", "")):
+        cells = json.loads(content(on_hub, "me/first", "notebook.ipynb", revision=revision))["cells"]
+        program = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        assert f'\nCHECKPOINT = "{checkpoint}"' in program
+        assert "glioma" not in program
+        # Every segmentation uses it, after the installation of the package from the same repository.
+        assert (
+            len(re.findall(r"lmh\.segment\(", program))
+            == len(re.findall(r"lmh\.segment\(.*, CHECKPOINT", program))
+            > 0
+        )
+        assert f'hf_hub_download("me/first", "{WHEEL}"{more})' in program
+        assert program.index("%pip install") < program.index("import lora_moe_hgd")
+        assert content(on_hub, "me/first", WHEEL, revision=revision) == "a wheel"
+
+
+def test_a_space_and_a_collection_follow_the_repository(on_hub: LocalHub, pushed, capsys) -> None:
+    pushed("me/shown", "--space", "--collection", "Brain tumours")
+    order = written(on_hub)
+    slug = next(line.split("/", 1)[1].removesuffix("/items") for line in order if line.endswith("/items"))
+    items = f"collections/{slug}/items"
+    assert order == [
+        *("repos/create", "models/me/shown/commit/main"),
+        *("repos/create", "spaces/me/shown/commit/main"),
+        *("collections", items, items),
+    ]
+    collection = HfApi(on_hub.url).get_collection(slug)
+    assert (collection.title, collection.owner) == ("Brain tumours", {"name": "me"})
+    found = [(item.item_id, item.item_type) for item in collection.items]
+    assert found == [("me/shown", "model"), ("me/shown", "space")]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in printed] == [
+        "Pushed me/shown",
+        "Pushed the Space me/shown",
+        f"Pushed the collection {slug}",
+    ]
+    on_hub.requests.clear()
+    # A second time, nothing is created twice, and a collection may be named by its slug.
+    pushed("me/shown", "--space", "--collection", slug)
+    assert HfApi(on_hub.url).get_collection(slug).items == collection.items
+    assert len(HfApi(on_hub.url).list_repo_commits("me/shown")) == 2
+
+
+def test_a_space_serves_the_checkpoint_with_the_package_of_the_same_commit(on_hub: LocalHub, pushed) -> None:
+    pushed("me/served", "--space", "me/page")
+    api = HfApi(on_hub.url)
+    files = {*api.list_repo_files("me/page", repo_type="space")} - {".gitattributes"}
+    assert files == {"README.md", "app.py", "requirements.txt"}
+    assert 'CHECKPOINT = "me/served"\n' in content(on_hub, "me/page", "app.py", repo_type="space")
+    needed = content(on_hub, "me/page", "requirements.txt", repo_type="space").splitlines()
+    address = f"{on_hub.url}/me/served/resolve/{api.model_info('me/served').sha}/{WHEEL}"
+    assert needed[-1] == f"lora-moe-hgd[app,scans] @ {address}"
+    card = SpaceCard(content(on_hub, "me/page", "README.md", repo_type="space"))
+    assert (card.data.models, card.data.sdk, card.data.app_file) == (["me/served"], "gradio", "app.py")
+
+
+def test_a_failure_names_what_is_pushed_already_and_what_to_do_without_the_token(
+    on_hub: LocalHub, pushed, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message(*words: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            pushed("me/half", *words)
+        assert stopped.value.code == 2
+        captured = capsys.readouterr()
+        assert on_hub.users["me"] not in captured.out + captured.err
+        return captured.err.splitlines()[-1]
+
+    told = message("--space", "guest/page")
+    assert told.startswith("error: The upload of the Space guest/page failed: ")
+    assert "Pushed before: me/half. Remove the cause and run the same command again." in told
+    told = message("--space", "--collection", "guest/others-0123456789abcdef01234567")
+    assert "The collection guest/others-0123456789abcdef01234567 failed: " in told
+    assert "Pushed before: me/half, the Space me/half. " in told
+
+    def refuse(*args: object, **options: object) -> None:
+        raise RuntimeError(f"Illegal header value b'Bearer {on_hub.users['me']}'")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    told = message()
+    assert "The upload of me/half failed: RuntimeError: Illegal header value b'Bearer [token]'. Nothing was" in told
+
+
+def test_a_space_of_a_private_repository_is_refused(on_hub: LocalHub, pushed, capsys) -> None:
+    HfApi(on_hub.url, token="hf_me").create_repo("me/secret", private=True)
+    with pytest.raises(SystemExit):
+        pushed("me/secret", "--space")
+    assert "me/secret is private, and a Space cannot download from it." in capsys.readouterr().err
+    assert "models/me/secret/commit/main" not in written(on_hub)
+
+
+def test_the_wheel_holds_the_package_with_what_a_push_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the weights, which take long to pack.
+    monkeypatch.setattr(companions, "PACKAGE", small_package(tmp_path / "installed"))
+    wheel = companions.write_wheel(tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert {"lora_moe_hgd_cli.py", "lora_moe_hgd/app/space/app.py", "lora_moe_hgd/hub/segment_your_case.ipynb"} < {
+            *names
+        }
+        record = f"lora_moe_hgd-{metadata.version('lora-moe-hgd')}.dist-info/RECORD"
+        assert [row[0] for row in csv.reader(io.StringIO(archive.read(record).decode()))] == names
+        archive.extractall(tmp_path / "site")
+    (found,) = metadata.distributions(name="lora-moe-hgd", path=[str(tmp_path / "site")])
+    assert found.version == metadata.version("lora-moe-hgd")
+    assert "app" in found.metadata.get_all("Provides-Extra")
+    assert not any("__pycache__" in name for name in names)
+    first = wheel.read_bytes()
+    assert companions.write_wheel(tmp_path).read_bytes() == first
+
+
+def small_package(folder: Path) -> Path:
+    """A copy of the Python files of the package and of those that a push needs."""
+    package = companions.PACKAGE
+    for path in (package.parent / "lora_moe_hgd_cli.py", *package.rglob("*")):
+        if path.suffix in (".py", ".ipynb", ".pyc") or (path.parent.name == "space" and path.is_file()):
+            target = folder / path.relative_to(package.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return folder / "lora_moe_hgd"
+
+
+@pytest.mark.slow
+def test_pip_installs_the_wheel(tmp_path: Path) -> None:
+    wheel = companions.write_wheel(tmp_path)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel]
+    subprocess.run(pip, check=True, timeout=600)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import lora_moe_hgd as lmh; "
+    code += "print(lmh.__file__, lmh.example_case(), lmh.pretrained_path('glioma'))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, timeout=300, capture_output=True, text=True)
+    assert done.stdout.count(str(tmp_path / "site")) == 3

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
-# Indexed by the number of regions drawn inside. On a shared border, the outer region's wider line stays visible.
-LINE_WIDTHS = (1.3, 2.4, 3.5)
+LINE_WIDTH = 1.6
+# Length of a dash and of the gap after it, in line widths. Dashes mark the border of a region where it is also that of
+# a region around it, whose line is seen in the gaps.
+DASHES = (2.5, 2.5)
 DOUBT = "#ff8c1a"
 # The sequence that shows oedema best comes first.
 BEST_FOR_OUTER = ("flair", "t2", "t1c", "t1")
@@ -32,6 +34,8 @@ BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
 MOST_WARNINGS = 6
 WIDTH_IN = 9.6
 MARGIN = 2
+# Strip around each plane, in which the letters stand.
+STRIP_IN = 0.17
 
 
 def colours_of(task: Task) -> dict[str, str]:
@@ -99,7 +103,9 @@ def save_overlay(
     first = next(iter(regions.values()))
     found, cut = np.logical_or.reduce(first), planes_through(first, brain, task)
     widths = [brain.shape[across] * spacing[across] for across, _, _ in PLANES.values()]
-    heights = [brain.shape[up] * spacing[up] for _, up, _ in PLANES.values()]
+    strip_mm = STRIP_IN * sum(widths) / (WIDTH_IN - 2 * len(PLANES) * STRIP_IN)
+    widths = [width + 2 * strip_mm for width in widths]
+    heights = [brain.shape[up] * spacing[up] + 2 * strip_mm for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
     panels = WIDTH_IN * max(heights) / sum(widths) * len(regions) * len(views)
     head, foot = 0.5, 0.32 + 0.16 * len(text)
@@ -117,15 +123,9 @@ def save_overlay(
                 picture = np.where(_plane(brain, through, cut), _plane(volumes[sequence], through, cut), window[0])
                 aspect = spacing[up] / spacing[across]
                 axis.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
-                for number in numbers:
-                    inner = sum(number in task.around[other] for other in numbers)
-                    _outline(
-                        axis,
-                        _plane(masks[number], through, cut),
-                        color=PALETTE[number],
-                        linewidth=LINE_WIDTHS[min(inner, len(LINE_WIDTHS) - 1)],
-                    )
-                axis.set(xlim=(picture.shape[1] - 0.5, -0.5), ylim=(-0.5, picture.shape[0] - 0.5))
+                _outlines(axis, {PALETTE[number]: _plane(masks[number], through, cut) for number in numbers})
+                x, y = strip_mm / spacing[across] + 0.5, strip_mm / spacing[up] + 0.5
+                axis.set(xlim=(picture.shape[1] - 1 + x, -x), ylim=(-y, picture.shape[0] - 1 + y))
                 axis.set_axis_off()
                 axis.set_anchor("N")
                 named = (plane, sequence_shown(sequence), *([name] if len(regions) > 1 else []))
@@ -213,19 +213,49 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
 
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write the anatomical direction at each of the four sides."""
-    places = ((0.02, 0.5, across[0]), (0.98, 0.5, across[1]), (0.5, 0.98, up[0]), (0.5, 0.02, up[1]))
-    for x, y, letter in places:
-        axis.text(x, y, letter, color="white", fontsize=8, ha="center", va="center", transform=axis.transAxes)
+    """Write the anatomical direction at each of the four sides, outside the brain."""
+
+    def write(x: float, y: float, letter: str, **aligned: str) -> None:
+        axis.text(x, y, letter, color="white", fontsize=8, transform=axis.transAxes, **aligned)
+
+    for x, letter, side in ((0, across[0], "left"), (1, across[1], "right")):
+        write(x, 0.5, letter, ha=side, va="center")
+    for y, letter, side in ((1, up[0], "top"), (0, up[1], "bottom")):
+        write(0.5, y, letter, ha="center", va=side)
 
 
-def _outline(axis: Axes, inside: np.ndarray, *, color: str, linewidth: float) -> None:
-    """Draw the border of a mask on a plane, also at the plane's edge and on a plane that is one voxel wide."""
-    if not inside.any():
-        return
+def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
+    """Draw the borders of masks on a plane, each in its colour. A mask comes after those around it.
+
+    Where a border is also that of an earlier mask, it is dashed, so that both colours are seen.
+    """
+    from matplotlib.collections import LineCollection
+
+    earlier: set[tuple[float, float]] = set()
+    for colour, mask in masks.items():
+        lines = _border(mask)
+        own, shared = [], []
+        for line in lines:
+            also = np.array([(x, y) in earlier for x, y in line.tolist()])
+            ends = np.flatnonzero(np.diff(also)) + 1
+            for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
+                # The next point is included, so that no gap opens between a solid and a dashed part.
+                (shared if also[start] else own).append(line[start : end + 1])
+        axis.add_collection(LineCollection(own, colors=colour, linewidths=LINE_WIDTH))
+        axis.add_collection(LineCollection(shared, colors=colour, linewidths=LINE_WIDTH, linestyles=[(0, DASHES)]))
+        earlier |= {(x, y) for line in lines for x, y in line.tolist()}
+
+
+def _border(mask: np.ndarray) -> list[np.ndarray]:
+    """Lines around a mask, `(points, 2)` as x and y, also at the plane's edge and if it is one voxel wide."""
+    # It comes with matplotlib.
+    from contourpy import LineType, contour_generator
+
     # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
-    rows, columns = (np.arange(-1, edge + 1) for edge in inside.shape)
-    axis.contour(columns, rows, np.pad(inside, 1), levels=[0.5], colors=[color], linewidths=linewidth)
+    rows, columns = (np.arange(-1, edge + 1) for edge in mask.shape)
+    padded = np.pad(mask, 1).astype(np.float32)
+    generator = contour_generator(columns, rows, padded, name="serial", line_type=LineType.Separate)
+    return [np.asarray(line) for line in generator.lines(0.5)]
 
 
 def _plane(volume: np.ndarray, through: int, cut: tuple[int, ...]) -> np.ndarray:

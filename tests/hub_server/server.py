@@ -3,8 +3,8 @@
 `python -m tests.hub_server --root runs/hub --port 8000` serves until Ctrl-C and prints the variables that point the
 unmodified clients (huggingface_hub, transformers, peft, datasets) at it. In a test: `with LocalHub(...) as hub`.
 
-Models and datasets can be served, spaces, pull requests and the Xet protocol cannot. Everyone on this computer can
-read what is public, and only the owner writes, with a token.
+Models, datasets, collections and the files of Spaces are served. Spaces do not run, and pull requests and the Xet
+protocol are absent. Everyone on this computer can read what is public, and only the owner writes, with a token.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_FILE = 5 * 2**30
 CHUNK = 2**20
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-API = rf"/api/(?P<kind>models|datasets)/(?P<name>{NAME}(?:/{NAME})?)"
-WEB = rf"/(?:(?P<kind>datasets)/)?(?P<name>{NAME}(?:/{NAME})?)"
-STORED = rf"(?P<kind>models|datasets)/(?P<name>{NAME}/{NAME})/(?P<sha256>[0-9a-f]{{64}})"
+API = rf"/api/(?P<kind>models|datasets|spaces)/(?P<name>{NAME}(?:/{NAME})?)"
+WEB = rf"/(?:(?P<kind>datasets|spaces)/)?(?P<name>{NAME}(?:/{NAME})?)"
+STORED = rf"(?P<kind>models|datasets|spaces)/(?P<name>{NAME}/{NAME})/(?P<sha256>[0-9a-f]{{64}})"
 REVISION = "/(?P<revision>[^/]+)"
 
 
@@ -238,16 +238,21 @@ class Handler(BaseHTTPRequestHandler):
         """The repository that the body is about, which is the caller's, and that body."""
         wanted = self.json()
         owner = wanted.get("organization") or self.user()
-        kind = {"model": "models", "dataset": "datasets"}.get(wanted.get("type") or "model")
+        kind = {"model": "models", "dataset": "datasets", "space": "spaces"}.get(wanted.get("type") or "model")
         if kind is None or not re.fullmatch(NAME, wanted["name"]) or wanted["name"].endswith(".git"):
-            raise HubError(400, f"A model or a dataset with a plain name is wanted, got {wanted['name']!r}.")
+            raise HubError(400, f"A model, dataset or Space with a plain name is wanted, got {wanted['name']!r}.")
+        if kind == "spaces" and self.command == "POST" and wanted.get("sdk") not in ("gradio", "docker", "static"):
+            raise HubError(400, f"A Space needs an sdk, got {wanted.get('sdk')!r}.")
         self.check_owner(str(owner))
         return Repo(self.server.root, kind, f"{owner}/{wanted['name']}"), wanted
 
+    def address(self, repo: Repo) -> str:
+        """Address of the page of a repository."""
+        return f"{self.server.url}/{'' if repo.kind == 'models' else f'{repo.kind}/'}{repo.name}"
+
     def create_repo(self) -> None:
         repo, wanted = self.named_repo()
-        prefix = "datasets/" if repo.kind == "datasets" else ""
-        place = {"url": f"{self.server.url}/{prefix}{repo.name}", "name": repo.name}
+        place = {"url": self.address(repo), "name": repo.name}
         with self.server.lock:
             if repo.exists():
                 self.send_json({"error": "You already created this repo", **place}, status=409)
@@ -272,6 +277,50 @@ class Handler(BaseHTTPRequestHandler):
             settings["gated"] = wanted.get("gated", settings["gated"])
             repo.write("repo.json", settings)
         self.send_json({})
+
+    # Collections
+
+    def collection(self, slug: str) -> tuple[Path, dict[str, Any]]:
+        """File and content of a collection that the caller may read."""
+        path = self.server.root / "collections" / f"{checked_path(slug)}.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        if not found or (found["private"] and self.user() != found["owner"]["name"]):
+            raise HubError(404, f"Collection not found: {slug}")
+        return path, found
+
+    def create_collection(self) -> None:
+        wanted = self.json()
+        owner, title = wanted["namespace"], wanted["title"]
+        self.check_owner(owner)
+        with self.server.lock:
+            for path in (self.server.root / "collections" / owner).glob("*.json"):
+                found = json.loads(path.read_text())
+                if found["title"] == title:
+                    self.send_json({"error": "This collection exists", "slug": found["slug"]}, status=409)
+                    return
+            words = "-".join(re.findall("[a-z0-9]+", title.lower()))
+            made = {"slug": f"{owner}/{words}-{secrets.token_hex(12)}", "title": title, "owner": {"name": owner}}
+            made |= {"private": bool(wanted.get("private")), "items": [], "lastUpdated": "2026-01-01T00:00:00.000Z"}
+            made |= {"position": 0, "theme": "green", "upvotes": 0}
+            with replacing(self.server.root / "collections" / f"{made['slug']}.json") as scratch:
+                scratch.write_text(json.dumps(made))
+        self.send_json(made)
+
+    def get_collection(self, slug: str) -> None:
+        self.send_json(self.collection(slug)[1])
+
+    def add_to_collection(self, slug: str) -> None:
+        wanted = self.json()["item"]
+        with self.server.lock:
+            path, found = self.collection(slug)
+            self.check_owner(found["owner"]["name"])
+            self.readable(f"{wanted['type']}s", wanted["id"])
+            if any((item["id"], item["type"]) == (wanted["id"], wanted["type"]) for item in found["items"]):
+                raise HubError(409, "This item is in the collection already.")
+            found["items"].append({**wanted, "_id": secrets.token_hex(12), "position": len(found["items"])})
+            with replacing(path) as scratch:
+                scratch.write_text(json.dumps(found))
+        self.send_json(found)
 
     # Branches, tags, commits
 
@@ -354,8 +403,7 @@ class Handler(BaseHTTPRequestHandler):
             files = repo.changed(repo.files(parent), operations)
             words = {"title": about["summary"], "message": about.get("description", "")}
             commit_id = repo.add_commit(revision, files, author=repo.owner, **words)
-        prefix = "datasets/" if repo.kind == "datasets" else ""
-        url = f"{self.server.url}/{prefix}{repo.name}/commit/{commit_id}"
+        url = f"{self.address(repo)}/commit/{commit_id}"
         self.send_json({"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": ""})
 
     # Large files
@@ -493,13 +541,16 @@ ROUTES = [
         ("POST", "/api/repos/create", Handler.create_repo),
         ("DELETE", "/api/repos/delete", Handler.delete_repo),
         ("PUT", f"{API}/settings", Handler.change_settings),
+        ("POST", "/api/collections", Handler.create_collection),
+        ("GET", f"/api/collections/(?P<slug>{NAME}/{NAME})", Handler.get_collection),
+        ("POST", f"/api/collections/(?P<slug>{NAME}/{NAME})/items", Handler.add_to_collection),
         ("GET", f"{API}/refs", Handler.get_refs),
         ("POST", f"{API}/branch{REVISION}", Handler.create_branch),
         ("POST", f"{API}/tag{REVISION}", Handler.create_tag),
         ("DELETE", f"{API}/branch{REVISION}", Handler.delete_branch),
         ("DELETE", f"{API}/tag{REVISION}", Handler.delete_tag),
         ("GET", f"{API}/commits{REVISION}", Handler.get_commits),
-        ("GET", "/api/(?P<kind>models|datasets)", Handler.list_repos),
+        ("GET", "/api/(?P<kind>models|datasets|spaces)", Handler.list_repos),
         ("POST", f"{API}/preupload{REVISION}", Handler.preupload),
         ("POST", f"{API}/commit{REVISION}", Handler.commit),
         ("POST", rf"{WEB}\.git/info/lfs/objects/batch", Handler.start_uploads),

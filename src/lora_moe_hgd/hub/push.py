@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import LoraConfig
 
 from ..adapters.presets import preset_of
+from ..files import reason_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
 from .card import PICTURES, make_card, read_scores
 from .checksums import CARD, write_sums
+from .companions import write_notebook, write_space, write_wheel
 
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # Files to delete in the repository, because an earlier push may have had more shards or other code files.
-STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*"]
+STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl"]
+# The Hub ends the slug of a collection with 24 hexadecimal digits.
+SLUG = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
 
 
 def stage(
@@ -37,8 +43,11 @@ def stage(
     training_cost: str | None,
     evaluation: Path | None,
     max_shard_size: str,
+    revision: str | None = None,
 ) -> ModelCard:
     """Write all files of the repository into the folder `into`, and return the card.
+
+    Repositories for brain tumours also get a notebook, and the wheel that it installs.
 
     Raises:
         ValueError: If the evaluation belongs to other weights, or if an adapter's base is not on the Hub.
@@ -67,6 +76,10 @@ def stage(
         (into / "evaluation").mkdir()
         for name in EVALUATION_FILES:
             shutil.copyfile(evaluation / name, into / "evaluation" / name)
+    # An adapter from training has this file. Other adapters have the task of their base, which may be elsewhere.
+    task = checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR
+    if task.is_brain_tumour:
+        write_notebook(into, repo=repo, revision=revision, wheel=write_wheel(into).name)
     write_sums(into)
     card = make_card(
         repo,
@@ -75,8 +88,7 @@ def stage(
         cost=training_cost,
         evaluation=evaluation,
         adapter=adapter,
-        # An adapter from training has this file. Other adapters have the task of their base, which may be elsewhere.
-        task=checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR,
+        task=task,
     )
     card.save(into / CARD)
     return card
@@ -96,29 +108,116 @@ def _base_on_the_hub(folder: Path, base: str | None) -> str:
     return base or recorded
 
 
-def upload(staged: Path, card: ModelCard, *, repo: str, private: bool, revision: str | None) -> str:
-    """Create the repository if necessary, upload all files in one commit, and return the address of the commit.
+def publish(
+    staged: Path,
+    card: ModelCard,
+    *,
+    repo: str,
+    private: bool,
+    revision: str | None,
+    space: str | None,
+    collection: str | None,
+) -> None:
+    """Upload the repository, then its Space, then add both to a collection. Print the address of each.
+
+    Args:
+        staged: Folder with all files of the repository.
+        card: Card of the repository.
+        repo: Name of the repository, which is created if necessary.
+        private: Create private repositories and collections.
+        revision: Branch to push to; `None` means `main`.
+        space: Name of the Space; `None` pushes none.
+        collection: Slug of a collection, or a title among the collections of the owner of the repository; `None` adds
+            to none. A collection is created if none has this title.
 
     Raises:
-        ValueError: If the Hub rejects the card, or if `private` is set but the repository is public.
+        ValueError: If a step fails. The message names the step, and what is on the Hub already.
+    """
+    api, done = HfApi(), list[str]()
+    with _step(f"The upload of {repo}", done):
+        commit = upload(staged, card, repo=repo, private=private, revision=revision, public=space is not None)
+    _report(done, repo, commit.commit_url)
+    if space is not None:
+        with _step(f"The upload of the Space {space}", done), tempfile.TemporaryDirectory() as scratch:
+            (wheel,) = staged.glob("*.whl")
+            write_space(Path(scratch), repo=repo, revision=revision, commit=commit.oid, wheel=wheel.name)
+            address = api.create_repo(space, repo_type="space", space_sdk="gradio", exist_ok=True)
+            api.upload_folder(
+                repo_id=space, repo_type="space", folder_path=scratch, commit_message=f"The page of {repo}"
+            )
+        _report(done, f"the Space {space}", str(address))
+    if collection is not None:
+        with _step(f"The collection {collection}", done):
+            slug = collection
+            if not SLUG.fullmatch(collection):
+                owner = repo.split("/")[0]
+                slug = api.create_collection(collection, namespace=owner, private=private, exists_ok=True).slug
+            found = api.add_collection_item(slug, repo, "model", exists_ok=True)
+            if space is not None:
+                found = api.add_collection_item(slug, space, "space", exists_ok=True)
+        _report(done, f"the collection {slug}", found.url)
+
+
+def _report(done: list[str], name: str, address: str) -> None:
+    """Print what has been pushed, and remember it."""
+    done.append(name)
+    print(f"Pushed {name}: {address}", flush=True)
+
+
+@contextmanager
+def _step(name: str, done: Sequence[str]) -> Iterator[None]:
+    """Name a step in its error, with what is on the Hub already and what to do. The message never shows the token."""
+    try:
+        yield
+    except Exception as error:
+        reason = reason_of(error)
+        if token := get_token():
+            # An HTTP client may show a header that it cannot send.
+            reason = reason.replace(token, "[token]")
+        already = f"Pushed before: {', '.join(done)}." if done else "Nothing was pushed."
+        # Without the cause, whose text may show the token in a traceback.
+        raise ValueError(
+            f"{name} failed: {reason.rstrip('.')}. {already} Remove the cause and run the same command again. What is "
+            "on the Hub already is not uploaded twice."
+        ) from None
+
+
+def upload(
+    staged: Path, card: ModelCard, *, repo: str, private: bool, revision: str | None, public: bool
+) -> CommitInfo:
+    """Create the repository if necessary, upload all files in one commit, and return the commit.
+
+    Args:
+        staged: Folder with all files of the repository.
+        card: Card of the repository.
+        repo: Name of the repository.
+        private: The repository must be private.
+        revision: Branch to push to; `None` means `main`.
+        public: The repository must be public.
+
+    Raises:
+        ValueError: If the Hub rejects the card, or if the repository exists and is not as private or public as it
+            must be.
     """
     api = HfApi()
     card.validate()
     api.create_repo(repo, private=private or None, exist_ok=True)
-    if private and not api.model_info(repo).private:
+    is_private = api.model_info(repo).private if private or public else None
+    if private and not is_private:
         raise ValueError(
             f"{repo} exists already and is public. Make it private on the Hub, or push to another repository."
         )
+    if public and is_private:
+        raise ValueError(f"{repo} is private, and a Space cannot download from it. Make it public, or omit --space.")
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
+    return api.upload_folder(
         repo_id=repo,
         folder_path=staged,
         revision=revision,
         delete_patterns=STALE,
         commit_message="Weights, code, card and checksums",
     )
-    return str(commit.commit_url)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,6 +234,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", help="repository of an adapter's base, if the base is a folder on this machine")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch to push to (default: main)")
+    parser.add_argument(
+        "--space",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="also push a Space, the page of `lora-moe-hgd app` with this checkpoint (default: named as --repo)",
+    )
+    parser.add_argument(
+        "--collection",
+        metavar="NAME_OR_SLUG",
+        help="also add the repository, and the Space if any, to this collection; it is created if it does not exist",
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights (default: 5GB)")
     parser.add_argument("--dry-run", action="store_true", help="only show files and sizes, push nothing")
     return parser
@@ -143,10 +254,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Push a checkpoint to the Hub."""
     args = build_parser().parse_args(argv)
-    try:
-        validate_repo_id(args.repo)
-    except HFValidationError as error:
-        raise ValueError(f"--repo must be a name such as me/brats-tiny, got {args.repo}: {error}") from error
+    space = args.repo if args.space == "" else args.space
+    _check_name("--repo", args.repo)
+    if space is not None:
+        _check_name("--space", space)
+        if args.private:
+            raise ValueError("A Space cannot download from a private repository. Omit --space or --private.")
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         card = stage(
@@ -159,13 +272,34 @@ def main(argv: Sequence[str]) -> None:
             training_cost=args.training_cost,
             evaluation=args.evaluation,
             max_shard_size=args.max_shard_size,
+            revision=args.revision,
         )
+        if space is not None and not any(staged.glob("*.whl")):
+            raise ValueError("--space is for brain tumours, but this checkpoint has a task of its own. Omit --space.")
         if args.dry_run:
             print(_listing(staged))
-            print(f"Nothing was pushed to {args.repo}, because of --dry-run.")
+            others = [f"the Space {space}"] if space else []
+            others += [f"the collection {args.collection}"] if args.collection else []
+            print(f"Nothing was pushed to {', '.join([args.repo, *others])}, because of --dry-run.")
         else:
-            address = upload(staged, card, repo=args.repo, private=args.private, revision=args.revision)
-            print(f"Pushed: {address}")
+            publish(
+                staged,
+                card,
+                repo=args.repo,
+                private=args.private,
+                revision=args.revision,
+                space=space,
+                collection=args.collection,
+            )
+
+
+def _check_name(option: str, name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{option} must be a name such as me/brats-tiny, got {name}: {error}") from error
+    if "/" not in name:
+        raise ValueError(f"{option} must be OWNER/NAME, such as me/brats-tiny, got {name}.")
 
 
 def _listing(folder: Path) -> str:

@@ -23,10 +23,10 @@ from ..files import printable, replacing
 from ..masks import bounds
 from ..model.geometry import orientation, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
-from ..pictures import BEST_FOR_INNER, LINE_WIDTHS, best_background, colours_of, planes_through, window_of
+from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
 
 PAGES = files(__package__) / "pages"
-MARGIN = 4
+MARGIN = 12
 # Grey levels, the finest first. Noise compresses badly, so a coarser scale is taken if the page would be too large.
 LEVELS = (254, 126, 62)
 # The sequences of a page fill at most this many bytes, if LEVELS allow it. The viewer and a picture need 1.3 MB more.
@@ -233,12 +233,8 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name, colour and line width of each region, in bit order."""
-    inner = [sum(number in around for around in task.around) for number in range(len(task.regions))]
-    return [
-        {"name": name, "rgb": _rgb(colour), "line": LINE_WIDTHS[min(count, len(LINE_WIDTHS) - 1)]}
-        for (name, colour), count in zip(colours_of(task).items(), inner, strict=True)
-    ]
+    """Name and colour of each region, in bit order."""
+    return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 
 def _rgb(colour: str) -> list[int]:

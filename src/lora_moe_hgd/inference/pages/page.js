@@ -38,7 +38,6 @@ uniform float overlayOutlineWidth;
 uniform float drawRimOpacity;
 in vec3 texPos;
 out vec4 color;
-const float widths[8] = float[8](${Array.from({length: 8}, (_, region) => (about.regions[region]?.line ?? 1).toFixed(2))});
 // The voxel's bits: one for each region.
 int bits(vec3 at) { return int(texture(drawing, at).r * 255.0 + 0.5); }
 void main() {
@@ -52,22 +51,26 @@ void main() {
   float layers = float(textureSize(colormap, 0).y);
   vec3 x = dFdx(texPos), y = dFdy(texPos);
   vec4 paint = vec4(0.0);
-  // Outer regions come first, so an inner region covers the regions around it.
+  // Colours of the regions whose borders are here.
+  vec4 borders[8];
+  int count = 0;
+  // Outer regions come first, so a filled inner region covers the regions around it.
   for (int region = 0; region < 8; region++) {
     int bit = 1 << region;
     if ((here & bit) == 0) continue;
     vec4 own = texture(colormap, vec2((float(bit) + 0.5) / 256.0, (layers - 0.5) / layers));
     if (own.a == 0.0) continue;
     if (overlayOutlineWidth == 0.0) { paint = own; continue; }
-    float line = overlayOutlineWidth * widths[region];
-    vec3 across = x * line, along = y * line;
+    vec3 across = x * overlayOutlineWidth, along = y * overlayOutlineWidth;
     int around = bits(texPos - across) & bits(texPos + across) & bits(texPos - along) & bits(texPos + along);
     across *= 0.7;
     along *= 0.7;
     around &= bits(texPos - across - along) & bits(texPos + across - along);
     around &= bits(texPos - across + along) & bits(texPos + across + along);
-    if ((around & bit) == 0) paint = own;
+    if ((around & bit) == 0) borders[count++] = own;
   }
+  // Stripes show every colour where several regions have the same border.
+  if (count > 0) paint = borders[int((gl_FragCoord.x + gl_FragCoord.y) / (3.0 * overlayOutlineWidth)) % count];
   color.rgb = mix(color.rgb, paint.rgb, sign(paint.a) * drawRimOpacity);
 }`;
 
@@ -152,7 +155,7 @@ function colour() {
     table.I.push(bits);
   }
   for (const {viewer} of views) {
-    viewer.overlayOutlineWidth = element("outline").checked ? 0.75 * (viewer.uiData.dpr || 1) : 0;
+    viewer.overlayOutlineWidth = element("outline").checked ? 1.5 * (viewer.uiData.dpr || 1) : 0;
     viewer.drawRimOpacity = element("opacity").value / 100;
     viewer.setDrawColormap(table);
   }

@@ -1,9 +1,0 @@
-"""The page of lora-moe-hgd as a Space."""
-
-import os
-
-from lora_moe_hgd.app.server import AppOptions, serve
-
-# The process that computes imports this file again.
-if __name__ == "__main__":
-    serve(AppOptions(os.environ.get("CHECKPOINT", "glioma"), max_upload_mb=500), host="0.0.0.0", port=7860)

@@ -1,0 +1,119 @@
+"""Files that help others to try a pushed checkpoint: a notebook, a Space, and the wheel of this package for both."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import zipfile
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import SpaceCard, hf_hub_url
+
+PACKAGE = Path(__file__).parents[1]
+NOTEBOOK = PACKAGE / "hub/segment_your_case.ipynb"
+SPACE = PACKAGE / "app/space"
+# The Hub shows buttons that open a notebook of this name in Colab and Kaggle.
+NOTEBOOK_ON_HUB = "notebook.ipynb"
+# The line of the notebook and of the Space that is set to the pushed checkpoint.
+CHECKPOINT = 'CHECKPOINT = "glioma"'
+WHEEL = b"Wheel-Version: 1.0\nGenerator: lora-moe-hgd\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+REQUIREMENT = "lora-moe-hgd[app,scans]"
+# First cell of the notebook on the Hub. Only the requirements of the wheel come from PyPI.
+INSTALL = """from huggingface_hub import hf_hub_download
+
+wheel = hf_hub_download({arguments})
+%pip install --quiet "{{wheel}}[notebooks]\""""
+
+
+def write_wheel(folder: Path) -> Path:
+    """Pack the installed package into a wheel, and return the path of the wheel.
+
+    The package may be installed from a clone or from a wheel, and need not be on PyPI. The same files give the same
+    bytes.
+    """
+    installed = next(found for found in distributions(name="lora-moe-hgd") if found.read_text("METADATA"))
+    information = f"lora_moe_hgd-{installed.version}.dist-info"
+    files = {
+        path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes()
+        for path in (PACKAGE.parent / "lora_moe_hgd_cli.py", *sorted(PACKAGE.rglob("*")))
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    files[f"{information}/METADATA"] = str(installed.read_text("METADATA")).encode()
+    files[f"{information}/entry_points.txt"] = str(installed.read_text("entry_points.txt")).encode()
+    files[f"{information}/WHEEL"] = WHEEL
+    for licence in installed.files or ():
+        if "licenses" in licence.parts and licence.parts[0].endswith(".dist-info"):
+            files[Path(information, *licence.parts[1:]).as_posix()] = Path(str(licence.locate())).read_bytes()
+    record = [f"{name},sha256={_record_digest(content)},{len(content)}" for name, content in files.items()]
+    files[f"{information}/RECORD"] = "\n".join([*record, f"{information}/RECORD,,", ""]).encode()
+    path = folder / f"lora_moe_hgd-{installed.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            # Without the date of today, a second push of the same package changes nothing on the Hub.
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def _record_digest(content: bytes) -> str:
+    """SHA-256 as the file `RECORD` of a wheel spells it."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def write_notebook(folder: Path, *, repo: str, revision: str | None, wheel: str) -> None:
+    """Write the notebook that segments a case with the checkpoint of a repository.
+
+    Args:
+        folder: Folder of the repository's files.
+        repo: Name of the repository.
+        revision: Branch of the repository; `None` means `main`.
+        wheel: Name of the wheel in the repository, which the notebook installs.
+    """
+    book = json.loads(NOTEBOOK.read_text())
+    book["cells"] = [
+        {**cell, "source": _with_checkpoint("".join(cell["source"]), repo, revision).splitlines(keepends=True)}
+        for cell in book["cells"]
+    ]
+    words = [repo, wheel]
+    arguments = ", ".join([*(f'"{word}"' for word in words), *([f'revision="{revision}"'] if revision else [])])
+    install: dict[str, Any] = {
+        "cell_type": "code",
+        "id": "cell-install",
+        "metadata": {},
+        "execution_count": None,
+        "outputs": [],
+    }
+    install["source"] = INSTALL.format(arguments=arguments).splitlines(keepends=True)
+    # After the introduction.
+    book["cells"].insert(1, install)
+    (folder / NOTEBOOK_ON_HUB).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, wheel: str) -> None:
+    """Write the files of a Space that serves the page of `lora-moe-hgd app` with the checkpoint of a repository.
+
+    Args:
+        folder: Folder for the files.
+        repo: Name of the repository. It must be public, because the Space downloads from it without a token.
+        revision: Branch of the checkpoint; `None` means `main`.
+        commit: Commit of the repository from which the Space installs the wheel. A Space is built again if it changes.
+        wheel: Name of the wheel.
+    """
+    shutil.copytree(SPACE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    app, card, needed = folder / "app.py", folder / "README.md", folder / "requirements.txt"
+    app.write_text(_with_checkpoint(app.read_text(), repo, revision))
+    address = hf_hub_url(repo, wheel, revision=commit)
+    needed.write_text(needed.read_text().replace(REQUIREMENT, f"{REQUIREMENT} @ {address}"))
+    content = SpaceCard.load(card)
+    # The page of the model then links to the Space.
+    content.data.models = [repo]
+    content.save(card)
+
+
+def _with_checkpoint(text: str, repo: str, revision: str | None) -> str:
+    """Set the checkpoint in a program to that of the repository."""
+    name = f"{repo}@{revision}" if revision else repo
+    return text.replace(CHECKPOINT, f'CHECKPOINT = "{name}"')
