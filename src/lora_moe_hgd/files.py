@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -136,6 +137,17 @@ def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> st
     every = list(words)
     rest = len(every) - most
     return separator.join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Question about the known name that is most similar to a mistyped one, for the end of a message.
+
+    Example:
+        >>> did_you_mean("gliom", ["glioma", "tiny"]), did_you_mean("resnet", ["glioma", "tiny"])
+        (" Did you mean 'glioma'?", '')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def reason_of(error: Exception) -> str:
