@@ -42,6 +42,7 @@ MARKER = (slice(44, 52), slice(12, 20), slice(28, 32))
 TEXT = "<script>document.body.dataset.hacked=1</script><img src=x onerror='document.body.dataset.hacked=1'>"
 REPORT: dict[str, Any] = {
     "case_id": f"case {TEXT}",
+    "tumour_found": True,
     "volumes_ml": {"wt": 12.3, "tc": 5.6, "et": 1.0},
     "confidence": {"wt": 0.9, "tc": 0.5, "et": 0.4},
     "sequences_used": ["t1c", "flair"],
