@@ -6,6 +6,7 @@ seconds, which `--help` does not need.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import sys
@@ -71,7 +72,9 @@ def main() -> None:
     if not words or words[0] not in COMMANDS:
         asked_for_help = bool(words) and words[0] in ("-h", "--help")
         if words and not asked_for_help:
-            print(f"error: There is no command '{words[0]}'.\n", file=sys.stderr)
+            close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            print(f"error: There is no command '{words[0]}'.{hint}\n", file=sys.stderr)
         print(_usage(), file=sys.stdout if asked_for_help else sys.stderr)
         raise SystemExit(0 if asked_for_help else 2)
     # `argparse` shows this name in its help.

@@ -69,6 +69,13 @@ def test_bash_completes_commands_options_names_and_files(
     assert completed(script, "lora-moe-hgd", "adapters", "merge", "--sc") == ["--scale"]
 
 
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_only_the_documents_say_where_the_script_belongs(scripts: dict[str, str], shell: str) -> None:
+    comments = [line for line in scripts[shell].splitlines()[:8] if line.startswith("# ")]
+    assert comments[0] == completion.HEADER.strip()
+    assert not any("Copy this" in line for line in comments)
+
+
 def test_the_command_prints_the_script(scripts: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     run("completion", ["zsh"])
     assert capsys.readouterr().out.strip() == scripts["zsh"].strip()

@@ -169,3 +169,35 @@ def test_an_adapter_names_its_base_so_that_it_is_found_again(tmp_path: Path, mon
 def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path} contains no checkpoint"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sgement"], "There is no command 'sgement'. Did you mean 'segment'?"),
+        (["check", "data", "--no-lables"], "unrecognized arguments: --no-lables. Did you mean '--no-labels'?"),
+        (["segment", "--out-path", "o", "--label-scheme", "brats203"], "Did you mean 'brats2023'?"),
+        (["evaluate", "--out-path", "o", "--in-path", "{data}", "--checkpoint", "gliom"], "Did you mean 'glioma'?"),
+        (["evaluate", "--out-path", "o", "--in-path", "{data}", "--subsets", "t1c+flare"], "Did you mean 'flair'?"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_a_mistyped_name_gets_the_most_similar_one(
+    words: list[str], message: str, dummy_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", *(word.format(data=dummy_root) for word in words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_segment_without_options_shows_what_most_people_type(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", "segment"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "  lora-moe-hgd segment --in-path CASE --out-path OUT\n" in shown
+    assert "--help lists all options" in shown
+    assert "%" not in shown

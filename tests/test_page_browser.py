@@ -42,6 +42,7 @@ MARKER = (slice(44, 52), slice(12, 20), slice(28, 32))
 TEXT = "<script>document.body.dataset.hacked=1</script><img src=x onerror='document.body.dataset.hacked=1'>"
 REPORT: dict[str, Any] = {
     "case_id": f"case {TEXT}",
+    "tumour_found": True,
     "volumes_ml": {"wt": 12.3, "tc": 5.6, "et": 1.0},
     "confidence": {"wt": 0.9, "tc": 0.5, "et": 0.4},
     "sequences_used": ["t1c", "flair"],
@@ -271,6 +272,8 @@ def test_regions_outlines_and_maps_can_be_switched(browser: Any) -> None:
 
     outline = area(2)
     assert outline > 50
+    # The three regions have the same border, and all colours are seen.
+    assert min(area(0), area(1)) > 0.5 * outline
     click(browser, "fill")
     set_to(browser, "element('opacity')", 100)
     assert area(2) > 2 * outline
@@ -353,6 +356,18 @@ def test_text_never_runs_and_nothing_is_requested_or_logged(chromium: Any, page:
     hack = "Object.assign(document.createElement('script'), {text: 'document.body.dataset.hacked = 1'})"
     browser.execute_script(f"document.body.append({hack})")
     assert js(browser, "document.body.dataset.hacked") is None
+
+
+def test_in_the_frame_of_the_app_the_page_leaves_out_what_stands_above(chromium: Any, page: Path) -> None:
+    shown = {}
+    for address in (page.as_uri(), f"{page.as_uri()}#inside"):
+        # A new fragment alone does not load the page again.
+        chromium.get("about:blank")
+        chromium.get(address)
+        until(chromium, lambda: js(chromium, "document.body.dataset.ready"))
+        parts = [chromium.find_element("css selector", name) for name in (".notice", "main > .doubt", "#viewer")]
+        shown[address[-7:]] = [part.is_displayed() for part in parts]
+    assert list(shown.values()) == [[True, True, True], [False, False, True]]
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(page: Path) -> None:

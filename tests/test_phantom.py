@@ -327,3 +327,15 @@ def test_the_noise_of_real_cases_is_what_phantoms_are_compared_with() -> None:
             noise[name].append(noise_level(torch.nn.functional.avg_pool3d(volume, 2)[0, 0] * brain, halved))
     for name, values in noise.items():
         assert np.median(values) == pytest.approx(MEASURED_NOISE[name], abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_first_four_cases_are_ordinary_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the README: a newcomer's first command and the check of the data give no warning."""
+    run("phantom", ["--root", str(tmp_path / "data"), "--n", "4"])
+    run("check", [str(tmp_path / "data")])
+    assert "4 cases, 0 errors, 0 warnings" in capsys.readouterr().out
+    for folder in (tmp_path / "data").iterdir():
+        image = nib.load(folder / "seg.nii.gz")
+        tumour_ml = np.count_nonzero(np.asarray(image.dataobj)) * np.prod(image.header.get_zooms()) / 1000
+        assert 40 < tumour_ml < 160

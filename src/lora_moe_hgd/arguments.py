@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+from typing import NoReturn
 
+from .files import did_you_mean
 from .pretrained import DEFAULT_CHECKPOINT
+
+# How `argparse` reports the value of an option that has choices. Python 3.12 and later write no quotes.
+WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
+UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (?P<value>--[^\s=]+)")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser whose errors name the most similar option or choice."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        if wrong := WRONG_CHOICE.search(message):
+            message += "." + did_you_mean(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
+        elif wrong := UNKNOWN_OPTION.search(message):
+            message += "." + did_you_mean(wrong["value"], [*self._option_string_actions])
+        super().error(message)
 
 
 def add_in_path(parser: argparse._ActionsContainer, *, help: str, required: bool = False) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import shtab
 
 from lora_moe_hgd_cli import COMMANDS
 
+from .arguments import CommandParser
 from .pretrained import shipped_names
 from .training import config
 
@@ -31,15 +33,19 @@ TRAINING_PATHS = {
     "data.cache_dir": shtab.DIRECTORY,
     "output_dir": shtab.DIRECTORY,
 }
+# What shtab writes on where the script belongs differs from docs/use.md.
+SHTAB_HEADER = re.compile(r"# AUTOMATICALLY GENERATED.*?# See also: \S+\n", re.DOTALL)
+HEADER = "# Completion of lora-moe-hgd, made with shtab. docs/use.md says into which file to write it.\n"
 # Names under which commands take a checkpoint.
 CHECKPOINTS = ("checkpoint", "base", "adapters")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
-        description="Print a script that completes commands, options, checkpoints, label schemes and files. For bash: "
-        'eval "$(lora-moe-hgd completion bash)". docs/use.md shows where each shell looks for the script.'
+    parser = CommandParser(
+        description="Print a script that completes commands, options, checkpoints, label schemes and files. Write it "
+        "to the file where your shell looks for it, for bash "
+        "~/.local/share/bash-completion/completions/lora-moe-hgd. docs/use.md names those of zsh and fish."
     )
     parser.add_argument("shell", choices=SHELLS, help="your shell")
     return parser
@@ -62,7 +68,7 @@ def script(shell: str) -> str:
         if name == "train":
             _add_short_names(own)
         _complete_values(own)
-    return shtab.complete(whole, shell)
+    return SHTAB_HEADER.sub(HEADER, shtab.complete(whole, shell), count=1)
 
 
 def _add_short_names(parser: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -161,6 +162,17 @@ def install_command(extra: str) -> str:
         pip install "lora-moe-hgd[scans]" or, in a clone of the repository, pip install ".[scans]"
     """
     return f'pip install "lora-moe-hgd[{extra}]" or, in a clone of the repository, pip install ".[{extra}]"'
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Question about the known name that is most similar to a mistyped one, for the end of a message.
+
+    Example:
+        >>> did_you_mean("gliom", ["glioma", "tiny"]), did_you_mean("resnet", ["glioma", "tiny"])
+        (" Did you mean 'glioma'?", '')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def reason_of(error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from .arguments import CommandParser
 from .files import install_command
 from .loading import checkpoint_folder, checkpoint_task, is_adapter, usable_device
 from .model.task import Task, shown
@@ -94,9 +95,7 @@ def _joined(regions: Sequence[str]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
-        description="Show versions, device, shipped checkpoints, label schemes and extras."
-    )
+    parser = CommandParser(description="Show versions, device, shipped checkpoints, label schemes and extras.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
 

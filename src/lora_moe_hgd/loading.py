@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils.logging import set_tqdm_hook
 
+from .files import did_you_mean
 from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -48,9 +49,10 @@ def checkpoint_folder(name: str | Path) -> Path:
         repo = ""
     # No repository of this network has a name without an owner, so such a name is a typing error.
     if "/" not in repo:
-        shipped = ", ".join(shipped_names())
+        shipped = shipped_names()
         raise ValueError(
-            f"There is no checkpoint '{name}'. Give a folder, a shipped name ({shipped}) or a Hub id, OWNER/NAME."
+            f"There is no checkpoint '{name}'.{did_you_mean(str(name), shipped)} Give a folder, a shipped name "
+            f"({', '.join(shipped)}) or a Hub id, OWNER/NAME."
         )
     return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -215,7 +215,7 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
     """Write the anatomical direction at each of the four sides, outside the brain."""
 
-    def write(x: float, y: float, letter: str, **aligned: str) -> None:
+    def write(x: float, y: float, letter: str, **aligned: Any) -> None:
         axis.text(x, y, letter, color="white", fontsize=8, transform=axis.transAxes, **aligned)
 
     for x, letter, side in ((0, across[0], "left"), (1, across[1], "right")):
@@ -234,7 +234,8 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
     earlier: set[tuple[float, float]] = set()
     for colour, mask in masks.items():
         lines = _border(mask)
-        own, shared = [], []
+        own: list[np.ndarray] = []
+        shared: list[np.ndarray] = []
         for line in lines:
             also = np.array([(x, y) in earlier for x, y in line.tolist()])
             ends = np.flatnonzero(np.diff(also)) + 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors import safe_open
 
-from ..arguments import add_allowances, add_base, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import CommandParser, add_allowances, add_base, add_device, add_in_path, add_out_path, add_quiet
 from ..evaluation import command as evaluation
 from ..evaluation.compare import write_comparison
 from ..files import new_folder
@@ -24,7 +24,7 @@ COLUMNS = ("adapter", "base", "preset", "rank", "trained parameters", "MB", "val
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(description="List, merge and compare adapters.")
+    parser = CommandParser(description="List, merge and compare adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="print a table of the adapters in and below folders")
     listing.add_argument(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from ..files import did_you_mean
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 
 TARGET_MODULES = r".*\.(attention\.(q|k|v|o)|(experts\.\d+|shared_expert)\.(fc1|fc2))"
@@ -40,8 +40,7 @@ def add_adapter(
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(unknown[0], known)
         raise ValueError(f"`lora` sets '{unknown[0]}', but PEFT's LoraConfig has no such option.{hint}")
     rank = options.get("r", 8)
     preset_options: dict[str, Any] = {

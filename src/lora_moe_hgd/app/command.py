@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from collections.abc import Sequence
 
-from ..arguments import add_checkpoint, add_device
+from ..arguments import CommandParser, add_checkpoint, add_device
 from ..files import install_command
 
 # Megabytes that a visitor may upload, unless the command line says otherwise: a study of a head has 50 to 500.
@@ -15,7 +15,7 @@ MAX_UPLOAD_MB = 1000
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Serve a page that segments cases: drop files, correct what they were taken for, look at the "
         "result, download it. Nothing leaves this computer. Research use only. This is not a medical device."
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..inference.report import NOTICE
 from ..model.confidence import LOW_CONFIDENCE
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
@@ -92,7 +91,7 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         for name in [*known, *others]
     )
     downloads = f'<h3>Download</h3><ul class="lmh-files">{links}</ul>'
-    return f'<div class="lmh-result">{head}{table}{facts}{_page(files, address)}{downloads}<p>{NOTICE}</p></div>'
+    return f'<div class="lmh-result">{head}{table}{facts}{_page(files, address)}{downloads}</div>'
 
 
 def _confidence(value: float | None) -> str:
@@ -111,7 +110,8 @@ def _page(files: Collection[str], address: str) -> str:
         # Without the right to this origin, nothing in the page can reach the app.
         return (
             f'<iframe class="lmh-page" title="All slices of the result" sandbox="allow-scripts" '
-            f'src="{address}/report.html"></iframe>'
+            # Notice and warnings stand above. The page does not repeat them if its address ends so.
+            f'src="{address}/report.html#inside"></iframe>'
             f'<p><a href="{address}/report.html" target="_blank" rel="noopener">Open the page in a new tab</a></p>'
         )
     if "overlay.png" in files:

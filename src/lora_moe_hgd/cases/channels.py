@@ -152,7 +152,7 @@ def _labels_of(path: Path, case: str) -> Path | None:
 
 
 def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
-    """Order of the sequences in `dataset.json` of `folder` or of its parent; `None` without such a file.
+    """Read the order of the sequences from `dataset.json` in `folder` or its parent; `None` if neither has this file.
 
     Raises:
         BadInputError: If the file cannot be read, or contains other names than the sequences.

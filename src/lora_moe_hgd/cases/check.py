@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..arguments import add_allowances, add_in_path, add_quiet, add_task
+from ..arguments import CommandParser, add_allowances, add_in_path, add_quiet, add_task
 from ..files import counted, reason_of
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
@@ -179,7 +179,7 @@ def check_cohort(
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Read all cases in the same way as training, and list errors and warnings. "
         "The exit code is 1 if there are errors."
     )

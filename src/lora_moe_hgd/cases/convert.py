@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
-from ..arguments import add_allowances, add_in_path, add_out_path, add_quiet
+from ..arguments import CommandParser, add_allowances, add_in_path, add_out_path, add_quiet
 from ..files import counted, new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
@@ -159,9 +159,7 @@ def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
-        description="Convert cases from any family of file names and label scheme to another."
-    )
+    parser = CommandParser(description="Convert cases from any family of file names and label scheme to another.")
     reading = parser.add_mutually_exclusive_group(required=True)
     add_in_path(reading, help="folder of cases, or one case")
     reading.add_argument("source", type=Path, nargs="?", help="the same without --in-path")

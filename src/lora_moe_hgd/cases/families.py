@@ -191,7 +191,8 @@ class NamedFiles:
 
     Attributes:
         layout: Family of the names; `None` if they are read by their words.
-        roles: Files of each sequence, and of the segmentation under `seg`; several if the names are ambiguous.
+        roles: Files of each sequence, and those of the segmentation under the key `seg`. A sequence has several files
+            if the names are ambiguous.
         left_out: Files that are not sequences, judged by their names.
         unknown: Files whose names do not determine what they are.
     """

@@ -11,7 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet, add_task
+from ..arguments import (
+    CommandParser,
+    add_allowances,
+    add_checkpoint,
+    add_device,
+    add_in_path,
+    add_out_path,
+    add_quiet,
+    add_task,
+)
 from ..cases.case_files import CaseFiles, with_labels
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import name_of_place, survey
@@ -141,7 +150,7 @@ def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
         "sequences, or compare earlier evaluations. A case that cannot be scored does not stop the others; the exit "
         "code is then 1."

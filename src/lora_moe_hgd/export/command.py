@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import add_checkpoint, add_out_path, add_quiet
+from ..arguments import CommandParser, add_checkpoint, add_out_path, add_quiet
 from ..files import new_folder
 from ..loading import checkpoint_folder, load_checkpoint, weights_digest
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
@@ -37,7 +37,7 @@ UNCLEAR_WORDS = [
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Write a network that runs without this package. It takes a minute, and the result is compared "
         "with its source in every subset of the sequences. Research use, not a medical device."
     )

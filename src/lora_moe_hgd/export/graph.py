@@ -122,10 +122,10 @@ def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForS
     """Compare a saved graph with its network in every subset of the sequences, with NaN in absent channels.
 
     Returns:
-        The largest difference of two logits.
+        The largest difference between a logit of the graph and that of the network.
 
     Raises:
-        ValueError: If it is more than rounding.
+        ValueError: If rounding does not explain this difference.
     """
     masks = [mask for mask in itertools.product([False, True], repeat=len(network.config.modalities)) if any(mask)]
     generator = torch.Generator().manual_seed(0)

@@ -107,10 +107,10 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
     app.write_text(_with_checkpoint(app.read_text(), repo, revision))
     address = hf_hub_url(repo, wheel, revision=commit)
     needed.write_text(needed.read_text().replace(REQUIREMENT, f"{REQUIREMENT} @ {address}"))
-    content = SpaceCard.load(card)
+    loaded = SpaceCard.load(card)
     # The page of the model then links to the Space.
-    content.data.models = [repo]
-    content.save(card)
+    loaded.data.models = [repo]
+    loaded.save(card)
 
 
 def _with_checkpoint(text: str, repo: str, revision: str | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from ..arguments import add_out_path
+from ..arguments import CommandParser, add_out_path
 from ..files import new_folder
 from .checksums import CARD, SUMS, check_sums, read_sums
 
@@ -43,9 +43,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
-        description="Download a network or an adapter from the Hub and verify its checksums."
-    )
+    parser = CommandParser(description="Download a network or an adapter from the Hub and verify its checksums.")
     parser.add_argument("repo", help="name of the repository, such as me/brats-tiny")
     add_out_path(parser, help="new folder for the downloaded files")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")

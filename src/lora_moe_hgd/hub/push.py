@@ -16,6 +16,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import LoraConfig
 
 from ..adapters.presets import preset_of
+from ..arguments import CommandParser
 from ..files import reason_of
 from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
@@ -222,7 +223,7 @@ def upload(
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(description="Push a network or an adapter to the Hub, with card and checksums.")
+    parser = CommandParser(description="Push a network or an adapter to the Hub, with card and checksums.")
     parser.add_argument("--checkpoint", required=True, help="shipped name, or folder of a network or an adapter")
     parser.add_argument("--repo", required=True, help="name of the repository, such as me/brats-tiny")
     scored = parser.add_mutually_exclusive_group(required=True)

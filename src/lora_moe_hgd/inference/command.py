@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..arguments import add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
@@ -24,11 +24,25 @@ from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequence
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
+# What people type most, shown by `--help` and instead of an error where nothing is given.
+USUAL = """most frequent uses:
+  %(prog)s --in-path CASE --out-path OUT
+      segment the folder CASE with some of T1, T1c, T2 and FLAIR, and write the results to OUT
+  %(prog)s --in-path CASE --out-path OUT --sequences t1c,flair --html
+      use two of its sequences, and write a page with all slices too
+  %(prog)s --in-path COHORT --out-path OUT
+      segment every case below the folder COHORT
+  %(prog)s --t1c T1C.nii.gz --flair FLAIR.nii.gz --out-path OUT
+      segment these files
+"""
+
 
 def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     """Build the parser of the options. Each sequence of the task is an option."""
-    parser = argparse.ArgumentParser(
-        description="Segment the tumour of cases that may lack sequences. Research use, not a medical device."
+    parser = CommandParser(
+        description="Segment the tumour of cases that may lack sequences. Research use, not a medical device.",
+        epilog=USUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_in_path(
         parser,
@@ -83,7 +97,12 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
     task = _task_of(argv)
-    args = build_parser(task).parse_args(argv)
+    parser = build_parser(task)
+    if not argv:
+        print(f"error: Name a case and a folder for the results.\n\n{USUAL}" % {"prog": parser.prog}, file=sys.stderr)
+        print(f"{parser.prog} --help lists all options.", file=sys.stderr)
+        raise SystemExit(2)
+    args = parser.parse_args(argv)
     options = ResultOptions(
         sequences=None if args.sequences is None else parse_sequences(args.sequences),
         label_scheme=args.label_scheme,

@@ -204,7 +204,7 @@ def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
     """Convert a map from 0 to `most` to 8 bits."""
     step = max(most, 1e-6) / 255
     scaled = (volume / step).clip(0, 255).round().astype(np.uint8)
-    # The lower third of the range is not drawn, so that the image can be seen.
+    # Values below a third of the highest one get no colour, so that the image can be seen.
     shown_as = {"window": [85 * step, 255 * step], "colours": "map", "slope": step}
     return {"data": packed(scaled), "first": 0, "low": 0.0, "step": step, **shown_as}
 

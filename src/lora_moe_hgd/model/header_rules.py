@@ -94,7 +94,7 @@ def qform_rotation(header: Any) -> np.ndarray | None:
 
 
 def _voxel_sizes(header: Any, *, rotated: bool) -> list[str]:
-    """Warnings about `pixdim` in headers that take the voxel sizes from it."""
+    """Warnings about wrong values of `pixdim`, from which some headers take the voxel sizes."""
     handedness, *sizes = (float(value) for value in header["pixdim"][:4])
     messages = []
     missing = [str(axis) for axis, size in enumerate(sizes, start=1) if size == 0]

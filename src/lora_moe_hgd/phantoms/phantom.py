@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..arguments import CommandParser
 from ..files import counted
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.label_schemes import LABEL_SCHEMES
@@ -25,6 +26,8 @@ from .noise import chance
 from .style import NARROW, WIDE, PhantomStyle
 from .tumour import displace, random_tumour
 
+# From this seed on, the first cases have tumours of usual size, and no rule warns about their images.
+ORDINARY_SEED = 1_000_049
 FILE_STEMS = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
 
 
@@ -106,10 +109,10 @@ def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(description="Write phantom cases with ground truth.")
+    parser = CommandParser(description="Write phantom cases with ground truth.")
     parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first case")
+    parser.add_argument("--seed", type=int, default=ORDINARY_SEED, help="seed of the first case")
     parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2; npy: always 1)")
     parser.add_argument(
         "--label-maps",

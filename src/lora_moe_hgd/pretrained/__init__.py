@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files import did_you_mean
+
 # Checkpoint that is used if none is named.
 DEFAULT_CHECKPOINT = "glioma"
 
@@ -44,6 +46,7 @@ def pretrained_path(name: str) -> Path:
     """
     if name not in shipped_names():
         raise ValueError(
-            f"No shipped checkpoint is named '{name}'. The names are: {', '.join(shipped_names()) or 'none'}."
+            f"No shipped checkpoint is named '{name}'.{did_you_mean(name, shipped_names())} The names are: "
+            f"{', '.join(shipped_names()) or 'none'}."
         )
     return _FOLDER / name

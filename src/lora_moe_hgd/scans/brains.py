@@ -140,7 +140,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
-    """Resample a mask to another grid: a voxel belongs to it if at least half of the voxel does."""
+    """Resample a mask to another grid. A voxel of this grid is in the mask if at least half of its volume is."""
     found = np.zeros(reference.array.shape, dtype=bool)
     # Only the boxes of the mask in both grids count. Around them is nothing but room for smoothing.
     own = bounds(mask, 1)

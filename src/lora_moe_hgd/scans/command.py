@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..arguments import add_in_path, add_out_path, add_quiet
+from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .options import add_scan_options
 from .prepared import REPORT, check_output
@@ -19,7 +19,7 @@ from .raw import require_extra
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
         "is the folder of a case, which every other command reads."
     )

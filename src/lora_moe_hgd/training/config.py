@@ -7,7 +7,6 @@ An unknown key raises an error that names the most similar known key.
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import re
 import typing
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from ..files import did_you_mean
 from .options import RunConfig
 
 # How jsonargparse reports a value of the wrong type.
@@ -134,5 +134,4 @@ def _in_one_line(message: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(sorted(set(known)))}."
+    return did_you_mean(name, known) or f" Known: {', '.join(sorted(set(known)))}."

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..arguments import CommandParser
 from ..files import replacing
 from ..model.task import BRAIN_TUMOUR, Task
 from .metrics_log import FILE_NAME, read_metrics
@@ -22,7 +23,7 @@ Rows = Sequence[dict[str, float]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = argparse.ArgumentParser(description="Draw the training curves and the load of each expert of a run.")
+    parser = CommandParser(description="Draw the training curves and the load of each expert of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
     return parser
 

@@ -49,7 +49,7 @@ class ReconstructionOutput(ModelOutput):
 
 
 class MaskedReconstruction(nn.Module):
-    """The encoder of a segmenter with a mask token and a linear head.
+    """The encoder of a segmenter, to which a mask token and a linear head are added.
 
     Args:
         segmenter: Segmenter whose encoder is trained. Its decoder is frozen and is not run.

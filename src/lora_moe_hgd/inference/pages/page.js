@@ -371,6 +371,9 @@ function usable(yes) {
   element("still").hidden = yes;
 }
 
+// The app shows the page in a frame, below its own notice and the warnings.
+document.body.classList.toggle("inside", location.hash === "#inside");
+
 async function start() {
   if (!document.createElement("canvas").getContext("webgl2"))
     throw new Error("This browser has no WebGL2, which the slices need. Switch on hardware acceleration, or use another browser.");
