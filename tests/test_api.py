@@ -99,6 +99,15 @@ def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root
     assert f"WT {found.volumes_ml['wt']:.1f} mL" in repr(found)
 
 
+def test_a_large_case_fits_because_probabilities_are_kept_only_around_the_brain(found: lmh.Segmentation) -> None:
+    brain = np.logical_or.reduce([image.get_fdata() != 0 for image in found.images.values()])
+    extents = [np.ptp(places) + 1 for places in np.nonzero(brain)]
+    kept = [value for value in vars(found).values() if isinstance(value, np.ndarray) and value.dtype == np.float32]
+    assert [array.size for array in kept] == [3 * np.prod(extents)]
+    assert kept[0].size < found.probabilities.size
+    assert found.probabilities.sum() == pytest.approx(kept[0].sum())
+
+
 def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root: Path) -> None:
     assert "TC and ET are guesses" in found.warnings[0]
     doubtful = [name.upper() for name, value in found.confidence.items() if value < LOW_CONFIDENCE]

@@ -31,10 +31,14 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
         >>> largest_part(np.array([True, False, True, True])).tolist()
         [False, False, True, True]
     """
-    parts, count = ndimage.label(mask)
+    # Only the box around the mask is labelled, because numbers of parts take several times the memory of a mask.
+    box = bounds(mask, 0)
+    parts, count = ndimage.label(mask[box])
     if count <= 1:
         return mask
-    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    found = np.zeros_like(mask)
+    found[box] = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return found
 
 
 def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .files import replacing
 from .masks import bounds, largest_part
+from .model.brain import brain_of
 from .model.geometry import canonical_spacing_mm, canonical_view
 from .model.task import BRAIN_TUMOUR, Task, shown
 from .subsets import sequence_shown
@@ -90,11 +91,11 @@ def save_overlay(
     spacing = canonical_spacing_mm(affine)
     views = _views(images, task)
     volumes = {name: canonical_view(np.asarray(images[name].dataobj), affine) for name in dict(views)}
-    brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
+    brain = brain_of(volumes.values())
     box = bounds(brain, MARGIN)
-    # Only the box is copied: a case may have 10^8 voxels.
+    # Only masks are copied, and only in the box: a case may have 10^8 voxels.
     brain = np.ascontiguousarray(brain[box])
-    volumes = {name: volume[box].astype(np.float32) for name, volume in volumes.items()}
+    volumes = {name: volume[box].astype(np.float32, copy=False) for name, volume in volumes.items()}
     regions = {name: canonical_view(masks, affine)[:, *box].copy() for name, masks in sets.items()}
     first = next(iter(regions.values()))
     found, cut = np.logical_or.reduce(first), planes_through(first, brain, task)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..files import printable, replacing
 from ..masks import bounds
+from ..model.brain import brain_of
 from ..model.geometry import orientation, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, LINE_WIDTHS, best_background, colours_of, planes_through, window_of
@@ -66,7 +67,7 @@ def write_case_page(
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
-    brain = np.logical_or.reduce([volume != 0 for volume in volumes.values()])
+    brain = brain_of(volumes.values())
     labels = {SEGMENTATION: regions} | ({} if truth is None else {TRUTH: truth})
     # One bit per region, because regions may overlap without being nested.
     bits = {

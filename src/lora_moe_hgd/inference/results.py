@@ -24,7 +24,7 @@ from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 from .report import make_report
-from .segment import find_regions
+from .segment import find_in_box
 from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 
 # Value of `ResultOptions.label_scheme` for the scheme that the case's file names imply for its ground truth.
@@ -210,14 +210,15 @@ class CaseSegmenter:
         network, processor = self.loaded
         scheme = processor.scheme(scheme_name)
         inputs = processor(reading.settled)
-        regions, probabilities = find_regions(network, processor, inputs, mirror=options.mirror, progress=progress)
         (geometry,) = inputs["geometry"]
+        # A large case fits into memory if its probabilities stay in the box of the brain.
+        in_box, probabilities = find_in_box(network, processor, inputs, mirror=options.mirror, progress=progress)
         volumes_ml = {
             name: float(region.sum()) * geometry.voxel_ml
-            for name, region in zip(self.task.regions, regions, strict=True)
+            for name, region in zip(self.task.regions, in_box, strict=True)
         }
         (present,) = inputs["modality_mask"].tolist()
-        confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=present)
+        confidence = processor.confidence(probabilities, in_box, voxel_ml=geometry.voxel_ml, present=present)
         doubts = confidence_warnings(confidence)
         for finding in doubts:
             if warn is not None:
@@ -243,10 +244,11 @@ class CaseSegmenter:
             task=self.task,
         )
         return Segmentation(
-            label_map=image_like(scheme.encode(regions), like=like),
+            label_map=image_like(geometry.to_own_grid(scheme.encode(in_box)), like=like),
             label_scheme=scheme,
-            regions=regions,
-            probabilities=probabilities,
+            regions=geometry.to_own_grid(in_box),
+            probabilities_in_box=probabilities,
+            geometry=geometry,
             # As in the report, so that both show the same numbers.
             volumes_ml=dict(report["volumes_ml"]),
             confidence=dict(report["confidence"]),

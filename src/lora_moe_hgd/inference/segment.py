@@ -1,4 +1,4 @@
-"""Find regions and probabilities of a preprocessed case, on the case's own grid."""
+"""Find regions and probabilities of a preprocessed case."""
 
 from __future__ import annotations
 
@@ -17,20 +17,39 @@ def find_regions(
     inputs: Mapping[str, Any],
     *,
     mirror: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segment one case that the processor has preprocessed, on the case's own grid.
+
+    The arguments are those of `find_in_box`.
+
+    Returns:
+        Regions (WT, TC and ET for brain tumours), `(R, D, H, W)` bool, and their probabilities, float32 of the same
+        shape.
+    """
+    (geometry,) = inputs["geometry"]
+    regions, probabilities = find_in_box(network, processor, inputs, mirror=mirror)
+    return geometry.to_own_grid(regions), geometry.to_own_grid(probabilities)
+
+
+def find_in_box(
+    network: LoraMoeHgdForSegmentation,
+    processor: LoraMoeHgdImageProcessor,
+    inputs: Mapping[str, Any],
+    *,
+    mirror: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment one case that the processor has preprocessed.
+    """Segment one case that the processor has preprocessed, inside the bounding box of its brain.
 
     Args:
         network: Segments the case.
-        processor: Resamples the logits to the grid of the case.
+        processor: Resamples the logits to the voxels of the case.
         inputs: Result of the processor. Channels that `modality_mask` marks as absent are never read.
         mirror: Average over the case and its mirror image.
         progress: Show a progress bar.
 
     Returns:
-        Regions (WT, TC and ET for brain tumours), `(R, D, H, W)` bool, and their probabilities, float32 of the same
-        shape.
+        Regions, bool, and their probabilities, float32, both as in `processor.post_process_in_box`.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),
@@ -38,5 +57,5 @@ def find_regions(
         mirror=mirror,
         progress=progress,
     )
-    (found,) = processor.post_process_regions(logits, inputs["geometry"])
-    return found
+    (geometry,) = inputs["geometry"]
+    return processor.post_process_in_box(logits[0], geometry)

@@ -15,6 +15,7 @@ from ..cases.nifti import save_image, write_image
 from ..cases.reading import read_truth
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
+from ..model.geometry import CaseGeometry
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import save_overlay
@@ -48,7 +49,8 @@ class Segmentation:
         label_map: `(D, H, W)` uint8 with the affine of the case.
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
-        probabilities: `(R, D, H, W)` float32 in [0, 1].
+        probabilities_in_box: Probabilities in the bounding box of the brain, in canonical order, float32 in [0, 1].
+        geometry: The bounding box, and the grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
             docs/confidence.md shows how reliable it is.
@@ -63,7 +65,8 @@ class Segmentation:
     label_map: nib.Nifti1Image
     label_scheme: LabelScheme
     regions: np.ndarray
-    probabilities: np.ndarray
+    probabilities_in_box: np.ndarray
+    geometry: CaseGeometry
     volumes_ml: dict[str, float]
     confidence: dict[str, float | None]
     warnings: list[str]
@@ -72,6 +75,11 @@ class Segmentation:
     case: CaseFiles | None
     task: Task = BRAIN_TUMOUR
     scan: Prepared | None = None
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the regions, `(R, D, H, W)` float32 in [0, 1], a new array each time."""
+        return self.geometry.to_own_grid(self.probabilities_in_box)
 
     def __repr__(self) -> str:
         volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
@@ -127,10 +135,10 @@ class Segmentation:
         for name in RESULT_FILES:
             (folder / name).unlink(missing_ok=True)
         save_image(folder / "seg.nii.gz", self.label_map)
-        if probabilities:
-            array = np.moveaxis(self.probabilities, 0, -1)
-            write_image(folder / "probabilities.nii.gz", array, like=self.label_map)
-        entropy = voxel_entropy(self.probabilities, self.task) if uncertainty else None
+        likelihoods = self.probabilities if probabilities or uncertainty else None
+        if likelihoods is not None and probabilities:
+            write_image(folder / "probabilities.nii.gz", np.moveaxis(likelihoods, 0, -1), like=self.label_map)
+        entropy = None if likelihoods is None or not uncertainty else voxel_entropy(likelihoods, self.task)
         if entropy is not None:
             write_image(folder / "uncertainty.nii.gz", entropy, like=self.label_map)
         if on_all and self.scan is not None:
@@ -171,7 +179,7 @@ class Segmentation:
                     self.task,
                     truth=truth,
                     truth_note=note,
-                    probabilities=self.probabilities if probabilities else None,
+                    probabilities=likelihoods if probabilities else None,
                     uncertainty=entropy,
                     picture=None if "overlay.png" in report["not_written"] else folder / "overlay.png",
                 )

@@ -294,15 +294,29 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             float32, both in the case's own shape and orientation.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
-        results, task = [], self.segmentation_task
+        results = []
         for case_logits, case_geometry in zip(logits, geometry, strict=True):
-            depth, height, width = case_geometry.resampled_shape
-            in_box = resample(case_logits[:, :depth, :height, :width].float(), case_geometry.box_shape).sigmoid()
-            probabilities = task.nested(in_box).cpu().numpy()
-            probabilities *= case_geometry.brain
-            regions = self.regions_of(probabilities)
-            results.append((case_geometry.to_own_grid(regions), case_geometry.to_own_grid(probabilities)))
+            in_box = self.post_process_in_box(case_logits, case_geometry)
+            results.append((case_geometry.to_own_grid(in_box[0]), case_geometry.to_own_grid(in_box[1])))
         return results
+
+    def post_process_in_box(self, logits: Tensor, geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
+        """Convert the logits of one case like `post_process_regions`, but only inside the bounding box of its brain.
+
+        Everything is zero outside the box. `geometry.to_own_grid` pastes both results into the case's own grid.
+
+        Args:
+            logits: `(R, D, H, W)`.
+            geometry: `geometry` from `preprocess` for this case.
+
+        Returns:
+            The regions, bool, and their probabilities, float32, both `(R, *geometry.box_shape)` in canonical order.
+        """
+        depth, height, width = geometry.resampled_shape
+        in_box = resample(logits[:, :depth, :height, :width].float(), geometry.box_shape)
+        probabilities = self.segmentation_task.nested(in_box.sigmoid()).cpu().numpy()
+        probabilities *= geometry.brain
+        return self.regions_of(probabilities), probabilities
 
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
