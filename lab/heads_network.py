@@ -5,7 +5,8 @@
 `test-cases HEADS OUT CASE ...` puts the head of a real scan around the brain of each case, in turns those in the
 folders below HEADS; both write all that scoring needs.
 `mean OUT FIRST SECOND` saves a checkpoint with the mean of the weights of two.
-`score TESTS OUT CHECKPOINT ...` scores checkpoints; `table OUT CHECKPOINT ...` prints the scores so far.
+`score TESTS OUT KINDS CHECKPOINT ...` scores checkpoints on `stripped,head,extracted`, or on some of these;
+`table OUT CHECKPOINT ...` prints the scores so far.
 
 Everything lies on voxels of 1.5 mm, those of `tiny`. Air is set to zero, so a case is the head inside its skin. Needs
 `tests` and `lab` on the path.
@@ -47,6 +48,8 @@ from lora_moe_hgd.scans.brains import agreed_brain
 from lora_moe_hgd.subsets import parse_subset
 
 Arrays = dict[str, np.ndarray]
+# By kind of input, by subset: Dice of WT, TC and ET, and WT outside the brain in mL.
+Scores = dict[str, dict[str, list[float]]]
 
 SUBSETS = ("all", "t1c+flair", "t1c", "flair")
 TRAIN_SEED, TEST_SEED = 7000, 7500
@@ -193,33 +196,33 @@ def regions_of(
         yield subset, processor.post_process_regions(logits.float(), inputs["geometry"])[0][0]
 
 
-def score(tests: Path, out: Path, checkpoints: list[str]) -> None:
-    """Dice of each test case: stripped, with its head, and with the head after brain extraction."""
+def score(tests: Path, out: Path, kinds: list[str], checkpoints: list[str]) -> None:
+    """Dice of each test case: stripped, with its head, and with the head after brain extraction.
+
+    Scores of cases that were scored before are kept.
+    """
     for path in sorted(tests.glob("*.npz")):
         test = np.load(path)
         truth, brain, found = test["regions"], test["brain"], test["found"]
-        kinds = {
-            kind: {name: test[f"{kind}-{name}"].astype(np.float32) for name in MODALITIES}
-            for kind in ("stripped", "head")
-        }
-        kinds["extracted"] = {name: array * found for name, array in kinds["head"].items()}
         for checkpoint in checkpoints:
             target = scores_of(out, checkpoint) / f"{path.stem}.json"
-            if target.exists():
-                continue
-            network, processor = load_checkpoint(checkpoint)
-            network.to(memory_format=torch.channels_last_3d)
-            values: dict[str, dict[str, list[float]]] = {}
-            for kind, arrays in kinds.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            values: Scores = json.loads(target.read_text()) if target.exists() else {}
+            for kind in (kind for kind in kinds if kind not in values):
+                source = "stripped" if kind == "stripped" else "head"
+                inside = found if kind == "extracted" else np.ones_like(found)
+                arrays = {name: test[f"{source}-{name}"].astype(np.float32) * inside for name in MODALITIES}
+                network, processor = load_checkpoint(checkpoint)
+                network.to(memory_format=torch.channels_last_3d)
+                values[kind] = {}
                 for subset, regions in regions_of(network, processor, arrays):
                     dices = [dice(*pair) for pair in zip(regions, truth, strict=True)]
                     outside = (regions[0] & ~brain).sum() * SPACING_MM**3 / 1000
-                    values.setdefault(kind, {})[subset] = [*dices, float(outside)]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as scratch:
-                scratch.write_text(json.dumps(values))
-            words = {kind: np.round(value["all"], 2).tolist() for kind, value in values.items()}
-            print(path.stem, checkpoint, words, f"{time.process_time():.0f} s", flush=True)
+                    values[kind][subset] = [*dices, float(outside)]
+                with replacing(target) as scratch:
+                    scratch.write_text(json.dumps(values))
+                words = {subset: np.round(value, 2).tolist() for subset, value in values[kind].items()}
+                print(path.stem, checkpoint, kind, words, f"{time.process_time():.0f} s", flush=True)
 
 
 def scores_of(out: Path, checkpoint: str) -> Path:
@@ -235,7 +238,9 @@ def table(out: Path, checkpoints: list[str]) -> None:
         print("|---" * (4 + len(SUBSETS)) + "|")
         for kind in ("stripped", "head", "extracted"):
             for one in checkpoints:
-                files = [json.loads((scores_of(out, one) / name).read_text())[kind] for name in common]
+                files = [json.loads((scores_of(out, one) / name).read_text()).get(kind) for name in common]
+                if not all(files):
+                    continue
                 array = np.array([[file[subset] for subset in SUBSETS] for file in files])
                 means = array.mean(axis=0)
                 cells = [f"{array[..., :3].mean():.3f}"]
@@ -256,7 +261,7 @@ def main(argv: list[str]) -> None:
     elif command == "mean":
         mean(*(Path(word) for word in words))
     elif command == "score":
-        score(Path(words[0]), Path(words[1]), words[2:])
+        score(Path(words[0]), Path(words[1]), words[2].split(","), words[3:])
     elif command == "table":
         table(Path(words[0]), words[1:])
     else:
