@@ -4,7 +4,6 @@
 `test-phantoms LABELS OUT` makes one phantom with a head for each label map, and
 `test-cases HEADS OUT CASE ...` puts the head of a real scan around the brain of each case, in turns those in the
 folders below HEADS; both write all that scoring needs.
-`mean OUT FIRST SECOND` saves a checkpoint with the mean of the weights of two.
 `score TESTS OUT KINDS CHECKPOINT ...` scores checkpoints on `stripped,head,extracted`, or on some of these;
 `table OUT CHECKPOINT ...` prints the scores so far.
 
@@ -173,16 +172,6 @@ def test_cases(heads: Path, out: Path, cases: list[Path]) -> None:
         save_test(target, stripped, head, regions, brain)
 
 
-def mean(out: Path, first: Path, second: Path) -> None:
-    """Save the mean of two checkpoints' weights."""
-    network, processor = load_checkpoint(str(first))
-    other, _ = load_checkpoint(str(second))
-    theirs = other.state_dict()
-    network.load_state_dict({name: (value + theirs[name]) / 2 for name, value in network.state_dict().items()})
-    network.save_pretrained(out)
-    processor.save_pretrained(out)
-
-
 @torch.inference_mode()
 def regions_of(
     network: nn.Module, processor: LoraMoeHgdImageProcessor, arrays: Arrays
@@ -258,8 +247,6 @@ def main(argv: list[str]) -> None:
         test_phantoms(Path(words[0]), Path(words[1]))
     elif command == "test-cases":
         test_cases(Path(words[0]), Path(words[1]), [Path(word) for word in words[2:]])
-    elif command == "mean":
-        mean(*(Path(word) for word in words))
     elif command == "score":
         score(Path(words[0]), Path(words[1]), words[2].split(","), words[3:])
     elif command == "table":
