@@ -16,7 +16,7 @@ from lora_moe_hgd.phantoms.anatomy import MARGIN, Anatomy
 from lora_moe_hgd.phantoms.brain_maps import read_label_map
 from lora_moe_hgd.phantoms.contrast import paint
 from lora_moe_hgd.phantoms.noise import fractal_noise, gaussian_blur, smooth_noise, uniform
-from lora_moe_hgd.phantoms.style import NARROW
+from lora_moe_hgd.phantoms.style import NARROW, PhantomStyle
 from lora_moe_hgd.phantoms.tumour import Tumour, displace, random_tumour
 
 SPACING_MM = 1.5
@@ -48,6 +48,7 @@ LEVELS = {
     "marrow": ((0.5, 1.6), (0.6, 1.7), (0.4, 1.2), (0.4, 1.2)),
     "fat": ((1.4, 2.2), (1.4, 2.2), (0.7, 1.8), (0.7, 1.8)),
 }
+STYLE = replace(NARROW, whole_tumour_ml=(70.0, 0.7))
 # Tumours among which the outermost is taken.
 DRAWN = 4
 
@@ -130,10 +131,24 @@ def make_head(path: Path, seed: int) -> tuple[dict[str, Volume], np.ndarray, np.
     """
     generator = torch.Generator().manual_seed(seed)
     head, outside = anatomy_of(path, generator)
+    return painted_head(head, outside, generator, style=STYLE, drawn=DRAWN if seed % 2 else 1)
+
+
+def painted_head(
+    head: Anatomy, outside: torch.Tensor, generator: torch.Generator, *, style: PhantomStyle, drawn: int
+) -> tuple[dict[str, Volume], np.ndarray, np.ndarray, float]:
+    """As `make_head`, in an anatomy that was read before.
+
+    Args:
+        head: Brain in the field of view of the head.
+        outside: Shares of the tissues outside.
+        generator: For all draws.
+        style: Of tumour and contrast.
+        drawn: Number of tumours of which the outermost is taken.
+    """
     anatomy, box = cropped(head)
-    style = replace(NARROW, whole_tumour_ml=(70.0, 0.7))
-    drawn = [random_tumour(anatomy, generator=generator, style=style) for _ in range(DRAWN if seed % 2 else 1)]
-    tumour = max(drawn, key=lambda one: at_the_surface(one, anatomy))
+    tumours = [random_tumour(anatomy, generator=generator, style=style) for _ in range(drawn)]
+    tumour = max(tumours, key=lambda one: at_the_surface(one, anatomy))
     # The mask of a stripping tool plays no part here: the brain is painted as far as it goes.
     style = replace(style, stripped_level=(0.1, 0.1), stripping_fails_share=0.0)
     painted = paint(displace(anatomy, tumour), tumour, generator=generator, style=style)
