@@ -8,22 +8,18 @@ subsets, on phantoms that no run trains on and on the cases held out from ROOT.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from trials import Trial, main
+from trials import Trial, main, without_curriculum
 
 from lora_moe_hgd.model.configuration_lora_moe_hgd import LoraMoeHgdConfig
 from lora_moe_hgd.model.hgd_decoder import PointwiseBlock, upsample
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, LoraMoeHgdSegmenterOutput
 from lora_moe_hgd.model.moe import ExpertRouter
-from lora_moe_hgd.training import objectives
 from lora_moe_hgd.training.engine import FROM_SCRATCH_SPACING_MM, Build
-from lora_moe_hgd.training.schedule import draw_subset
 
 SECOND_LOSS_WEIGHT = 0.1
 
@@ -89,15 +85,6 @@ def _without_one(mask: Tensor) -> Tensor:
     dropped = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).argmax(dim=1, keepdim=True)
     fewer = mask.scatter(1, dropped, False)
     return torch.where(fewer.any(dim=1, keepdim=True), fewer, mask)
-
-
-def without_curriculum() -> AbstractContextManager[Any]:
-    """All regions and all subsets from the first step."""
-    return patch.multiple(
-        objectives,
-        region_weights=lambda progress, regions: (1.0,) * regions,
-        draw_subset=lambda acquired, progress, generator: draw_subset(acquired, 1.0, generator),
-    )
 
 
 def plain_upsampling(network: LoraMoeHgdForSegmentation) -> None:

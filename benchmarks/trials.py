@@ -1,15 +1,17 @@
-"""Networks and ways of training compared fairly: same data, same steps, same scores, as a table."""
+"""Networks and ways of training compared fairly: same data, same steps or minutes, same scores, as a table."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,19 +24,31 @@ from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
+from lora_moe_hgd.model.sliding_window import OVERLAP, sliding_window_logits
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.processes import is_fast_in_bf16
 from lora_moe_hgd.subsets import EVERY_SUBSET, Mask
+from lora_moe_hgd.training import engine, objectives
+from lora_moe_hgd.training.averaging import WeightAverage
 from lora_moe_hgd.training.config import read_config
-from lora_moe_hgd.training.data.datasets import CaseDataset, CaseSource, PhantomDataset
+from lora_moe_hgd.training.data.datasets import CaseDataset, CaseSource, ChosenCases, PhantomDataset
 from lora_moe_hgd.training.engine import Build, train
-from lora_moe_hgd.training.objectives import predict
+from lora_moe_hgd.training.loop import build_optimizer
+from lora_moe_hgd.training.metrics_log import read_metrics
+from lora_moe_hgd.training.objectives import SegmentationObjective
 from lora_moe_hgd.training.options import RunConfig
-from lora_moe_hgd.training.sources import VALIDATION_SEED, build_data
+from lora_moe_hgd.training.schedule import draw_subset
+from lora_moe_hgd.training.sources import VALIDATION_SEED, RunData, build_data
 
 ROOT = Path(__file__).parents[1]
-VAL_PHANTOMS = 6
+VAL_PHANTOMS = 8
+# Share of a window that overlaps with the next one, when trials are scored. Half takes more than twice as long.
+TRIAL_OVERLAP = 0.25
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8", "--val-phantoms", "null")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
+# Training steps of each network that are timed.
+TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -52,13 +66,40 @@ class Trial:
     options: tuple[str, ...] = ()
 
 
-def mean_dice(network: nn.Module, source: CaseSource, subsets: Sequence[Mask] = EVERY_SUBSET) -> list[float]:
-    """Mean Dice of each region over cases and subsets."""
-    values = [
-        [dice(*pair) for pair in zip(predict(network, case["pixel_values"], subset), case["labels"], strict=True)]
-        for case in (source[index] for index in range(len(source)))
-        for subset in subsets
-    ]
+def without_curriculum() -> AbstractContextManager[Any]:
+    """Train with all regions and all subsets from the first step."""
+    return patch.multiple(
+        objectives,
+        region_weights=lambda progress, regions: (1.0,) * regions,
+        draw_subset=lambda acquired, progress, generator: draw_subset(acquired, 1.0, generator),
+    )
+
+
+def mean_dice(
+    network: nn.Module,
+    source: CaseSource,
+    subsets: Sequence[Mask] = EVERY_SUBSET,
+    *,
+    every: int = 1,
+    overlap: float = OVERLAP,
+) -> list[float]:
+    """Mean Dice of each region over cases and subsets.
+
+    Args:
+        network: Network to score.
+        source: Cases.
+        subsets: Subsets of the sequences.
+        every: Score case number `i` on each `every`-th subset, beginning with number `i % every`.
+        overlap: Share of a window that overlaps with the next window.
+    """
+    values = []
+    for index in range(len(source)):
+        case = source[index]
+        for subset in subsets[index % every :: every]:
+            mask = torch.tensor([subset])
+            logits = sliding_window_logits(network, case["pixel_values"][None], mask, overlap=overlap)[0]
+            predicted = BRAIN_TUMOUR.nested(logits.sigmoid()) > 0.5
+            values.append([dice(*pair) for pair in zip(predicted, case["labels"], strict=True)])
     return np.mean(values, axis=0).tolist()
 
 
@@ -73,31 +114,100 @@ def score_cases(
         return mean_dice(network, source, subsets)
 
 
-def run_trial(trial: Trial, config: RunConfig) -> dict[str, Any]:
-    """Train, and score the last weights on phantoms that no run trains on and on the cases held out."""
-    began = time.perf_counter()
-    with trial.training():
+def run_trial(trial: Trial, config: RunConfig, *, every: int) -> dict[str, Any]:
+    """Train, and score the last weights on phantoms that no run trains on and on the cases held out.
+
+    Args:
+        trial: What is trained.
+        config: Options of the run.
+        every: As in `mean_dice`.
+    """
+    began = time.process_time()
+    with trial.training(), patch.object(SegmentationObjective, "validate", _skip_validation):
         train(config, build=trial.build)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     network, processor = trial.build(config)
     network.load_state_dict(load_file(Path(config.output_dir) / "last" / "model.safetensors"))
     nn.Module.to(network.eval(), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     cache_dir = Path(config.data.cache_dir).expanduser()
     phantoms = PhantomDataset(VAL_PHANTOMS, seed=VALIDATION_SEED, processor=processor, cache_dir=cache_dir)
     real = build_data(config, processor, show=False).validation
-    return {"seconds": seconds, "phantoms": mean_dice(network, phantoms), "real": mean_dice(network, real)}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_fast_in_bf16()):
+        on_phantoms, on_real = (
+            mean_dice(network, source, every=every, overlap=TRIAL_OVERLAP) for source in (phantoms, real)
+        )
+    steps = read_metrics(Path(config.output_dir))[-1]["step"]
+    return {"seconds": seconds, "steps": steps, "phantoms": on_phantoms, "real": on_real}
+
+
+def _skip_validation(*_: Any, **__: Any) -> float:
+    """Validate nothing during training, because the last weights are scored afterwards."""
+    return 0.0
+
+
+def with_steps(steps: int) -> AbstractContextManager[Any]:
+    """Make an epoch exactly this long by repeating or leaving out training cases. A case must give one crop."""
+
+    def build(config: RunConfig, *args: Any, **options: Any) -> RunData:
+        data = build_data(config, *args, **options)
+        order = np.random.default_rng(config.seed).permutation(len(data.train)).tolist()
+        indices = [order[index % len(order)] for index in range(steps * config.sample.batch_size)]
+        return replace(data, train=ChosenCases(data.train, indices))
+
+    return patch.object(engine, "build_data", build)
+
+
+def step_seconds(trials: Mapping[str, Trial], config: RunConfig) -> dict[str, float]:
+    """Seconds of processor time of a training step of each trial: the median of several, in which they take turns.
+
+    Time of the processor, not of the clock: other work on the machine hardly changes it. Run it with one thread.
+    """
+    steps = {name: _training_step(trial, config) for name, trial in trials.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in trials}
+    for number in range(TIMED_STEPS + 1):
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            # The first step allocates memory and is not counted.
+            if number:
+                seconds[name].append(time.process_time() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _training_step(trial: Trial, config: RunConfig) -> Callable[[], None]:
+    """A training step as in a run: forward, backward, optimizer and averaging, on random crops of all sequences."""
+    network: nn.Module = trial.build(config)[0].train()
+    nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = build_optimizer(network, config)
+    average = WeightAverage(network, decay=config.optim.ema_decay)
+    size = config.sample.batch_size
+    volume = torch.randn(size, 4, *config.sample.crop_size).contiguous(memory_format=torch.channels_last_3d)
+    labels = (torch.rand(size, len(REGIONS), *config.sample.crop_size) > 0.5).float()
+    mask = torch.ones(size, 4, dtype=torch.bool)
+
+    def step() -> None:
+        with trial.training(), torch.autocast("cpu", torch.bfloat16, enabled=config.optim.precision == "bf16"):
+            loss = network(pixel_values=volume, modality_mask=mask, labels=labels, output_router_logits=True).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.optim.max_grad_norm)
+        optimizer.step()
+        average.update(network, step=1)
+        optimizer.zero_grad()
+
+    return step
 
 
 def to_markdown(results: dict[str, list[dict[str, Any]]]) -> str:
     """One row a trial: means over the seeds, and the mean of each."""
     names = [f"{data} {region.upper()}" for data in ("phantoms", "real") for region in REGIONS]
-    lines = [f"| variant | {' | '.join(names)} | mean | by seed | minutes |", "|---" * (len(names) + 4) + "|"]
+    heads = ["variant", *names, "mean", "by seed", "steps", "minutes"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in results.items():
         values = np.array([[*run["phantoms"], *run["real"]] for run in runs])
         cells = " | ".join(f"{value:.3f}" for value in values.mean(axis=0))
         by_seed = ", ".join(f"{value:.3f}" for value in values.mean(axis=1))
-        minutes = np.mean([run["seconds"] for run in runs]) / 60
-        lines.append(f"| {name} | {cells} | {values.mean():.3f} | {by_seed} | {minutes:.1f} |")
+        steps, minutes = (np.mean([run[key] for run in runs]) for key in ("steps", "seconds"))
+        lines.append(f"| {name} | {cells} | {values.mean():.3f} | {by_seed} | {steps:.0f} | {minutes / 60:.1f} |")
     return "\n".join(lines)
 
 
@@ -107,18 +217,50 @@ def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
     parser.add_argument("--data", required=True, help="folder of labelled cases")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the runs")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument(
+        "--only", default=";".join(trials), help="trials to run, in this order, separated by semicolons"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="steps of each trial, instead of epochs")
+    length.add_argument(
+        "--minutes",
+        type=float,
+        help="minutes of processor time of each trial, instead of equal steps. The times of a step are measured "
+        "first, for all trials in turns, and kept in OUT/step_seconds.json",
+    )
+    parser.add_argument(
+        "--subset-step", type=int, default=1, help="score case number i on each n-th of the 15 subsets, from the i-th"
+    )
     args, options = parser.parse_known_args()
     common = ["--config", str(ROOT / "configs/pretrain_phantom.yaml"), "--data", args.data, *PHANTOMS, *BUDGET]
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds.split(","):
-        for number, (name, trial) in enumerate(trials.items()):
-            folder = args.out / f"{number}-{seed}"
+        for name in args.only.split(";"):
+            trial = trials[name]
+            folder = args.out / f"{list(trials).index(name)}-{seed}"
             scores = folder / "scores.json"
             if not scores.is_file():
                 words = [*common, *trial.options, *options, "--seed", seed, "--output-dir", str(folder)]
-                result = run_trial(trial, read_config(words))
+                steps = args.steps
+                if args.minutes is not None:
+                    times = _kept_step_seconds(trials, read_config(words), args.out / "step_seconds.json")
+                    steps = int(60 * args.minutes / times[name])
+                if steps is not None:
+                    words += ["--epochs", "1", "--crops-per-case", "1"]
+                with nullcontext() if steps is None else with_steps(steps):
+                    result = run_trial(trial, read_config(words), every=args.subset_step)
                 with replacing(scores) as scratch:
                     scratch.write_text(json.dumps(result))
             results.setdefault(name, []).append(json.loads(scores.read_text()))
             print(f"{name}, seed {seed}: {results[name][-1]}", flush=True)
     print(to_markdown(results))
+
+
+def _kept_step_seconds(trials: Mapping[str, Trial], config: RunConfig, path: Path) -> dict[str, float]:
+    """The times of `step_seconds` in this file, measured if it is missing."""
+    if not path.is_file():
+        measured = step_seconds(trials, config)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps(measured))
+    times: dict[str, float] = json.loads(path.read_text())
+    return times

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from bad_input import make_good_case
 from safetensors.torch import load_file
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.export.command import export
+from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.splits import Split
+from lora_moe_hgd.subsets import EVERY_SUBSET
+from lora_moe_hgd.training import engine
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.engine import train
+from lora_moe_hgd.training.sources import RunData
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +117,55 @@ def test_the_training_engine_takes_a_peer(peer: Any, tmp_path: Path) -> None:
     best = train(read_config(words), build=lambda config: (peer, processor))
     reloaded = type(peer).from_pretrained(best)
     assert not torch.equal(next(reloaded.parameters()), next(type(peer)(peer.config).parameters()))
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return pytest.importorskip("trials")
+
+
+def test_a_trial_is_scored_on_each_subset_equally_often(trials: Any) -> None:
+    scored: list[tuple[bool, ...]] = []
+
+    def network(pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> SimpleNamespace:
+        scored.append(tuple(modality_mask[0].tolist()))
+        return SimpleNamespace(logits=torch.full((1, 3, 64, 64, 64), -10.0))
+
+    case = {"pixel_values": torch.ones(4, 16, 16, 16), "labels": torch.zeros(3, 16, 16, 16, dtype=torch.uint8)}
+    assert trials.mean_dice(network, [case] * 8, every=4) == [1.0, 1.0, 1.0]
+    assert Counter(scored) == dict.fromkeys(EVERY_SUBSET, 2)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_an_epoch_has_as_many_steps_as_a_trial_asks_for(
+    trials: Any, steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = read_config(["--config", str(ROOT / "configs/smoke.yaml"), "--batch-size", "2", "--seed", "3"])
+    cases: Any = ["a", "b", "c", "d", "e", "f"]
+    monkeypatch.setattr(trials, "build_data", lambda *_, **__: RunData(cases, cases, Split([], []), ""))
+    with trials.with_steps(steps):
+        train_cases = engine.build_data(config, LoraMoeHgdImageProcessor(), show=False).train
+    assert len(train_cases) == 2 * steps
+    counts = Counter(train_cases[index] for index in range(len(train_cases)))
+    assert max(counts.values()) == math.ceil(2 * steps / len(cases))
+
+
+@pytest.mark.slow
+def test_peers_train_for_equal_minutes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_good_case(tmp_path / "data" / name)
+    (tmp_path / "split.csv").write_text("case,role\na,fit\nb,validate\n")
+    rows = run_script(
+        *("compare_peers.py", "--data", str(tmp_path / "data"), "--split-file", str(tmp_path / "split.csv")),
+        *("--only", "tiny;SegResNet-16", "--minutes", "0.05", "--seeds", "0", "--subset-step", "15"),
+        *("--phantoms", "1", "--batch-size", "1", "--num-workers", "0", "--crop-size", "[32, 32, 32]"),
+        *("--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")),
+    )
+    times = json.loads((tmp_path / "out/step_seconds.json").read_text())
+    for row, name in zip(rows[2:], ("tiny", "SegResNet-16"), strict=True):
+        assert row.split(" | ")[0] == f"| {name}"
+        assert int(row.split(" | ")[-2]) == int(3 / times[name])
 
 
 @pytest.mark.slow
