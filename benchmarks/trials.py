@@ -42,8 +42,8 @@ from lora_moe_hgd.training.sources import VALIDATION_SEED, RunData, build_data
 
 ROOT = Path(__file__).parents[1]
 VAL_PHANTOMS = 8
-# Share of a window that overlaps with the next one, when trials are scored. Half takes more than twice as long.
-TRIAL_OVERLAP = 0.25
+# Share of a window that overlaps with the next one, when trials are scored. Half takes three times as long.
+TRIAL_OVERLAP = 0.0
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8", "--val-phantoms", "null")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
@@ -244,7 +244,7 @@ def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
                 steps = args.steps
                 if args.minutes is not None:
                     times = _kept_step_seconds(trials, read_config(words), args.out / "step_seconds.json")
-                    steps = int(60 * args.minutes / times[name])
+                    steps = max(1, int(60 * args.minutes / times[name]))
                 if steps is not None:
                     words += ["--epochs", "1", "--crops-per-case", "1"]
                 with nullcontext() if steps is None else with_steps(steps):

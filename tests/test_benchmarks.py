@@ -8,14 +8,15 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from bad_input import make_good_case
 from safetensors.torch import load_file
+from small_runs import build_small
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.export.command import export
@@ -151,21 +152,27 @@ def test_an_epoch_has_as_many_steps_as_a_trial_asks_for(
     assert max(counts.values()) == math.ceil(2 * steps / len(cases))
 
 
-@pytest.mark.slow
-def test_peers_train_for_equal_minutes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        make_good_case(tmp_path / "data" / name)
-    (tmp_path / "split.csv").write_text("case,role\na,fit\nb,validate\n")
-    rows = run_script(
-        *("compare_peers.py", "--data", str(tmp_path / "data"), "--split-file", str(tmp_path / "split.csv")),
-        *("--only", "tiny;SegResNet-16", "--minutes", "0.05", "--seeds", "0", "--subset-step", "15"),
-        *("--phantoms", "1", "--batch-size", "1", "--num-workers", "0", "--crop-size", "[32, 32, 32]"),
-        *("--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")),
-    )
-    times = json.loads((tmp_path / "out/step_seconds.json").read_text())
-    for row, name in zip(rows[2:], ("tiny", "SegResNet-16"), strict=True):
-        assert row.split(" | ")[0] == f"| {name}"
-        assert int(row.split(" | ")[-2]) == int(3 / times[name])
+def test_in_equal_minutes_a_slow_network_takes_fewer_steps(
+    trials: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "step_seconds.json").write_text(json.dumps({"fast": 1.0, "slow": 3.0}))
+    for number in range(2):
+        (tmp_path / f"{number}-0").mkdir()
+    lengths: list[int] = []
+    monkeypatch.setattr(trials, "with_steps", lambda steps: nullcontext(lengths.append(steps)))
+    scores = {"seconds": 60.0, "steps": 1, "phantoms": [0.0] * 3, "real": [0.0] * 3}
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: scores)
+    words = ["script", "--data", "data", "--out", str(tmp_path), "--seeds", "0", "--minutes", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    trials.main({name: trials.Trial(build_small) for name in ("fast", "slow")}, about="", out="")
+    assert lengths == [60, 20]
+
+
+def test_a_training_step_of_each_trial_is_timed(trials: Any) -> None:
+    config = read_config(["--config", str(ROOT / "configs/smoke.yaml"), "--precision", "no"])
+    seconds = trials.step_seconds({"one": trials.Trial(build_small), "other": trials.Trial(build_small)}, config)
+    assert 0 < seconds["one"] < 60
+    assert 0 < seconds["other"] < 60
 
 
 @pytest.mark.slow
