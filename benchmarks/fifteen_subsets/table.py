@@ -41,9 +41,9 @@ sequences has one row of fifteen.
 
 **Published** columns were not run by us. Their authors scored them with their own code.
 
-**At equal steps, DynUNet and SwinUNETR are ahead of the network of this package** (mean Dice over the 15 subsets 0.482
-and 0.489, against 0.414): [docs/peers.md](../../docs/peers.md). They have no column here, because nobody has trained
-them to the end.
+**Trained from scratch for the same short time, SegResNet is ahead of the network of this package, and at equal steps
+DynUNet and SwinUNETR are**: [docs/peers.md](../../docs/peers.md). They have no column here, because nobody has trained
+them to the end on the data of a row.
 """
 OTHER = """## Published, on other data
 
