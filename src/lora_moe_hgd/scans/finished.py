@@ -16,8 +16,8 @@ from .raw import files_below
 def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str | None:
     """Fingerprint of all inputs of a preparation: files, options and code.
 
-    It is `None` if a program of the user extracts the brain, because nothing tells whether that program has changed,
-    and if a file cannot be read, which the preparation reports.
+    It is `None` if a program of the user extracts the brain, because that program may have changed. It is also `None`
+    if a file cannot be read. The preparation then reports the error.
 
     Args:
         source: Raw images.
