@@ -51,15 +51,15 @@ def main(argv: list[str]) -> None:
 
     clock.lap("start of the program")
     prepare._Clock = lambda: clock
-    find_regions = results.find_regions
+    find_in_box = results.find_in_box
 
     def timed(*args: object, **more: object) -> object:
         clock.lap(rest)
-        found = find_regions(*args, **more)
+        found = find_in_box(*args, **more)
         clock.lap("network")
         return found
 
-    results.find_regions = timed
+    results.find_in_box = timed
     rest = "case folder, loading the network, pictures, page and files"
     words = ["--in-path", str(out / "dicom"), "--out-path", str(out / "result"), "--on", "all", "--html", "--quiet"]
     run("segment", words)

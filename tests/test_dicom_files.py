@@ -118,6 +118,11 @@ def test_deflated_files_that_are_damaged_or_inflate_without_end_are_not_read(
         assert read_studies(tmp_path)[1] == 1
     paths[0].write_bytes(whole)
     assert read_studies(tmp_path)[1] == 0
+    with monkeypatch.context() as limited:
+        # Less than the file, then less than its content.
+        for most in (len(whole) // 2, len(whole) + 2):
+            limited.setattr(deflated, "MAX_BYTES", most)
+            assert read_studies(tmp_path) == ([], len(paths))
     monkeypatch.setattr(deflated, "SMALL_BYTES", 100)
     monkeypatch.setattr(deflated, "MAX_RATIO", 1)
     assert read_studies(tmp_path) == ([], len(paths))

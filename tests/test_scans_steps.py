@@ -15,7 +15,7 @@ from small_scans import SPACINGS, head, write_study
 
 from lora_moe_hgd.inference import scanned
 from lora_moe_hgd.model.grids import Volume
-from lora_moe_hgd.scans import prepare
+from lora_moe_hgd.scans import finished, prepare
 from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd.scans.steps import UNFINISHED, Steps
@@ -105,6 +105,19 @@ def test_a_finished_preparation_is_made_again_only_if_something_changed(
     extracted.clear()
     run("prepare", words)
     assert extracted == ["t1c", "flair"]
+
+
+def test_only_the_files_of_the_case_are_fingerprinted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(finished, "file_fingerprint", lambda path: read.append(path.name) or path.name)
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "below/a_0000.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b_0000.nii.gz": ["b_0000.nii.gz"], "mistyped": []}
+    for source, expected in given.items():
+        read.clear()
+        finished.inputs_fingerprint(tmp_path / source, tmp_path / "out", prepare.ScanOptions())
+        assert read == expected
 
 
 def test_a_program_of_the_user_extracts_the_brain_again(dicom: Path, tmp_path: Path, capsys) -> None:

@@ -33,7 +33,7 @@ TRAINING_PATHS = {
     "data.cache_dir": shtab.DIRECTORY,
     "output_dir": shtab.DIRECTORY,
 }
-# What shtab writes on where the script belongs differs from docs/use.md.
+# The header that shtab writes names other folders for the script than docs/use.md.
 SHTAB_HEADER = re.compile(r"# AUTOMATICALLY GENERATED.*?# See also: \S+\n", re.DOTALL)
 HEADER = "# Completion of lora-moe-hgd, made with shtab. docs/use.md says into which file to write it.\n"
 # Names under which commands take a checkpoint.

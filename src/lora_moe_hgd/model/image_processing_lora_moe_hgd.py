@@ -112,6 +112,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if lengths != [needed] * len(regions):
                 raise ValueError(
                     f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
+                    " A checkpoint from an earlier version has fewer: set them to null in its"
+                    " preprocessor_config.json, or copy those of the shipped checkpoint that it was trained from."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
@@ -180,7 +182,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             maps = [segmentation_maps] if is_single else list(segmentation_maps)
             if len(maps) != len(cases) or any(label_map is None for label_map in maps):
                 given = sum(label_map is not None for label_map in maps)
-                raise ValueError(f"Give a label map for each case, or for none of them. Got {given} for {len(cases)}.")
+                raise ValueError(
+                    f"Give a label map for each case, or for none of them. Label maps: {given}, cases: {len(cases)}."
+                )
         scheme = self.scheme(label_scheme)
         settled = []
         for number, (case, label_map) in enumerate(zip(cases, maps, strict=True)):
@@ -192,7 +196,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         labelled = [case.labels is not None for case in settled]
         if any(labelled) and not all(labelled):
             raise ValueError(
-                f"Give a label map for each case, or for none of them. Got {sum(labelled)} for {len(cases)}."
+                "Give a label map for each case, or for none of them. "
+                f"Label maps: {sum(labelled)}, cases: {len(cases)}."
             )
         volumes, labels, geometries = [], [], []
         for case in settled:

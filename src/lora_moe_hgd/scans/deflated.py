@@ -11,8 +11,11 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from ..cases.volume_rules import MAX_EDGE, in_bytes
 from .archives import MAX_RATIO, SMALL_BYTES
 
+# The largest volume that is read, with two bytes for each voxel.
+MAX_BYTES = 2 * MAX_EDGE**3
 # The group that names the transfer syntax is never deflated and lies in the first bytes, behind the preamble. It
 # begins with its own length, counted from the end of that element.
 PREAMBLE, META_BYTES = 132, 1024
@@ -31,15 +34,18 @@ def inflated(path: Path) -> bytes:
     """The content of a deflated file without compression.
 
     Raises:
-        ValueError: If the file is cut off, or if it inflates to more than images do.
+        ValueError: If the file is too large or cut off, or if it inflates to more than images do.
         zlib.error: If it is damaged.
     """
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"The file has more than {in_bytes(MAX_BYTES)}.")
     content = path.read_bytes()
     start = LENGTH.stop + int.from_bytes(content[LENGTH], "little")
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    elements = stream.decompress(content[start:], max(SMALL_BYTES, MAX_RATIO * len(content)))
+    most = min(MAX_BYTES, max(SMALL_BYTES, MAX_RATIO * len(content)))
+    elements = stream.decompress(content[start:], most)
     if not stream.eof:
-        raise ValueError(f"The file is cut off, or it inflates to more than {MAX_RATIO} times its size.")
+        raise ValueError(f"The file is cut off, or it inflates to more than {in_bytes(most)}.")
     meta = read_file_meta_info(path)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     target = BytesIO()

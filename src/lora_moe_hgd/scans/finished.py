@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,8 @@ from .raw import files_below
 def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str | None:
     """Fingerprint of all inputs of a preparation: files, options and code.
 
-    It is `None` if a program of the user extracts the brain, because nothing tells whether that program has changed,
-    and if a file cannot be read, which the preparation reports.
+    It is `None` if a program of the user extracts the brain, because that program may have changed. It is also `None`
+    if a file cannot be read. The preparation then reports the error.
 
     Args:
         source: Raw images.
@@ -25,9 +26,10 @@ def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str 
     """
     if options.brain_extraction not in (None, DEEPBET, NONE):
         return None
-    # A DICOMDIR lists files beside it.
     folder = source if source.is_dir() else source.parent
-    files = [source] if source.is_file() and source.name.upper() != "DICOMDIR" else files_below(folder)
+    # A DICOMDIR lists files beside it. `source` may also be the common start of numbered files.
+    is_folder = source.is_dir() or source.name.upper() == "DICOMDIR"
+    files = files_below(folder) if is_folder else sorted(folder.glob(f"{glob.escape(source.name)}*"))
     try:
         contents = [
             (path.relative_to(folder).as_posix(), file_fingerprint(path))

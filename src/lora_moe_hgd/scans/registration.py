@@ -85,8 +85,9 @@ def optimum(
 ) -> Motion:
     """Find the motion with the highest mutual information near the starts, without preference for the headers.
 
-    At the position from the headers, the mutual information may be higher still, without a path to there: it has
-    artefacts where the grids of both images are parallel (Pluim et al. 2000, doi 10.1006/cviu.1999.0816).
+    The mutual information at the position from the headers may be even higher, but the search does not reach it: where
+    the grids of both images are parallel, mutual information has artefacts (Pluim et al. 2000, doi
+    10.1006/cviu.1999.0816).
 
     Args:
         reference: Fixed image, with the skull.
