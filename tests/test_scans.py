@@ -277,7 +277,7 @@ def test_raw_images_without_the_extra_name_the_command_that_installs_it(
     for command in (["prepare", str(dicom), str(tmp_path)], ["segment", "--in-path", str(dicom), "--out-path", "x"]):
         with pytest.raises(SystemExit):
             run(command[0], command[1:])
-        assert 'pip install "lora-moe-hgd[scans]"' in capsys.readouterr().err
+        assert 'pip install ".[scans]"' in capsys.readouterr().err
     with pytest.raises(ValueError, match="highdicom"):
         lmh.segment(dicom)
 

@@ -159,9 +159,9 @@ def install_command(extra: str) -> str:
 
     Example:
         >>> print(install_command("scans"))
-        pip install "lora-moe-hgd[scans]" or, in a clone of the repository, pip install ".[scans]"
+        pip install ".[scans]" in a clone of the repository
     """
-    return f'pip install "lora-moe-hgd[{extra}]" or, in a clone of the repository, pip install ".[{extra}]"'
+    return f'pip install ".[{extra}]" in a clone of the repository'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,6 +18,8 @@ from .sequence_names import role_in
 
 # Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
+# A report of a preparation has some kilobytes.
+MAX_PREPARED_BYTES = 1_000_000
 # Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
@@ -176,9 +178,12 @@ def _case_id(root: Path, folder: Path) -> str:
 
 def _prepared_name(folder: Path) -> str | None:
     """Name of a case in the report of its preparation; `None` if there is no such report."""
+    path = folder / PREPARED
     try:
-        name = json.loads((folder / PREPARED).read_text(encoding="utf-8"))["case_id"]
-    except (OSError, ValueError, LookupError, TypeError):
+        if path.stat().st_size > MAX_PREPARED_BYTES:
+            return None
+        name = json.loads(path.read_text(encoding="utf-8"))["case_id"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return safe_name(name) if isinstance(name, str) and name else None
 

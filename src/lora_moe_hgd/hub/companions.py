@@ -26,7 +26,7 @@ REQUIREMENT = "lora-moe-hgd[app,scans]"
 INSTALL = """from huggingface_hub import hf_hub_download
 
 wheel = hf_hub_download({arguments})
-%pip install --quiet "{{wheel}}[notebooks]\""""
+%pip install --quiet "{{wheel}}[notebooks,scans]\""""
 
 
 def write_wheel(folder: Path) -> Path:

@@ -24,11 +24,11 @@ from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
 from .card import PICTURES, make_card, read_scores
 from .checksums import CARD, write_sums
-from .companions import write_notebook, write_space, write_wheel
+from .companions import NOTEBOOK_ON_HUB, write_notebook, write_space, write_wheel
 
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # Files to delete in the repository, because an earlier push may have had more shards or other code files.
-STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl"]
+STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl", NOTEBOOK_ON_HUB]
 # The Hub ends the slug of a collection with 24 hexadecimal digits.
 SLUG = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
 

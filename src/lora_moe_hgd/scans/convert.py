@@ -12,10 +12,11 @@ import numpy as np
 from scipy import ndimage
 
 from ..cases.nifti import read_image
+from ..cases.volume_rules import in_bytes
 from ..files import counted
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume
-from .deflated import inflated, is_deflated
+from .deflated import MAX_BYTES, inflated, is_deflated
 from .series import Series
 
 TIMEOUT_S = 600
@@ -43,11 +44,17 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
     source.mkdir()
     target.mkdir()
     # Under names of our own: those of the files may name the patient, and dcm2niix takes a folder.
+    total = 0
     for number, path in enumerate(series.files):
-        if is_deflated(path):
-            (source / f"{number:06d}.dcm").write_bytes(inflated(path))
-        else:
-            link_or_copy(path, source / f"{number:06d}.dcm")
+        copy = source / f"{number:06d}.dcm"
+        if not is_deflated(path):
+            link_or_copy(path, copy)
+            continue
+        total += copy.write_bytes(inflated(path))
+        if total > MAX_BYTES:
+            raise BadInputError(
+                sequence, f"The deflated files of series {series.number} inflate to more than {in_bytes(MAX_BYTES)}."
+            )
     # `-g i`: options that the user has set for dcm2niix do not count here.
     options = ["-g", "i", "-z", "n", "-b", "n", "-f", "volume", "-o", str(target)]
     try:

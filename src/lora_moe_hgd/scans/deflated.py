@@ -14,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from ..cases.volume_rules import MAX_EDGE, in_bytes
 from .archives import MAX_RATIO, SMALL_BYTES
 
-# The largest volume that is read, with two bytes for each voxel.
+# The largest volume that is read, with two bytes for each voxel: for one file, and for a series.
 MAX_BYTES = 2 * MAX_EDGE**3
 # The group that names the transfer syntax is never deflated and lies in the first bytes, behind the preamble. It
 # begins with its own length, counted from the end of that element.
