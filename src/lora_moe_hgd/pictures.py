@@ -134,7 +134,13 @@ def save_overlay(
                 _letters(axis, ENDS[across], ENDS[up])
             if not masks.any():
                 axes[1].text(
-                    0.5, 0.1, f"no {task.target} found", color="white", ha="center", transform=axes[1].transAxes
+                    0.5,
+                    0.1,
+                    f"no {task.target} found",
+                    color="white",
+                    backgroundcolor="black",
+                    ha="center",
+                    transform=axes[1].transAxes,
                 )
     figure.suptitle(title, color="white", fontsize=11, y=1 - 0.1 / height, va="top")
     figure.legend(

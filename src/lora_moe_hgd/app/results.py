@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..inference.report import KEYS, NO_WARNINGS
 from ..model.confidence import LOW_CONFIDENCE
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
@@ -67,7 +68,7 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         items = "".join(f"<li>{text}</li>" for text in doubts)
         head = f'<div class="lmh-warn" role="alert"><strong>Doubtful result. {count}:</strong><ul>{items}</ul></div>'
     else:
-        head = '<p class="lmh-notice">No rule gave a warning. Results without a warning can be wrong, too.</p>'
+        head = f'<p class="lmh-notice">{NO_WARNINGS}</p>'
     rows = "".join(
         f"<tr><th>{shown(name)}</th><td>{volume:.1f} mL</td><td>{_confidence(report['confidence'][name])}</td></tr>"
         for name, volume in report["volumes_ml"].items()
@@ -77,7 +78,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         f"{rows}</table>"
     )
     used = " + ".join(map(sequence_shown, report["sequences_used"]))
-    labels = sorted((label, word) for word, label in report["label_scheme"].items() if word != "name")
+    words = {key: word for word, key in KEYS.items()}
+    labels = sorted((label, words.get(key, key)) for key, label in report["label_scheme"].items() if key != "name")
     scheme = ", ".join(f"{label} {word}" for label, word in labels)
     facts = (
         f"<p>Segmented from {used} with the checkpoint {html.escape(checkpoint_name(report['checkpoint']))} in "

@@ -283,7 +283,8 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
     axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1))
     several = rows["case_id"].nunique() > 1
     axes.set_title("Dice by number of sequences" + (", 95 % intervals" if several else ""))
-    axes.legend(ncols=len(task.regions), loc="upper left")
+    # Below the axes, because bars of good scores reach the top.
+    figure.legend(ncols=len(task.regions), loc="outside lower center")
     return figure
 
 

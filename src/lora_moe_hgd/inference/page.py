@@ -25,6 +25,7 @@ from ..model.brain import brain_of
 from ..model.geometry import orientation, to_canonical
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
+from .report import NO_WARNINGS
 
 PAGES = files(__package__) / "pages"
 MARGIN = 12
@@ -253,7 +254,7 @@ def _state(report: Mapping[str, Any], task: Task) -> str:
         heads.append(f"<h2>This result is doubtful</h2><ul>{items}</ul>")
     if heads:
         return f'<div class="doubt" role="alert">{"".join(heads)}</div>'
-    return '<div class="calm"><p>The program has no warnings. Errors are possible all the same.</p></div>'
+    return f'<div class="calm"><p>{NO_WARNINGS}</p></div>'
 
 
 def _region_table(report: Mapping[str, Any], task: Task) -> str:

@@ -21,6 +21,8 @@ from ..model.task import BRAIN_TUMOUR, Task
 # Labels whose key in the report has another spelling.
 KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
+# What pages say of a result without warnings.
+NO_WARNINGS = "The program has no warnings. Errors are possible all the same."
 
 
 def make_report(
