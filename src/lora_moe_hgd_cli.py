@@ -28,7 +28,7 @@ COMMANDS = {
     "app": ("lora_moe_hgd.app.command", "segment cases on a page in the browser"),
     "export": ("lora_moe_hgd.export.command", "write a network that runs without this package"),
     "adapters": ("lora_moe_hgd.adapters.commands", "list, merge and compare adapters"),
-    "phantom": ("lora_moe_hgd.phantoms.phantom", "write synthetic cases with ground truth"),
+    "phantom": ("lora_moe_hgd.phantoms.command", "write synthetic cases with ground truth"),
     "info": ("lora_moe_hgd.info", "show what is installed: versions, checkpoints, label schemes, device"),
     "completion": ("lora_moe_hgd.completion", "print a script that completes commands in your shell"),
 }

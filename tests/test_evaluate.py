@@ -207,7 +207,7 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
     assert "Rows with fewer than 6 cases (5 here) have no p value" in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
-    assert f"for the {len(table)} tests" in enough
+    assert f"for {len(table)} tests" in enough
     # All differ in one direction: each p is the smallest there is, and Holm multiplies the smallest by their number.
     assert table["p"].tolist() == pytest.approx([2 / 2**6] * len(table))
     assert table["p_holm"].tolist() == pytest.approx([min(1, len(table) * 2 / 2**6)] * len(table))
