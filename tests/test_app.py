@@ -458,7 +458,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     }
     calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert "Doubtful" not in calm
-    assert "Results without a warning can be wrong" in calm
+    assert "Errors are possible all the same" in calm
     assert "0.52, low" in calm
     # Visitors learn no folders of the server.
     assert str(tmp_path.parent) not in calm
