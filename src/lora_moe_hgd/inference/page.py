@@ -268,7 +268,7 @@ def _region_table(report: Mapping[str, Any], task: Task) -> str:
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"
         volume = f'<td class="number">{report["volumes_ml"][region]:.1f}</td>'
         rows.append(f'<tr><td>{label}</td>{volume}<td class="number">{dice}</td></tr>')
-    head = '<th scope="col">region</th><th scope="col">volume, mL</th><th scope="col">expected Dice</th>'
+    head = '<th scope="col">region</th><th scope="col">volume found, mL</th><th scope="col">expected Dice</th>'
     return f"<table><caption>Regions</caption><tr>{head}</tr>{''.join(rows)}</table>"
 
 
