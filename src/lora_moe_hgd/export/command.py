@@ -73,7 +73,8 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
         The largest difference of a logit from those of the checkpoint.
 
     Raises:
-        ValueError: If the checkpoint cannot be used, a package is missing, or the result differs.
+        ValueError: If the checkpoint cannot be used, a package is missing, or the written network gives other
+            logits than the checkpoint.
         OSError: If the folder exists or cannot be written.
     """
     network, processor = load_checkpoint(checkpoint)

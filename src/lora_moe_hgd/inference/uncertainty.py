@@ -18,6 +18,8 @@ def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.nd
         task: Regions, and which of them contain others.
 
     Example:
+        WT, TC and ET of two voxels.
+
         >>> voxel_entropy(np.array([[0.5, 1.0], [0.0, 0.5], [0.0, 0.25]]))
         array([1. , 1.5])
     """

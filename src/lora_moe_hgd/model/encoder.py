@@ -1,7 +1,8 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-Shape letters: B cases, P computed volumes in the batch, L patches of one volume, S slots (the largest number of
-computed volumes of a case in the batch), N = S * L tokens of a case, T tokens that the experts compute.
+Only the present sequences are computed; a sequence of a case is called a volume. Letters of shapes: B cases, P present
+volumes of all cases of a batch, L patches of a volume, S slots (present volumes of the case that has most), N = S * L
+tokens of a case, T tokens that the experts compute.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Offset `(D, H, W, 3)` in voxels of a random rotation, shear and scale per axis, about the centre."""
+    """How far each voxel moves, `(D, H, W, 3)` in voxels: a random rotation and shear, and a scale for each axis."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(*style.rotation_degrees, generator))

@@ -51,7 +51,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Regular files at any depth, in order; links to folders are not followed.
 
     Raises:
-        ValueError: If there are far more files than a study has.
+        ValueError: If there are far more files than any study has.
     """
     count = 0
     for place, folders, names in os.walk(folder):

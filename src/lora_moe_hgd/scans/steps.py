@@ -76,7 +76,7 @@ class Steps:
 
         Args:
             sequence: Name of the moving image.
-            reference: Name of the image that stays.
+            reference: Name of the image that the moving one is registered to.
             images: Reference and moving image.
             brains: The brain in each; `None` if it is not known.
             make: Finds the motion.
