@@ -24,8 +24,7 @@ from lora_moe_hgd.masks import dice
 from lora_moe_hgd.model.configuration_lora_moe_hgd import REGIONS
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from lora_moe_hgd.model.sliding_window import OVERLAP, sliding_window_logits
-from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.model.sliding_window import OVERLAP
 from lora_moe_hgd.processes import is_fast_in_bf16
 from lora_moe_hgd.subsets import EVERY_SUBSET, Mask
 from lora_moe_hgd.training import engine, objectives
@@ -35,7 +34,7 @@ from lora_moe_hgd.training.data.datasets import CaseDataset, CaseSource, ChosenC
 from lora_moe_hgd.training.engine import Build, train
 from lora_moe_hgd.training.loop import build_optimizer
 from lora_moe_hgd.training.metrics_log import read_metrics
-from lora_moe_hgd.training.objectives import SegmentationObjective
+from lora_moe_hgd.training.objectives import SegmentationObjective, predict
 from lora_moe_hgd.training.options import RunConfig
 from lora_moe_hgd.training.schedule import draw_subset
 from lora_moe_hgd.training.sources import VALIDATION_SEED, RunData, build_data
@@ -47,7 +46,7 @@ TRIAL_OVERLAP = 0.0
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8", "--val-phantoms", "null")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
-# Training steps of each network that are timed.
+# So many training steps of each network are timed.
 TIMED_STEPS = 3
 
 
@@ -96,9 +95,7 @@ def mean_dice(
     for index in range(len(source)):
         case = source[index]
         for subset in subsets[index % every :: every]:
-            mask = torch.tensor([subset])
-            logits = sliding_window_logits(network, case["pixel_values"][None], mask, overlap=overlap)[0]
-            predicted = BRAIN_TUMOUR.nested(logits.sigmoid()) > 0.5
+            predicted = predict(network, case["pixel_values"], subset, overlap=overlap)
             values.append([dice(*pair) for pair in zip(predicted, case["labels"], strict=True)])
     return np.mean(values, axis=0).tolist()
 

@@ -28,7 +28,7 @@ from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.scans import deflated, prepare
 from lora_moe_hgd.scans.choice import choose
 from lora_moe_hgd.scans.convert import convert
-from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT
+from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, PREPARED
 from lora_moe_hgd.scans.raw import is_raw
 from lora_moe_hgd.scans.studies import read_studies
 from lora_moe_hgd_cli import run
@@ -195,10 +195,10 @@ def test_a_dicomdir_is_read_as_a_file_and_as_the_folder(way: str, media: Path, t
     assert is_raw(media)
     source = media if way == "DICOMDIR" else media.parent
     run("prepare", [str(source), str(tmp_path / "case")])
-    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, REPORT}
+    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, PREPARED}
     assert {path.name for path in (tmp_path / "case").iterdir()} == files
     # The directory itself is no damaged file.
-    assert "cannot be read" not in (tmp_path / "case" / REPORT).read_text()
+    assert "cannot be read" not in (tmp_path / "case" / PREPARED).read_text()
     run("segment", ["--in-path", str(source), "--out-path", str(tmp_path / "out"), "--quiet"])
     assert (tmp_path / "out/seg.dcm").is_file()
 

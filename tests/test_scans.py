@@ -21,7 +21,7 @@ from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.scans import brains, prepare, raw
-from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT, Placement, Prepared
+from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, PREPARED, Placement, Prepared
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
 
@@ -42,12 +42,12 @@ def test_a_folder_of_dicom_files_becomes_a_case(dicom: Path, tmp_path: Path, cap
     printed = capsys.readouterr().out
     assert "1*" in printed
     assert "3 slices only" in printed
-    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, REPORT}
+    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, PREPARED}
     assert {path.name for path in (tmp_path / "case").iterdir()} == files
     images = {name: nib.load(tmp_path / "case" / FILE_NAMES[name]) for name in ("t1c", "flair")}
     assert np.array_equal(images["t1c"].affine, images["flair"].affine)
     assert images["t1c"].header.get_zooms() == pytest.approx(SPACINGS["t1c"])
-    report = json.loads((tmp_path / "case" / REPORT).read_text())
+    report = json.loads((tmp_path / "case" / PREPARED).read_text())
     assert report["reference"] == "t1c"
     assert report["sequences"]["flair"]["plane"] == "sagittal"
     run("segment", ["--in-path", str(tmp_path / "case"), "--out-path", str(tmp_path / "out")])
@@ -196,7 +196,7 @@ def test_a_registration_that_looks_wrong_is_never_used_silently(
     with pytest.raises(SystemExit) if refused else nullcontext():
         run("prepare", [str(dicom), str(tmp_path / "out"), "--quiet"])
     assert message in capsys.readouterr().err
-    assert (tmp_path / "out" / REPORT).is_file() != refused
+    assert (tmp_path / "out" / PREPARED).is_file() != refused
 
 
 def test_a_given_mask_and_none_replace_the_brain_extraction(
@@ -212,7 +212,7 @@ def test_a_given_mask_and_none_replace_the_brain_extraction(
     run("prepare", [str(dicom), str(tmp_path / "mask"), "--brain-mask", str(tmp_path / "mask.nii.gz")])
     for how, expected in (("none", whole), ("mask", given)):
         assert np.array_equal(np.asarray(nib.load(tmp_path / how / BRAIN_MASK).dataobj) > 0, expected)
-        assert json.loads((tmp_path / how / REPORT).read_text())["brain_extraction"] == how
+        assert json.loads((tmp_path / how / PREPARED).read_text())["brain_extraction"] == how
     images = [np.asarray(nib.load(tmp_path / "mask" / FILE_NAMES[name]).dataobj) for name in SPACINGS]
     assert all(array.any() and not array[~given].any() for array in images)
 
@@ -263,7 +263,7 @@ def test_temporary_files_are_removed_and_the_case_can_be_kept(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     words = ["--in-path", str(dicom), "--out-path", str(tmp_path / "out"), "--quiet", "--sequences", "t1c"]
     run("segment", [*words, "--keep", str(tmp_path / "kept")])
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {FILE_NAMES["t1c"], BRAIN_MASK, REPORT}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {FILE_NAMES["t1c"], BRAIN_MASK, PREPARED}
     monkeypatch.setattr(prepare, "register", lambda *args, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lmh.segment(dicom)
@@ -285,7 +285,7 @@ def test_raw_images_without_the_extra_name_the_command_that_installs_it(
 def test_a_case_without_dicom_refuses_their_options(dicom: Path, tmp_path: Path) -> None:
     case = tmp_path / "case"
     run("prepare", ["--in-path", str(dicom), "--out-path", str(case), "--sequences", "t1c", "--case-id", "case 7"])
-    assert json.loads((case / REPORT).read_text())["case_id"] == "case 7"
+    assert json.loads((case / PREPARED).read_text())["case_id"] == "case 7"
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(case), "--out-path", str(tmp_path / "out"), "--study", "1"])
     with pytest.raises(ValueError, match="Only a case of raw images"):

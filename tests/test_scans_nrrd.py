@@ -15,7 +15,7 @@ from small_scans import SPACINGS, head
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.scans.nrrd import find_nrrd_case, read_nrrd
-from lora_moe_hgd.scans.prepared import FILE_NAMES, REPORT
+from lora_moe_hgd.scans.prepared import FILE_NAMES, PREPARED
 from lora_moe_hgd_cli import run
 
 VOXELS = np.random.default_rng(0).integers(-500, 3000, (3, 4, 5)).astype("<i2")
@@ -151,7 +151,7 @@ def test_a_folder_with_nrrd_and_nifti_becomes_the_same_case_as_nifti_alone(
         found, expected = (nib.load(tmp_path / folder / "out" / FILE_NAMES[name]) for folder in ("a", "b"))
         np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
-    assert json.loads((tmp_path / "a/out" / REPORT).read_text())["case_id"] == "p7"
+    assert json.loads((tmp_path / "a/out" / PREPARED).read_text())["case_id"] == "p7"
 
 
 def test_unclear_names_are_refused_under_their_own_names(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from small_scans import SPACINGS, head, write_study
 from lora_moe_hgd.inference import scanned
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.scans import finished, prepare
-from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, REPORT
+from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, PREPARED
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd.scans.steps import UNFINISHED, Steps
 from lora_moe_hgd_cli import run
@@ -55,7 +55,7 @@ def stopped(dicom: Path, out: Path, step: str = "register", *options: str) -> No
 def content(folder: Path) -> dict[str, object]:
     """The images and the report of a case, without its times."""
     images = {path.name: np.asarray(nib.load(path).dataobj).tobytes() for path in folder.glob("*.nii.gz")}
-    report = json.loads((folder / REPORT).read_text())
+    report = json.loads((folder / PREPARED).read_text())
     return {**images, "report": {**report, "seconds": None, "made_from": None}}
 
 
@@ -72,7 +72,7 @@ def test_a_stopped_preparation_goes_on_and_gives_the_same_case(
     printed = capsys.readouterr().out
     assert "reused from a run that was stopped: brain of t1c, brain of flair\n" in printed
     assert "finding the brain" not in printed
-    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, REPORT}
+    files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, PREPARED}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     assert content(tmp_path / "out") == content(tmp_path / "at once")
 
@@ -91,7 +91,7 @@ def test_a_finished_preparation_is_made_again_only_if_something_changed(
     run("prepare", words)
     printed = capsys.readouterr().out
     assert f"{out} already contains this case" in printed
-    assert f"delete {out / REPORT}" in printed
+    assert f"delete {out / PREPARED}" in printed
     assert (extracted, content(out)) == ([], made)
     run("prepare", [*words, "--sequences", "flair"])
     assert extracted == ["flair"]
@@ -138,7 +138,7 @@ def test_motions_are_kept_to_the_last_bit(
     monkeypatch.setattr(prepare, "register", stop)
     run("prepare", [str(dicom), str(tmp_path / "out"), *EXTRACT])
     assert "brain of flair, flair to t1c\n" in capsys.readouterr().out
-    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    report = json.loads((tmp_path / "out" / PREPARED).read_text())
     assert report["sequences"]["flair"]["motion"] == np.round(matrix, 4).tolist()
     stored = Steps(tmp_path / "steps")
     volume = Volume(np.ones((2, 3, 4)), np.eye(4))

@@ -31,7 +31,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
         >>> largest_part(np.array([True, False, True, True])).tolist()
         [False, False, True, True]
     """
-    # Only the box around the mask is labelled, because numbers of parts take several times the memory of a mask.
+    # Only the box around the mask is labelled, because the array of part numbers takes several times the memory.
     box = bounds(mask, 0)
     parts, count = ndimage.label(mask[box])
     if count <= 1:

@@ -112,7 +112,7 @@ def _page(files: Collection[str], address: str) -> str:
         # Without the right to this origin, nothing in the page can reach the app.
         return (
             f'<iframe class="lmh-page" title="All slices of the result" sandbox="allow-scripts" '
-            # Notice and warnings stand above. The page does not repeat them if its address ends so.
+            # Notice and warnings stand above the frame. With `#inside`, the page leaves them out.
             f'src="{address}/report.html#inside"></iframe>'
             f'<p><a href="{address}/report.html" target="_blank" rel="noopener">Open the page in a new tab</a></p>'
         )

@@ -17,7 +17,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """Facts about an evaluation. A CSV file has none.
 
     Raises:
-        ValueError: If the evaluation does not name the weights.
+        ValueError: If the table of the evaluation does not name the evaluated weights.
     """
     path = folder / "table.json"
     return dict(read_table(path)["about"]) if path.is_file() else {}
@@ -27,7 +27,7 @@ def read_table(path: Path) -> dict[str, Any]:
     """Read the `table.json` of an evaluation.
 
     Raises:
-        ValueError: If it does not name the weights.
+        ValueError: If the table does not name the evaluated weights.
     """
     content: dict[str, Any] = json.loads(path.read_text())
     if "about" not in content:

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
+from ..cases.case_files import PREPARED
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .options import add_scan_options
-from .prepared import REPORT, check_output
+from .prepared import check_output
 from .raw import require_extra
 
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(target, made_from):
         say(
             f"{target} already contains this case, made from the same files with the same options. Nothing was done. "
-            f"To make it again, delete {target / REPORT}."
+            f"To make it again, delete {target / PREPARED}."
         )
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:

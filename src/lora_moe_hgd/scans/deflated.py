@@ -31,7 +31,7 @@ def is_deflated(path: Path) -> bool:
 
 
 def inflated(path: Path) -> bytes:
-    """The content of a deflated file without compression.
+    """Read a deflated file, and return it without compression.
 
     Raises:
         ValueError: If the file is too large or cut off, or if it inflates to more than images do.

@@ -20,7 +20,7 @@ from ..model.label_schemes import LabelScheme
 
 # File name of each sequence in the prepared folder, which any other command reads.
 FILE_NAMES = {"t1": "T1.nii.gz", "t1c": "T1c.nii.gz", "t2": "T2.nii.gz", "flair": "FLAIR.nii.gz"}
-BRAIN_MASK, REPORT = "brain_mask.nii.gz", PREPARED
+BRAIN_MASK = "brain_mask.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Prepared:
         """
         check_output(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REPORT).unlink(missing_ok=True)
+        (folder / PREPARED).unlink(missing_ok=True)
         # First, because it marks the folder as one of ours if the process stops before the report.
         save_image(folder / BRAIN_MASK, image_on(self.affine, self.brain.astype(np.uint8)))
         for name in FILE_NAMES.values():
             (folder / name).unlink(missing_ok=True)
         for name, array in self.images.items():
             save_image(folder / FILE_NAMES[name], image_on(self.affine, array))
-        with replacing(folder / REPORT) as scratch:
+        with replacing(folder / PREPARED) as scratch:
             scratch.write_text(json.dumps(self.report, indent=2) + "\n")
 
     def head_images(self) -> dict[str, nib.Nifti1Image]:
@@ -108,7 +108,7 @@ def check_output(folder: Path) -> None:
     Raises:
         ValueError: If it holds such images.
     """
-    written = (folder / REPORT).is_file() or (folder / BRAIN_MASK).is_file()
+    written = (folder / PREPARED).is_file() or (folder / BRAIN_MASK).is_file()
     others = [name for name in FILE_NAMES.values() if (folder / name).is_file()]
     if others and not written:
         raise ValueError(

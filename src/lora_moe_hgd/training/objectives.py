@@ -19,7 +19,7 @@ from ..files import counted, reason_of
 from ..masks import dice
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from ..model.sliding_window import sliding_window_logits
+from ..model.sliding_window import OVERLAP, sliding_window_logits
 from ..model.task import BRAIN_TUMOUR, Task
 from ..pictures import save_overlay
 from ..subsets import Mask, parse_subset
@@ -199,7 +199,14 @@ class SegmentationObjective:
         )
 
 
-def predict(network: nn.Module, pixel_values: Tensor, subset: Mask, task: Task = BRAIN_TUMOUR) -> Tensor:
+def predict(
+    network: nn.Module,
+    pixel_values: Tensor,
+    subset: Mask,
+    task: Task = BRAIN_TUMOUR,
+    *,
+    overlap: float = OVERLAP,
+) -> Tensor:
     """Segment one preprocessed case on the network's own grid: regions `(R, D, H, W)`, boolean.
 
     Nothing is resampled, so this is fast enough for use during training.
@@ -209,7 +216,8 @@ def predict(network: nn.Module, pixel_values: Tensor, subset: Mask, task: Task =
         pixel_values: `(M, D, H, W)`.
         subset: Sequences to use.
         task: Regions, and which of them contain others.
+        overlap: Share of a window that overlaps with the next window.
     """
     mask = torch.tensor([subset], device=pixel_values.device)
-    logits = sliding_window_logits(network, pixel_values[None], mask)[0]
+    logits = sliding_window_logits(network, pixel_values[None], mask, overlap=overlap)[0]
     return (task.nested(logits.sigmoid()) > 0.5).cpu()
