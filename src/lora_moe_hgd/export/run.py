@@ -23,9 +23,7 @@ def find(folder, settings):
         *words, last = re.findall("[a-z0-9]+", re.sub(r"\.nii(\.gz)?$", "", path.name.lower())) or [""]
         for name in [name for name, endings in settings["file_names"].items() if last in endings]:
             if name in found or set(settings["unclear_words"]) & set(words):
-                raise ValueError(
-                    f"{path}: it is not clear which sequence this file shows. Name each file, as in --{name} FILE."
-                )
+                raise ValueError(f"{path}: it is not clear which sequence this is. Name each file: --{name} FILE.")
             found[name] = path
     return found
 
@@ -36,9 +34,7 @@ def read(path):
         raise ValueError(f"{path}: {image.shape} is not the shape of one volume of a head.")
     array = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(array).all() or len(np.unique(array)) <= 8:
-        raise ValueError(
-            f"{path}: the file contains NaN or infinite voxels, or too few different values for an image."
-        )
+        raise ValueError(f"{path}: the image has NaN or infinite voxels, or too few different values for an image.")
     brain = array != 0
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     if array[tuple(slice(None, None, edge - 1 or 1) for edge in array.shape)].any():
