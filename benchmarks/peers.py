@@ -87,7 +87,10 @@ class PeerForSegmentation(PreTrainedModel):
         return LoraMoeHgdSegmenterOutput(loss=total_loss(losses, {}), logits=logits, losses=losses, router_logits=())
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Save configuration and weights. Weights that DynUNet shares are copied, as safetensors needs it."""
+        """Save configuration and weights.
+
+        Weights that DynUNet registers twice are copied, because safetensors refuses shared weights.
+        """
         self.config.save_pretrained(save_directory)
         weights = {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()

@@ -144,7 +144,7 @@ def _skip_validation(*_: Any, **__: Any) -> float:
 
 
 def with_steps(steps: int) -> AbstractContextManager[Any]:
-    """Give an epoch exactly `steps` steps by repeating or dropping training cases. A case must give one crop."""
+    """Give an epoch exactly `steps` steps by repeating or dropping training cases. Each case must give one crop."""
 
     def build(config: RunConfig, *args: Any, **options: Any) -> RunData:
         data = build_data(config, *args, **options)

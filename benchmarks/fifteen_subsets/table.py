@@ -43,7 +43,7 @@ We did not run the networks of **published** columns. The authors of these netwo
 
 **Trained from scratch for the same short time, SegResNet is ahead of the network of this package, and at equal steps
 DynUNet and SwinUNETR are**: [docs/peers.md](../../docs/peers.md). These three networks have no column here, because
-nobody has trained them to the end on the data of a row.
+nobody has trained them to the end for a row of this benchmark.
 """
 OTHER = """## Published, on other data
 

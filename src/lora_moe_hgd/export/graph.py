@@ -41,8 +41,8 @@ class _Logits(nn.Module):
 class _RowwiseGroupNorm(nn.Module):
     """Group normalisation that sums each row of voxels first, and then the sums of the rows.
 
-    Otherwise, onnxruntime adds up all voxels of a group one after another, which changes logits by 2e-3 for 96^3
-    voxels.
+    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another, which changes
+    logits by 2e-3 for 96^3 voxels.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -140,7 +140,7 @@ def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForS
         pixel_values[~modality_mask] = float("nan")
         differences.append((run(pixel_values, modality_mask) - expected).abs().max())
     largest = float(torch.stack(differences).max())
-    # Written so that NaN is a difference.
+    # Write `not (a <= b)` instead of `a > b`, so that NaN counts as a difference.
     if not largest <= TOLERANCE:
         raise ValueError(f"The exported network differs from the checkpoint: logits differ by up to {largest:.2g}.")
     return largest

@@ -32,7 +32,7 @@ LEAST_RIM = 0.2
 
 
 def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Mask of the voxels where at least one of the sequences is not zero. It needs at least one sequence."""
+    """Mask of the voxels where at least one of the sequences is not zero. `arrays` must not be empty."""
     # Combine the masks in place, because a case may have 10^8 voxels.
     return functools.reduce(operator.ior, (array != 0 for array in arrays))
 
@@ -110,7 +110,7 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Brain area on a face of the volume, divided by the largest cross-section parallel to it; maximum of six."""
+    """Largest ratio of the brain area on a face of the volume to the largest cross-section parallel to that face."""
     shares = []
     for axis in range(3):
         planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))

@@ -1,7 +1,8 @@
 """Rules for all cases, wherever they come from: one grid, the definition of the brain, and reasons to refuse a case.
 
-`settle` takes the volumes of a case as they were read. It returns them on one grid, finite and zero outside the brain,
-with a finding for each error and warning. The image processor and the reader of case folders both call it.
+`settle` takes the volumes of a case as they were read. `settle` returns the volumes on one grid, finite and zero
+outside the brain, with a finding for each error and warning. The image processor and the reader of case folders both
+call `settle`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from .task import BRAIN_TUMOUR, Task
 LABEL_MAP = "label map"
 # In BraTS-Africa, the brain masks of two sequences of a case overlap by at least 0.99.
 LEAST_OVERLAP = 0.9
-# Smallest difference between the brightness of ET on T1c and on T1, in MADs of the brain. In BraTS-Africa it is 1.8 to
-# 6. It is mostly lower if another label is mistaken for ET.
+# Smallest difference between the brightness of ET on T1c and on T1, in MADs of the brain. In BraTS-Africa, the
+# difference is 1.8 to 6. It is mostly lower if another label is mistaken for ET.
 ENHANCEMENT = 0.5
 MOST_LABELS = 8
 # A brain is cut off by the field of view if its area on the border exceeds this share of its largest cross-section.
@@ -76,7 +77,7 @@ class SettledCase:
         """Return the case if it can be used.
 
         Raises:
-            BadInputError: If there is an error, or, with `strict`, a warning. The first one is raised.
+            BadInputError: If there is an error, or, with `strict`, a warning.
         """
         raise_errors(self.findings, strict=strict)
         return self
@@ -192,7 +193,8 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         found = f"{array.flat[0]:g}"
         notes.add(name, f"All voxels are {found}. Leave the sequence out if it was not acquired.", "error")
         return None
-    # A label map has few values. Check a sample first, because it is faster and never has more values than the volume.
+    # A label map has few values. Check a sample first, which is faster to check and never has more values than the
+    # volume.
     values = np.unique(array[::2, ::2, ::2])
     if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and len(np.unique(array)) <= MOST_LABELS:
         found = ", ".join(f"{value:g}" for value in np.unique(array))
@@ -334,7 +336,7 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         )
     for first, second in overlaps:
         if np.array_equal(volumes[first].array, volumes[second].array):
-            notes.add(second, f"The volume has exactly the same voxels as {first}. Check which of the two is wrong.")
+            notes.add(second, f"The volume has exactly the same voxels as {first}. Check which volume is wrong.")
 
 
 def _settle_labels(

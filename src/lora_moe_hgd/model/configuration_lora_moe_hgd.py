@@ -40,7 +40,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """Sizes of the stem, the encoder, the experts and the holistically guided decoder.
 
     Args:
-        modalities: MRI sequences in channel order. A case may have any non-empty subset of them.
+        modalities: MRI sequences in channel order, of which a case may have any non-empty subset.
         regions: Nested target regions in channel order, each containing the next.
         full_resolution_channels: Channels of the branch at stride 1, which reads all sequences at once.
         stem_channels: Channels of each sequence's features at strides 2, 4 and 8.
@@ -52,8 +52,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         expert_intermediate_size: Width inside one expert.
         num_free_experts: Number of routed experts for all tokens, in addition to one expert per modality.
         num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
-        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For other volumes,
-            the stored embeddings are interpolated.
+        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For a volume with
+            another number of patches, the stored embeddings are interpolated.
         hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
             number must be that of the last block.
         fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).

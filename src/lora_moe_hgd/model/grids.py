@@ -87,10 +87,10 @@ def _times(sizes: np.ndarray) -> str:
 def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tuple[Volume, Step, float]:
     """Resample a volume to the grid of a reference volume.
 
-    If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners then
-    differ from the reference's by at most a quarter of a voxel, the volume gets the reference's affine. If the
-    difference is larger, values are interpolated linearly. Values are smoothed first if the reference is coarser, and
-    zeros around a brain are ignored. A label map is resampled with the nearest label.
+    If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners of both
+    arrays then differ by at most a quarter of a voxel, the volume gets the affine of the reference. If the corners
+    differ by more, values are interpolated linearly. Values are smoothed first if the reference is coarser, and zeros
+    around a brain are ignored. A label map is resampled with the nearest label.
 
     Returns:
         The volume on the reference's grid, the step that was necessary, and the largest distance between corners in

@@ -2,7 +2,8 @@
 
 A header gives the geometry up to three times: as an affine (sform), as a rotation with an origin (qform), and as voxel
 sizes (`pixdim`), which the qform needs. The sform has priority, then the qform, then the voxel sizes alone. Nibabel
-and the standard use the same order (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h, methods 1 to 3).
+and the NIfTI standard use this order of sform, qform and voxel sizes
+(https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h, methods 1 to 3).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _disagreements(header: Any) -> list[str]:
         # The sform is not a valid affine. The reader of the volume refuses it.
         return []
     used = "The sform is used, as in nibabel. If the qform is right, set the sform code to 0."
-    # `not (a <= b)` instead of `a > b`, so that NaN is a difference.
+    # Write `not (a <= b)` instead of `a > b`, so that NaN counts as a difference.
     if not (np.abs(other_mm - sizes_mm) <= SIZE_TOLERANCE * sizes_mm).all():
         return [
             f"The header's sform and qform disagree about the voxel size: {_in_mm(sizes_mm)} by the sform and "

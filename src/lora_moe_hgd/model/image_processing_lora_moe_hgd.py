@@ -112,8 +112,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if lengths != [needed] * len(regions):
                 raise ValueError(
                     f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
-                    " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in its"
-                    " preprocessor_config.json, or copy the weights of the shipped checkpoint that it started from."
+                    " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in the"
+                    " checkpoint's preprocessor_config.json, or copy the weights of a shipped checkpoint."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
@@ -294,8 +294,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             geometry: The `geometry` that `preprocess` returned for these cases.
 
         Returns:
-            For each case, the region masks, bool, and the region probabilities, float32. Both are `(R, D, H, W)` in
-            the case's own shape and orientation. For brain tumours, the regions are WT, TC and ET.
+            For each case, the region masks, bool, and the region probabilities, float32, both `(R, D, H, W)` in the
+            case's own shape and orientation. For brain tumours, the regions are WT, TC and ET.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         results = []
@@ -376,7 +376,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
             cropped = canonical_view(array, case.affine)[tuple(slice(low, high) for low, high in box)]
-            # `copy`, because PyTorch takes no negative strides.
+            # Copy the array, because PyTorch does not accept negative strides.
             values = resample_brain(torch.from_numpy(cropped.copy()), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry

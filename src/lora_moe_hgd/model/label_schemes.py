@@ -49,7 +49,10 @@ class LabelScheme:
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Labels of overlaps that are not nested, with their regions. Painting region by region never writes them."""
+        """Labels of overlaps that are not nested, with their regions.
+
+        Painting the masks of the regions one after another never writes these labels.
+        """
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
         for label in sorted(self.labels - {0, *self.others}):
@@ -76,7 +79,8 @@ class LabelScheme:
         Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
-            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists the wrong
+                values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -91,7 +95,7 @@ class LabelScheme:
 
     @property
     def meanings(self) -> dict[int, str]:
-        """Word for the part with each label, for all labels of the scheme in ascending order.
+        """Meaning of each label of the scheme as a word, in ascending order of the labels.
 
         Example:
             >>> LABEL_SCHEMES["ped2024"].meanings
@@ -148,7 +152,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
     """Return the scheme called `name` among `schemes`.
 
     Raises:
-        ValueError: If no scheme has this name. The message lists all names.
+        ValueError: If no scheme has this name. The message lists the names of all schemes.
     """
     if name not in schemes:
         raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(schemes)}.")
@@ -159,7 +163,8 @@ def label_values(labels: np.ndarray) -> set[int]:
     """Return all values of a label map.
 
     Raises:
-        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists up to five such values.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists up to five of the wrong
+            values.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):

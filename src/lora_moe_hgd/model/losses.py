@@ -46,8 +46,8 @@ def segmentation_losses(
 
     Args:
         logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`. The last logits have full resolution.
-        labels: Region masks `(B, R, D, H, W)`, 0 or 1. The target of a coarser logit is the mean over the voxels that
-            it covers.
+        labels: Region masks `(B, R, D, H, W)`, 0 or 1. The target of a coarser logit is the mean of the region mask
+            over the voxels that the logit covers.
         scale_weights: One weight per entry of `logits`.
         region_weights: Weight of each region, `(R,)`, not negative and not all zero.
 

@@ -92,7 +92,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         """Load as transformers does; for the folder of an adapter, also find the base as the package does.
 
         Raises:
-            ValueError: If the base of an adapter is not found or has other weights.
+            ValueError: If the base of an adapter is not found, or has other weights than the adapter needs.
         """
         folder = Path(str(pretrained_model_name_or_path))
         if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
@@ -159,7 +159,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         return modality_mask.bool()
 
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
-        """Whether to return hidden states and attention weights; `None` means as in the configuration.
+        """Whether to return hidden states and attention weights; `None` means the value in the configuration.
 
         Raises:
             ValueError: If attention weights are requested, but the configured attention does not return them.
@@ -199,7 +199,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch projection. Accelerate needs it with FSDP2."""
+        """Return the patch projection, which Accelerate needs with FSDP2."""
         return self.stem.patch_projection
 
     def encode(
@@ -256,13 +256,13 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
 
         Args:
             pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
-            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all were acquired. Channels
-                marked false are never read, so their content does not matter.
+            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all sequences were acquired.
+                Channels marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
             region_weights: `(R,)`, weight of each region in the loss. `None` means equal weights.
-            output_hidden_states: Return the hidden states of the encoder. `None` means as in the configuration.
-            output_attentions: Return the attention weights, which only `eager` attention has. `None` means as in the
-                configuration.
+            output_hidden_states: Return the hidden states of the encoder. `None` means the value in the configuration.
+            output_attentions: Return the attention weights, which only `eager` attention has. `None` means the value
+                in the configuration.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
             geometry: Not read. The image processor returns a geometry, so `model(**processor(case))` works.

@@ -50,7 +50,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
                 of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
                 partial brains. `mirror`: average over the case and its mirror image. `on_error`: `raise` (default)
-                stops at a case that cannot be segmented, and `return` makes the error its result.
+                stops at a case that cannot be segmented, and `return` makes the error the result of this case.
 
         Raises:
             ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`
@@ -156,8 +156,8 @@ def _read_folder(
         from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
-            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install it, or give "
-            "a dict from sequence name to file or array."
+            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install the "
+            "package, or give a dict from sequence name to file or array."
         ) from error
     reading = read_case(
         find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial

@@ -1,7 +1,7 @@
 """Convolutional stem that reads only the sequences that are present.
 
 The present volumes of a batch are packed along the batch axis. So an absent sequence costs no computation and cannot
-influence the result. The shapes of a compiled or exported graph cannot depend on the mask. In such a graph, absent
+influence the result. The shapes of a compiled or exported graph cannot depend on the mask, so in a graph absent
 volumes are computed on zeros and masked. Only `presence_of` chooses between packing and masking.
 
 Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots, C channels, D H W voxels.
@@ -80,7 +80,7 @@ class Slots:
     """The computed volumes, arranged by case, with the same number of slots for each case.
 
     Attributes:
-        values: `(B, S, ...)`, S the largest number of volumes that a case has.
+        values: `(B, S, ...)`, where S is the largest number of volumes of a case.
         modality_BS: Modality index of each slot; meaningless for empty slots.
         present_BS: False where a slot is empty or its sequence is absent.
         filled: Case index and slot index of each volume, each `(P,)`; `None` if all slots hold a volume.
@@ -94,7 +94,7 @@ class Slots:
 
 @dataclass
 class Presence(ABC):
-    """The computed volumes of a batch, sorted by case, then by modality, and ways to combine those of a case.
+    """The computed volumes of a batch, sorted by case, then by modality, with operations over each case.
 
     Attributes:
         mask_BM: True where a sequence was acquired.
@@ -221,7 +221,7 @@ def presence_of(modality_mask: Tensor) -> Presence:
     The choice depends only on `torch.compiler.is_compiling`, so no caller has to choose, and no graph breaks here.
 
     Raises:
-        ValueError: If a case has no sequence at all. In a graph, this is not checked.
+        ValueError: If a case has no sequence at all, except in a graph, which cannot check this.
     """
     presence: type[PackedPresence | DensePresence] = DensePresence if torch.compiler.is_compiling() else PackedPresence
     return presence.from_mask(modality_mask)

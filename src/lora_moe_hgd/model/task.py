@@ -106,7 +106,10 @@ class Task:
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of the regions that contain each region, outermost first. The outer has all labels of the inner."""
+        """Indices of the regions that contain each region, outermost first.
+
+        A region contains another region if it has all labels of the other region, and more.
+        """
         sets = [frozenset(labels) for labels in self._scheme.regions.values()]
         return tuple(tuple(number for number, outer in enumerate(sets) if outer > labels) for labels in sets)
 
@@ -153,7 +156,7 @@ BRAIN_TUMOUR = Task(
     name="brain-tumour",
     target="tumour",
     sequences=dict.fromkeys(MODALITIES, ()),
-    # The default of a checkpoint (brats2023) is in its processor, not here.
+    # The image processor, not the task, stores the default scheme of a checkpoint (brats2023).
     schemes=LABEL_SCHEMES,
     without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
 )

@@ -1,4 +1,4 @@
-"""From tissue and tumour maps to the four MRI sequences.
+"""Paint the four MRI sequences from tissue and tumour maps.
 
 Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of these z-scores
 come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse,
@@ -76,7 +76,7 @@ def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
     """Draw from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
 
-    All sequences of a case share `severity`: a lesion that is bright on T2 tends to be bright on FLAIR.
+    All sequences of a case share `severity`, so a lesion that is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
     # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.

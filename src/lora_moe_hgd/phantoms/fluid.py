@@ -68,8 +68,8 @@ def grow_ventricles(
 
     The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around the
     ventricles moves too, less and less towards the hull, which does not move. Some parts of the walls move more than
-    others. The steps are small, are composed, so that the deformation does not fold, and are computed on a coarse
-    grid.
+    others. Small steps are composed one after another, so that the deformation does not fold. The steps are computed
+    on a coarse grid.
 
     Args:
         ventricles: Fraction of each voxel that belongs to a ventricle, `(D, H, W)`.

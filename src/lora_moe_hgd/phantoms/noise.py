@@ -70,7 +70,11 @@ def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
-    """Return true with the given probability. No random number is drawn for 0 and 1, so later draws do not change."""
+    """Return true with the given probability.
+
+    For the probabilities 0 and 1 no random number is drawn, so an effect that is switched off does not change later
+    draws.
+    """
     if probability in (0, 1):
         return probability == 1
     return torch.rand((), generator=generator, device=generator.device).item() < probability

@@ -2,7 +2,7 @@
 
 Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
 grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; the growth parameters
-are not matched. Each region is the set of voxels above the level that gives the drawn volume.
+are not matched. Each region is the set of voxels above the level at which the region has the drawn volume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 
 @dataclass(frozen=True)
 class Tumour:
-    """Regions and soft quantities that shape the contrast.
+    """A tumour: its regions, and quantities that determine its contrast in the images.
 
     Attributes:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
