@@ -159,7 +159,7 @@ def print_scores(sessions: dict[str, onnxruntime.InferenceSession], settings: di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="output of `lora-moe-hgd export --format onnx`")
+    parser.add_argument("--folder", type=Path, required=True, help="folder from `lora-moe-hgd export --format onnx`")
     parser.add_argument("--edge", type=int, default=96, help="edge of the crop in voxels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

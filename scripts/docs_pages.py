@@ -40,8 +40,8 @@ file names do not show it.
 TRAINING = """# Training options
 
 `lora-moe-hgd train` and `train.py` take these options, and the YAML file of a run takes them as keys: the option
-`--num-workers 0` is the key `num_workers: 0` below `data:`. The command line overrides the file. `null` means that an
-option is not given. An option that has no effect is an error.
+`--num-workers 0` is the key `num_workers: 0` below `data:`. An option on the command line overrides the key in the
+file. `null` means that an option is not given. An option that has no effect is an error.
 
 {sections}
 

@@ -52,7 +52,7 @@ def build(data: Path, out: Path, names: Mapping[str, Sequence[str]]) -> tuple[in
         names: Cases of each split.
 
     Raises:
-        ValueError: If a case is missing, or if a file differs from that of the benchmark. In this case, nothing is
+        ValueError: If a case is missing, or if a file differs from that of the benchmark. After an error, nothing is
             written.
     """
     check_tasks(FOLDER / "hub/eval.yaml")

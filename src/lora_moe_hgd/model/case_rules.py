@@ -74,10 +74,10 @@ class SettledCase:
         return self.scheme.decode(self.labels)
 
     def raise_errors(self, *, strict: bool = False) -> SettledCase:
-        """Return the case if it can be used.
+        """Return this case, or raise if it cannot be used.
 
         Raises:
-            BadInputError: If there is an error, or, with `strict`, a warning.
+            BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
         """
         raise_errors(self.findings, strict=strict)
         return self
@@ -107,7 +107,7 @@ def settle(
     Args:
         volumes: Present sequences in channel order, at least one.
         label_map: Ground truth, which is resampled to the same grid as the sequences.
-        label_schemes: Possible schemes of the label map. An empty list means any scheme.
+        label_schemes: Possible schemes of the label map. An empty list allows every scheme.
         reference: Sequence to whose grid the others are resampled. `None` means the first usable sequence.
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull, with a warning.

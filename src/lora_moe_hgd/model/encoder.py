@@ -1,8 +1,8 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
 Only the present sequences are computed. A volume is one sequence of one case. Shape letters: B cases, P present
-volumes of all cases of a batch, L patches of a volume, S slots (most present volumes of a case), N = S * L tokens of a
-case, T tokens that the experts compute.
+volumes of all cases of a batch, L patches of a volume, S slots (largest number of present volumes of a case), N = S *
+L tokens of a case, T tokens that the experts compute.
 """
 
 from __future__ import annotations

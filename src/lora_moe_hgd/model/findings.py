@@ -35,7 +35,7 @@ def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
     """Raise the first error among the findings, if there is an error.
 
     Raises:
-        BadInputError: If there is an error, or, with `strict`, a warning.
+        BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
     """
     for finding in sorted(findings, key=lambda finding: finding.level != "error"):
         if strict or finding.level == "error":

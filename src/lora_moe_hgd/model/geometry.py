@@ -49,7 +49,7 @@ class CaseGeometry:
         """Paste volumes that cover the box in canonical order into the case's own array, which is zero elsewhere.
 
         Args:
-            volumes: `(..., D, H, W)`. The axes before the last three do not change.
+            volumes: `(..., D, H, W)`, with any number of leading axes.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
         (d0, d1), (h0, h1), (w0, w1) = self.box

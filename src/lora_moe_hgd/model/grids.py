@@ -30,7 +30,7 @@ class Volume:
     Attributes:
         array: `(D, H, W)`.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
-        has_geometry: Whether the source stated the affine. If false, the affine is an assumption.
+        has_geometry: True if the source stated the affine, false if the affine is an assumption.
         oddities: Warnings about the header of the source.
     """
 

@@ -20,7 +20,8 @@ class LabelScheme:
         name: Name on the command line and in files.
         regions: Labels of each region, in channel order. When a label map is written, later regions overwrite earlier
             regions. Therefore each region needs a label that belongs to no later region.
-        words: Word for the part of each region outside all later regions. The default is the name of the region.
+        words: One word for each region: the word for the part of the region outside all later regions. The default is
+            the name of the region.
         others: Labels outside all regions, such as a resection cavity. These labels are read, but never written.
         target: Word for the segmented object, such as `tumour`.
     """
@@ -180,12 +181,12 @@ def detect_label_scheme(
 ) -> LabelScheme:
     """Detect the scheme of a label map from its values.
 
-    If several schemes fit and assign all values to the same regions, the first one is returned. If `candidates` is
-    empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to 2021.
+    If several schemes fit and assign all values to the same regions, the first of these schemes is returned. If
+    `candidates` is empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to 2021.
 
     Args:
         values: Labels in the label map.
-        candidates: Schemes that the data set may use. An empty list means any scheme.
+        candidates: Schemes that the data set may use. An empty list allows every scheme.
         schemes: All schemes of the task, by name.
 
     Raises:

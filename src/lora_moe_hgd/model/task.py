@@ -69,7 +69,7 @@ class Task:
     """Sequences and regions of a network, both in channel order.
 
     Attributes:
-        name: Name of the task and, for tasks from a file, of its label scheme.
+        name: Name of the task. For tasks from a file, it is also the name of the label scheme.
         target: Word for the segmented object, such as `tumour`.
         sequences: Words in file names that identify each sequence. If the list of `t1`, `t1c`, `t2` or `flair` is
             empty, the built-in words are used.

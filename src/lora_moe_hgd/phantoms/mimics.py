@@ -20,7 +20,7 @@ class Mimics:
 
     Attributes:
         vessels: Vessels, plexus and meninges, bright on T1c.
-        water: Spots, plaques, caps and scars, bright on T2 and FLAIR, dark on T1.
+        water: Lesions rich in water (spots, plaques, caps and scars), bright on T2 and FLAIR, dark on T1.
         flow: Flowing fluid, bright on FLAIR, dark on T2.
     """
 

@@ -150,7 +150,7 @@ def roundness(mask: Tensor) -> float:
 
 
 def thickness_mm(mask: Tensor, spacing_mm: float) -> float:
-    """Thickness of a mask: four times the mean depth below its surface. For a plate, the result is exact."""
+    """Thickness of a mask: four times the mean depth below its surface. The thickness of a plate is exact."""
     if mask.sum() < 10:
         return math.nan
     # Split each voxel into halves: those of a voxel in the middle of a plate are nearest to opposite sides.
