@@ -24,7 +24,7 @@ MASKS = {count: torch.tensor([[index < count for index in range(4)]]) for count 
 
 
 def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Run all jobs in turn, and return the seconds of each job in each round. An additional first round is not counted."""
+    """Run all jobs in turn, and return the seconds of each job in each round. An extra first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():

@@ -87,7 +87,10 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     names = {split: cases_of(DATA, parts) for split, parts in SPLITS.items()}
     confirmed, total = build(args.data, args.out_path, names)
-    print(f"{args.out_path}: {confirmed} of {total} files have the listed voxels, all have the listed shape.")
+    print(
+        f"{args.out_path}: {confirmed} of {total} files have the voxels of `digests.csv`, and all files have the listed "
+        "shape."
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ Levels = tuple[Percentiles, Percentiles, Percentiles]
 
 @dataclass(frozen=True)
 class PhantomStyle:
-    """Ranges of everything that differs from phantom to phantom. Use `dataclasses.replace` to change some of the
-    ranges.
+    """Ranges of everything that differs from phantom to phantom. Change some with `dataclasses.replace`.
 
     Levels of healthy tissue are relative, because each image is divided by the spread of its brain. Lesion levels are
     robust z-scores relative to the healthy brain of the same case. A share is a probability per phantom.
