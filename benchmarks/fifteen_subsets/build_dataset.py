@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
     names = {split: cases_of(DATA, parts) for split, parts in SPLITS.items()}
     confirmed, total = build(args.data, args.out_path, names)
     print(
-        f"{args.out_path}: {confirmed} of {total} files have the voxels of `digests.csv`, and all files have the listed "
-        "shape."
+        f"{args.out_path}: {confirmed} of {total} files have the voxels of `digests.csv`, and all files have the "
+        "listed shape."
     )
 
 
