@@ -123,7 +123,7 @@ def eager_attention(
         query: Queries `(B, heads, N, head size)`.
         key: Keys, same shape.
         value: Values, same shape.
-        attention_mask: `(B, 1, 1, N)`, true where a token is real. `None` means that all tokens are real.
+        attention_mask: Mask `(B, 1, 1, N)`, true where a token is real. `None` means that all tokens are real.
         **unused: Options of other attention functions, which are not read.
 
     Returns:
@@ -196,7 +196,7 @@ class EncoderOutput:
     Attributes:
         hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last state is
             normalised.
-        router_logits: One `(T, E)` per block with experts, for the tokens that the experts compute.
+        router_logits: Router logits `(T, E)` of each block with experts, for the tokens that the experts compute.
         layout: Case, sequence and patch of each token.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """

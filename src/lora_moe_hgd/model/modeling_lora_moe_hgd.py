@@ -31,8 +31,9 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
     """Output of the encoder.
 
     Attributes:
-        last_hidden_state: `(B, N, hidden)`. N is the number of tokens of the case with the most present sequences, and
-            the other cases are padded. A compiled graph also has tokens for absent sequences.
+        last_hidden_state: Normalised hidden states after the last block, `(B, N, hidden)`. N is the number of tokens
+            of the case with the most present sequences, and the other cases are padded. A compiled graph also has
+            tokens for absent sequences.
         hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
             state is normalised.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
@@ -52,13 +53,13 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
+        logits: Region logits `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
         hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
             state is normalised.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
         router_logits: On request, the router logits `(T, experts)` of each block with experts. T counts the real
             tokens of the batch, or all tokens in a compiled graph.
-        codebook: On request, `(B, codeword size, codewords)`.
+        codebook: On request, the codebook of the decoder, `(B, codeword size, codewords)`.
         losses: Parts of the loss by name, without their coefficients, if labels were given.
     """
 
@@ -255,11 +256,12 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         """Segment a batch. As in every model of transformers, `return_dict=False` makes the result a tuple.
 
         Args:
-            pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
+            pixel_values: Images `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple
+                of 16.
             modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all sequences were acquired.
                 Channels marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
-            region_weights: `(R,)`, weight of each region in the loss. `None` means equal weights.
+            region_weights: Weight of each region in the loss, `(R,)`. `None` means equal weights.
             output_hidden_states: Return the hidden states of the encoder. `None` means the value in the configuration.
             output_attentions: Return the attention weights, which only `eager` attention has. `None` means the value
                 in the configuration.

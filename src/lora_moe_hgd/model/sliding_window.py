@@ -41,7 +41,8 @@ def sliding_window_logits(
     Args:
         model: Called as `model(pixel_values=..., modality_mask=...)`. The result of the call has `logits (B, R,
             *window)`.
-        pixel_values: `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are zero-padded.
+        pixel_values: Images of one case, `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are
+            zero-padded.
         modality_mask: `(1, M)`, true where a sequence is present.
         window: Edges of a window in voxels.
         overlap: Share of a window that overlaps with the next window, in [0, 1).
@@ -50,7 +51,7 @@ def sliding_window_logits(
         progress: Show a progress bar.
 
     Returns:
-        `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get the logit -10 in each
+        Logits `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get the logit -10 in each
         region.
 
     Raises:
