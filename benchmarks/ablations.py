@@ -1,8 +1,8 @@
-"""What each part of the network and of its training is worth: variants trained for the same steps, as a table.
+"""Ablations of the network and of its training: train variants for equal steps, and print a table of their Dice.
 
 `python benchmarks/ablations.py --data ROOT` trains each variant from scratch on phantoms mixed with the cases in ROOT,
-with two seeds; runs that are done are kept, so that it can be stopped and started again. Dice is the mean over the 15
-subsets, on phantoms that no run trains on and on the cases held out from ROOT.
+with two seeds. Finished runs are not repeated when the command is started again. Dice is the mean over the 15 subsets,
+on phantoms that no run trains on, and on the cases of ROOT that are held out from training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECOND_LOSS_WEIGHT = 0.1
 
 
 class PlainUpsampling(nn.Module):
-    """Stem and tokens joined at stride 8, without a codebook."""
+    """Decoder that joins stem features and tokens at stride 8, without a codebook."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()
@@ -37,21 +37,21 @@ class PlainUpsampling(nn.Module):
 
 
 class OpenRouter(ExpertRouter):
-    """Any token may use any expert."""
+    """Router that lets any token use any expert."""
 
     def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
         return nn.functional.linear(x_TD.float(), self.weight.float())
 
 
 class DenseConfig(LoraMoeHgdConfig):
-    """Dense feed-forward blocks in all layers."""
+    """Configuration with dense feed-forward blocks in all layers."""
 
     def has_experts(self, layer: int) -> bool:
         return False
 
 
 class TwiceSeen(LoraMoeHgdForSegmentation):
-    """Each sample is seen a second time with one sequence less, and a second loss compares the two."""
+    """Network that sees each training sample also with one sequence less; a second loss compares the two outputs."""
 
     def forward(self, pixel_values: Tensor, modality_mask: Tensor, **others: Any) -> LoraMoeHgdSegmenterOutput:
         if not self.training:
@@ -67,21 +67,21 @@ class TwiceSeen(LoraMoeHgdForSegmentation):
 
 
 class Ranked(TwiceSeen):
-    """More sequences must not be worse (SimMLM)."""
+    """Network with a ranking loss: more sequences must not give a larger loss than fewer sequences (SimMLM)."""
 
     def compare(self, more: LoraMoeHgdSegmenterOutput, fewer: LoraMoeHgdSegmenterOutput) -> Tensor:
         return (more.loss - fewer.loss).relu()
 
 
 class Distilled(TwiceSeen):
-    """The codewords made from fewer sequences must point where those made from more do."""
+    """Network that is trained to make codewords from fewer sequences similar in direction to those from more."""
 
     def compare(self, more: LoraMoeHgdSegmenterOutput, fewer: LoraMoeHgdSegmenterOutput) -> Tensor:
         return 1 - nn.functional.cosine_similarity(fewer.codebook, more.codebook.detach(), dim=1).mean()
 
 
 def _without_one(mask: Tensor) -> Tensor:
-    """The mask `(B, M)` with a random sequence less in each case that has two or more."""
+    """Drop a random sequence from the mask `(B, M)` of each case that has two or more sequences."""
     dropped = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).argmax(dim=1, keepdim=True)
     fewer = mask.scatter(1, dropped, False)
     return torch.where(fewer.any(dim=1, keepdim=True), fewer, mask)
@@ -105,7 +105,7 @@ def built(
     change: Callable[[LoraMoeHgdForSegmentation], None] = lambda network: None,
     **sizes: Any,
 ) -> Build:
-    """What builds the network with these classes and sizes, changed afterwards."""
+    """Return a function that builds a network from these classes and sizes, and then applies `change`."""
 
     def build(run: Any) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
         made = network(config(**sizes))
@@ -115,13 +115,13 @@ def built(
     return build
 
 
-# Those that see a sample twice get half of the steps.
+# Variants that see each sample twice get half of the steps.
 HALF = ("--crops-per-case", "1")
 TRIALS: dict[str, Trial] = {
     "default": Trial(built()),
     "plain upsampling, no codebook": Trial(built(change=plain_upsampling)),
     "no prior codewords": Trial(built(num_prior_codewords=0)),
-    # As many multiplications for a token as with its shared and two routed experts.
+    # A token needs as many multiplications as with one shared and two routed experts.
     "dense feed-forward, no experts": Trial(built(config=DenseConfig, intermediate_size=960)),
     "no expert owned by a sequence": Trial(built(change=open_routers)),
     "ranking loss": Trial(built(Ranked), options=HALF),

@@ -1,10 +1,10 @@
-"""Checkpoints on the same labelled cases, and on heads without a tumour: Dice by subset and region, false volume.
+"""Compare checkpoints: Dice by subset and region on labelled cases, and false volume on cases without a tumour.
 
-`python benchmarks/compare_weights.py --data ROOT --split ROOT/split.csv --weights tiny,runs/wide/last
---no-tumour
-FOLDER` scores each checkpoint on the cases of role `fit` on the network's own grid, no small parts left out. On
-the cases in FOLDER, which have no tumour, whatever is found is false; there small parts are left out as users get it.
-Scores of cases that were scored before are kept in `--out`, one JSON file per checkpoint and kind of cases.
+`python benchmarks/compare_weights.py --data ROOT --split ROOT/split.csv --weights tiny,runs/wide/last --no-tumour
+FOLDER` scores each checkpoint on the cases with the role `fit`, on the network's own grid. Small parts of regions are
+not removed. The cases in FOLDER have no tumour, so every region found there is false. For these cases, small parts are
+removed, as in `lora-moe-hgd segment`. The scores of each case are stored in `--out`, in one JSON file per checkpoint
+and kind of cases, and are reused.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lora_moe_hgd.training.objectives import predict
 
 SUBSETS = "all,t1c+flair,t1+t2,flair,t1c"
 
-# By case, by subset: a value per region.
+# Values by case, then by subset: one value per region.
 Values = dict[str, dict[str, list[float]]]
 Measure = Callable[[np.ndarray, Case], list[float]]
 
 
 def of_role(cases: Sequence[CaseFiles], split: Path | None, role: str) -> list[CaseFiles]:
-    """The cases that a split file gives this role, or all without one."""
+    """Return the cases with this role in the split file, or all cases if `split` is `None`."""
     if split is None:
         return list(cases)
     with split.open() as file:
@@ -54,7 +54,7 @@ def dices(regions: np.ndarray, case: Case) -> list[float]:
 
 
 def false_ml(processor: LoraMoeHgdImageProcessor) -> Measure:
-    """Volume of each region in mL, small parts left out."""
+    """Return a function that measures the volume of each region in mL, without parts below `processor.least_part`."""
     voxel_ml = float(np.prod(processor.target_spacing_mm)) / 1000
 
     def measure(regions: np.ndarray, case: Case) -> list[float]:
@@ -64,7 +64,7 @@ def false_ml(processor: LoraMoeHgdImageProcessor) -> Measure:
 
 
 def score(network: nn.Module, cases: CaseDataset, subsets: Sequence[str], measure: Measure, kept: Path) -> Values:
-    """Values of each case and subset; `kept` is read first, and written after each case."""
+    """Values of each case and subset, which are read from the file `kept` and written to it after each case."""
     values: Values = json.loads(kept.read_text()) if kept.is_file() else {}
     for index in range(len(cases)):
         case = cases[index]
@@ -83,13 +83,13 @@ def score(network: nn.Module, cases: CaseDataset, subsets: Sequence[str], measur
 
 
 def weights_key(checkpoint: str) -> str:
-    """Name of a checkpoint with a digest of its weights: those of a running training change."""
+    """Name of a checkpoint with a digest of its weights, because a running training changes its weights."""
     content = b"".join(path.read_bytes() for path in sorted(checkpoint_folder(checkpoint).glob("*.safetensors")))
     return f"{checkpoint.strip('/').replace('/', '-')}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def table_of_dice(rows: dict[str, Values], subsets: Sequence[str]) -> str:
-    """One row per checkpoint: the mean over cases and subsets, by region, and by subset."""
+    """Markdown table with one row per checkpoint: mean Dice by region, over everything, and by subset."""
     heads = [*(region.upper() for region in REGIONS), "mean", *subsets]
     lines = [f"| weights | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, values in rows.items():
@@ -100,7 +100,7 @@ def table_of_dice(rows: dict[str, Values], subsets: Sequence[str]) -> str:
 
 
 def table_of_cases(rows: dict[str, Values], subset: str) -> str:
-    """One row per case: Dice of the regions with one subset, checkpoint by checkpoint."""
+    """Markdown table with one row per case: Dice of the regions with one subset, for each checkpoint."""
     lines = [f"| case, {subset} | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
     for case in next(iter(rows.values())):
         cells = [" / ".join(f"{value:.2f}" for value in values[case][subset]) for values in rows.values()]
@@ -109,7 +109,7 @@ def table_of_cases(rows: dict[str, Values], subset: str) -> str:
 
 
 def table_of_false_ml(rows: dict[str, Values], subsets: Sequence[str]) -> str:
-    """One row per checkpoint: false WT in mL of each case, by subset."""
+    """Markdown table with one row per checkpoint: false WT in mL of each case, by subset."""
     lines = [f"| weights, false WT in mL | {' | '.join(subsets)} |", "|---" * (len(subsets) + 1) + "|"]
     for name, values in rows.items():
         cells = [" / ".join(f"{case[subset][0]:.1f}" for case in values.values()) for subset in subsets]
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled cases")
     parser.add_argument("--split", type=Path, help="CSV file with the columns `case` and `role`")
-    parser.add_argument("--role", default="fit", help="with --split: which cases to score")
+    parser.add_argument("--role", default="fit", help="with --split: role of the cases to score")
     parser.add_argument("--no-tumour", type=Path, help="folder of cases without a tumour")
     parser.add_argument("--weights", default="tiny", help="checkpoints, separated by commas")
     parser.add_argument("--subsets", default=SUBSETS, help="subsets of the sequences to score")

@@ -1,8 +1,8 @@
-"""Time of a forward pass as exported, beside eager PyTorch, and what eight bits cost, as tables.
+"""Compare the exported network with eager PyTorch in time, and with its eight-bit version in time and Dice.
 
-`python benchmarks/exported.py --folder FOLDER` takes what `lora-moe-hgd export --format onnx` wrote to FOLDER. The
-runtimes take turns in each round, so that what else the machine does hits all alike; OpenVINO takes part where it is
-installed. `int8` is the network quantised after training by onnxruntime (QDQ, weights per channel, calibrated on
+`python benchmarks/exported.py --folder FOLDER` reads the output of `lora-moe-hgd export --format onnx` in FOLDER. The
+runtimes take turns in each round, so that other work on the machine slows all of them alike. OpenVINO takes part if it
+is installed. `int8` is the network quantised after training by onnxruntime (QDQ, weights per channel, calibrated on
 phantoms). With `--cases DATA --names A,B` both networks also segment labelled cases.
 """
 
@@ -38,7 +38,7 @@ Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def eager(checkpoint: str, memory_format: torch.memory_format) -> Run:
-    """PyTorch without a graph, which computes present sequences alone."""
+    """Network in PyTorch without a graph, which computes only the present sequences."""
     network, _ = lmh.load_checkpoint(checkpoint)
 
     def run(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -50,33 +50,33 @@ def eager(checkpoint: str, memory_format: torch.memory_format) -> Run:
 
 
 def session_of(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A network in onnxruntime."""
+    """Load a network into onnxruntime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def by_onnxruntime(path: Path, threads: int) -> Run:
-    """The graph in onnxruntime."""
+    """Network as a graph in onnxruntime."""
     session = session_of(path, threads)
     return lambda volume, mask: session.run(None, {"pixel_values": volume, "modality_mask": mask})[0]
 
 
 def by_openvino(path: Path, threads: int) -> Run | None:
-    """The graph in OpenVINO in float32; `None` where it is not installed."""
+    """Network as a graph in OpenVINO in float32; `None` if OpenVINO is not installed."""
     try:
         import openvino
     except ImportError:
         return None
     core = openvino.Core()
-    # Without the hint it computes in bf16 where the processor can.
+    # Without the precision hint, OpenVINO computes in bf16 if the processor supports it.
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(path), "CPU", settings)
     return lambda volume, mask: compiled([volume, mask])[0]
 
 
 class PhantomCrops(CalibrationDataReader):
-    """The middle of phantoms, with all sequences and with one or two."""
+    """Crops from the middle of phantoms, each with all sequences, and with one or two sequences."""
 
     def __init__(self, checkpoint: str, edge: int = 64) -> None:
         _, processor = lmh.load_checkpoint(checkpoint)
@@ -85,7 +85,8 @@ class PhantomCrops(CalibrationDataReader):
             volumes = make_phantom(500 + seed, spacing_mm=2.0, style=NARROW).volumes
             arrays = {name: volume.numpy() for name, volume in volumes.items()}
             values = processor(arrays, spacing_mm=2.0, allow_skull=True)["pixel_values"].numpy()
-            # The processor pads to multiples of the token stride, so a smaller phantom is taken whole.
+            # The processor pads to multiples of the token stride, so a crop of a smaller phantom is the complete
+            # phantom.
             edges = [min(edge, size) for size in values.shape[2:]]
             middle = tuple(
                 slice((size - own) // 2, (size + own) // 2) for size, own in zip(values.shape[2:], edges, strict=True)
@@ -99,7 +100,7 @@ class PhantomCrops(CalibrationDataReader):
 
 
 def quantise(source: Path, target: Path, checkpoint: str) -> None:
-    """Write the network in eight bits."""
+    """Write the network quantised to eight bits."""
     logging.getLogger().setLevel(logging.ERROR)
     prepared = target.with_name("prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -115,7 +116,7 @@ def quantise(source: Path, target: Path, checkpoint: str) -> None:
 
 
 def print_times(runs: dict[str, Run], edge: int, rounds: int) -> None:
-    """Wall and processor time, and the largest difference of a logit from eager."""
+    """Print wall time, processor time, and the largest difference of a logit from eager PyTorch."""
     volume = np.random.default_rng(0).normal(size=(1, 4, edge, edge, edge)).astype(np.float32)
     print("| runtime | sequences | minimum s | median s | processor s | ratio | logits differ by |")
     print("|---|---|---|---|---|---|---|")
@@ -138,7 +139,7 @@ def print_times(runs: dict[str, Run], edge: int, rounds: int) -> None:
 
 
 def print_scores(sessions: dict[str, onnxruntime.InferenceSession], settings: dict, cases: list[Path]) -> None:
-    """Mean Dice with the experts' segmentation over the cases."""
+    """Print the Dice with the experts' segmentation as means over the cases."""
     print("| network | sequences | WT | TC | ET |\n|---|---|---|---|---|")
     for subset in SUBSETS:
         scores: dict[str, list[list[float]]] = {name: [] for name in sessions}
@@ -158,12 +159,12 @@ def print_scores(sessions: dict[str, onnxruntime.InferenceSession], settings: di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="what `lora-moe-hgd export --format onnx` wrote")
+    parser.add_argument("--folder", type=Path, required=True, help="folder from `lora-moe-hgd export --format onnx`")
     parser.add_argument("--edge", type=int, default=96, help="edge of the crop in voxels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cases", type=Path, help="folder of labelled cases to segment, too")
-    parser.add_argument("--names", help="cases to take, separated by commas")
+    parser.add_argument("--cases", type=Path, help="folder of labelled cases to segment as well")
+    parser.add_argument("--names", help="cases to segment, separated by commas (default: all)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = json.loads((args.folder / "preprocessing.json").read_text())

@@ -1,8 +1,8 @@
-"""Speed and memory on a GPU, as tables: `python benchmarks/gpu.py`, about five minutes.
+"""Measure speed and memory on a GPU, and print tables: `python benchmarks/gpu.py`, about five minutes.
 
-In one run: forward and training step of a crop beside MONAI's networks; a whole case at 1 and 2 mm with one to four
-sequences; training on synthetic cases, with the share of time spent waiting for data; and the ten operations that take
-longest. `--device cpu --edge 64 --case-shape 64 64 48` runs the same on a CPU, to see that it works.
+One run measures four things: forward and training step of a crop, also of MONAI's networks; a complete case at 1 and 2
+mm with one to four sequences; training on synthetic cases, with the share of time spent waiting for data; and the ten
+operations that take longest. `--device cpu --edge 64 --case-shape 64 64 48` tries the script on a CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORKS = ["tiny", "SegResNet-16", "DynUNet", "SwinUNETR-24"]
 
 
 def crops(device: str, edge: int, rounds: int) -> None:
-    """Forward and training step of one crop, float32 and bf16."""
+    """Print times of a forward pass and of a training step on one crop, in float32 and bf16."""
     for bf16 in (False, True):
         print(f"\n{'bf16' if bf16 else 'float32'}, batch of one, {edge}^3\n")
         jobs = crop_jobs(NETWORKS, edge, bf16=bf16, compiled=False, device=device)
@@ -36,11 +36,11 @@ def crops(device: str, edge: int, rounds: int) -> None:
 
 
 def whole_cases(device: str, shape: tuple[int, int, int], rounds: int) -> None:
-    """Seconds and memory of a case as `segment_volume` segments it, in windows."""
+    """Print seconds and memory of `segment_volume` for a case, which is segmented in windows."""
     network = make_network("tiny", 64).to(device).eval()
     kinds = {"float32": (network, False), "bf16": (network, True)}
     if device != "cpu":
-        # As `segment_volume` calls it, in windows of one size.
+        # `segment_volume` calls the network on windows of one size, so one compilation is enough.
         compiled = make_network("tiny", 64).to(device).eval()
         compiled.forward = torch.compile(compiled.forward)
         kinds["bf16, compiled"] = (compiled, True)
@@ -57,7 +57,7 @@ def whole_cases(device: str, shape: tuple[int, int, int], rounds: int) -> None:
 
 
 def case_job(model: nn.Module, volume: Tensor, mask: Tensor, bf16: bool) -> Callable[[], None]:
-    """Segment one case."""
+    """Return a function that segments one case."""
 
     def job() -> None:
         with torch.no_grad(), torch.autocast(volume.device.type, torch.bfloat16, enabled=bf16):
@@ -67,9 +67,9 @@ def case_job(model: nn.Module, volume: Tensor, mask: Tensor, bf16: bool) -> Call
 
 
 def training(sizes: list[str], edge: int, phantoms: int) -> None:
-    """Crops a second as `train.py` trains, and the share of the time in which it waits for data.
+    """Print the crops per second of `train.py`, and the share of time in which training waits for data.
 
-    The cases are coarse, so that making them takes little time; the crops are as large as ever.
+    The synthetic cases are coarse, so that making them takes little time. The crops have the usual size.
     """
     print("\n| network | crops a second | share of waiting |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def training(sizes: list[str], edge: int, phantoms: int) -> None:
             words += ["--sample.crop_size", f"[{edge}, {edge}, {edge}]", "--sample.crops_per_case", "8"]
             words += ["--sample.batch_size", "4", "--validation.every", "2", "--validation.subsets", "[all]"]
             run("train", ["--config", str(CONFIG), *words, "--cache-dir", f"{folder}/cache", "--output-dir", str(out)])
-            # The first epoch tunes and allocates.
+            # Leave out the first epoch, in which kernels are tuned and memory is allocated.
             rows = [row for row in read_metrics(out) if "time/samples_per_second" in row]
             rows = rows[len(rows) // 2 :]
             speed, share = (
@@ -91,7 +91,7 @@ def training(sizes: list[str], edge: int, phantoms: int) -> None:
 
 
 def longest_operations(device: str, edge: int) -> None:
-    """The ten operations of a training step of `tiny` that take longest, bf16."""
+    """Print the ten operations that take longest in a training step of `tiny` in bf16."""
     jobs = crop_jobs(["tiny"], edge, bf16=True, compiled=False, device=device)
     job = jobs["tiny, 4 sequences, forward and backward"]
     job()

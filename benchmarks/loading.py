@@ -1,8 +1,8 @@
-"""Time to import the package and time and memory to load its networks, each in a process of its own, as tables.
+"""Measure the time to import the package, and time and memory to load its networks, each in a separate process.
 
-`python benchmarks/loading.py`. What torch and transformers take by themselves is shown beside it. Memory is what
-loading and reading every weight once adds at its highest, as a multiple of the weights, after a minimal network was
-loaded: what Python imports on the way is not the weights'.
+`python benchmarks/loading.py` also shows the time to import only torch and transformers. Memory is the peak that
+loading a network and reading every weight once adds, as a multiple of the size of the weights. A minimal network is
+loaded first, so that the memory of Python imports does not count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ print(seconds, size / 1e6, (peak - before) / size)
 
 
 def seconds_of(*words: str) -> float:
-    """Wall time of a process."""
+    """Run a process, and return its wall time in seconds."""
     began = time.perf_counter()
     subprocess.run(words, check=True, capture_output=True)
     return time.perf_counter() - began

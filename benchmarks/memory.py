@@ -1,10 +1,11 @@
-"""Peak memory of a training step, by size of network and crop, precision and gradient checkpointing, as a table.
+"""Measure the peak memory of a training step, by size of network and crop, precision and gradient checkpointing.
 
-`python benchmarks/memory.py` measures each in a process of its own: on a GPU what torch allocated, on the CPU what the
-process held beyond its imports. Batch of one with four sequences, AdamW, two steps. `--sizes` also takes the peers.
+`python benchmarks/memory.py` measures each setting in a separate process. On a GPU, the result is the memory that
+torch allocated. On the CPU, the result is the memory of the process without its imports. The training has a batch of
+one with four sequences, AdamW, and two steps. `--sizes` also accepts the names of MONAI's networks in `peers.py`.
 
-`--cases 240x240x155x1,544x544x400x0.5` segments and saves a made-up case of two sequences instead, with so many voxels
-of so many millimetres.
+`--cases 240x240x155x1,544x544x400x0.5` instead segments and saves a synthetic case of two sequences for each entry. An
+entry gives the number of voxels along each axis, and the voxel size in millimetres.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ VARIANTS = {
 
 
 def held_gb() -> float:
-    """Most memory so far, in 10^9 bytes; on the CPU as Linux tells it."""
+    """Peak memory of this process so far, in 10^9 bytes; on the CPU from `/proc/self/status`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    # Not `resource.getrusage`, where a child begins with the peak of its parent.
+    # Do not use `resource.getrusage`, which reports for a child process at least the peak of its parent.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
 
 
 def measure(size: str, edge: int, *, bf16: bool, checkpointing: bool) -> float:
-    """Memory in 10^9 bytes."""
+    """Measure the memory of two training steps, in 10^9 bytes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     before = held_gb()
     network = make_network(size, edge).to(device)
@@ -63,18 +64,18 @@ def measure(size: str, edge: int, *, bf16: bool, checkpointing: bool) -> float:
 
 
 def measure_apart(size: str, edge: int, variant: str) -> float | None:
-    """The same in a process of its own; `None` if it ended there."""
+    """Run `measure` in a separate process; `None` if the process failed, for example without enough memory."""
     words = [sys.executable, __file__, "--one", json.dumps([size, edge, variant])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def measure_case(words: str) -> float:
-    """Memory in 10^9 bytes of `segment` and `save` for one case, on the CPU, beyond the imports."""
+    """Measure the memory of `segment` and `save` for one case, in 10^9 bytes, on the CPU, without imports."""
     *shape, spacing = map(float, words.split("x"))
     shape = tuple(map(int, shape))
     with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own, so that making the case does not count.
+        # Write the case in a separate process, so that its memory does not count.
         making = multiprocessing.get_context("spawn").Process(target=make_case, args=(Path(folder), shape, spacing))
         making.start()
         making.join()
@@ -95,7 +96,7 @@ def make_case(folder: Path, shape: tuple[int, ...], spacing: float) -> None:
 
 
 def measured_case_apart(words: str) -> str:
-    """The same in a process of its own, as a cell of the table."""
+    """Run `measure_case` in a separate process, and return the result as a cell of the table."""
     done = subprocess.run([sys.executable, __file__, "--one-case", words], capture_output=True, text=True, check=False)
     return f"{float(done.stdout.splitlines()[-1]):.2f}" if done.returncode == 0 else "no room"
 

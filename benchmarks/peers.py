@@ -1,6 +1,6 @@
-"""MONAI's networks behind the interface of the segmenter: training, saving and evaluation take them as they are.
+"""MONAI's networks with the interface of the segmenter, so that training, saving and evaluation can use them.
 
-An absent sequence is a channel of zeros to them, as is usual for networks that were not made for absent sequences.
+These networks get a channel of zeros for an absent sequence, which is usual for networks that need all sequences.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ PEERS = ("SegResNet-16", "UNETR", "DynUNet", "SwinUNETR-24")
 
 
 class PeerConfig(PreTrainedConfig):
-    """Which network, and for crops of which edge: UNETR stores positions for one size."""
+    """Name of the network, and edge of its crops in voxels, for which UNETR stores position embeddings."""
 
     model_type = "peer"
     name: str = "SegResNet-16"
     edge: int = 64
-    # What a run logs of routers.
+    # Training reads this field to log the routing. Zero means that there are no routers.
     num_experts_per_tok: int = 0
 
 
 def monai_network(config: PeerConfig) -> nn.Module:
-    """The network by its name, with MONAI's own sizes but for the widths that its name tells.
+    """Build the named network with MONAI's default sizes, except for a width in the name.
 
     Raises:
         ValueError: If the name is unknown.
@@ -49,13 +49,13 @@ def monai_network(config: PeerConfig) -> nn.Module:
     if config.name == "SwinUNETR-24":
         return SwinUNETR(feature_size=24, **CHANNELS)
     if config.name == "DynUNet":
-        # The shape that nnU-Net plans for such crops.
+        # nnU-Net plans this architecture for crops of such a size.
         return DynUNet(3, **CHANNELS, kernel_size=[3] * 5, strides=STRIDES, upsample_kernel_size=STRIDES[1:])
     raise ValueError(f"`name` must be one of {', '.join(PEERS)}, got {config.name}.")
 
 
 class PeerForSegmentation(PreTrainedModel):
-    """One of MONAI's networks, called as `LoraMoeHgdForSegmentation` is."""
+    """Segmenter that contains one of MONAI's networks and is called like `LoraMoeHgdForSegmentation`."""
 
     config_class = PeerConfig
     main_input_name = "pixel_values"
@@ -66,7 +66,7 @@ class PeerForSegmentation(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """MONAI has initialised them."""
+        """Do nothing, because MONAI has already initialised the weights."""
 
     def forward(
         self,
@@ -76,7 +76,7 @@ class PeerForSegmentation(PreTrainedModel):
         region_weights: Tensor | None = None,
         output_router_logits: bool = False,
     ) -> LoraMoeHgdSegmenterOutput:
-        """Arguments and shapes as in `LoraMoeHgdForSegmentation.forward`; the loss is the same, on one scale."""
+        """Segment a batch like `LoraMoeHgdForSegmentation.forward`, with the same loss on one scale only."""
         if modality_mask is not None:
             pixel_values = torch.where(modality_mask.bool()[..., None, None, None], pixel_values, 0.0)
         logits = self.network(pixel_values).float()
@@ -87,7 +87,10 @@ class PeerForSegmentation(PreTrainedModel):
         return LoraMoeHgdSegmenterOutput(loss=total_loss(losses, {}), logits=logits, losses=losses, router_logits=())
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Configuration and weights, those twice that DynUNet registers twice, which safetensors would refuse."""
+        """Save configuration and weights.
+
+        Weights that DynUNet registers twice are copied, because safetensors refuses shared weights.
+        """
         self.config.save_pretrained(save_directory)
         weights = {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()
@@ -97,7 +100,7 @@ class PeerForSegmentation(PreTrainedModel):
     def segment_volume(
         self, pixel_values: Tensor, modality_mask: Tensor, *, mirror: bool = False, progress: bool = False
     ) -> Tensor:
-        """As `LoraMoeHgdForSegmentation.segment_volume`."""
+        """Segment a case like `LoraMoeHgdForSegmentation.segment_volume`."""
         window = (self.config.edge,) * 3
         return sliding_window_logits(
             self, pixel_values, modality_mask, window=window, mirror=mirror, progress=progress
@@ -105,7 +108,7 @@ class PeerForSegmentation(PreTrainedModel):
 
 
 def make_network(name: str, edge: int) -> PreTrainedModel:
-    """`tiny`, `base` or a peer, for crops of this edge, with random weights; faster on channels-last volumes."""
+    """Build `tiny`, `base` or one of `PEERS` for crops of this edge, with random weights in channels-last layout."""
     network: PreTrainedModel
     if name in ("tiny", "base"):
         network = LoraMoeHgdForSegmentation(getattr(LoraMoeHgdConfig, name)())
@@ -116,5 +119,5 @@ def make_network(name: str, edge: int) -> PreTrainedModel:
 
 
 def num_parameters(network: nn.Module) -> float:
-    """In millions."""
+    """Number of parameters, in millions."""
     return sum(math.prod(value.shape) for value in network.parameters()) / 1e6

@@ -1,7 +1,8 @@
-"""Time and memory of `tiny` beside MONAI's networks, as tables; ratios are to SegResNet-16 in the same run.
+"""Compare `tiny` with MONAI's networks in time and memory. Ratios are relative to SegResNet-16 in the same run.
 
-`python benchmarks/speed.py` times forward and forward with backward on a crop, `--whole-case` a whole case of
-240 x 240 x 155 voxels. The networks take turns in each round, so that what else the machine does hits all alike.
+`python benchmarks/speed.py` times a forward pass, and a forward with a backward pass, on a crop. `--whole-case` times
+a complete case of 240 x 240 x 155 voxels. The networks take turns in each round, so that other work on the machine
+slows all of them alike.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ MASKS = {count: torch.tensor([[index < count for index in range(4)]]) for count 
 
 
 def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each job in each round, after one that is not counted."""
+    """Run all jobs in turn, and return the seconds of each job in each round. An extra first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():
             began = time.perf_counter()
             job()
             if device != "cpu":
-                # A GPU works on after the call returns.
+                # A GPU may still work when the call returns.
                 torch.cuda.synchronize(device)
             if number:
                 seconds[name].append(time.perf_counter() - began)
@@ -40,7 +41,7 @@ def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, device: str = "cp
 def crop_jobs(
     names: list[str], edge: int, *, bf16: bool, compiled: bool, device: str = "cpu"
 ) -> dict[str, Callable[[], None]]:
-    """Forward with one and four sequences, and a training step with four, of each network."""
+    """For each network: a forward pass with one and with four sequences, and a training step with four."""
     volume = torch.randn(1, 4, edge, edge, edge, device=device).contiguous(memory_format=torch.channels_last_3d)
     labels = (torch.rand(1, 3, edge, edge, edge, device=device) > 0.5).float()
     kind = torch.device(device).type
@@ -68,7 +69,7 @@ def crop_jobs(
         networks |= {f"{name} compiled": torch.compile(networks[name]) for name in ours}
     jobs = {}
     for name, network in networks.items():
-        # A peer reads its four channels whatever they hold.
+        # MONAI's networks always read four channels, so fewer sequences need the same time.
         for count in (4, 1) if name not in PEERS else (4,):
             jobs[f"{name}, {count} sequence{'s' if count > 1 else ''}, forward"] = forward(network, MASKS[count])
         jobs[f"{name}, 4 sequences, forward and backward"] = step(network)
@@ -76,7 +77,7 @@ def crop_jobs(
 
 
 def print_times(seconds: dict[str, list[float]]) -> None:
-    """Each beside the yardstick doing the same with four sequences."""
+    """Print the seconds of each job, and the ratio to `YARDSTICK` in the same job with four sequences."""
     print("| what | minimum s | median s | ratio of minima |\n|---|---|---|---|")
     for name, values in seconds.items():
         kind = name.rsplit(", ", 1)[1]
@@ -86,7 +87,7 @@ def print_times(seconds: dict[str, list[float]]) -> None:
 
 
 def made_up_case(shape: tuple[int, int, int] = (240, 240, 155)) -> Tensor:
-    """Noise in an ellipsoid as large as a brain, `(1, 4, D, H, W)`."""
+    """Case with noise in an ellipsoid as large as a brain, `(1, 4, D, H, W)`."""
     axes = [torch.linspace(-1, 1, edge) * edge for edge in shape]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     brain = (z / 140) ** 2 + (y / 170) ** 2 + (x / 140) ** 2 < 1
@@ -94,7 +95,7 @@ def made_up_case(shape: tuple[int, int, int] = (240, 240, 155)) -> Tensor:
 
 
 def case_jobs(size: str) -> dict[str, Callable[[], None]]:
-    """A whole case: the yardstick in all windows at 1 mm, and ours as `segment_volume` does it, at 1 and at 2 mm."""
+    """Segment a complete case: `YARDSTICK` in all windows at 1 mm, `size` by `segment_volume` at 1 and 2 mm."""
     volume = made_up_case()
     yardstick, ours = make_network(YARDSTICK, 64).eval(), make_network(size, 64).eval()
 
@@ -117,8 +118,12 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(["tiny", *PEERS]))
     parser.add_argument("--edge", type=int, default=96, help="edge of the crop in voxels")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true", help="also with torch.compile, which takes minutes")
-    parser.add_argument("--whole-case", action="store_true", help="time a whole case instead, minutes a round")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time compiled networks; torch.compile takes minutes"
+    )
+    parser.add_argument(
+        "--whole-case", action="store_true", help="time a complete case instead; a round takes minutes"
+    )
     args = parser.parse_args()
     names = args.networks.split(",")
     if args.whole_case:

@@ -1,4 +1,4 @@
-"""Networks and ways of training compared fairly: same data, same steps or minutes, same scores, as a table."""
+"""Compare networks and ways of training with the same data, the same steps or minutes, and the same scores."""
 
 from __future__ import annotations
 
@@ -41,22 +41,23 @@ from lora_moe_hgd.training.sources import VALIDATION_SEED, RunData, build_data
 
 ROOT = Path(__file__).parents[1]
 VAL_PHANTOMS = 8
-# Share of a window that overlaps with the next one, when trials are scored. Half takes three times as long.
+# Share of a window that overlaps with the next window, when trials are scored. An overlap of a half takes three times
+# as long.
 TRIAL_OVERLAP = 0.0
 Scored = tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]
 PHANTOMS = ("--phantoms", "100", "--phantom-share", "0.8", "--val-phantoms", "null")
 BUDGET = ("--epochs", "3", "--every", "3", "--subsets", "[all]", "--tracker", "none")
-# So many training steps of each network are timed.
+# Number of training steps that are timed for each network.
 TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained, and how.
+    """A network and a way to train it.
 
     Attributes:
-        build: Gives network and processor.
-        training: Entered while training.
+        build: Function that builds network and processor from the options of the run.
+        training: Function that returns a context manager, inside which the network is trained.
         options: Further options of `train.py`.
     """
 
@@ -86,7 +87,7 @@ def mean_dice(
 
     Args:
         network: Network to score.
-        source: Cases.
+        source: Cases to score on.
         subsets: Subsets of the sequences.
         every: Score case number `i` on each `every`-th subset, beginning with number `i % every`.
         overlap: Share of a window that overlaps with the next window.
@@ -103,7 +104,7 @@ def mean_dice(
 def score_cases(
     scored: Scored, cases: list[CaseFiles], subsets: Sequence[Mask], *, cache_dir: str, bf16: bool
 ) -> list[float]:
-    """Dice of each region on cases on disk, the mean over them and the subsets, on the network's own grid."""
+    """Mean Dice of each region over cases on disk and the subsets, on the network's own grid."""
     network, processor = scored
     nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     source = CaseDataset(cases, processor=processor, cache_dir=Path(cache_dir).expanduser())
@@ -112,12 +113,12 @@ def score_cases(
 
 
 def run_trial(trial: Trial, config: RunConfig, *, every: int) -> dict[str, Any]:
-    """Train, and score the last weights on phantoms that no run trains on and on the cases held out.
+    """Train, then score the last weights on phantoms that no run trains on and on the held-out cases.
 
     Args:
-        trial: What is trained.
+        trial: Network and way to train it.
         config: Options of the run.
-        every: As in `mean_dice`.
+        every: Step between the scored subsets, as in `mean_dice`.
     """
     began = time.process_time()
     with trial.training(), patch.object(SegmentationObjective, "validate", _skip_validation):
@@ -138,12 +139,12 @@ def run_trial(trial: Trial, config: RunConfig, *, every: int) -> dict[str, Any]:
 
 
 def _skip_validation(*_: Any, **__: Any) -> float:
-    """Validate nothing during training, because the last weights are scored afterwards."""
+    """Skip the validation during training, because the last weights are scored afterwards."""
     return 0.0
 
 
 def with_steps(steps: int) -> AbstractContextManager[Any]:
-    """Make an epoch exactly this long by repeating or leaving out training cases. A case must give one crop."""
+    """Give an epoch exactly `steps` steps by repeating or dropping training cases. Each case must give one crop."""
 
     def build(config: RunConfig, *args: Any, **options: Any) -> RunData:
         data = build_data(config, *args, **options)
@@ -155,9 +156,10 @@ def with_steps(steps: int) -> AbstractContextManager[Any]:
 
 
 def step_seconds(trials: Mapping[str, Trial], config: RunConfig) -> dict[str, float]:
-    """Seconds of processor time of a training step of each trial: the median of several, in which they take turns.
+    """Seconds of processor time of a training step of each trial: median of `TIMED_STEPS` steps, taken in turns.
 
-    Time of the processor, not of the clock: other work on the machine hardly changes it. Run it with one thread.
+    Processor time is used instead of wall time, because other work on the machine hardly changes it. Run the
+    measurement with one thread.
     """
     steps = {name: _training_step(trial, config) for name, trial in trials.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trials}
@@ -172,7 +174,7 @@ def step_seconds(trials: Mapping[str, Trial], config: RunConfig) -> dict[str, fl
 
 
 def _training_step(trial: Trial, config: RunConfig) -> Callable[[], None]:
-    """A training step as in a run: forward, backward, optimizer and averaging, on random crops of all sequences."""
+    """Return a training step as in a run: forward, backward, optimizer, averaging; random crops of all sequences."""
     network: nn.Module = trial.build(config)[0].train()
     nn.Module.to(network, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, config)
@@ -195,7 +197,7 @@ def _training_step(trial: Trial, config: RunConfig) -> Callable[[], None]:
 
 
 def to_markdown(results: dict[str, list[dict[str, Any]]]) -> str:
-    """One row a trial: means over the seeds, and the mean of each."""
+    """Markdown table with one row per trial: means over the seeds, and the mean of each seed."""
     names = [f"{data} {region.upper()}" for data in ("phantoms", "real") for region in REGIONS]
     heads = ["variant", *names, "mean", "by seed", "steps", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -209,7 +211,7 @@ def to_markdown(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
-    """Run what has no score yet, seed by seed, and print the table."""
+    """Run all trials that have no score yet, seed by seed, and print the table."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of labelled cases")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the runs")
@@ -222,11 +224,14 @@ def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
     length.add_argument(
         "--minutes",
         type=float,
-        help="minutes of processor time of each trial, instead of equal steps. The times of a step are measured "
-        "first, for all trials in turns, and kept in OUT/step_seconds.json",
+        help="minutes of processor time of each trial, instead of equal steps. The time of a step is measured "
+        "first, for all trials in turns, and stored in OUT/step_seconds.json",
     )
     parser.add_argument(
-        "--subset-step", type=int, default=1, help="score case number i on each n-th of the 15 subsets, from the i-th"
+        "--subset-step",
+        type=int,
+        default=1,
+        help="score case number i on every n-th of the 15 subsets, from the i-th on",
     )
     args, options = parser.parse_known_args()
     common = ["--config", str(ROOT / "configs/pretrain_phantom.yaml"), "--data", args.data, *PHANTOMS, *BUDGET]
@@ -254,7 +259,7 @@ def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
 
 
 def _kept_step_seconds(trials: Mapping[str, Trial], config: RunConfig, path: Path) -> dict[str, float]:
-    """The times of `step_seconds` in this file, measured if it is missing."""
+    """Read the times of `step_seconds` from a file, or measure and write them if the file is missing."""
     if not path.is_file():
         measured = step_seconds(trials, config)
         with replacing(path) as scratch:

@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made from the program itself, when `mkdocs` builds the site."""
+"""Generate pages of the documentation from the program, when `mkdocs` builds the site."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from lora_moe_hgd.training.config import build_parser, spellings
 
 COMMANDS = """# Commands
 
-Each command prints this with `--help`. `lora-moe-hgd --version` prints the version.
+Each command prints its section of this page with `--help`. `lora-moe-hgd --version` prints the version.
 
 {helps}
 """
 
 SCHEMES = """# Label schemes
 
-Which number of a label map means which part of a tumour. `--label-scheme` chooses the scheme that `segment` writes.
-For other commands it names the scheme of a ground truth whose file names do not tell it.
+A label scheme says which part of a tumour each number of a label map means. For `segment`, `--label-scheme` chooses
+the scheme of the written label maps. For other commands, `--label-scheme` names the scheme of the ground truth, if the
+file names do not show it.
 
 | scheme | labels |
 |---|---|
@@ -39,8 +40,8 @@ For other commands it names the scheme of a ground truth whose file names do not
 TRAINING = """# Training options
 
 `lora-moe-hgd train` and `train.py` take these options, and the YAML file of a run takes them as keys: the option
-`--num-workers 0` is the key `num_workers: 0` below `data:`. The command line overrides the file. `null` means that an
-option is not given. An option that has no effect is an error.
+`--num-workers 0` is the key `num_workers: 0` below `data:`. An option on the command line overrides the key in the
+file. `null` means that an option is not given. An option that has no effect is an error.
 
 {sections}
 
@@ -72,21 +73,21 @@ KINDS: dict[Any, str] = {
 
 FILE_NAMES = """# File names
 
-A folder is a case if the names of its images fit one of these families, or if their words are known.
+A folder is a case if the names of its images fit one of these families, or if the words of the names are known.
 [Segment cases](../use.md#file-names) explains the rules.
 
 ## Families of public data sets
 
 `*` stands for any text, which is the same in all files of a case. Upper and lower case do not matter. If a case has
-several of the names in a cell, the first one is used. `convert --layout` takes the key. If a family has two label
-schemes, the labels of the ground truth decide.
+several of the names in a cell, the first name is used. The key is the value of the option `convert --layout`. If a
+family has two label schemes, the labels of the ground truth decide.
 
 | key | data set | T1 | T1c | T2 | FLAIR | ground truth | label scheme |
 |---|---|---|---|---|---|---|---|
 {families}
 
-Two further keys are for sequences that have numbers instead of names. Their order is read from `dataset.json`, or
-given with `--channel-order`.
+Two further keys are for sequences that have numbers instead of names. The order of the sequences is read from
+`dataset.json`, or given with `--channel-order`.
 
 - `nnunet`: files `CASE_0000`, `CASE_0001` and so on in `imagesTr`, and the label map `CASE` in `labelsTr`.
 - `decathlon`: files `BRATS_001` with four axes in `imagesTr`, and label maps of the same names in `labelsTr`, in the
@@ -94,8 +95,8 @@ given with `--channel-order`.
 
 ## Words
 
-Other names are split into words, which decide together: T1 and contrast are T1c, and T2 and FLAIR are FLAIR. Words
-that are not in this table are ignored.
+Other file names are split into words. All words of a name decide together: a word for T1 and a word for contrast mean
+T1c, and words for T2 and FLAIR mean FLAIR. Words that are not in this table are ignored.
 
 | kind | words |
 |---|---|
@@ -104,7 +105,7 @@ that are not in this table are ignored.
 
 
 def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
-    """Add the pages; mkdocs calls it."""
+    """Add the generated pages. mkdocs calls this function."""
     pages = {
         "reference/commands.md": commands_page(),
         "reference/training.md": training_page(),
@@ -117,25 +118,25 @@ def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Name the files of the repository that are no pages, instead of linking to them; mkdocs calls it."""
+    """Replace links to files that are not pages by the names of the files. mkdocs calls this function."""
     return re.sub(r"\[([^\]]*)\]\((?:\.\./)+([^)#]+)\)", name_file, markdown)
 
 
 def name_file(link: re.Match[str]) -> str:
-    """A link as the name of the file that it leads to."""
+    """Replace a link by the name of the linked file."""
     text, path = link.groups()
     return f"`{path}`" if text == path else f"{text} (`{path}` in the repository)"
 
 
 def commands_page() -> str:
-    """The help of every command."""
+    """Page with the help text of every command."""
     return COMMANDS.format(
         helps="\n\n".join(f"## {name}\n\n```text\n{help_of(name)}```" for name in lora_moe_hgd_cli.COMMANDS)
     )
 
 
 def help_of(command: str) -> str:
-    """What `lora-moe-hgd COMMAND --help` prints."""
+    """Return the text that `lora-moe-hgd COMMAND --help` prints."""
     printed = io.StringIO()
     words = ["lora-moe-hgd", command, "--help"]
     with (
@@ -149,7 +150,7 @@ def help_of(command: str) -> str:
 
 
 def schemes_page() -> str:
-    """A row for each label scheme."""
+    """Page with one row for each label scheme."""
     rows = []
     for scheme in LABEL_SCHEMES.values():
         name, _, labels = str(scheme).partition(" ")
@@ -158,7 +159,7 @@ def schemes_page() -> str:
 
 
 def training_page() -> str:
-    """A table of the training options for each part of the configuration."""
+    """Page with a table of the training options for each part of the configuration."""
     parser = build_parser()
     actions = {action.dest: action for action in parser._actions}
     alone = {"config": "config", "continue": "continue_run"}
@@ -185,7 +186,7 @@ def _cell(text: str) -> str:
 
 
 def file_names_page() -> str:
-    """The families of file names, and the words that are known."""
+    """Page with the families of file names and the known words."""
     return FILE_NAMES.format(
         families="\n".join(map(_family_row, LAYOUTS)),
         words="\n".join(f"| {kind} | {', '.join(words.split())} |" for kind, words in WORDS.items()),

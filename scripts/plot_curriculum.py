@@ -1,4 +1,4 @@
-"""Draw the curriculum of a run: `python scripts/plot_curriculum.py docs/curriculum.png`."""
+"""Draw the curriculum of a training run: `python scripts/plot_curriculum.py docs/curriculum.png`."""
 
 import sys
 from pathlib import Path

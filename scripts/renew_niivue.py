@@ -1,8 +1,8 @@
-"""Fetch the pinned NiiVue from npm into the package, or pin another version.
+"""Fetch the pinned version of NiiVue from npm into the package, or pin another version.
 
-`version.json` beside the copy pins the version and the hash that the npm registry states for it (`npm view
-@niivue/niivue@0.69.0 dist.integrity`). Without arguments the copy is fetched again, which must give the same file.
-NiiVue's package on npm has no licence file, so `LICENSE` is kept by hand.
+`version.json` in the folder of the copy pins the version and the hash of this version in the npm registry (`npm view
+@niivue/niivue@0.69.0 dist.integrity`). Without arguments, the script fetches the pinned version again, which must give
+the same file. NiiVue's package on npm has no licence file, so the file `LICENSE` is maintained by hand.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fetch NiiVue, check its hash, and write `niivue.umd.js`, `LICENSES-bundled.txt` and `version.json`.
 
     Raises:
-        SystemExit: If npm delivers other content than the hash says.
+        SystemExit: If the content from npm does not have the pinned hash.
     """
     pinned = json.loads((FOLDER / "version.json").read_text())
     parser = argparse.ArgumentParser(description="Fetch NiiVue from npm into the package.")
     parser.add_argument("--version", default=pinned["version"], help="version to fetch (default: %(default)s)")
-    parser.add_argument("--integrity", default=pinned["integrity"], help="its hash, as the npm registry states it")
+    parser.add_argument("--integrity", default=pinned["integrity"], help="hash of this version in the npm registry")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         words = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=optional"]
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _licence(modules: Path, name: str, entry: dict[str, str]) -> str | None:
-    """Licence of a package that the bundle contains; `None` for NiiVue itself."""
+    """Return the licence of a package in the bundle; `None` for NiiVue itself."""
     if name == NAME:
         return None
     (path,) = [path for path in (modules / name).iterdir() if path.stem.lower() == "license"]

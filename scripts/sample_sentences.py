@@ -17,7 +17,7 @@ LEAST_WORDS = 4
 
 
 def sentences(root: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of each sentence in the Python files below a folder. `{}` stands for what a message fills in."""
+    """Location and text of each sentence in the Python files below a folder. `{}` stands for an inserted value."""
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text())
         inside = {

@@ -1,8 +1,8 @@
-"""Put a trained network or adapter into the package: `python scripts/ship_weights.py runs/continue_phantom/best tiny`.
+"""Ship a trained network or adapter with the package: `python scripts/ship_weights.py runs/wide/best tiny`.
 
 Weights are rounded to bfloat16 to halve the file size, and are converted to float32 when loaded. `--scale 0.5` ships
-an adapter at half strength. For a network, it ships the mean of the currently shipped and the new weights, so running
-the same command again moves further towards the new weights.
+an adapter at half strength. For a network, `--scale 0.5` ships the mean of the currently shipped and the new weights,
+so running the same command again moves the shipped weights further towards the new weights.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float) -> None:
-    """Write `shipped + scale (trained - shipped)`.
+    """Write a network with the weights `shipped + scale (trained - shipped)`.
 
     Raises:
         ValueError: If `scale` is not 1, but no network of this name is shipped yet.
@@ -38,7 +38,7 @@ def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float
     changes = {"config.json": {"dtype": "float32"}, "preprocessor_config.json": {}}
     for name, change in changes.items():
         settings = json.loads((scratch / name).read_text()) | change
-        # The package already contains the code.
+        # The package already contains the code to which `auto_map` refers.
         settings.pop("auto_map", None)
         (scratch / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for path in scratch.iterdir():
@@ -47,9 +47,9 @@ def ship_network(checkpoint: Path, scratch: Path, *, shipped: Path, scale: float
 
 
 def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
-    """Write `base + scale (adapted - base)` as an adapter.
+    """Write an adapter for the weights `base + scale (adapted - base)`.
 
-    Low-rank matrices are scaled. Weights that were trained in full are interpolated between base and adapter.
+    Low-rank matrices are scaled. All other weights of the adapter are interpolated between base and adapter.
 
     Raises:
         ValueError: If the adapter's base is not shipped.
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of the network or adapter")
     parser.add_argument("name", help="name of the shipped checkpoint")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="share of the change in the weights, from 0 to 1 (default: 1)"
+        "--scale", type=float, default=1.0, help="share of the weight change to ship, from 0 to 1 (default: 1)"
     )
     args = parser.parse_args()
     if not 0 <= args.scale <= 1:

@@ -1,9 +1,9 @@
-"""Write the cards of the shipped checkpoints and the results table of the README from scores.
+"""Write the model cards of the shipped checkpoints and the results table of the README from scores.
 
-`python scripts/write_card.py --scores outputs/fifteen_subsets --training model_cards/training.md`: the folder contains
-the output folders `tiny` and `glioma` of `lora-moe-hgd evaluate`, as `benchmarks/fifteen_subsets/row.py` leaves them.
-The Markdown file has the text on training for each card, one section per text. The published Dice of other networks
-comes from the benchmark.
+`python scripts/write_card.py --scores outputs/fifteen_subsets --training model_cards/training.md`: the folder
+`--scores` contains the output folders `tiny` and `glioma` of `lora-moe-hgd evaluate`, which
+`benchmarks/fifteen_subsets/row.py` writes. The Markdown file `--training` has one section for each text about training
+in the cards. The published Dice of other networks comes from the benchmark.
 """
 
 import argparse
@@ -85,8 +85,8 @@ def paragraphs(path: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scores", type=Path, required=True, help="folder of the evaluations")
-    parser.add_argument("--training", type=Path, required=True, help="Markdown file with the texts on training")
+    parser.add_argument("--scores", type=Path, required=True, help="folder with the evaluations `tiny` and `glioma`")
+    parser.add_argument("--training", type=Path, required=True, help="Markdown file with the texts about training")
     args = parser.parse_args()
     network, processor = load_checkpoint("tiny")
     text = paragraphs(args.training)

@@ -117,7 +117,7 @@ def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root
     array = np.asarray(image.dataobj).copy()
     array[20, 20, 20] = np.nan
     warning, *_ = lmh.segment({"t1c": nib.Nifti1Image(array, image.affine)}).warnings
-    assert warning == "t1c: 1 voxel is not finite (NaN or infinite). Such voxels are treated as zero."
+    assert warning == "t1c: 1 voxel is not finite (NaN or infinite). NaN and infinity are treated as zero."
 
 
 def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy_root: Path, tmp_path: Path) -> None:

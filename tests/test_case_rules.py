@@ -148,7 +148,7 @@ def test_a_brain_that_the_field_of_view_cuts_is_warned_of() -> None:
 def test_brains_at_different_places_and_copies_are_warned_of() -> None:
     moved = settled({"t1": brain(), "t2": brain(1, shift=0.25)})
     assert "The brains in t1 and t2 overlap by only" in messages(moved)[0]
-    assert "t2: It has exactly the same voxels as t1" in messages(settled({"t1": brain(), "t2": brain()}))[0]
+    assert "t2: The volume has exactly the same voxels as t1" in messages(settled({"t1": brain(), "t2": brain()}))[0]
 
 
 @pytest.mark.parametrize("stored", ["LPS", "PIR", "SRA"])
@@ -179,7 +179,8 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
     case = settled({"t1": brain()}, label_map=Volume(labels(), moved), label_schemes=("brats2023",))
     assert case.interpolated == (LABEL_MAP,)
     moved = (
-        "label map: Its grid differs from that of t1 (centres 8 mm apart). It was resampled with the nearest label."
+        "label map: The grid differs from that of t1 (centres 8 mm apart). The volume was resampled with the nearest "
+        "label."
     )
     assert moved in messages(case)[0]
     # Two voxels of 4 mm along the first axis, which runs to the left.
@@ -189,7 +190,7 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
 def test_a_label_map_beside_the_brain_or_of_another_scheme_is_found() -> None:
     away = np.roll(labels(), 14, axis=2)
     case = settled({"t1": brain()}, label_map=Volume(away, AFFINE), label_schemes=("brats2023",))
-    assert "of the tumour are outside the brain" in messages(case)[0]
+    assert "of the tumour is outside the brain" in messages(case)[0]
     bright = brain(1) + 60 * (labels() == 3)
     swapped = LABEL_SCHEMES["msd"].encode(LABEL_SCHEMES["brats2023"].decode(labels()))
     arrays = {"t1": brain(), "t1c": bright.astype(np.float32)}
@@ -204,7 +205,8 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
     far[0, 3] += 500
     case = settle({"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1), far)})
     assert messages(case) == [
-        "error: t2: It does not overlap with t1: their centres are 500 mm apart. Register them first."
+        "error: t2: The volume does not overlap with t1: the centres are 500 mm apart. Register the volumes to each "
+        "other first."
     ]
     # Twice the voxels of half the size over the same field: nothing is apart.
     fine = np.diag([0.5, 0.5, 0.5, 1])
@@ -213,8 +215,8 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
         {"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1).repeat(2, 0).repeat(2, 1).repeat(2, 2), AFFINE @ fine)}
     )
     assert messages(same) == [
-        "warning: t2: Its grid differs from that of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
-        "It was resampled by interpolation."
+        "warning: t2: The grid differs from that of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
+        "The volume was resampled by interpolation."
     ]
 
 
@@ -289,7 +291,7 @@ def test_what_another_sequence_shows_as_tissue_is_no_rim_of_noise() -> None:
     """Fluid on FLAIR is as dark as noise, and fills the wide sulci of old brains."""
     shell = (brain() != 0) & ~ndimage.binary_erosion(brain() != 0, iterations=3)
     flair = np.where(shell, brain() / 20, brain()).astype(np.float32)
-    assert messages(settled({"flair": flair}))[0].endswith("They were set to 0.")
+    assert messages(settled({"flair": flair}))[0].endswith("The noise was set to 0.")
     case = settled({"t1": brain(1), "flair": flair})
     assert case.findings == ()
     np.testing.assert_array_equal(case.arrays["flair"], flair)

@@ -347,7 +347,7 @@ def test_what_is_odd_about_a_case_is_told(tmp_path: Path, capsys: pytest.Capture
     shutil.copyfile(tmp_path / "in/case/T1.nii.gz", tmp_path / "in/case/T2.nii.gz")
     convert(tmp_path / "in", tmp_path / "out", "--layout", "brats2018")
     path = tmp_path / "in/case/T2.nii.gz"
-    assert f"warning: {path}: It has exactly the same voxels as t1." in capsys.readouterr().err
+    assert f"warning: {path}: The volume has exactly the same voxels as t1." in capsys.readouterr().err
 
 
 def test_labels_on_another_grid_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_forms_that_disagree_about_the_voxel_size_are_found(kind) -> None:
     header = header_with(kind, sform=affine_of(), qform=affine_of(sizes=(1, 1.5, 1.5)))
     expected = (
         "The header's sform and qform disagree about the voxel size: 1 x 1.5 x 3 mm by the sform and 1 x 1.5 x 1.5 mm "
-        "by the qform. The sform is used, as in nibabel. If the qform is the right one, set the sform code to 0."
+        "by the qform. The sform is used, as in nibabel. If the qform is right, set the sform code to 0."
     )
     assert header_findings(header, "t1") == [Finding("t1", expected)]
 
@@ -94,7 +94,7 @@ def put(field: str, value: object, at: int | None = None) -> Callable[[nib.Nifti
     [
         (broken(put("pixdim", 0, 2), qform=affine_of()), "no voxel size for axis 2 (`pixdim` is 0). 1 mm is assumed"),
         (broken(put("pixdim", 0, 3)), "no voxel size for axis 3"),
-        (broken(put("pixdim", -3, 3), qform=affine_of()), "a negative voxel size (1 x 1.5 x -3 mm). Its sign is"),
+        (broken(put("pixdim", -3, 3), qform=affine_of()), "a negative voxel size (1 x 1.5 x -3 mm). The sign is"),
         (broken(put("pixdim", 3, 0), qform=affine_of()), "`pixdim[0]` is 3, but only 1 and -1 are defined"),
         (broken(put("pixdim", np.nan, 0), qform=affine_of()), "`pixdim[0]` is nan"),
         (broken(put("pixdim", 0, 2), qform=affine_of(), sform=affine_of()), "1 x 0 x 3 mm by the qform"),
@@ -103,7 +103,7 @@ def put(field: str, value: object, at: int | None = None) -> Callable[[nib.Nifti
         (broken(put("quatern_b", np.nan), qform=affine_of(), sform=affine_of()), "quaternion is not a rotation"),
         (broken(put("sform_code", 7), qform=affine_of(), sform=affine_of()), "sform code of the header is 7"),
         (broken(put("qform_code", -1), qform=affine_of(), sform=affine_of()), "qform code of the header is -1"),
-        (broken(put("xyzt_units", 1), sform=affine_of()), "lengths in metres. They are read as millimetres"),
+        (broken(put("xyzt_units", 1), sform=affine_of()), "lengths in metres. All lengths are read as millimetres"),
         (broken(put("xyzt_units", 8 | 3), sform=affine_of()), "lengths in micrometres"),
     ],
 )

@@ -272,7 +272,7 @@ def test_a_batch_pads_each_case_as_if_alone() -> None:
         ({"t1ce": brain()}, "Unknown sequence t1ce. The names are t1, t1c, t2, flair"),
         (
             {"t1": brain(), "t2": brain((20, 26, 31))},
-            r"t2: Its shape differs from that of t1 .*no affine to align them",
+            r"t2: The shape differs from that of t1 .*no affine to align the volumes",
         ),
         ({"t1": np.zeros((8, 8, 8))}, "t1: All voxels are zero"),
         ({"t1": np.ones((8, 8, 8, 4))}, r"t1: A volume must have three axes, but the shape is \(8, 8, 8, 4\)"),

@@ -43,7 +43,7 @@ def test_labels_stored_as_floats_are_read_if_they_are_nearly_integers() -> None:
 
 
 def test_an_unknown_label_is_refused_with_the_schemes_that_fit() -> None:
-    with pytest.raises(ValueError, match=r"label 4 is not in brats2023 \(.*with all labels: brats2018, gli2024"):
+    with pytest.raises(ValueError, match=r"label 4 is not in brats2023 \(.*labels of the map: brats2018, gli2024"):
         label_scheme("brats2023").decode(np.array([0, 1, 2, 4]))
 
 
@@ -73,7 +73,7 @@ def test_the_scheme_is_told_by_family_then_by_values(values: set[int], candidate
 def test_labels_that_several_schemes_read_differently_are_refused_with_these(
     values: set[int], candidates: list[str], fitting: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"Choose one with `--label-scheme`: {fitting}\."):
+    with pytest.raises(ValueError, match=rf"Choose a scheme with `--label-scheme`: {fitting}\."):
         detect_label_scheme(values, candidates)
 
 

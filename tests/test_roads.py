@@ -62,7 +62,7 @@ def by_folder(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     odd = (
         "t2: 1 voxel is not finite",
         "t2: The background has the value -1000",
-        "flair: Its grid differs",
+        "flair: The grid differs",
         "The brains in t2 and flair",
     )
     assert all(warning.startswith(start) for warning, start in zip(of_the_case, odd, strict=True))

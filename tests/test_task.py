@@ -67,7 +67,7 @@ def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("regions:", "region:", "`region`: This key is unknown. The most similar one is `regions`"),
+        ("regions:", "region:", "`region`: This key is unknown. The most similar key is `regions`"),
         ("target: lesion", "", "`target`: This key is missing"),
         ("name: ms-lesions", "name: MS lesions", "`name`: Use only small letters"),
         ("name: ms-lesions", "name: brats2018", "`name`: `brats2018` is already the name"),
@@ -81,8 +81,8 @@ def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
         ("lesion: [1]", "lesion: []", r"`regions.lesion`: Give the labels"),
         ("lesion: [1]", "lesion: [0]", r"integers from 1 to 255, and 0 is the background. Got: 0"),
         ("lesion: [1]", "lesion: [1, 1]", "A label occurs twice: 1, 1"),
-        ("lesion: [1]", "lesion: [1, 7]", "`other_labels`: 7 is also a label of the region `lesion`"),
-        ("lesion: [1]", "lesion: [1]\n  all_of_it: [1, 2]", "`regions.lesion`: All .* Put a region that contains"),
+        ("lesion: [1]", "lesion: [1, 7]", "`other_labels`: The label 7 also belongs to the region `lesion`"),
+        ("lesion: [1]", "lesion: [1]\n  all_of_it: [1, 2]", "`regions.lesion`: All .* Put a region before"),
         ("  flair: Lesions", "  dwi: Lesions", "`without.dwi`: This is not a sequence"),
         ("  flair: Lesions show on FLAIR alone.", "  flair: 3", "`without`: Give a sentence"),
         ("  lesion: [1]", "  lesion: [1]\n  lesion: [2]", "the key `lesion` occurs twice"),
@@ -160,7 +160,7 @@ def test_only_regions_that_contain_another_limit_it() -> None:
 
 def test_an_unknown_label_is_refused_with_the_remedy() -> None:
     (scheme,) = task_of({"lesion": [1]}).schemes.values()
-    with pytest.raises(ValueError, match=re.escape("The label 5 is not in made-up (0 background, 1 lesion). Add it")):
+    with pytest.raises(ValueError, match=re.escape("The label 5 is not in made-up (0 background, 1 lesion). Add the")):
         scheme.decode(np.array([0, 1, 5]))
 
 

@@ -1,8 +1,8 @@
 """Build the data set repository of the benchmark from a downloaded copy of BraTS-Africa.
 
-`python benchmarks/fifteen_subsets/build_dataset.py --data FOLDER --out-path NEW`: the folder is that of the package
-from TCIA. Every file is checked before anything is written. `hf upload OWNER/NAME NEW --repo-type dataset` publishes
-the result.
+`python benchmarks/fifteen_subsets/build_dataset.py --data FOLDER --out-path NEW`: FOLDER is the download of
+BraTS-Africa from TCIA. Every file is checked before anything is written. `hf upload OWNER/NAME NEW --repo-type
+dataset` publishes the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lora_moe_hgd.files import new_folder
 from lora_moe_hgd.hub.checksums import write_sums
 
 DATA = "brats-africa"
-# Splits of the repository, and their parts in `splits.csv`.
+# Splits of the repository, and the parts in `splits.csv` that each split contains.
 SPLITS = {"fit": ("fit",), "test": ("test3",)}
 CONFIG = "default"
 
@@ -29,10 +29,10 @@ CONFIG = "default"
 def check_tasks(path: Path) -> None:
     """Check that `eval.yaml` has the fields of the Hub's format, and exactly one task for each subset.
 
-    The format is that of https://huggingface.co/docs/hub/eval-results.
+    https://huggingface.co/docs/hub/eval-results describes the format.
 
     Raises:
-        ValueError: If a field is missing or unknown, or if the tasks are others.
+        ValueError: If a field is missing or unknown, or if the tasks are not those of the benchmark.
     """
     content = yaml.safe_load(path.read_text())
     expected = {"name": str, "description": str, "evaluation_framework": str, "tasks": list}
@@ -48,11 +48,12 @@ def build(data: Path, out: Path, names: Mapping[str, Sequence[str]]) -> tuple[in
 
     Args:
         data: Folder that contains the cases, at any depth.
-        out: New folder.
+        out: New folder for the repository.
         names: Cases of each split.
 
     Raises:
-        ValueError: If a case is missing, or if a file is not that of the benchmark. Nothing is written then.
+        ValueError: If a case is missing, or if a file differs from that of the benchmark. After an error, nothing is
+            written.
     """
     check_tasks(FOLDER / "hub/eval.yaml")
     cases = find(data, [name for part in names.values() for name in part])
@@ -86,7 +87,10 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     names = {split: cases_of(DATA, parts) for split, parts in SPLITS.items()}
     confirmed, total = build(args.data, args.out_path, names)
-    print(f"{args.out_path}: {confirmed} of {total} files have the listed voxels, all have the listed shape.")
+    print(
+        f"{args.out_path}: {confirmed} of {total} files have the voxels of `digests.csv`, and all files have the "
+        "listed shape."
+    )
 
 
 if __name__ == "__main__":

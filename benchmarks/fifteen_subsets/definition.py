@@ -41,7 +41,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 
 
 def cases_of(data: str, parts: Sequence[str]) -> list[str]:
-    """Names of the cases of a data set that belong to one of the parts, such as `fit`."""
+    """Names of the cases of a data set in the given parts of `splits.csv`, such as `fit`."""
     return [row["case"] for row in read_table("splits.csv") if row["data"] == data and row["part"] in parts]
 
 
@@ -49,7 +49,7 @@ def find(root: Path, names: Iterable[str]) -> dict[str, CaseFiles]:
     """Find the cases with these folder names below `root`, each with its four sequences and its ground truth.
 
     Raises:
-        ValueError: If a case is missing, incomplete or there twice.
+        ValueError: If a case is missing or incomplete, or occurs twice.
     """
     names = list(names)
     found, bad = survey(root)
@@ -70,7 +70,7 @@ def find(root: Path, names: Iterable[str]) -> dict[str, CaseFiles]:
 
 
 def files_of(case: CaseFiles) -> dict[str, Path]:
-    """Files of a case by their role."""
+    """Files of a case by role, such as `t1c` or `seg`."""
     return {**case.images, **({} if case.segmentation is None else {"seg": case.segmentation})}
 
 
@@ -95,12 +95,12 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def known_digests() -> dict[tuple[str, str], dict[str, str]]:
-    """Rows of `digests.csv` by case and role. The digest is empty for files that were never compared."""
+    """Rows of `digests.csv` by case and role. The digest of a file is empty if its voxels were never compared."""
     return {(row["case"], row["role"]): row for row in read_table("digests.csv")}
 
 
 def check_data(cases: Mapping[str, CaseFiles]) -> tuple[dict[tuple[str, str], str], int]:
-    """Digest of every file of the cases, and the number of files that `digests.csv` confirms.
+    """Compute the digest of every file of the cases, and count the files that `digests.csv` confirms.
 
     Raises:
         ValueError: If a file differs from `digests.csv`.
@@ -143,7 +143,7 @@ def task_id(subset: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script of this folder. Invalid input ends it with a message of one line and exit code 2."""
+    """Run the main function of a script. Invalid input ends the script with a one-line message and exit code 2."""
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
-"""A row as `.eval_results` of a model on the Hub, one entry for each task of `eval.yaml`.
+"""Convert a row to the `.eval_results` of a model on the Hub, with one entry for each task of `eval.yaml`.
 
 `python benchmarks/fifteen_subsets/eval_results.py --row ROW.json --dataset OWNER/NAME --out-path FILE.yaml`. Then
-`hf upload OWNER/MODEL FILE.yaml .eval_results/fifteen_subsets.yaml` adds it to the model.
+`hf upload OWNER/MODEL FILE.yaml .eval_results/fifteen_subsets.yaml` adds the file to the model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from table import read_rows
 
 from lora_moe_hgd.files import replacing
 
-# The data set of the Hub holds the cases of this track alone.
+# The data set on the Hub contains only the cases of this track.
 TRACK = "africa-3"
 
 
 def entries(row: Mapping[str, Any], dataset: str) -> list[EvalResultEntry]:
-    """Mean Dice of each subset that the row has; WT, TC and ET are in the notes.
+    """One entry with the mean Dice for each subset of the row. The notes give the Dice of WT, TC and ET.
 
     Raises:
         ValueError: If the row belongs to another track.
@@ -47,7 +47,7 @@ def entries(row: Mapping[str, Any], dataset: str) -> list[EvalResultEntry]:
 def main(argv: Sequence[str]) -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", type=Path, required=True, help="JSON file of row.py")
+    parser.add_argument("--row", type=Path, required=True, help="JSON file that row.py wrote")
     parser.add_argument("--dataset", required=True, help="data set on the Hub, such as OWNER/NAME")
     parser.add_argument("--out-path", type=Path, required=True, help="YAML file")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""One row of the benchmark: scores a checkpoint, or the label maps of any tool, and writes the row as JSON.
+"""Make one row of the benchmark: score a checkpoint, or the label maps of any tool, and write the row as JSON.
 
 `python benchmarks/fifteen_subsets/row.py --name NAME --checkpoint CHECKPOINT --data FOLDER --out-path ROW.json`. The
-scores come from `lora-moe-hgd evaluate`, whose output is the folder `ROW`. It is reused when the command is started
-again.
+scores come from `lora-moe-hgd evaluate`, whose output is the folder `ROW`. This output is reused when the command is
+started again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.files import listed, replacing
 from lora_moe_hgd.loading import checkpoint_folder
 
-# Metrics of a row, by subset and region. Dice decides; the others are beside it.
+# Metrics of a row, by subset and region. Networks are ranked by Dice; the other metrics are for information.
 METRICS = ("dice", "lesion_dice", "hd95_mm", "lesion_hd95_mm")
 PACKAGES = ("lora-moe-hgd", "torch", "transformers", "numpy", "scipy")
 NOT_STATED = "not stated"
@@ -58,15 +58,15 @@ def make_row(
 
     Args:
         name: Name of the row.
-        what: `checkpoint`, or `predictions` and `prediction-scheme`: options of `lora-moe-hgd evaluate`.
+        what: Options of `lora-moe-hgd evaluate`: either `checkpoint`, or `predictions` and `prediction-scheme`.
         data: Folder that contains the folders of the cases.
         track: Key of `definition.TRACKS`.
         names: Cases of the track.
-        trained_on: What the network was trained on, in words.
+        trained_on: Training data of the network, in words.
         scores: Output folder of the evaluation.
 
     Raises:
-        ValueError: If the checkpoint was trained on a case, if the data are not those of the benchmark, if a case
+        ValueError: If the checkpoint was trained on a case, if the data differ from those of the benchmark, if a case
             cannot be scored, or if a subset lacks a case.
     """
     cases = find(data, names)
@@ -107,10 +107,11 @@ def make_row(
 def means(summary: Sequence[dict[str, Any]], cases: int) -> dict[str, dict[str, Any]]:
     """Means over cases by metric, subset and region, from the `summary` of `table.json`.
 
-    The subset `mean` is the mean over the 15 subsets. A subset without predictions is `None`, and so is the mean then.
+    The subset `mean` is the mean over the 15 subsets. A subset without predictions is `None`, and in this case the
+    subset `mean` is also `None`.
 
     Raises:
-        ValueError: If a subset was scored on some of the cases only.
+        ValueError: If a subset was scored on only some of the cases.
     """
     found = {(row["metric"], row["subset"], row["region"]): row for row in summary}
     present = {subset for metric, subset, _ in found if metric == "dice"}
@@ -131,7 +132,7 @@ def means(summary: Sequence[dict[str, Any]], cases: int) -> dict[str, dict[str, 
 
 
 def rounded(value: float | None) -> float | None:
-    """Six decimals. `None` is undefined in every case."""
+    """Round to six decimals. `None` stands for a metric that is undefined in every case."""
     return None if value is None else round(value, 6)
 
 
@@ -152,11 +153,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--name", required=True, help="name of the row")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", help="shipped name, folder or Hub id")
-    what.add_argument("--predictions", help="folder of label maps, in folders such as t1c+flair")
+    what.add_argument("--predictions", help="folder with one folder of label maps per subset, such as t1c+flair")
     parser.add_argument("--prediction-scheme", help="label scheme of the predictions, such as brats2023")
     parser.add_argument("--data", type=Path, required=True, help="folder that contains the folders of the cases")
     parser.add_argument("--track", choices=list(TRACKS), default="africa-3", help="cases (default: africa-3)")
-    parser.add_argument("--trained-on", default=NOT_STATED, help="what the network was trained on, in words")
+    parser.add_argument("--trained-on", default=NOT_STATED, help="training data of the network, in words")
     parser.add_argument("--out-path", type=Path, required=True, help="JSON file of the row")
     args = parser.parse_args(argv)
     if args.out_path.suffix != ".json":

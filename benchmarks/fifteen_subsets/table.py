@@ -1,7 +1,7 @@
-"""The results page of the benchmark, from the rows and the published scores.
+"""Write the results page of the benchmark from the rows and the published scores.
 
 `python benchmarks/fifteen_subsets/table.py` reads `rows/*.json`, `published_cases.csv` and `published.csv`, and writes
-`RESULTS.md`. Other rows: `--rows FILE...` and `--out-path FILE`.
+`RESULTS.md`. `--rows FILE...` reads other rows, and `--out-path FILE` writes another page.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ALL = SUBSETS[-1]
 NOTHING = "-"
 METRICS_BESIDE = ("lesion_dice", "hd95_mm", "lesion_hd95_mm")
 PER_CASE_SOURCE = "https://github.com/Abdelali-kamil/brats2021"
-# Networks of `published_cases.csv`: name, and what they were trained on.
+# Name and training data of each network of `published_cases.csv`.
 PER_CASE = {
     "nnunet1000": ("nnU-Net", "1000 cases of BraTS 2021"),
     "segresnet1000": ("SegResNet", "1000 cases of BraTS 2021"),
-    # Each network of the cross-validation was trained on other cases of the track.
+    # In the cross-validation, each case was scored by a network that was trained on other cases of the track.
     "nnunet_plus64": ("nnU-Net, adapted", "the same and 64 gliomas, cross-validated (breaks rule 1)"),
 }
 ABOUT = {
@@ -37,38 +37,42 @@ HEAD = """# Results
 
 `python benchmarks/fifteen_subsets/table.py` writes this page. [README.md](README.md) defines the benchmark. Each cell
 is the mean Dice of WT / TC / ET over the cases. `-` means that there is no score: a network that needs all four
-sequences has one row of fifteen.
+sequences has a score for only one of the 15 subsets.
 
-**Published** columns were not run by us. Their authors scored them with their own code.
+We did not run the networks of **published** columns. The authors of these networks scored them with their own code.
 
 **Trained from scratch for the same short time, SegResNet is ahead of the network of this package, and at equal steps
-DynUNet and SwinUNETR are**: [docs/peers.md](../../docs/peers.md). They have no column here, because nobody has trained
-them to the end on the data of a row.
+DynUNet and SwinUNETR are**: [docs/peers.md](../../docs/peers.md). These three networks have no column here, because
+nobody has trained them to the end for a row of this benchmark.
 """
 OTHER = """## Published, on other data
 
-Means over the 15 subsets, as their authors state them. **They were not run by us, and are on other cases**, with other
-splits, other rules for empty regions and, in some tables, other post-processing. Compare them neither with the tables
-above nor across data sets. `second hand` means that the number was read in another paper.
+This table shows means over the 15 subsets, as the authors state them. **We did not run these networks, and the scores
+are on other cases**, with other splits, other rules for empty regions and, in some tables, other post-processing. Do
+not compare these scores with the tables above or across data sets. `second hand` means that the number was read in
+another paper.
 """
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows from files of `row.py`.
+    """Read rows from files that `row.py` wrote.
 
     Raises:
-        ValueError: If a file is no row of this version, two rows of a track have the same name, or their data differ.
+        ValueError: If a file is not a row of this version, or two rows of a track have the same name or different
+            data.
     """
     rows = []
     for path in sorted(paths):
         row = json.loads(path.read_text())
         if (row.get("benchmark"), row.get("version")) != (NAME, VERSION):
-            raise ValueError(f"{path} is no row of version {VERSION} of {NAME}. Make it again with row.py.")
+            raise ValueError(f"{path} is not a row of version {VERSION} of {NAME}. Make the row again with row.py.")
         for other in rows:
             if other["track"] == row["track"] and other["name"] == row["name"]:
-                raise ValueError(f"{path} has the name {row['name']}, like another row. Rename one of them.")
+                raise ValueError(f"{path} has the name {row['name']}, like another row. Rename one of the rows.")
             if other["track"] == row["track"] and other["data_sha256"] != row["data_sha256"]:
-                raise ValueError(f"{path} was made with other data than {other['name']}. Use the same files.")
+                raise ValueError(
+                    f"{path} was made with other data than {other['name']}. Make both rows with the same files."
+                )
         rows.append(row)
     return rows
 
@@ -96,7 +100,7 @@ def _published(about: Mapping[str, str], dice: Mapping[str, Sequence[float]]) ->
 
 
 def cell(values: Mapping[str, float | None] | None) -> str:
-    """WT / TC / ET with three decimals."""
+    """Cell of a table: WT / TC / ET with three decimals."""
     if values is None:
         return NOTHING
     return " / ".join(NOTHING if values[name] is None else f"{values[name]:.3f}" for name in REGIONS)
@@ -119,7 +123,7 @@ def track_section(track: str, rows: Sequence[dict[str, Any]]) -> str:
             *(cell(row["scores"]["dice"].get(name)) for row in columns),
         ]
         for name in (*SUBSETS, "mean")
-        # Without rows of the 15 subsets, show only what is published.
+        # Without rows of our own, show only the subsets with a published score.
         if own or any(name in row["scores"]["dice"] for row in published)
     ]
     parts = [f"## Track {track}", f"On {ABOUT[track]}"]
@@ -161,7 +165,7 @@ def track_section(track: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def other_section() -> str:
-    """Table of the published means on other data."""
+    """Section with the table of the published means on other data."""
     lines = [
         [
             row["data"],
@@ -183,8 +187,10 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=Path, nargs="+", help="files of row.py (default: those in rows/)")
-    parser.add_argument("--out-path", type=Path, default=FOLDER / "RESULTS.md", help="page (default: RESULTS.md)")
+    parser.add_argument("--rows", type=Path, nargs="+", help="files that row.py wrote (default: the files in rows/)")
+    parser.add_argument(
+        "--out-path", type=Path, default=FOLDER / "RESULTS.md", help="results page to write (default: RESULTS.md)"
+    )
     args = parser.parse_args(argv)
     text = page(read_rows(args.rows or (FOLDER / "rows").glob("*.json")))
     with replacing(args.out_path) as scratch:

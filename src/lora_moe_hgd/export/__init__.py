@@ -1,1 +1,1 @@
-"""Export: the network as a file that runs without this package."""
+"""Export the network to a file that runs without this package."""

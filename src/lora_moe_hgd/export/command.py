@@ -1,4 +1,4 @@
-"""`lora-moe-hgd export`: a checkpoint as a file that runs without this package."""
+"""`lora-moe-hgd export`: write a checkpoint as a file that runs without this package."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from .graph import check_graph, save_onnx, save_torch
 
 SAVE = {"torch": ("network.pt2", save_torch), "onnx": ("network.onnx", save_onnx)}
 RUN = Path(__file__).with_name("run.py")
-# Last words of file names that tell a sequence to `run.py`.
+# Words at the end of a file name by which `run.py` recognises a sequence.
 FILE_NAMES = {
     "t1": ["t1", "t1n", "t1w"],
     "t1c": ["t1c", "t1ce", "t1gd"],
     "t2": ["t2", "t2w"],
     "flair": ["flair", "t2f"],
 }
-# Words before the last that change what it means, as in `ce-gadolinium_T1w`, `flair_to_t1` and `ax_t2_flair`.
+# Earlier words of a file name that make the last word unclear, as in `ce-gadolinium_T1w`, `flair_to_t1` and
+# `ax_t2_flair`.
 UNCLEAR_WORDS = [
     *("ce", "gd", "gad", "gado", "gadolinium", "contrast", "post", "pre", "km", "to", "reg"),
     *("sub", "t1", "t1n", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2f"),
@@ -38,8 +39,8 @@ UNCLEAR_WORDS = [
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Write a network that runs without this package. It takes a minute, and the result is compared "
-        "with its source in every subset of the sequences. Research use, not a medical device."
+        description="Write a network that runs without this package. The export takes a minute, and compares the "
+        "written network with the checkpoint in every subset of the sequences. Research use, not a medical device."
     )
     add_checkpoint(parser)
     add_out_path(parser, help="new folder for the network and the settings of its preprocessing")
@@ -58,19 +59,22 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
     difference = export(args.checkpoint, args.out_path, form=args.format)
     if not args.quiet:
-        print(f"The network is in {args.out_path}. Its logits differ from their source by {difference:.1e} at most.")
+        print(
+            f"The network is in {args.out_path}. The largest difference between its logits and the checkpoint's is "
+            f"{difference:.1e}."
+        )
 
 
 def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
-    """Write the network of a checkpoint, `preprocessing.json` and, for ONNX, `run.py` into a new folder.
+    """Write a checkpoint's network, `preprocessing.json` and, for ONNX, `run.py` into a new folder.
 
     Args:
         checkpoint: Network or adapter: shipped name, folder or Hub id. An adapter is merged into its base.
-        folder: Appears when all is written and checked.
-        form: `torch` or `onnx`.
+        folder: New folder, which appears when all files are written and checked.
+        form: Format of the network, `torch` or `onnx`.
 
     Returns:
-        The largest difference of a logit from those of the checkpoint.
+        Largest difference between a logit of the written network and of the checkpoint.
 
     Raises:
         ValueError: If the checkpoint cannot be used, a package is missing, or the written network gives other
@@ -96,7 +100,7 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
 
 
 def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
-    """Settings that bring a case to the network's input and its logits to a label map."""
+    """Settings that `run.py` needs to convert a case to network input, and logits to a label map."""
     task, scheme = processor.segmentation_task, processor.scheme()
     return {
         "modalities": processor.modalities,
@@ -114,15 +118,15 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
 
 
 def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
-    """Refuse regions that overlap without one being inside the other: `run.py` paints later regions over earlier ones.
+    """Refuse label schemes whose label maps `run.py` cannot write, because it paints region after region.
 
     Raises:
-        ValueError: If the label map has a number for such an overlap.
+        ValueError: If two regions overlap, neither is inside the other, and the overlap has a label.
     """
     scheme = processor.scheme()
     labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
     if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
         raise ValueError(
-            f"Regions of {scheme.name} overlap without one being inside the other (label {overlaps[0]}). `run.py` "
-            "cannot write such label maps. Export with --format torch."
+            f"Two regions of {scheme.name} overlap, but neither is inside the other (label {overlaps[0]}). `run.py` "
+            "cannot write label maps of such regions. Export with --format torch."
         )

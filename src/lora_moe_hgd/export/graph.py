@@ -1,8 +1,8 @@
-"""The network as one graph that serves every subset of the sequences, for `torch.export` and ONNX.
+"""Export of the network as one graph for all subsets of the sequences, with `torch.export` or as ONNX.
 
-Inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool, the output is
-`logits (B, R, D, H, W)` float32. B is free, and each edge is a multiple of 16 voxels from 32 on: a compiler treats
-axes of length one, such as that of a single token, as a case of their own.
+Inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool, the output is `logits (B, R, D, H,
+W)` float32. B is free. Each edge is a multiple of 16 voxels and at least 32 voxels, because the compiler would treat a
+token axis of length one as a separate case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 class _Logits(nn.Module):
-    """The network with tensors for inputs and output alone."""
+    """The network with only tensors as inputs and output."""
 
     def __init__(self, network: LoraMoeHgdForSegmentation) -> None:
         super().__init__()
@@ -39,9 +39,10 @@ class _Logits(nn.Module):
 
 
 class _RowwiseGroupNorm(nn.Module):
-    """Group normalisation whose sums run over rows first.
+    """Group normalisation that sums each row of voxels first, and then the sums of the rows.
 
-    onnxruntime adds up all voxels of a group one after another: with 96^3 voxels logits were off by 2e-3.
+    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another, which changes
+    logits by 2e-3 for 96^3 voxels.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -59,7 +60,7 @@ class _RowwiseGroupNorm(nn.Module):
 
 
 def _with_rowwise_norms(network: LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """A copy of the network for onnxruntime, with the same values."""
+    """Copy of the network for onnxruntime, with `_RowwiseGroupNorm` and the same weights."""
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):
         for name, child in module.named_children():
@@ -71,7 +72,7 @@ def _with_rowwise_norms(network: LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegm
 def export_graph(network: LoraMoeHgdForSegmentation) -> ExportedProgram:
     """Return the graph of a network in evaluation mode."""
     num_modalities = len(network.config.modalities)
-    # Each axis has a length of its own: equal ones would be taken for one.
+    # Each axis has a different length, because the export would assume that axes of equal length are always equal.
     pixel_values = torch.zeros(3, num_modalities, 2 * TOKEN_STRIDE, 3 * TOKEN_STRIDE, 4 * TOKEN_STRIDE)
     modality_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool)
     batch = Dim("batch", min=1)
@@ -83,20 +84,20 @@ def export_graph(network: LoraMoeHgdForSegmentation) -> ExportedProgram:
 
 
 def save_torch(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Save the graph of a network for `torch.export.load`, and return it as it was read again."""
+    """Save the graph of a network for `torch.export.load`, and return the graph as read back from the file."""
     torch.export.save(export_graph(network), path)
     return torch.export.load(path).module()
 
 
 def save_onnx(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Save the graph of a network as ONNX in one file, and return it as onnxruntime runs it.
+    """Save the graph of a network as ONNX in one file, and return a function that runs the file in onnxruntime.
 
     Raises:
-        ValueError: If the packages that this needs are not installed.
+        ValueError: If onnxruntime or onnxscript is not installed.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  # what PyTorch's exporter needs
+        import onnxscript  # noqa: F401  # PyTorch's exporter needs it
     except ImportError as error:
         raise ValueError(
             f"Export to ONNX needs a package: {error}. Install it: {install_command('export')}"
@@ -122,15 +123,15 @@ def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForS
     """Compare a saved graph with its network in every subset of the sequences, with NaN in absent channels.
 
     Returns:
-        The largest difference between a logit of the graph and that of the network.
+        Largest difference between a logit of the graph and of the network.
 
     Raises:
-        ValueError: If rounding does not explain this difference.
+        ValueError: If the difference is too large for rounding.
     """
     masks = [mask for mask in itertools.product([False, True], repeat=len(network.config.modalities)) if any(mask)]
     generator = torch.Generator().manual_seed(0)
     differences = []
-    # One batch of all subsets, and a single case of another size.
+    # Compare one batch with all subsets, and a single case of another size.
     for chosen, edges in ((masks, (2, 2, 2)), (masks[:1], (3, 2, 4))):
         modality_mask = torch.tensor(chosen)
         shape = (*modality_mask.shape, *(TOKEN_STRIDE * edge for edge in edges))
@@ -139,15 +140,15 @@ def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForS
         pixel_values[~modality_mask] = float("nan")
         differences.append((run(pixel_values, modality_mask) - expected).abs().max())
     largest = float(torch.stack(differences).max())
-    # Written so that NaN is a difference.
+    # Write `not (a <= b)` instead of `a > b`, so that NaN counts as a difference.
     if not largest <= TOLERANCE:
-        raise ValueError(f"The exported network differs from its source: logits by up to {largest:.2g}.")
+        raise ValueError(f"The exported network differs from the checkpoint: logits differ by up to {largest:.2g}.")
     return largest
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's list of optional packages that are missing."""
+    """Hide the exporter's log messages about optional packages that are not installed."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Segment a case with network.onnx: `python run.py seg.nii.gz --case FOLDER`, or `--t1c FILE --flair FILE`.
 
-Needs numpy, nibabel, scipy and onnxruntime, not the package lora-moe-hgd. Sequences must be skull-stripped and on one
-grid: what the package would repair is refused. Research use, not a medical device.
+The program needs numpy, nibabel, scipy and onnxruntime, not the package lora-moe-hgd. Sequences must be skull-stripped
+and on one grid. The program refuses some cases that the package would repair. Research use, not a medical device.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def find(folder, settings):
         *words, last = re.findall("[a-z0-9]+", re.sub(r"\.nii(\.gz)?$", "", path.name.lower())) or [""]
         for name in [name for name, endings in settings["file_names"].items() if last in endings]:
             if name in found or set(settings["unclear_words"]) & set(words):
-                raise ValueError(f"{path}: it is not clear which sequence this is. Name the files: --{name} FILE.")
+                raise ValueError(f"{path}: it is not clear which sequence this is. Name each file: --{name} FILE.")
             found[name] = path
     return found
 
@@ -34,7 +34,7 @@ def read(path):
         raise ValueError(f"{path}: {image.shape} is not the shape of one volume of a head.")
     array = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(array).all() or len(np.unique(array)) <= 8:
-        raise ValueError(f"{path}: it contains NaN or infinite voxels, or too few different values for an image.")
+        raise ValueError(f"{path}: the image has NaN or infinite voxels, or too few different values for an image.")
     brain = array != 0
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     if array[tuple(slice(None, None, edge - 1 or 1) for edge in array.shape)].any():
@@ -43,13 +43,13 @@ def read(path):
         raise ValueError(f"{path}: {litres:.2g} litres of tissue are not a brain without its skull.")
     dark = np.mean(np.abs(array[brain]) < 0.2 * np.percentile(array[brain], 90))
     if litres > 1.95 or (dark >= 0.2 and (array < 0).sum() <= 0.25 * brain.sum()):
-        tissue = f"{litres:.2g} litres of tissue, {dark:.0%} of it dark"
-        print(f"warning: {path}: {tissue}. Are skull and noise removed?", file=sys.stderr)
+        tissue = f"the image shows {litres:.2g} litres of tissue, and {dark:.0%} of the tissue is dark"
+        print(f"warning: {path}: {tissue}. Check that skull and noise were removed.", file=sys.stderr)
     return nib.Nifti1Image(array, image.affine)
 
 
 def resample(volume, shape):
-    """Mean of what a coarser voxel covers, linear interpolation of finer ones, along each axis."""
+    """Resample each axis: to coarser voxels by means over the covered voxels, to finer voxels by interpolation."""
     for axis, new in zip((-3, -2, -1), shape):
         old = volume.shape[axis]
         step, cells = old / new, np.arange(old)
@@ -62,13 +62,13 @@ def resample(volume, shape):
 
 
 def normalise(volume, shape, clip):
-    """Robust z-scores of the brain at the network's voxel size, zero elsewhere."""
+    """Robust z-scores of the brain at the network's voxel size; zero outside the brain."""
     share = resample((volume != 0).astype(np.float32), shape)
     volume = np.where(share >= 0.5, resample(volume, shape) / np.maximum(share, 0.5), 0)
     median = np.percentile(volume[volume != 0], 50, method="lower")
     spread = 1.4826 * np.percentile(np.abs(volume[volume != 0] - median), 50, method="lower")
     if spread == 0:
-        raise ValueError("More than half of a brain has one value. Leave that sequence out.")
+        raise ValueError("More than half of the brain in a sequence has the same value. Leave this sequence out.")
     return np.where(volume != 0, np.clip((volume - median) / spread, -clip, clip), 0)
 
 
@@ -137,7 +137,7 @@ def main():
         paths |= {name: args[name] for name in settings["modalities"] if args[name]}
         images = {name: read(paths[name]) for name in settings["modalities"] if name in paths}
         if not images:
-            raise ValueError("No sequence was found. Name the files, such as --t1c FILE.")
+            raise ValueError("No sequence was found. Name each file, as in --t1c FILE.")
         print("\n".join(f"{name}: {paths[name]}" for name in images))
         session = onnxruntime.InferenceSession(Path(__file__).with_name("network.onnx"))
         nib.save(segment(images, session, settings), args["out"])

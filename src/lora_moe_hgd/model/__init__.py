@@ -1,1 +1,1 @@
-"""The hub folder. It is flat and is copied to the Hub unchanged. CONTRIBUTING.md lists the imports allowed here."""
+"""The network. This flat folder is copied to the Hub unchanged; CONTRIBUTING.md lists the imports it may use."""

@@ -18,22 +18,22 @@ HEAD_LITRES, HEAD_FILL = 2.2, 1.25
 # Cropped to a height of 110 mm, these heads have at least 2.03 litres, of which at least 9 % are bone and air. Brains
 # of BraTS-Africa, of open-ms and of phantoms have at most 3 % of gaps.
 CUT_HEAD_LITRES, HEAD_GAPS = 1.95, 0.06
-# A larger volume is a head, whatever its shape.
+# A mask with a larger volume is a head, whatever its shape.
 LARGEST_BRAIN_LITRES = 2.8
-# A mask below both limits is a brain, so the slower checks are skipped.
+# A mask below both limits is a brain, so the slower checks for a head are skipped.
 SMALL_LITRES, SMALL_EXTENTS_MM2 = 1.9, 24_000.0
 COARSE_MM = 4.0
 # A smaller constant region (as a share of the volume, or in voxels) is not a background.
 LEAST_FILL, LEAST_FILL_VOXELS = 0.001, 64
-# Noise around a brain is darker than the first share of bright tissue, and has more than the second share of all
+# Noise around a brain is darker than the share `DARK` of bright tissue, and has at least the share `LEAST_RIM` of all
 # foreground voxels.
 DARK = 0.2
 LEAST_RIM = 0.2
 
 
 def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Mask of the voxels where any sequence of a settled case is not zero. At least one sequence must be given."""
-    # In place, because a case may have 10^8 voxels.
+    """Mask of the voxels where at least one of the sequences is not zero. `arrays` must not be empty."""
+    # Combine the masks in place, because a case may have 10^8 voxels.
     return functools.reduce(operator.ior, (array != 0 for array in arrays))
 
 
@@ -45,7 +45,8 @@ def spread_of(values: np.ndarray) -> float:
 def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
     """Find constant regions that reach a corner of the volume and are not zero; return a mask for each value.
 
-    Registration and normalisation produce such backgrounds: -1000, 1, the mean of the image, the z-score of zero.
+    Registration and normalisation fill the background with such a constant: -1000, 1, the mean of the image, or the
+    z-score of zero.
     """
     corners = np.zeros(array.shape, dtype=bool)
     corners[:: array.shape[0] - 1 or 1, :: array.shape[1] - 1 or 1, :: array.shape[2] - 1 or 1] = True
@@ -65,9 +66,10 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
 
 
 def dark_rim(array: np.ndarray) -> np.ndarray | None:
-    """Mask of the dark noise between brain and background, or between brain and border; `None` if there is too little.
+    """Mask of the dark noise between brain and background or border; `None` if there is too little noise.
 
-    Brain extraction with a wide margin leaves such a rim. Resampling with ringing fills the complete background.
+    Brain extraction with a wide margin leaves a rim of noise. Resampling with ringing fills the complete background
+    with noise.
     """
     foreground = array != 0
     if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):
@@ -108,7 +110,7 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Area of the brain on a border of the volume, divided by its largest parallel cross-section; maximum of six."""
+    """Largest ratio of the brain area on a face of the volume to the largest cross-section parallel to that face."""
     shares = []
     for axis in range(3):
         planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))
@@ -117,7 +119,7 @@ def cut_off_share(brain: np.ndarray) -> float:
 
 
 def flood(start: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Voxels of `allowed` that are connected through faces with those of `start`; bool `(D, H, W)`."""
+    """Voxels of `allowed` that are connected through faces with voxels of `start`; bool `(D, H, W)`."""
     found = start & allowed
     count = -1
     while count != (count := int(np.count_nonzero(found))):

@@ -1,7 +1,8 @@
 """Rules for all cases, wherever they come from: one grid, the definition of the brain, and reasons to refuse a case.
 
-`settle` takes the volumes of a case as they were read. It returns them on one grid, finite and zero outside the brain,
-with a finding for each error and warning. The image processor and the reader of case folders both call it.
+`settle` takes the volumes of a case as they were read. `settle` returns the volumes on one grid, finite and zero
+outside the brain, with a finding for each error and warning. The image processor and the reader of case folders both
+call `settle`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from .task import BRAIN_TUMOUR, Task
 LABEL_MAP = "label map"
 # In BraTS-Africa, the brain masks of two sequences of a case overlap by at least 0.99.
 LEAST_OVERLAP = 0.9
-# Smallest difference between the brightness of ET on T1c and on T1, in MADs of the brain. In BraTS-Africa it is 1.8 to
-# 6. It is mostly lower if another label is mistaken for ET.
+# Smallest difference between the brightness of ET on T1c and on T1, in MADs of the brain. In BraTS-Africa, the
+# difference is 1.8 to 6. It is mostly lower if another label is mistaken for ET.
 ENHANCEMENT = 0.5
 MOST_LABELS = 8
 # A brain is cut off by the field of view if its area on the border exceeds this share of its largest cross-section.
@@ -39,14 +40,15 @@ CUT_OFF = 0.3
 
 @dataclass(frozen=True)
 class SettledCase:
-    """A case after applying the rules, with all findings.
+    """A case to which `settle` has applied the rules, with all warnings and errors.
 
     Attributes:
         arrays: Each usable sequence, `(D, H, W)` float32, zero outside the brain, in channel order.
-        affine: Voxel to millimetre of the common grid, `(4, 4)`.
+        affine: Affine of the common grid, voxel to millimetre, `(4, 4)`.
         reference: Name of the sequence whose grid is the common grid.
-        interpolated: Sequences, and `label map`, that were resampled from another grid.
-        labels: Label map on the common grid, uint8; `None` if none was given or it cannot be used.
+        interpolated: Names of the sequences that were resampled from another grid, and `label map` if it was
+            resampled.
+        labels: Label map on the common grid, uint8; `None` if there is no usable label map.
         scheme: Label scheme of the label map.
         findings: Errors and warnings.
     """
@@ -60,7 +62,7 @@ class SettledCase:
     findings: tuple[Finding, ...] = ()
 
     def only(self, names: Iterable[str]) -> SettledCase:
-        """Return the case with only these sequences."""
+        """Return the case with only the named sequences."""
         wanted = set(names)
         return replace(self, arrays={name: array for name, array in self.arrays.items() if name in wanted})
 
@@ -72,10 +74,10 @@ class SettledCase:
         return self.scheme.decode(self.labels)
 
     def raise_errors(self, *, strict: bool = False) -> SettledCase:
-        """Return the case if it can be used.
+        """Return this case, or raise if it cannot be used.
 
         Raises:
-            BadInputError: On the first error; with `strict` on the first warning as well.
+            BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
         """
         raise_errors(self.findings, strict=strict)
         return self
@@ -104,9 +106,9 @@ def settle(
 
     Args:
         volumes: Present sequences in channel order, at least one.
-        label_map: Ground truth. It is resampled to the same grid as the sequences.
-        label_schemes: Possible schemes of the label map. An empty list means any scheme.
-        reference: Sequence to whose grid the others are resampled. `None` means the first usable one.
+        label_map: Ground truth, which is resampled to the same grid as the sequences.
+        label_schemes: Possible schemes of the label map. An empty list allows every scheme.
+        reference: Sequence to whose grid the others are resampled. `None` means the first usable sequence.
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.
@@ -145,10 +147,10 @@ def settle(
 
 
 def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
-    """Return a volume with finite values and a background of zero, and what was odd about it.
+    """Return a volume with finite values and a background of zero, and the warnings about it.
 
     Raises:
-        BadInputError: If it is empty, constant, or a label map.
+        BadInputError: If the volume is empty, constant, or a label map.
     """
     notes = _Notes()
     cleaned = _clean(notes, name, volume, "warning")
@@ -180,7 +182,9 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
         are = "voxel is" if count == 1 else "voxels are"
-        notes.add(name, f"{count} {are} not finite (NaN or infinite). Such voxels are treated as zero.", not_finite)
+        notes.add(
+            name, f"{count} {are} not finite (NaN or infinite). NaN and infinity are treated as zero.", not_finite
+        )
         array = np.where(finite, array, 0)
     if not array.any():
         notes.add(name, "All voxels are zero. Leave the sequence out if it was not acquired.", "error")
@@ -189,16 +193,21 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         found = f"{array.flat[0]:g}"
         notes.add(name, f"All voxels are {found}. Leave the sequence out if it was not acquired.", "error")
         return None
-    # A label map has few values. Check a sample first, because it is faster and never has more values than the volume.
+    # A label map has few values. Check a sample first, which is faster to check and never has more values than the
+    # volume.
     values = np.unique(array[::2, ::2, ::2])
     if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and len(np.unique(array)) <= MOST_LABELS:
         found = ", ".join(f"{value:g}" for value in np.unique(array))
-        notes.add(name, f"This is a label map with the values {found}, not an image. Give the image instead.", "error")
+        notes.add(
+            name,
+            f"This is a label map with the values {found}, not an image. Give the image of the sequence.",
+            "error",
+        )
         return None
     fills = constant_fills(array)
     if fills:
         found = ", ".join(f"{value:g}" for value in fills)
-        notes.add(name, f"The background has the value {found} instead of 0. It was set to 0.")
+        notes.add(name, f"The background has the value {found} instead of 0. The background was set to 0.")
         array = np.where(np.logical_or.reduce(list(fills.values())), 0, array)
     if not array.any():
         notes.add(name, "The image shows only constant background. Leave the sequence out.", "error")
@@ -217,7 +226,7 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
 def _on_reference(
     notes: _Notes, name: str, volume: Volume, reference: str, like: Volume, *, labels: bool = False
 ) -> tuple[Volume, bool] | None:
-    """Return the volume on the reference's grid and whether it was interpolated, or `None` if that is impossible."""
+    """Return the volume on the reference's grid and whether it was interpolated; `None` if it cannot be put there."""
     if volume is like:
         return volume, False
     same_shape = volume.array.shape == like.array.shape
@@ -225,32 +234,38 @@ def _on_reference(
         shapes = f"{volume.array.shape} and {like.array.shape}"
         notes.add(
             name,
-            f"Its shape differs from that of {reference} ({shapes}), and there is no affine to align them. "
+            f"The shape differs from that of {reference} ({shapes}), and there is no affine to align the volumes. "
             "Give files with an affine.",
             "error",
         )
         return None
     if volume.has_geometry != like.has_geometry:
-        notes.add(name, f"Either this volume or {reference} has no affine. Both are assumed to have the same grid.")
+        notes.add(
+            name, f"Either this volume or {reference} has no affine. Both volumes are assumed to have the same grid."
+        )
         return Volume(volume.array, like.affine), False
     placed, step, apart_mm = on_grid_of(volume, like, labels=labels)
     if step == "taken over":
         notes.add(
-            name, f"Its affine differs by up to {apart_mm:.3g} mm from that of {reference}, which is used for both."
+            name,
+            f"The affine differs by up to {apart_mm:.3g} mm from that of {reference}. The affine of {reference} is "
+            "used for both.",
         )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():
             distance = centres_apart_mm(volume, like)
             notes.add(
                 name,
-                f"It does not overlap with {reference}: their centres are {distance:.0f} mm apart. Register them "
-                "first.",
+                f"The volume does not overlap with {reference}: the centres are {distance:.0f} mm apart. Register the "
+                "volumes to each other first.",
                 "error",
             )
             return None
         how = "with the nearest label" if labels else "by interpolation"
         notes.add(
-            name, f"Its grid differs from that of {reference} ({_differences(volume, like)}). It was resampled {how}."
+            name,
+            f"The grid differs from that of {reference} ({_differences(volume, like)}). The volume was resampled "
+            f"{how}.",
         )
     return placed, step == "interpolated"
 
@@ -277,7 +292,7 @@ def _without_rims(notes: _Notes, arrays: dict[str, np.ndarray]) -> dict[str, np.
     for name, rim in rims.items():
         share = np.count_nonzero(rim & beside) / np.count_nonzero(arrays[name])
         if share > 0.01:
-            notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. They were set to 0.")
+            notes.add(name, f"{share:.0%} of the voxels are dark noise around the brain. The noise was set to 0.")
             cleared[name] = np.where(rim & beside, 0, arrays[name])
     return cleared
 
@@ -292,7 +307,8 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
             notes.add(
                 name,
                 f"{head:.1f} litres of tissue look like a head with its skull. Remove the skull first: "
-                "lora-moe-hgd prepare FOLDER OUT. To segment it as it is, use `--allow-skull` (`allow_skull=True`).",
+                "lora-moe-hgd prepare FOLDER OUT. To segment a head with its skull, use `--allow-skull` "
+                "(`allow_skull=True`).",
                 "warning" if allow_skull else "error",
             )
         elif litres < LEAST_BRAIN_LITRES:
@@ -304,7 +320,8 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
             )
         elif cut_off_share(brain) > CUT_OFF:
             notes.add(
-                name, "The field of view cuts off a part of the brain, or the skull was not removed. Check both."
+                name,
+                "The field of view cuts off a part of the brain, or the skull was not removed. Check both.",
             )
     overlaps = {
         pair: np.count_nonzero(brains[pair[0]] & brains[pair[1]]) / np.count_nonzero(brains[pair[0]] | brains[pair[1]])
@@ -319,7 +336,7 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         )
     for first, second in overlaps:
         if np.array_equal(volumes[first].array, volumes[second].array):
-            notes.add(second, f"It has exactly the same voxels as {first}. Check which of the two files is wrong.")
+            notes.add(second, f"The volume has exactly the same voxels as {first}. Check which volume is wrong.")
 
 
 def _settle_labels(
@@ -358,8 +375,7 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     if outside > 0.05:
         notes.add(
             LABEL_MAP,
-            f"{outside:.0%} of the {task.target} are outside the brain. Check that the label map belongs to this "
-            "case.",
+            f"{outside:.0%} of the {task.target} is outside the brain. Check that the label map belongs to this case.",
         )
     enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):

@@ -10,15 +10,15 @@ import numpy as np
 from .findings import Finding
 from .task import shown
 
-# Below this, a region should not be used without correction.
+# A region with a lower expected Dice should not be used without correction.
 LOW_CONFIDENCE = 0.6
 
 
 def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]:
-    """Return the Dice of each region that its probabilities imply: `2 sum(p [found]) / (sum(p) + sum([found]))`.
+    """Return the Dice that the probabilities imply for each region: `2 sum(p [found]) / (sum(p) + sum([found]))`.
 
-    It is the soft Dice between the found region and its probabilities. If all probabilities are 0 or 1, it is 1. On
-    real cases it is too high, so `calibrated_dice` corrects it.
+    The implied Dice is the soft Dice between the found region and its probabilities. If all probabilities are 0 or 1,
+    the implied Dice is 1. On real cases the implied Dice is too high, so `calibrated_dice` corrects it.
 
     Args:
         probabilities: `(R, D, H, W)` in [0, 1].
@@ -30,7 +30,7 @@ def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]
         [1.0, 0.75]
     """
     found = []
-    # One region after the other, without copies: a case may have 10^8 voxels.
+    # Compute one region after the other, without copies, because a case may have 10^8 voxels.
     for probability, region in zip(probabilities, regions, strict=True):
         total = float(probability.sum(dtype=np.float64)) + int(np.count_nonzero(region))
         overlap = float(probability[region].sum(dtype=np.float64))
@@ -43,15 +43,15 @@ def calibrated_dice(
 ) -> float:
     """Return the expected Dice of a region on real cases, in (0, 1).
 
-    It is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + sum_r w_(2+r) log10(V_r + 0.1) + sum_m w_(2+R+m)
-    present_m)`. The volumes of all regions are read, because a core that is very large or very small within its tumour
-    is often wrong.
+    The expected Dice is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + sum_r w_(2+r) log10(V_r + 0.1) + sum_m
+    w_(2+R+m) present_m)`. The regression uses the volumes of all regions, because a core that is very large or very
+    small for its tumour is often wrong.
 
     Args:
         expected: `e`, the Dice that the probabilities imply.
         volumes_ml: `V`, the volume of each of the R regions in millilitres.
         present: Whether each sequence is available, in channel order.
-        weights: `w`, two numbers, one for each region, and one for each sequence.
+        weights: `w`: two numbers, then one for each region, then one for each sequence.
 
     Example:
         >>> round(calibrated_dice(0.9, [9.9], [True], [0.0, 1.0, 0.0, 0.0]), 6)

@@ -40,22 +40,22 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """Sizes of the stem, the encoder, the experts and the holistically guided decoder.
 
     Args:
-        modalities: MRI sequences in channel order. A case may have any non-empty subset of them.
+        modalities: MRI sequences in channel order, of which a case may have any non-empty subset.
         regions: Nested target regions in channel order, each containing the next.
-        full_resolution_channels: Channels of the branch at stride 1, which sees all sequences at once.
+        full_resolution_channels: Channels of the branch at stride 1, which reads all sequences at once.
         stem_channels: Channels of each sequence's features at strides 2, 4 and 8.
         stem_depths: Residual blocks at strides 2, 4 and 8.
-        hidden_size: Width of a token. There is one token per present sequence and 16^3 patch.
+        hidden_size: Width of a token. There is one token for each patch of 16^3 voxels of each present sequence.
         num_hidden_layers: Number of transformer blocks. Every second block, from the second on, has experts.
-        num_attention_heads: Number of attention heads. It must divide `hidden_size`.
+        num_attention_heads: Number of attention heads, a divisor of `hidden_size`.
         intermediate_size: Width inside the dense feed-forward blocks.
         expert_intermediate_size: Width inside one expert.
         num_free_experts: Number of routed experts for all tokens, in addition to one expert per modality.
         num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
-        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For other sizes
-            they are interpolated.
+        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For a volume with
+            another number of patches, the stored embeddings are interpolated.
         hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
-            must be the last block.
+            number must be that of the last block.
         fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).
         codeword_size: Length of a codeword and channels of the assembled map (`q`).
         num_codewords: Number of codewords computed from the image (`n`).
@@ -67,8 +67,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         initializer_range: Standard deviation of truncated-normal initial weights in linear layers and embeddings.
 
     Raises:
-        ValueError: If a key is not a field, or if two fields contradict each other. The message names the rule and
-            the value.
+        ValueError: If a key is not a field of the configuration, or if two fields contradict each other. The message
+            names the rule and the value.
 
     Example:
         >>> LoraMoeHgdConfig(hidden_size=100, num_attention_heads=6)  # doctest: +ELLIPSIS
@@ -107,7 +107,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # The base class keeps unknown keys as attributes: a typo would silently leave the default in place.
+        # The base class keeps unknown keys as attributes, so a typo would silently leave a field at its default.
         for key in kwargs:
             if key not in KEYS_OF_TRANSFORMERS and not hasattr(PreTrainedConfig, key):
                 names = [field.name for field in dataclasses.fields(self)]
@@ -126,7 +126,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         ):
             setattr(self, name, tuple(getattr(self, name)))
         if not __name__.startswith("transformers_modules."):
-            # Where the package is installed, `pipeline` knows the task, and would ask before it runs other code.
+            # If the package is installed, `pipeline` knows its task without this key. With the key, `pipeline` would
+            # ask whether it may run the code of the checkpoint.
             kwargs.pop("custom_pipelines", None)
         num_labels = kwargs.pop("num_labels", len(self.regions))
         if num_labels != len(self.regions):
@@ -136,7 +137,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
         if self.output_attentions and self._attn_implementation is None:
-            # The only attention that returns its weights; the base class chooses it for later assignments alone.
+            # Only `eager` attention returns its weights. The base class chooses it only if `output_attentions` is set
+            # later.
             self._attn_implementation = "eager"
         self.id2label = dict(enumerate(self.regions))
         self.label2id = {name: number for number, name in self.id2label.items()}

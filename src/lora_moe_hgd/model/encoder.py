@@ -1,8 +1,8 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-Only the present sequences are computed; a sequence of a case is called a volume. Letters of shapes: B cases, P present
-volumes of all cases of a batch, L patches of a volume, S slots (present volumes of the case that has most), N = S * L
-tokens of a case, T tokens that the experts compute.
+Only the present sequences are computed. A volume is one sequence of one case. Shape letters: B cases, P present
+volumes of all cases of a batch, L patches of a volume, S slots (largest number of present volumes of a case), N = S *
+L tokens of a case, T tokens that the experts compute.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from .stem import Presence, at_least_float32
 
 @dataclass
 class TokenLayout:
-    """Origin of the tokens of a batch.
+    """Case, sequence and patch from which each token of a batch comes.
 
     Attributes:
         grid: Number of patches along depth, height and width.
         modality_BN: Modality index of each token; meaningless for padding.
-        present_BN: True for real tokens, false for padding in cases with fewer sequences than another case, and for
-            the tokens of absent sequences in a graph.
-        is_padded: Whether any token may not be real. Outside a graph a batch of one case has no padding, because
-            absent sequences get no tokens.
-        routed_T: Index of the tokens that the experts compute, among the `B * N`. `None` if they compute all.
-        is_dense: Whether no shape may depend on values, see `DensePresence`.
+        present_BN: True for real tokens. False for padding, which cases with fewer sequences than another case have,
+            and in a compiled graph for the tokens of absent sequences.
+        is_padded: Whether `present_BN` may be false for a token. Outside a compiled graph, a batch of one case has no
+            padding, because absent sequences get no tokens.
+        routed_T: Indices of the tokens that the experts compute, among the `B * N` tokens. `None` if the experts
+            compute all tokens.
+        is_dense: Whether shapes must not depend on the mask or the routing, as in `stem.DensePresence`.
     """
 
     grid: tuple[int, int, int]
@@ -52,11 +53,11 @@ class TokenLayout:
         return self.present_BN.sum(dim=1).tolist()
 
     def to_experts(self, x: Tensor) -> Tensor:
-        """Take the tokens that the experts compute, case by case, `(B, N, ...) -> (T, ...)`."""
+        """Select the tokens that the experts compute, in the order of the cases, `(B, N, ...) -> (T, ...)`."""
         return x.flatten(0, 1) if self.routed_T is None else x.flatten(0, 1)[self.routed_T]
 
     def from_experts(self, x_TD: Tensor) -> Tensor:
-        """Put tokens back, `(T, D) -> (B, N, D)`; zero where the experts compute none."""
+        """Put the tokens of the experts back, `(T, D) -> (B, N, D)`; all other tokens are zero."""
         if self.routed_T is not None:
             places = x_TD.new_zeros(self.present_BN.numel(), x_TD.shape[1])
             x_TD = places.index_put((self.routed_T,), x_TD)
@@ -86,7 +87,7 @@ def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]
         routed_T = ((case_P * num_slots + slot_P)[:, None] * num_patches + patch_L).flatten()
     layout = TokenLayout(
         grid=grid,
-        # Not `repeat_interleave`, of which the ONNX exporter repeats the wrong axis.
+        # Do not use `repeat_interleave`, because its ONNX export repeats the wrong axis.
         modality_BN=slots.modality_BS[..., None].expand(-1, -1, num_patches).flatten(1),
         present_BN=slots.present_BS[..., None].expand(-1, -1, num_patches).flatten(1),
         is_padded=presence.is_dense or routed_T is not None,
@@ -97,11 +98,12 @@ def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]
 
 
 def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> Any:
-    """Mask of the real tokens for `x (B, N, hidden)`, in the form that the configured attention takes.
+    """Mask of the real tokens for `x (B, N, hidden)`, in the form that the configured attention needs.
 
     Returns:
-        `None` without padding, so that a faster kernel may run. Otherwise `(B, 1, 1, N)`, true where a token is real,
-        for `sdpa`, `eager` and functions that users register; for others what transformers makes for them.
+        `None` without padding, so that a faster kernel may run. With padding, `(B, 1, 1, N)`, true where a token is
+        real, for `sdpa`, `eager` and attention functions that users register. For the other attention functions of
+        transformers, the mask that transformers makes.
     """
     if not layout.is_padded:
         return None
@@ -114,15 +116,15 @@ def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> 
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, which also returns its weights; called as the functions of transformers are.
+    """Attention that also returns its weights, with the signature of the attention functions of transformers.
 
     Args:
-        module: Not read.
-        query: `(B, heads, N, head size)`; `key` and `value` likewise.
-        key: See `query`.
-        value: See `query`.
-        attention_mask: `(B, 1, 1, N)`, true where a token is real; all are when `None`.
-        **unused: Options of other functions.
+        module: The attention module, which is not read.
+        query: Queries `(B, heads, N, head size)`.
+        key: Keys, same shape.
+        value: Values, same shape.
+        attention_mask: Mask `(B, 1, 1, N)`, true where a token is real. `None` means that all tokens are real.
+        **unused: Options of other attention functions, which are not read.
 
     Returns:
         Attended values `(B, N, heads, head size)`, and weights `(B, heads, N, N)`, zero at padding.
@@ -135,14 +137,14 @@ def eager_attention(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the present tokens of each case, by the function that the configuration names."""
+    """Multi-head self-attention over the present tokens of each case, with the configured attention function."""
 
-    # The functions of transformers read it.
+    # The attention functions of transformers read this attribute.
     is_causal = False
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()
-        # Read at each call: `set_attn_implementation` changes it.
+        # Keep the configuration and read it at each call, because `set_attn_implementation` changes it.
         self.config = config
         self.num_heads = config.num_attention_heads
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
@@ -192,10 +194,10 @@ class EncoderOutput:
     """Output of the transformer.
 
     Attributes:
-        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last is
+        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last state is
             normalised.
-        router_logits: One `(T, E)` per block with experts, for the tokens that the experts compute.
-        layout: Origin of each token.
+        router_logits: Router logits `(T, E)` of each block with experts, for the tokens that the experts compute.
+        layout: Case, sequence and patch of each token.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """
 
@@ -205,7 +207,7 @@ class EncoderOutput:
     attentions: tuple[Tensor, ...] | None = None
 
     def router_losses(self, experts_per_token: int) -> dict[str, Tensor]:
-        """Return the losses of the routers by name, see `moe.router_losses`; none if no block has experts."""
+        """Return the losses of the routers by name, see `moe.router_losses`; an empty dict if no block has experts."""
         if not self.router_logits:
             return {}
         present_T = self.layout.to_experts(self.layout.present_BN)
@@ -248,7 +250,8 @@ class VisionTransformer(nn.Module):
 
     def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
         """Position embeddings `(L, hidden)` for `grid`, trilinearly interpolated from the stored grid."""
-        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        # Call the embedding instead of reading its `.weight`: offloading, sharding and LoRA act when a module is
+        # called.
         stored = self.position_embedding(torch.arange(math.prod(self.position_grid), device=device))
         volume = stored.T.reshape(1, -1, *self.position_grid)
         resized = nn.functional.interpolate(at_least_float32(volume), size=grid, mode="trilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Findings: warnings and errors about a case. Each says where the problem is and what to do."""
+"""Findings: warnings and errors about a case. Each finding says where the problem is and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 Level = Literal["error", "warning"]
-# Place of a finding about the case itself, not about one of its files. People read only its message.
+# Value of `Finding.where` if a finding is about the case itself, not about one of its files. Only the message is
+# shown.
 WHOLE_CASE = "case"
 
 
@@ -31,10 +32,10 @@ class Finding:
 
 
 def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
-    """Raise the first error, if there is one.
+    """Raise the first error among the findings, if there is an error.
 
     Raises:
-        BadInputError: On the first error; with `strict` on the first warning as well.
+        BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
     """
     for finding in sorted(findings, key=lambda finding: finding.level != "error"):
         if strict or finding.level == "error":
@@ -42,7 +43,7 @@ def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
 
 
 class BadInputError(ValueError):
-    """A file or a case that cannot be used.
+    """Error about a file or a case that cannot be used.
 
     Attributes:
         finding: The problem, as a `Finding` of level `error`.

@@ -21,10 +21,10 @@ class CaseGeometry:
 
     Attributes:
         shape: Shape of the case's own array.
-        affine: Voxel to millimetre of the case's own array, `(4, 4)`.
+        affine: Affine of the case's own array, voxel to millimetre, `(4, 4)`.
         box: Bounding box of the brain: first voxel, and last voxel plus one, along each canonical axis.
         resampled_shape: Shape of the box at the network's spacing, before padding.
-        brain: Brain mask inside the box, bool, in canonical order. Tumour is possible only inside it.
+        brain: Brain mask inside the box, bool, in canonical order. The prediction is zero outside this mask.
         warnings: Warnings about the case.
     """
 
@@ -46,10 +46,10 @@ class CaseGeometry:
         return voxel_ml(self.affine)
 
     def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
-        """Paste volumes that cover the box in canonical order into the case's own array. The rest is zero.
+        """Paste volumes that cover the box in canonical order into the case's own array, which is zero elsewhere.
 
         Args:
-            volumes: `(..., D, H, W)`. All axes but the last three stay.
+            volumes: `(..., D, H, W)`, with any number of leading axes.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
         (d0, d1), (h0, h1), (w0, w1) = self.box
@@ -94,7 +94,7 @@ def canonical_view(volumes: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return the array in RAS order. Values are moved, not interpolated."""
+    """Return the array in RAS order. Voxels are moved, not interpolated."""
     return np.ascontiguousarray(canonical_view(volume, affine))
 
 
@@ -162,7 +162,7 @@ def resample(volume: Tensor, shape: Shape) -> Tensor:
 
 
 def _axis_weights(old: int, new: int) -> Tensor:
-    """Resampling matrix `(new, old)` of one axis. Each row adds up to 1."""
+    """Resampling matrix of one axis, `(new length, old length)`. Each row adds up to 1."""
     step = old / new
     if new < old:
         edges = torch.arange(new + 1, dtype=torch.float64) * step

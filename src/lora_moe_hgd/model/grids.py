@@ -25,12 +25,12 @@ Step = Literal["none", "moved", "taken over", "interpolated"]
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels with their affine.
+    """Voxels of an image or a label map, with their affine.
 
     Attributes:
         array: `(D, H, W)`.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
-        has_geometry: Whether the source stated its affine. Otherwise the affine is an assumption.
+        has_geometry: True if the source stated the affine, false if the affine is an assumption.
         oddities: Warnings about the header of the source.
     """
 
@@ -65,7 +65,7 @@ def check_affine(where: Path | str, affine: np.ndarray, shape: tuple[int, ...]) 
         raise BadInputError(
             where,
             f"The voxels measure {_times(edges_mm)} mm, but {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are allowed. "
-            "Correct the header. Its lengths must be in millimetres.",
+            "Correct the header: lengths must be in millimetres.",
         )
     field_mm = edges_mm * shape[:3]
     if field_mm.max() > MAX_FIELD_MM:
@@ -85,12 +85,12 @@ def _times(sizes: np.ndarray) -> str:
 
 
 def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tuple[Volume, Step, float]:
-    """Resample a volume to the grid of another.
+    """Resample a volume to the grid of a reference volume.
 
-    If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners then
-    differ from the reference's by at most a quarter of a voxel, the volume gets the reference's affine. Otherwise
-    values are interpolated linearly. They are smoothed first if the reference is coarser, and zeros around a brain are
-    ignored. Labels take the nearest value.
+    If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners of both
+    arrays then differ by at most a quarter of a voxel, the volume gets the affine of the reference. If the corners
+    differ by more, values are interpolated linearly. Values are smoothed first if the reference is coarser, and zeros
+    around a brain are ignored. A label map is resampled with the nearest label.
 
     Returns:
         The volume on the reference's grid, the step that was necessary, and the largest distance between corners in
@@ -116,7 +116,7 @@ def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tu
 
 
 def corners_apart_mm(first: Volume, second: Volume) -> float:
-    """Largest distance between the same corner of two arrays; infinite if their shapes differ."""
+    """Largest distance between corresponding corners of two arrays; infinite if their shapes differ."""
     if first.array.shape != second.array.shape:
         return math.inf
     corners = np.array(np.meshgrid(*((0, edge - 1) for edge in first.array.shape), [1])).reshape(4, -1)
@@ -133,7 +133,7 @@ def centres_apart_mm(first: Volume, second: Volume) -> float:
 
 
 def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
-    """Reorder and flip the axes like those of the affine `like`; return the volume and whether voxels were moved."""
+    """Reorder and flip the axes to match the affine `like`; return the volume and whether voxels were moved."""
     own_axes, own_flips = orientation(volume.affine)
     axes, flips = orientation(like)
     # Array axis `axes[a]` of the target and array axis `own_axes[a]` of the volume both run along anatomical axis `a`.
@@ -176,7 +176,7 @@ def _linear(volumes: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> T
     single = [int(edge == 1) for edge in volumes.shape[1:]]
     volumes = nn.functional.pad(volumes, [pad for pad in reversed(single) for _ in range(2)])
     edges = np.array(volumes.shape[1:]) - 1
-    # Coordinates of the first plane in [-1, 1], last axis first. All planes are alike but for a shift.
+    # Coordinates of the first plane in [-1, 1], last axis first. The other planes differ only by a shift.
     first = (2 * (_coordinates(to_volume, shape, 0) + single) / edges - 1)[..., ::-1]
     shift = (2 * to_volume[:3, 0] / edges)[::-1]
     planes = []

@@ -1,8 +1,9 @@
 """Warnings about problems in NIfTI headers that nibabel accepts silently.
 
 A header gives the geometry up to three times: as an affine (sform), as a rotation with an origin (qform), and as voxel
-sizes (`pixdim`), which the qform needs. The sform has priority, then the qform, then the voxel sizes alone. This is
-the order of nibabel and of the standard (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h, methods 1 to 3).
+sizes (`pixdim`), which the qform needs. The sform has priority, then the qform, then the voxel sizes alone. Nibabel
+and the NIfTI standard use this order of sform, qform and voxel sizes
+(https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h, methods 1 to 3).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from .findings import Finding
 
-# Codes that the standard defines, except 0, which means that the form is not given.
+# Codes that the standard defines, except 0, which means that the header has no such form.
 KNOWN_CODES = range(1, 6)
 # Largest difference between sform and qform without a warning. Rounding errors are less than a tenth of it.
 SIZE_TOLERANCE = 0.01
@@ -46,7 +47,7 @@ def header_findings(header: Any, where: Path | str) -> list[Finding]:
     unit = int(header["xyzt_units"]) & 7
     if unit in OTHER_UNITS:
         messages.append(
-            f"The header gives lengths in {OTHER_UNITS[unit]}. They are read as millimetres, as in nibabel. "
+            f"The header gives lengths in {OTHER_UNITS[unit]}. All lengths are read as millimetres, as in nibabel. "
             "Correct the lengths or their unit in the header."
         )
     return [Finding(where, message) for message in messages]
@@ -59,8 +60,8 @@ def _disagreements(header: Any) -> list[str]:
     if not (np.isfinite(sizes_mm).all() and sizes_mm.all()):
         # The sform is not a valid affine. The reader of the volume refuses it.
         return []
-    used = "The sform is used, as in nibabel. If the qform is the right one, set the sform code to 0."
-    # `not (a <= b)` instead of `a > b`, so that NaN is a difference.
+    used = "The sform is used, as in nibabel. If the qform is right, set the sform code to 0."
+    # Write `not (a <= b)` instead of `a > b`, so that NaN counts as a difference.
     if not (np.abs(other_mm - sizes_mm) <= SIZE_TOLERANCE * sizes_mm).all():
         return [
             f"The header's sform and qform disagree about the voxel size: {_in_mm(sizes_mm)} by the sform and "
@@ -94,7 +95,7 @@ def qform_rotation(header: Any) -> np.ndarray | None:
 
 
 def _voxel_sizes(header: Any, *, rotated: bool) -> list[str]:
-    """Warnings about wrong values of `pixdim`, from which some headers take the voxel sizes."""
+    """Warnings about wrong values of `pixdim`, which gives the voxel sizes if the header has no sform."""
     handedness, *sizes = (float(value) for value in header["pixdim"][:4])
     messages = []
     missing = [str(axis) for axis, size in enumerate(sizes, start=1) if size == 0]
@@ -105,10 +106,10 @@ def _voxel_sizes(header: Any, *, rotated: bool) -> list[str]:
         )
     if min(sizes) < 0:
         messages.append(
-            f"The header gives a negative voxel size ({_in_mm(sizes)}). Its sign is ignored, as in nibabel. "
+            f"The header gives a negative voxel size ({_in_mm(sizes)}). The sign is ignored, as in nibabel. "
             "Check that left and right are not swapped."
         )
-    # By the standard, 0 means 1.
+    # The standard reads a `pixdim[0]` of 0 as 1.
     if rotated and handedness not in (-1, 0, 1):
         messages.append(
             f"The header's `pixdim[0]` is {handedness:g}, but only 1 and -1 are defined. 1 is assumed, as in "

@@ -1,7 +1,7 @@
 """Holistically guided decoder for 3-D volumes with missing tokens, followed by a refinement to full resolution.
 
 As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), a codebook of holistic codewords is
-computed from the coarse tokens and assembled at stride 8, guided by a fine feature map. There are two differences to
+computed from the coarse tokens and assembled at stride 8, guided by a fine feature map. There are two differences from
 the paper: absent tokens are masked in the spatial softmax, and learned prior codewords are added to the codebook. A
 head at stride 8 alone is too coarse for the enhancing tumour (its best possible Dice on real masks is about 0.82), so
 a refinement to full resolution follows.
@@ -39,7 +39,7 @@ class PointwiseBlock(nn.Sequential):
 
 
 class HolisticCodebook(nn.Module):
-    """Compute codewords from the tokens. Each is a convex combination of the base vectors of the present tokens.
+    """Compute codewords, each of which is a convex combination of the base vectors of the present tokens.
 
     `m = Linear(cat[X_l1, X_l2, X_L])`, `Bas = ReLU(norm(Linear m))`, `A = softmax over tokens of MLP(m)`,
     `C = Bas^T A`, `C+ = cat[C, P]`.
@@ -66,7 +66,8 @@ class HolisticCodebook(nn.Module):
         logits_BNn = logits_BNn.masked_fill(~layout.present_BN[..., None], -math.inf)
         weights_BNn = logits_BNn.softmax(dim=1).to(base_BNq.dtype)
         codewords_Bqn = base_BNq.transpose(1, 2) @ weights_BNn
-        # Called, not read by `.weight`: offloading, sharding and LoRA act when a module is called.
+        # Call the embedding instead of reading its `.weight`: offloading, sharding and LoRA act when a module is
+        # called.
         prior_kq = self.prior(torch.arange(self.num_priors, device=fused_BNd.device))
         prior_Bqk = prior_kq.T.to(codewords_Bqn.dtype).expand(codewords_Bqn.shape[0], -1, -1)
         return torch.cat([codewords_Bqn, prior_Bqk], dim=2), layout.mean_over_tokens(base_BNq)
@@ -136,7 +137,7 @@ class DecoderOutput:
 
 
 class HolisticallyGuidedDecoder(nn.Module):
-    """Codebook, assembly at stride 8, refinement over strides 4 and 2 to 1, and a head at strides 8, 4 and 1."""
+    """Codebook, assembly at stride 8, refinement over strides 4 and 2 to 1, and heads at strides 8, 4 and 1."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()

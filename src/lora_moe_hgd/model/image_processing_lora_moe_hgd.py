@@ -49,7 +49,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
-        modalities: Sequences in channel order. `None` means those of the task.
+        modalities: Sequences in channel order. `None` means the sequences of the task.
         target_spacing_mm: Voxel size of the network's input, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
         label_scheme: Default scheme of label maps, see `label_schemes`. `None` means brats2023 for brain tumours, and
@@ -57,8 +57,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
         confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
-            them, the confidence is the Dice that the probabilities imply, which is too high.
-        task: Sequences and regions, as a dictionary from `Task.to_dict`. `None` means brain tumour.
+            weights, the confidence is the Dice that the probabilities imply, which is too high.
+        task: Sequences and regions, as a dictionary from `Task.to_dict`. `None` means the brain-tumour task.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -97,7 +97,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         names = self.segmentation_task.modalities
         if task is not None and modalities is not None and tuple(modalities) != names:
             raise ValueError(
-                f"`modalities` must be those of the task, {', '.join(names)}, got {', '.join(modalities)}."
+                f"`modalities` must be the sequences of the task, {', '.join(names)}, got {', '.join(modalities)}."
             )
         self.modalities = list(modalities or names)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
@@ -112,8 +112,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             if lengths != [needed] * len(regions):
                 raise ValueError(
                     f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
-                    " A checkpoint from an earlier version has fewer: set them to null in its"
-                    " preprocessor_config.json, or copy those of the shipped checkpoint that it was trained from."
+                    " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in the"
+                    " checkpoint's preprocessor_config.json, or copy the weights of a shipped checkpoint."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
@@ -124,10 +124,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
 
     def scheme(self, name: str | None = None) -> LabelScheme:
-        """Label scheme of the task with this name; `None` means the default of the processor.
+        """Return the task's label scheme of this name; `None` means the processor's default scheme.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If the task has no label scheme of this name.
         """
         return find_label_scheme(name or self.label_scheme, self.segmentation_task.schemes)
 
@@ -154,18 +154,19 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
                 `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Results of
                 `settle` are also accepted.
-            segmentation_maps: Label map of each case, in the same forms. A result of `settle` has its own label map.
-            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
-            spacing_mm: Voxel size of arrays without an affine. They must be in RAS order. `None` means 1 mm.
+            segmentation_maps: Label map of each case, in the same forms as the sequences. A result of `settle` already
+                contains its label map.
+            label_scheme: Scheme of the label maps. `None` means the processor's default scheme.
+            spacing_mm: Voxel size of arrays without an affine, which must be in RAS order. `None` means 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
             return_tensors: `pt`, the only supported type of tensors.
 
         Returns:
-            `pixel_values (B, M, D, H, W)` float32, zero outside the brain and in absent sequences, padded at the end
-            of each axis to a multiple of 16; `modality_mask (B, M)` bool; `geometry`, one `CaseGeometry` per case for
-            the post-processing, which also contains the warnings; and, with label maps, `labels (B, R, D, H, W)`
-            uint8, the regions.
+            `pixel_values (B, M, D, H, W)`, float32, zero outside the brain and in absent sequences, padded at the end
+            of each axis to a multiple of 16. `modality_mask (B, M)`, bool, true for present sequences. `geometry`, one
+            `CaseGeometry` per case, which the post-processing needs and which contains the warnings. With label maps
+            also `labels (B, R, D, H, W)`, uint8, the masks of the regions.
 
         Raises:
             ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
@@ -270,8 +271,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: `geometry` from `preprocess` for these cases.
-            label_scheme: Scheme of the label maps. `None` means the processor's own scheme.
+            geometry: The `geometry` that `preprocess` returned for these cases.
+            label_scheme: Scheme of the label maps. `None` means the processor's default scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
@@ -285,16 +286,16 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """Convert logits to regions and probabilities on each case's own grid.
 
         Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to that of
-        each region that contains it (TC is at most WT, and ET is at most TC), set to zero outside the brain, and
-        thresholded at 0.5, see `regions_of`.
+        each region that contains it: TC is at most WT, and ET is at most TC. Probabilities outside the brain are set
+        to zero, and `regions_of` thresholds at 0.5.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
-            geometry: `geometry` from `preprocess` for these cases.
+            geometry: The `geometry` that `preprocess` returned for these cases.
 
         Returns:
-            For each case, the regions `(R, D, H, W)` bool, for brain tumours WT, TC and ET, and their probabilities,
-            float32, both in the case's own shape and orientation.
+            For each case, the region masks, bool, and the region probabilities, float32, both `(R, D, H, W)` in the
+            case's own shape and orientation. For brain tumours, the regions are WT, TC and ET.
         """
         logits = outputs if isinstance(outputs, Tensor) else outputs.logits
         results = []
@@ -306,14 +307,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_in_box(self, logits: Tensor, geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
         """Convert the logits of one case like `post_process_regions`, but only inside the bounding box of its brain.
 
-        Everything is zero outside the box. `geometry.to_own_grid` pastes both results into the case's own grid.
+        Both results are zero outside the box. `geometry.to_own_grid` pastes both results into the case's own grid.
 
         Args:
             logits: `(R, D, H, W)`.
-            geometry: `geometry` from `preprocess` for this case.
+            geometry: The `geometry` that `preprocess` returned for this case.
 
         Returns:
-            The regions, bool, and their probabilities, float32, both `(R, *geometry.box_shape)` in canonical order.
+            The region masks, bool, and the region probabilities, float32, both `(R, *geometry.box_shape)` in canonical
+            order.
         """
         depth, height, width = geometry.resampled_shape
         in_box = resample(logits[:, :depth, :height, :width].float(), geometry.box_shape)
@@ -374,7 +376,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         volume = torch.zeros(len(self.modalities), *new_shape)
         for name, array in case.arrays.items():
             cropped = canonical_view(array, case.affine)[tuple(slice(low, high) for low, high in box)]
-            # `copy`, because PyTorch takes no negative strides.
+            # Copy the array, because PyTorch does not accept negative strides.
             values = resample_brain(torch.from_numpy(cropped.copy()), new_shape)
             volume[self.modalities.index(name)] = robust_z_score(values, clip=self.intensity_clip)
         return volume, geometry
@@ -395,10 +397,10 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Other voxels stay zero.
+    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Zero voxels stay zero.
 
     Raises:
-        ValueError: If more than half of these voxels are equal, because the MAD is then zero.
+        ValueError: If more than half of the voxels that are not zero are equal, because the MAD is then zero.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)

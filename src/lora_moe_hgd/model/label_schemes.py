@@ -1,6 +1,6 @@
 """Label schemes: the meaning of the integers in a label map.
 
-A region is a set of labels. Two regions may be nested (as WT, TC and ET of a tumour), be disjoint, or overlap.
+A region is a set of labels. Two regions may be nested (such as WT, TC and ET of a tumour), be disjoint, or overlap.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class LabelScheme:
     Attributes:
         name: Name on the command line and in files.
         regions: Labels of each region, in channel order. When a label map is written, later regions overwrite earlier
-            ones. Therefore each region needs a label that belongs to no later region.
-        words: Word for the part of each region outside all later regions. By default the name of the region.
-        others: Labels outside all regions, such as a resection cavity. They are read, but never written.
+            regions. Therefore each region needs a label that belongs to no later region.
+        words: One word for each region: the word for the part of the region outside all later regions. The default is
+            the name of the region.
+        others: Labels outside all regions, such as a resection cavity. These labels are read, but never written.
         target: Word for the segmented object, such as `tumour`.
     """
 
@@ -49,7 +50,10 @@ class LabelScheme:
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Labels that painting in order never writes, with their regions: those of overlaps that are not nested."""
+        """Labels of overlaps that are not nested, with their regions.
+
+        Painting the masks of the regions one after another never writes these labels.
+        """
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
         for label in sorted(self.labels - {0, *self.others}):
@@ -76,7 +80,8 @@ class LabelScheme:
         Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
-            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists such values.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists the wrong
+                values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -91,7 +96,7 @@ class LabelScheme:
 
     @property
     def meanings(self) -> dict[int, str]:
-        """Word for the part with each label, for all labels of the scheme in ascending order.
+        """Meaning of each label of the scheme as a word, in ascending order of the labels.
 
         Example:
             >>> LABEL_SCHEMES["ped2024"].meanings
@@ -119,7 +124,7 @@ def _of_tumour(
         edema: Label of WT outside TC.
         core: Label of TC outside ET.
         enhancing: Label of ET.
-        more_core: Other labels of TC outside ET. They are read, but never written.
+        more_core: Other labels of TC outside ET, which are read, but never written.
         others: Labels outside all regions.
     """
     inner = (core, *more_core, enhancing)
@@ -141,14 +146,14 @@ LABEL_SCHEMES = {
 
 
 class LabelMapError(ValueError):
-    """A label map that cannot be read."""
+    """Error about a label map whose values do not fit the label schemes."""
 
 
 def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) -> LabelScheme:
     """Return the scheme called `name` among `schemes`.
 
     Raises:
-        ValueError: If there is no such scheme. The message lists the names.
+        ValueError: If no scheme has this name. The message lists the names of all schemes.
     """
     if name not in schemes:
         raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(schemes)}.")
@@ -159,7 +164,8 @@ def label_values(labels: np.ndarray) -> set[int]:
     """Return all values of a label map.
 
     Raises:
-        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists some of them.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists up to five of the wrong
+            values.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):
@@ -175,16 +181,16 @@ def detect_label_scheme(
 ) -> LabelScheme:
     """Detect the scheme of a label map from its values.
 
-    If several schemes fit and assign all values to the same regions, the first one is returned. Without candidates,
-    the label 4 without the label 3 means BraTS 2017 to 2021.
+    If several schemes fit and assign all values to the same regions, the first of these schemes is returned. If
+    `candidates` is empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to 2021.
 
     Args:
         values: Labels in the label map.
-        candidates: Schemes that the data set may use. An empty list means any scheme.
+        candidates: Schemes that the data set may use. An empty list allows every scheme.
         schemes: All schemes of the task, by name.
 
     Raises:
-        LabelMapError: If no scheme has all the values, or if several schemes have them but with different meanings.
+        LabelMapError: If no scheme has all the values, or if several schemes have all values with different meanings.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
@@ -199,10 +205,13 @@ def detect_label_scheme(
         named = allowed or (list(schemes.values()) if len(schemes) == 1 else [])
         wanted = " or ".join(map(str, named)) or "any known scheme"
         if "brats2018" not in schemes and not fitting:
-            remedy = "Add it to a region of the task or to `other_labels`, or remove it from the label map."
+            remedy = "Add the label to a region of the task or to `other_labels`, or correct the label map."
         else:
             fit = ", ".join(scheme.name for scheme in fitting) or "none"
-            remedy = f"Schemes with all labels: {fit}. Choose one with `--label-scheme`, or correct the label map."
+            remedy = (
+                f"Schemes with all labels of the map: {fit}. Choose a scheme with `--label-scheme`, or correct the "
+                "label map."
+            )
         raise LabelMapError(f"The label {unknown} is not in {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]
@@ -213,6 +222,7 @@ def detect_label_scheme(
         names = " or ".join(scheme.name for scheme in chosen)
         found = ", ".join(map(str, sorted(values - {0})))
         raise LabelMapError(
-            f"The labels {found} mean different regions in several schemes. Choose one with `--label-scheme`: {names}."
+            f"The labels {found} mean different regions in several schemes. Choose a scheme with `--label-scheme`: "
+            f"{names}."
         )
     return chosen[0]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def soft_dice_loss(logits: Tensor, targets: Tensor, *, smooth: float = 1.0) -> Tensor:
     """One minus the soft Dice of each case and region, `(B, R, ...) -> (B, R)`.
 
-    It is computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is added to
-    numerator and denominator, so that two empty masks have no loss.
+    The loss is computed per case, so that a batch split over processes gives the same loss. `smooth`, in voxels, is
+    added to numerator and denominator, so that two empty masks have a loss of zero.
 
     Example:
         >>> soft_dice_loss(torch.full((1, 1, 2, 2, 2), -50.0), torch.zeros(1, 1, 2, 2, 2))
@@ -42,11 +42,12 @@ def region_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def segmentation_losses(
     logits: Sequence[Tensor], labels: Tensor, *, scale_weights: Sequence[float], region_weights: Tensor
 ) -> dict[str, Tensor]:
-    """Dice and cross-entropy, averaged over regions and scales with their weights.
+    """Dice loss and cross-entropy, each as a weighted mean over regions and scales.
 
     Args:
-        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`. The last has full resolution.
-        labels: Region masks `(B, R, D, H, W)`, 0 or 1. Targets of coarser logits are means over the voxels of a cell.
+        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`. The last logits have full resolution.
+        labels: Region masks `(B, R, D, H, W)`, 0 or 1. The target of a coarser logit is the mean of the region mask
+            over the voxels that the logit covers.
         scale_weights: One weight per entry of `logits`.
         region_weights: Weight of each region, `(R,)`, not negative and not all zero.
 

@@ -31,13 +31,14 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
     """Output of the encoder.
 
     Attributes:
-        last_hidden_state: `(B, N, hidden)`. N is the number of tokens of all present sequences. Cases with fewer
-            sequences are padded. A compiled graph has tokens for absent sequences, too.
-        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
-            normalised.
-        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
-            compiled graph they are for all tokens.
+        last_hidden_state: Normalised hidden states after the last block, `(B, N, hidden)`. N is the number of tokens
+            of the case with the most present sequences, and the other cases are padded. A compiled graph also has
+            tokens for absent sequences.
+        hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
+            state is normalised.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
+        router_logits: On request, the router logits `(T, experts)` of each block with experts. T counts the real
+            tokens of the batch, or all tokens in a compiled graph.
     """
 
     last_hidden_state: Tensor | None = None
@@ -52,13 +53,13 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
-        hidden_states: On request, the states before the first block and after each, `(B, N, hidden)`. The last is
-            normalised.
-        attentions: On request, the attention weights of each block, `(B, heads, N, N)`. They are 0 at padding.
-        router_logits: On request, one `(T, experts)` per block with experts, for the real tokens of the batch. In a
-            compiled graph they are for all tokens.
-        codebook: On request, `(B, codeword size, codewords)`.
+        logits: Region logits `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
+        hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
+            state is normalised.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
+        router_logits: On request, the router logits `(T, experts)` of each block with experts. T counts the real
+            tokens of the batch, or all tokens in a compiled graph.
+        codebook: On request, the codebook of the decoder, `(B, codeword size, codewords)`.
         losses: Parts of the loss by name, without their coefficients, if labels were given.
     """
 
@@ -89,10 +90,10 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers does it; the base of an adapter in a folder is looked for as the package does.
+        """Load as transformers does; for the folder of an adapter, also find the base as the package does.
 
         Raises:
-            ValueError: If it is the folder of an adapter and the base is not found or has other weights.
+            ValueError: If the base of an adapter is not found, or has other weights than the adapter needs.
         """
         folder = Path(str(pretrained_model_name_or_path))
         if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
@@ -101,7 +102,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
         except ImportError as error:
             raise ValueError(
-                f"{folder} holds an adapter without its base, which the package lora-moe-hgd finds. Install it."
+                f"{folder} holds an adapter without its base. Install the package lora-moe-hgd, which finds the base."
             ) from error
         base: Any = find_base(folder)
         if is_adapter(base):
@@ -115,13 +116,13 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass. PEFT reads this property."""
-        # Override the property of transformers: it is deprecated and warns each time an adapter is loaded.
+        """Whether gradient checkpointing is on. PEFT reads this property."""
+        # Override the property of transformers, which is deprecated and warns each time an adapter is loaded.
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise the parameters of a module. An unknown kind of module raises, so no parameter stays undefined."""
+        """Initialise the parameters of a module. A module of unknown type raises, so no parameter stays undefined."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
@@ -137,7 +138,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             init.normal_(module.modality_embedding.weight, std=0.5)
 
     def _check_inputs(self, pixel_values: Tensor, modality_mask: Tensor | None) -> Tensor:
-        """Return the boolean mask `(B, M)`. It is true everywhere if no mask was given."""
+        """Check the inputs, and return the boolean mask `(B, M)`, which is all true if no mask was given."""
         num_modalities = len(self.config.modalities)
         if pixel_values.ndim != 5 or pixel_values.shape[1] != num_modalities:
             raise ValueError(
@@ -159,10 +160,10 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         return modality_mask.bool()
 
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
-        """Whether hidden states and attention weights are to be returned; the configuration decides over `None`.
+        """Whether to return hidden states and attention weights; `None` means the value in the configuration.
 
         Raises:
-            ValueError: If attention weights are asked for that the configured attention does not make.
+            ValueError: If attention weights are requested, but the configured attention does not return them.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -171,7 +172,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 "`output_attentions` needs the attention `eager`, got "
-                f"{self.config._attn_implementation}: call `set_attn_implementation('eager')`, or load the network "
+                f"{self.config._attn_implementation}. Call `set_attn_implementation('eager')`, or load the network "
                 "with `attn_implementation='eager'`."
             )
         return bool(output_hidden_states), bool(output_attentions)
@@ -182,11 +183,11 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
 
     Args:
         config: Sizes.
-        with_skips: Also fuse the stem's features for a decoder. Without them every parameter contributes to
+        with_skips: Also fuse the stem's features for a decoder. If false, every parameter contributes to
             `last_hidden_state`.
     """
 
-    # The rest of a segmenter.
+    # Parameters of a segmenter that its encoder does not have.
     _keys_to_ignore_on_load_unexpected = [
         r"^decoder\.",
         r"stem\.(fusions|full_resolution|full_resolution_norm|availability)\.",
@@ -199,7 +200,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch projection. Accelerate needs it with FSDP2."""
+        """Return the patch projection, which Accelerate needs with FSDP2."""
         return self.stem.patch_projection
 
     def encode(
@@ -255,21 +256,23 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         """Segment a batch. As in every model of transformers, `return_dict=False` makes the result a tuple.
 
         Args:
-            pixel_values: `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple of 16.
-            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all were acquired. Channels
-                marked false are never read, so their content does not matter.
+            pixel_values: Images `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple
+                of 16.
+            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all sequences were acquired.
+                Channels marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
-            region_weights: `(R,)`, weight of each region in the loss. `None` means equal weights.
-            output_hidden_states: Return the hidden states of the encoder. `None` means as in the configuration.
-            output_attentions: Return the attention weights, which only `eager` attention has. `None` means as in the
-                configuration.
+            region_weights: Weight of each region in the loss, `(R,)`. `None` means equal weights.
+            output_hidden_states: Return the hidden states of the encoder. `None` means the value in the configuration.
+            output_attentions: Return the attention weights, which only `eager` attention has. `None` means the value
+                in the configuration.
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook.
-            geometry: Not read. The image processor returns it, so `model(**processor(case))` works.
+            geometry: Not read. The image processor returns a geometry, so `model(**processor(case))` works.
 
         Raises:
-            ValueError: If a shape does not fit, a case has no sequence, or the attention returns no weights. A
-                compiled or exported graph cannot check the mask, and gives NaN for a case without a sequence.
+            ValueError: If a shape does not fit, a case has no sequence, or attention weights are requested that the
+                configured attention does not return. A compiled or exported graph cannot check the mask, and gives NaN
+                for a case without a sequence.
         """
         output_hidden_states, output_attentions = self._asked(output_hidden_states, output_attentions)
         modality_mask = self._check_inputs(pixel_values, modality_mask)
@@ -313,7 +316,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         return losses
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save the model with its code, and register the network in `auto_map` for both `Auto` classes."""
+        """Save the model with its code, so that `AutoModel` and `AutoModelForSemanticSegmentation` load it."""
         found = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = {
             **(getattr(self.config, "auto_map", None) or {}),

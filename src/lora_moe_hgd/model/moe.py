@@ -4,8 +4,8 @@ The routing is token-choice top-k (Shazeer et al. 2017, https://arxiv.org/abs/17
 all tokens. A token may use the expert of its own modality and the free experts, so the expert of an absent sequence
 gets no tokens and has no influence.
 
-Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts a token,
-C = T * K choices.
+Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts per
+token, C = T * K choices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .stem import at_least_float32
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them. It is used as a dense block and as an expert."""
+    """Two linear layers with a GELU between them, used as a dense block and as an expert."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class FeedForward(nn.Module):
 
 
 class ExpertRouter(nn.Linear):
-    """Scores every routed expert for every token, in at least float32."""
+    """Router that scores every routed expert for every token, in at least float32."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         num_modalities = len(config.modalities)
@@ -97,7 +97,7 @@ class SparseMoe(nn.Module):
         for index, expert in enumerate(self.experts):
             is_chosen_TK = expert_TK == index
             weight_T = torch.where(is_chosen_TK, weight_TK, 0.0).sum(dim=1)
-            # An expert may overflow for a token that is not its own.
+            # An expert may overflow for a token that did not choose it.
             routed = torch.where(is_chosen_TK.any(dim=1, keepdim=True), expert(x_TD), 0.0)
             y_TD = y_TD + routed * weight_T[:, None].to(routed.dtype)
         return y_TD
@@ -109,14 +109,14 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, presen
     Equations (4) to (6) of the Switch Transformer (https://arxiv.org/abs/2101.03961), generalised to top-k and to
     experts that only some tokens may use: `mean_e (A f_e) (A p_e)`. The mean is over all experts that at least one
     token may use. `A` is the number of experts that a token may use. Over the tokens that may use expert `e`, `f_e` is
-    the share of their choices that is `e`, and `p_e` is its mean probability. If every token may use every expert,
-    this is the published `E * sum_e f_e p_e`. Perfect balance gives 1.
+    the share of the choices that fall on `e`, and `p_e` is the mean probability of `e`. If every token may use every
+    expert, the penalty is the published `E * sum_e f_e p_e`. Perfect balance gives 1.
 
     Args:
         router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token may use the
             same number of experts.
         experts_per_token: Number of routed experts per token.
-        present_T: False for tokens that do not count. All count if `None`.
+        present_T: False for tokens that do not count. `None` means that all tokens count.
 
     Returns:
         Scalar, differentiable through `p_e` only (`f_e` is a count).
@@ -164,7 +164,7 @@ def router_losses(
     The losses are computed per case, so that splitting a batch over processes or steps does not change them.
 
     Args:
-        router_logits: One `(T, E)` per layer with experts, at least one layer.
+        router_logits: Router logits `(T, E)` of each layer with experts, at least one layer.
         tokens: Number of tokens of each case, in the order of the rows.
         present_T: False for tokens that do not count.
         experts_per_token: Number of routed experts per token.

@@ -1,7 +1,7 @@
-"""Connected parts of a mask, in NumPy: the hub folder needs no SciPy.
+"""Connected parts of a mask, in NumPy, so that the code on the Hub needs no SciPy.
 
-The voxels of a mask are taken together as runs along the last axis, and the runs that touch are joined. Masks have few
-runs, so this takes about as long as SciPy's labelling of all voxels.
+The voxels of a mask are grouped into runs along the last axis, and runs that touch are joined. A mask has few runs, so
+the algorithm takes about as long as SciPy's labelling of all voxels.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Without the parts, joined by faces, edges or corners, that are smaller than a share of the largest part.
+    """Remove parts, connected by faces, edges or corners, that are smaller than a share of the largest part.
 
     Args:
         mask: `(D, H, W)` bool.
-        least_part: Share of the voxels of the largest part, in [0, 1].
+        least_part: Smallest size of a part that is not removed, as a share of the largest part, in [0, 1].
 
     Example:
         >>> mask = np.array([[[True, True, False, False, True]]])
@@ -35,7 +35,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Line (first two axes, flattened), first voxel and end along the last axis of each run, in order."""
+    """Line (index over the first two axes), first voxel and end (exclusive) of each run, in voxel order."""
     lines = mask.reshape(-1, mask.shape[-1])
     first, last = lines.copy(), lines.copy()
     first[:, 1:] &= ~lines[:, :-1]
@@ -49,13 +49,14 @@ def _touching(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of runs that share a face, an edge or a corner, each pair once."""
     _, height, width = shape
-    # Empty lines and voxels around the volume, so that no neighbour is one of the opposite side.
+    # Pad the volume with empty lines and voxels, so that no voxel is a neighbour of one on the opposite side.
     stride = width + 2
     at = (line // height * (height + 2) + line % height + 1) * stride
     starts, ends = at + start, at + end
     one, other = [], []
     for lines in (1, height + 1, height + 2, height + 3):
-        # Runs of the neighbouring line that begin not behind the end and end not before the beginning.
+        # Two runs of neighbouring lines touch if neither begins more than one voxel behind the last voxel of the
+        # other.
         low = np.searchsorted(ends, starts + lines * stride, side="left")
         high = np.searchsorted(starts, ends + lines * stride, side="right")
         count = high - low
@@ -65,10 +66,10 @@ def _touching(
 
 
 def _roots(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each of `count` runs the number of a run that stands for its part, from the pairs that touch."""
+    """Number of a run that represents the part, for each of `count` runs, from the pairs of runs that touch."""
     root = np.arange(count)
     while len(one):
-        # Of two parts that touch, the one with the larger number joins one with a smaller number: there is no circle.
+        # Of two parts that touch, the part with the larger number joins the other one, so there is no cycle.
         root[np.maximum(one, other)] = np.minimum(one, other)
         while not np.array_equal(root, above := root[root]):
             root = above

@@ -28,14 +28,15 @@ class BrainTumorSegmentationPipeline(Pipeline):
     - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
     - `warnings`: list of warnings about the case and the result.
 
-    With `on_error="return"` the result of a case that cannot be segmented is a dict with the reason alone, `error`.
+    With `on_error="return"`, the result of a case that cannot be segmented is a dict with one entry, `error`: the
+    reason.
 
     Example:
         `pipeline("brain-tumor-segmentation", model=...)({"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"})`
     """
 
     _load_image_processor = True
-    # Otherwise `pipeline` looks for each, and asks whether it may run the code that a checkpoint brings.
+    # By default, `pipeline` looks for each of these parts, and asks whether it may run the code of the checkpoint.
     _load_tokenizer = _load_feature_extractor = _load_processor = _load_video_processor = False
 
     model: Any
@@ -48,8 +49,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
             cases: One case, a list of cases, or another iterable that a pipeline accepts.
             **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
                 of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
-                partial brains. `mirror`: average over the case and its mirror image. `on_error`:
-                `raise` (default), or `return` the error of a case that cannot be segmented and go on.
+                partial brains. `mirror`: average over the case and its mirror image. `on_error`: `raise` (default)
+                stops at a case that cannot be segmented, and `return` makes the error the result of this case.
 
         Raises:
             ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`
@@ -99,7 +100,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     ) -> Mapping[str, Any]:
         try:
             return step(*args, **parameters)
-        # Whatever a case raises, the next one is segmented.
+        # After any error of a case, the next case is segmented.
         except Exception as error:
             if on_error == "raise":
                 raise
@@ -110,7 +111,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
             raise ValueError(
-                "`spacing_mm` is only for arrays without an affine. The files in a folder state their own."
+                "`spacing_mm` is only for arrays without an affine. The files in a folder state their voxel size."
             )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
@@ -155,8 +156,8 @@ def _read_folder(
         from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
-            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install it, or give "
-            "a dict from sequence name to file or array."
+            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install the "
+            "package, or give a dict from sequence name to file or array."
         ) from error
     reading = read_case(
         find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from .stem import at_least_float32
 
-# Logit of voxels that no window with brain covers. It means "no tumour" (sigmoid 5e-5).
+# Logit of voxels that no window with brain covers. This logit means "no tumour" (sigmoid 5e-5).
 BACKGROUND_LOGIT = -10.0
-# Edges of a window in voxels, and the share that it has in common with the next.
+# Edges of a window in voxels, and share of a window that overlaps with the next window.
 WINDOW = (64, 64, 64)
 OVERLAP = 0.5
 
@@ -39,17 +39,20 @@ def sliding_window_logits(
     """Run `model` on overlapping windows of one case and blend the logits.
 
     Args:
-        model: Called as `model(pixel_values=..., modality_mask=...)`. Its result has `logits (B, R, *window)`.
-        pixel_values: `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are zero-padded.
+        model: Called as `model(pixel_values=..., modality_mask=...)`. The result of the call has `logits (B, R,
+            *window)`.
+        pixel_values: Images of one case, `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are
+            zero-padded.
         modality_mask: `(1, M)`, true where a sequence is present.
         window: Edges of a window in voxels.
         overlap: Share of a window that overlaps with the next window, in [0, 1).
         batch_size: Number of windows per call of the model.
-        mirror: Average over the case and its left-right mirror image. This takes twice as long.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
         progress: Show a progress bar.
 
     Returns:
-        `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get -10 in each region.
+        Logits `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get the logit -10 in each
+        region.
 
     Raises:
         ValueError: If `overlap` is outside [0, 1), if there is more than one case, or if all voxels are zero.
@@ -86,7 +89,7 @@ def sliding_window_logits(
         chosen = places[first : first + batch_size]
         crops = torch.cat([padded[:, :, *place] for place in chosen])
         if crops.device.type == "cpu":
-            # Convolutions are a fifth faster in this layout, with the same values to float rounding.
+            # Convolutions are a fifth faster in this layout, with the same values up to rounding.
             crops = crops.contiguous(memory_format=torch.channels_last_3d)
         logits = at_least_float32(
             model(pixel_values=crops, modality_mask=modality_mask.expand(len(chosen), -1)).logits
@@ -104,7 +107,7 @@ def sliding_window_logits(
 
 
 def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Mean of the logits of a case and of its mirror image. The latter are mirrored back first.
+    """Mean of the logits of a case and of its mirror image. The logits of the mirror image are mirrored back first.
 
     Args:
         logits_of: Computes the logits `(1, R, D, H, W)` of a complete case.

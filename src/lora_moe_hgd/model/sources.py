@@ -124,7 +124,7 @@ def _checked(array: Any, where: str) -> np.ndarray:
         raise BadInputError(where, f"The volume has no voxel: its shape is {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise BadInputError(
-            where, f"The voxels must be real numbers, got {array.dtype}. Take the magnitude or one channel."
+            where, f"The voxels must be real numbers, got {array.dtype}. Give the magnitude or one channel."
         )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

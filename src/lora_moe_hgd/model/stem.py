@@ -1,8 +1,8 @@
 """Convolutional stem that reads only the sequences that are present.
 
 The present volumes of a batch are packed along the batch axis. So an absent sequence costs no computation and cannot
-influence the result. The shapes of a compiled or exported graph cannot depend on the mask. There, absent volumes are
-computed on zeros and masked. Only `presence_of` chooses between the two.
+influence the result. The shapes of a compiled or exported graph cannot depend on the mask, so in a graph absent
+volumes are computed on zeros and masked. Only `presence_of` chooses between packing and masking.
 
 Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots, C channels, D H W voxels.
 """
@@ -33,14 +33,15 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions as float32; float32 and float64 as they are."""
+    """Convert half precision to float32; return float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class InputConv3d(nn.Conv3d):
-    """Convolution that reads what it gets in the type of its weights.
+    """Convolution that converts its input to the type of its weights.
 
-    Within its own call they have the type they compute in, wherever and however they are stored meanwhile.
+    During the call, the weights have the type of the computation. Between calls, offloading and sharding may store
+    the weights in another type.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,8 +51,8 @@ class InputConv3d(nn.Conv3d):
 class PointwiseConv3d(nn.Conv3d):
     """Convolution with a kernel of one voxel, `(B, C, ...) -> (B, C', ...)`.
 
-    It is computed as a matrix product over the channels. On channels-last volumes, PyTorch's own convolution of a
-    single voxel would copy its input and use a slow kernel on the CPU.
+    The convolution is computed as a matrix product over the channels. On channels-last volumes, PyTorch's own
+    convolution of a single voxel would copy its input and use a slow kernel on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class PointwiseConv3d(nn.Conv3d):
 
 
 class ResidualBlock3d(GradientCheckpointingLayer):
-    """`x + conv(act(norm(x)))` with a 3^3 convolution. It keeps the shape `(P, C, D, H, W)`."""
+    """`x + conv(act(norm(x)))` with a 3^3 convolution. The shape `(P, C, D, H, W)` does not change."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -76,13 +77,13 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 @dataclass
 class Slots:
-    """The computed volumes of each case side by side.
+    """The computed volumes, arranged by case, with the same number of slots for each case.
 
     Attributes:
-        values: `(B, S, ...)`, S the largest number of volumes that a case has.
-        modality_BS: Modality index of each slot; meaningless where it is empty.
-        present_BS: False where a slot is empty or its sequence absent.
-        filled: Index of the slots that hold a volume, each `(P,)`; `None` if all do.
+        values: `(B, S, ...)`, where S is the largest number of volumes of a case.
+        modality_BS: Modality index of each slot; meaningless for empty slots.
+        present_BS: False where a slot is empty or its sequence is absent.
+        filled: Case index and slot index of each volume, each `(P,)`; `None` if all slots hold a volume.
     """
 
     values: Tensor
@@ -93,7 +94,7 @@ class Slots:
 
 @dataclass
 class Presence(ABC):
-    """The volumes of a batch that are computed, and how they come together: sorted by case, then by modality.
+    """The computed volumes of a batch, sorted by case, then by modality, with operations over each case.
 
     Attributes:
         mask_BM: True where a sequence was acquired.
@@ -109,11 +110,11 @@ class Presence(ABC):
 
     @abstractmethod
     def pack(self, volumes: Tensor) -> Tensor:
-        """Take the volumes to compute, `(B, M, ...) -> (P, ...)`; nothing of an absent one is read."""
+        """Select the volumes to compute, `(B, M, ...) -> (P, ...)`; the values of absent volumes are not read."""
 
     @abstractmethod
     def weigh(self, gates: Tensor) -> Tensor:
-        """Softmax of the gates `(P, ...)` over the present sequences of each case; zero for an absent one."""
+        """Softmax of the gates `(P, ...)` over the present sequences of each case; zero for absent sequences."""
 
     @abstractmethod
     def sum_per_case(self, packed: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class Presence(ABC):
 
 @dataclass
 class PackedPresence(Presence):
-    """The present volumes alone.
+    """Presence that computes only the present volumes.
 
     Attributes:
         counts: Number of present volumes of each case, at least 1.
@@ -143,7 +144,7 @@ class PackedPresence(Presence):
         Raises:
             ValueError: If a case has no sequence at all.
         """
-        # One copy to the host gives every index. Each look at a tensor of a GPU would wait for the GPU.
+        # Copy the mask to the host once, because reading each index from a tensor on a GPU would wait for the GPU.
         on_host = modality_mask.cpu()
         counts = on_host.sum(dim=1).tolist()
         if 0 in counts:
@@ -178,10 +179,10 @@ class PackedPresence(Presence):
 
 @dataclass
 class DensePresence(Presence):
-    """Every volume, absent ones as zeros, so that no shape depends on the mask.
+    """Presence that computes every volume, absent volumes as zeros, so that no shape depends on the mask.
 
-    The mask is applied wherever volumes of a case meet. A case without any sequence gives NaN and no error, because
-    a graph cannot look at the mask.
+    The mask is applied wherever volumes of a case are combined. A case without any sequence gives NaN and no error,
+    because a graph cannot check the mask.
     """
 
     is_dense = True
@@ -215,12 +216,12 @@ class DensePresence(Presence):
 
 
 def presence_of(modality_mask: Tensor) -> Presence:
-    """Choose how absent sequences are left out: packed, or dense in a graph of `torch.compile` or `torch.export`.
+    """Return a `DensePresence` in a graph of `torch.compile` or `torch.export`, and a `PackedPresence` otherwise.
 
-    The compiler says that it runs, so no caller has to choose, and a graph never breaks here.
+    The choice depends only on `torch.compiler.is_compiling`, so no caller has to choose, and no graph breaks here.
 
     Raises:
-        ValueError: If a case has no sequence at all; not in a graph.
+        ValueError: If a case has no sequence at all, except in a graph, which cannot check this.
     """
     presence: type[PackedPresence | DensePresence] = DensePresence if torch.compiler.is_compiling() else PackedPresence
     return presence.from_mask(modality_mask)
@@ -248,7 +249,7 @@ class StemOutput:
         full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`. `None` without a decoder.
         skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`. `None` without a decoder.
         patches: One vector per present volume and patch, `(P, hidden, D/16, H/16, W/16)`.
-        presence: Case and modality of each packed volume.
+        presence: Case and modality of each computed volume.
     """
 
     full_resolution: Tensor | None
@@ -261,8 +262,9 @@ class ModalityStem(nn.Module):
     """Features of each present sequence at strides 2, 4, 8 and patch vectors at stride 16, with shared weights.
 
     Args:
-        config: Sizes.
-        with_skips: Also fuse features for a decoder. Without one their parameters would have no gradient.
+        config: Sizes of the network.
+        with_skips: Also fuse features for a decoder. Without a decoder, the parameters of the fusion would have no
+            gradient.
     """
 
     def __init__(self, config: LoraMoeHgdConfig, *, with_skips: bool) -> None:

@@ -66,10 +66,10 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class Task:
-    """Sequences and regions, both in channel order.
+    """Sequences and regions of a network, both in channel order.
 
     Attributes:
-        name: Name of the task and, for tasks from a file, of its label scheme.
+        name: Name of the task. For tasks from a file, it is also the name of the label scheme.
         target: Word for the segmented object, such as `tumour`.
         sequences: Words in file names that identify each sequence. If the list of `t1`, `t1c`, `t2` or `flair` is
             empty, the built-in words are used.
@@ -106,7 +106,10 @@ class Task:
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of the regions that contain each region, outermost first. They have all of its labels, and more."""
+        """Indices of the regions that contain each region, outermost first.
+
+        A region contains another region if it has all labels of the other region, and more.
+        """
         sets = [frozenset(labels) for labels in self._scheme.regions.values()]
         return tuple(tuple(number for number, outer in enumerate(sets) if outer > labels) for labels in sets)
 
@@ -153,7 +156,7 @@ BRAIN_TUMOUR = Task(
     name="brain-tumour",
     target="tumour",
     sequences=dict.fromkeys(MODALITIES, ()),
-    # The default of a checkpoint (brats2023) is in its processor, not here.
+    # The image processor, not the task, stores the default scheme of a checkpoint (brats2023).
     schemes=LABEL_SCHEMES,
     without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
 )
@@ -185,7 +188,7 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
     for key in content:
         if key not in KEYS:
             (nearest,) = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.0)
-            rules.refuse(str(key), f"This key is unknown. The most similar one is `{nearest}`.")
+            rules.refuse(str(key), f"This key is unknown. The most similar key is `{nearest}`.")
     for key in ("name", "target", "sequences", "regions"):
         if not content.get(key):
             rules.refuse(key, "This key is missing. docs/tasks.md shows an example.")
@@ -218,7 +221,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
     for key, labels in regions.items():
         if both := sorted(set(labels) & set(others)):
             rules.refuse(
-                "other_labels", f"{both[0]} is also a label of the region `{key}`. Remove it from one of them."
+                "other_labels",
+                f"The label {both[0]} also belongs to the region `{key}`. Remove the label from one of the two keys.",
             )
     without = content.get("without") or {}
     if not isinstance(without, Mapping) or not all(isinstance(text, str) and text for text in without.values()):
@@ -227,14 +231,14 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
         )
     if unknown := sorted(set(map(str, without)) - set(sequences)):
         rules.refuse(
-            f"without.{unknown[0]}", f"This is not a sequence of the task. Its sequences are {', '.join(sequences)}."
+            f"without.{unknown[0]}", f"This is not a sequence of the task. The sequences are {', '.join(sequences)}."
         )
     scheme = LabelScheme(name, regions, others=others, target=target)
     return Task(name, target, sequences, {name: scheme}, label_map, dict(without))
 
 
 class _Rules:
-    """Checks of the values of a task. Each raises a `BadInputError` with the file and the key."""
+    """Checks of the values of a task. Each check raises a `BadInputError` with the file and the key."""
 
     def __init__(self, where: Path | str) -> None:
         self.where = where
@@ -248,7 +252,7 @@ class _Rules:
         if not isinstance(values, Mapping) or not values:
             self.refuse(key, f"Give at least one name with a list of values. Got: {values!r}.")
         if len(values) > MOST:
-            self.refuse(key, f"At most {MOST} are allowed, but there are {len(values)}. Remove some.")
+            self.refuse(key, f"At most {MOST} names are allowed, but there are {len(values)}. Remove some.")
         for name in values:
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 self.refuse(
@@ -291,7 +295,10 @@ class _Rules:
         for key, own in words.items():
             for word in own:
                 if word in owner:
-                    self.refuse(key, f"The word `{word}` is already in `{owner[word]}`. Remove it from one of them.")
+                    self.refuse(
+                        key,
+                        f"The word `{word}` is already in `{owner[word]}`. Remove the word from one of the two keys.",
+                    )
                 owner[word] = key
 
     def refuse_covered_regions(self, regions: Mapping[str, tuple[int, ...]]) -> None:
@@ -302,6 +309,7 @@ class _Rules:
             if set(regions[name]) <= set().union(*(regions[other] for other in later)):
                 self.refuse(
                     f"regions.{name}",
-                    f"All of its labels also belong to later regions ({', '.join(later)}), which overwrite it in "
-                    "label maps. Put a region that contains others before them, or give this region a further label.",
+                    f"All labels of this region also belong to later regions ({', '.join(later)}), which overwrite it "
+                    "in label maps. Put a region before the regions that it contains, or give this region a further "
+                    "label.",
                 )

@@ -1,1 +1,1 @@
-"""Synthetic cases: brains, tumours, contrast and the scanner."""
+"""Synthetic cases, called phantoms: brains, tumours, contrast and the scanner."""

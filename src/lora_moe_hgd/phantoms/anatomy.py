@@ -25,13 +25,14 @@ from .warp import identity_grid, sample_at_offset
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Tissue fractions of each voxel, in [0, 1], and the voxel grid.
+    """Anatomy of a healthy brain: tissue fractions of each voxel, in [0, 1], and the voxel grid.
 
     Attributes:
-        tissues: CSF, grey matter and white matter, `(3, D, H, W)`; they add up to 1 inside the brain, 0 outside.
+        tissues: CSF, grey matter and white matter, `(3, D, H, W)`. The three fractions add up to 1 inside the brain, 0
+            outside.
         ventricles: Fraction of each voxel that is CSF inside a ventricle, `(D, H, W)`.
-        scar: Gliosis around old damage, `(D, H, W)` in [0, 1].
-        spacing_mm: Edge of a voxel.
+        scar: Strength of gliosis around old damage, `(D, H, W)` in [0, 1].
+        spacing_mm: Edge of a voxel, in millimetres.
         affine: Voxel to millimetre in RAS, `(4, 4)`.
     """
 
@@ -54,7 +55,7 @@ class Anatomy:
         return (self.tissues.shape[1], self.tissues.shape[2], self.tissues.shape[3])
 
 
-# One brain on a grid: tissue maps, ventricles, and the affine in RAS.
+# A brain on a voxel grid: tissue maps, ventricles, and the affine in RAS.
 Template = tuple[Tensor, Tensor, np.ndarray]
 MARGIN = 6
 
@@ -63,10 +64,10 @@ MARGIN = 6
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
     """Tissue maps `(3 + mixed, D, H, W)` and ventricles `(D, H, W)` at `spacing_mm`, cropped near the brain.
 
-    Tissues are CSF, grey matter, white matter and `mixed` structures that consist of both kinds of matter.
+    Tissues are CSF, grey matter, white matter, and `mixed` structures that consist of grey and white matter.
 
     Args:
-        spacing_mm: Edge of a voxel.
+        spacing_mm: Edge of a voxel, in millimetres.
         label_map: Label map of a brain. `None` means the MNI152 template, which has no mixed structures.
     """
     tissues, ventricles, affine = _mni152() if label_map is None else read_label_map(label_map)
@@ -85,7 +86,7 @@ def template(spacing_mm: float, label_map: Path | None = None) -> Template:
 
 
 def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
-    """Read every label map now, so that an invalid one raises before the first phantom is made.
+    """Read every label map, so that an invalid label map raises before the first phantom is made.
 
     Raises:
         BadInputError: If a file is not a label map of a brain.
@@ -95,7 +96,7 @@ def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
 
 
 def _mni152() -> Template:
-    # The import takes about a second, so only code that makes a phantom pays for it.
+    # The import takes about a second, so import only where a phantom is made.
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 
     images = [
@@ -111,13 +112,14 @@ def _mni152() -> Template:
 def random_anatomy(
     *, spacing_mm: float, generator: torch.Generator, style: PhantomStyle, label_maps: Sequence[Path] = ()
 ) -> Anatomy:
-    """Draw a random brain. Its shape, size, folding and ventricles vary, and half of the brains are mirrored.
+    """Draw a random brain: shape, size, folding and ventricles vary, and half of the brains are mirrored.
 
     Args:
-        spacing_mm: Edge of a voxel.
+        spacing_mm: Edge of a voxel, in millimetres.
         generator: Random generator for all draws.
         style: Ranges of all draws.
-        label_maps: Label maps of individual brains. One of them or the MNI152 template is drawn, all equally likely.
+        label_maps: Label maps of individual brains. The brain starts from one of these maps or from the MNI152
+            template, all equally likely.
     """
     sources = (None, *label_maps)
     source = sources[int(uniform(0, len(sources), generator)) % len(sources)] if label_maps else None
@@ -128,7 +130,7 @@ def random_anatomy(
     offset = _affine_offset(shape, style, generator) + _elastic_offset(shape, spacing_mm, style, generator)
     if chance(style.ventricles_share, generator):
         target_ml = log_uniform(*style.ventricles_ml, generator)
-        # Narrow ventricles vanish in the template. They must hold fluid before they can grow.
+        # Narrow ventricles vanish in the template. A ventricle must hold fluid before it can grow.
         tissues = with_fluid(tissues, ventricles)
         inside, brain = sample_at_offset(torch.stack([ventricles, tissues.sum(dim=0)]), offset)
         growth = grow_ventricles(inside, brain, target_ml, spacing_mm, generator)
@@ -153,7 +155,7 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """How far each voxel moves, `(D, H, W, 3)` in voxels: a random rotation and shear, and a scale for each axis."""
+    """Offset of each voxel, `(D, H, W, 3)` in voxels, by a random rotation and shear, and a scale for each axis."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(*style.rotation_degrees, generator))
@@ -170,7 +172,7 @@ def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator
 
 
 def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Offset `(D, H, W, 3)` in voxels: bumps 45 mm wide, and bumps 18 mm wide that change the folding."""
+    """Elastic offset, `(D, H, W, 3)` in voxels: bumps 45 mm wide, and bumps 18 mm wide that change the folding."""
     strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)

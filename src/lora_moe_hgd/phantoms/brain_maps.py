@@ -1,6 +1,6 @@
 """Anatomies of individuals, from a folder of FreeSurfer-style label maps such as those of SynthSeg.
 
-The codes are those of FreeSurfer's colour table. Voxels with other codes belong to the brain if they lie inside it.
+The codes are those of FreeSurfer's colour table. Voxels with other codes count as CSF if they are inside the brain.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ WHITE = (2, 7, 25, 41, 46, 57, 77, 85, 251, 252, 253, 254, 255)
 VENTRICLES = (4, 5, 14, 15, 43, 44)
 GREY = (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 # Structures that look like a mixture of grey and white matter: thalamus, pallidum, and brainstem with ventral
-# diencephalon. Each gets its own random proportion.
+# diencephalon. Each mixed structure gets its own random proportion.
 MIXED = ((10, 49), (13, 52), (16, 28, 60))
 # A label map with less grey and white matter than this, in mL, does not show a brain.
 LEAST_BRAIN_ML = 300.0
-# Tumours begin in white matter, either in the lowest third of the brain or above it. Both parts need some, in mL.
+# Tumours begin in white matter, either in the lowest third of the brain or above it. Both parts need at least this
+# much white matter, in mL.
 LEAST_WHITE_ML = 1.0
 
 
 def label_map_files(folder: Path) -> list[Path]:
-    """Label maps in a folder, sorted by name.
+    """Return the label maps in a folder, sorted by name.
 
     Raises:
         BadInputError: If the folder holds no label map.
@@ -43,7 +44,7 @@ def label_map_files(folder: Path) -> list[Path]:
 
 
 def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
+    """Read tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
 
     Tissues are CSF, grey matter, white matter and each structure of `MIXED`. All other voxels inside the hull of the
     solid tissue are CSF.
@@ -76,7 +77,7 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
                 f"least {LEAST_WHITE_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
-    # Wide ventricles are far from solid tissue, and yet inside.
+    # The inside of wide ventricles is far from solid tissue, so fill the holes of the hull.
     hull = torch.from_numpy(ndimage.binary_fill_holes(hull.numpy()))
     tissues = torch.stack([hull & ~solid, grey, white, *mixed])
     ventricles = torch.from_numpy(np.isin(codes, VENTRICLES)) & tissues[0]

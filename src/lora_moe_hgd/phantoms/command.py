@@ -15,28 +15,28 @@ from .brain_maps import label_map_files
 from .phantom import make_phantom, write_phantom_case
 from .style import NARROW, WIDE
 
-# From this seed on, the first cases have tumours of usual size, and no rule warns about their images.
+# The first cases from this seed on have tumours of usual size, and their images give no warning.
 ORDINARY_SEED = 1_000_049
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(description="Write phantom cases with ground truth.")
-    parser.add_argument("--root", type=Path, required=True, help="folder that gets case_000, case_001, ...")
+    parser.add_argument("--root", type=Path, required=True, help="folder for the cases case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
     parser.add_argument("--seed", type=int, default=ORDINARY_SEED, help="seed of the first case")
-    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2; npy: always 1)")
+    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2, or 1 for npy)")
     parser.add_argument(
         "--label-maps",
         type=Path,
-        help="folder of FreeSurfer-style label maps of brains; each case starts from one of them or from the "
+        help="folder of FreeSurfer-style label maps of brains; each case starts from one of these maps or from the "
         "built-in brain, all equally likely",
     )
     parser.add_argument(
         "--wide",
         action="store_true",
-        help="draw from the ranges of the training data, which are far wider than those of real cases; one case in "
-        "six has no tumour",
+        help="draw from the ranges of the training data, which are far wider than the ranges of real cases; one "
+        "case in six has no tumour",
     )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
     return parser

@@ -1,8 +1,9 @@
-"""From tissue and tumour maps to the four MRI sequences.
+"""Paint the four MRI sequences from tissue and tumour maps.
 
-Lesion intensities are robust z-scores relative to the healthy brain of the same case; their ranges come from real
-gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse, FLAIR nearly flat
-with dark fluid). Each case draws its own contrasts, so that a network cannot rely on absolute values.
+Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of these z-scores
+come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse,
+FLAIR nearly flat with dark fluid). Each case draws its own contrasts, so that a network cannot rely on absolute
+values.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from .tumour import Tumour
 NECROSIS, OEDEMA, RIM = range(3)
 # Search radius around each voxel for the middle of a rim.
 MIDDLE_WITHIN_MM = 2.0
-# The lesion levels were matched to real cases at this grey-white contrast; and the smallest factor of these levels.
+# Grey-white contrast at which the lesion levels were matched to real cases, and the smallest factor of these levels.
 USUAL_CONTRAST, LEAST_CONSPICUOUS = 0.8, 0.3
 
 
 def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style: PhantomStyle) -> dict[str, Tensor]:
-    """Return one volume `(D, H, W)` per sequence: positive inside the brain, exactly zero outside."""
+    """Paint one volume `(D, H, W)` per sequence: positive inside the brain, exactly zero outside."""
     shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
     shares = lesion_shares(tumour, spacing_mm, generator, style)
     brain = _stripped_brain(anatomy, generator, style)
@@ -48,7 +49,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
         z = _robust_z(z, brain)
         bone, patch = uniform(*style.bone[name], generator), uniform(*style.patches[name], generator)
         z = (1 - outside) * z + outside * (bone + (patch - bone) * patches)
-        # Normalise again: lesions were measured on real cases, where the brain includes its hull.
+        # Normalise again, because lesions were measured on real cases, where the brain mask includes the hull.
         z = _robust_z(z, brain)
         own_texture = fractal_noise(shape, scales_mm=(4, 8), spacing_mm=spacing_mm, generator=generator)
         texture = 0.7 * shared_texture + 0.7 * own_texture
@@ -66,16 +67,16 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """`(x - median) / MAD` over the brain, the unit of the lesion levels."""
+    """`(x - median) / MAD` over the brain. Lesion levels are in the same unit."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()
 
 
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
-    """Draw from a two-piece normal distribution with these 10th, 50th and 90th percentiles.
+    """Draw from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
 
-    All sequences of a case share `severity`: a lesion that is bright on T2 tends to be bright on FLAIR.
+    All sequences of a case share `severity`, so a lesion that is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
     # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.
@@ -113,7 +114,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
     """Fractions of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1], with soft borders.
 
-    Real labels of a rim are wider than its bright part. The style's `generosity` says by how much.
+    Real labels of a rim are wider than the bright part of the rim, by an amount that depends on `style.generosity`.
     """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
@@ -125,7 +126,7 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
         ]
     )
     shares[1] = (shares[1] - shares[0] - shares[2]).clamp(min=0)
-    # Where whole tumour and core end at the same border, there is no oedema outside the core.
+    # Where whole tumour and core share their border, there is no oedema outside the core.
     beyond = gaussian_blur((whole & ~core).float(), (soft_mm / spacing_mm,) * 3)
     shares[1] = torch.where(whole, shares[1], torch.minimum(shares[1], beyond))
     generosity = uniform(*style.generosity, generator)
@@ -136,7 +137,7 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
     # Necrosis and oedema fill the fraction that the rim loses.
     shares[:2] += (shares[2] - bright) * shares[:2] / shares[:2].sum(dim=0).clamp(min=1e-3)
     shares[2] = bright
-    # Oedema thins out towards its border.
+    # Oedema becomes thinner towards its border.
     shares[1] *= 0.85 + 0.15 * tumour.infiltration.sqrt()
     return shares
 
@@ -144,13 +145,13 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
 def _healthy(
     name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
 ) -> tuple[Tensor, float]:
-    """Relative signal without a tumour, `(D, H, W)`, and a factor for the lesion levels."""
+    """Relative signal of the healthy tissue, `(D, H, W)`, and a factor for the lesion levels."""
     csf, grey, white = style.healthy[name]
     contrast, unit = uniform(*style.grey_white, generator), 1.0
     if chance(style.odd_grey_white_share, generator):
         contrast = uniform(*style.odd_grey_white, generator)
-        # Lesion levels are in units of the brain's spread, which grows with this contrast. The factor undoes a random
-        # part of that growth.
+        # Lesion levels are in units of the brain's spread, which grows with the grey-white contrast. `unit` undoes a
+        # random part of that growth.
         unit = (USUAL_CONTRAST / max(abs(contrast), 0.3)) ** uniform(0.0, 1.0, generator)
     unit = max(unit * uniform(*style.conspicuity, generator), LEAST_CONSPICUOUS)
     levels = (csf * uniform(*style.fluid[name], generator), contrast * grey, contrast * white)
@@ -165,7 +166,7 @@ def _healthy(
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Simulate the mask of a skull-stripping tool: smooth and near the hull; in some cases parts lie far outside."""
+    """Simulate the mask of a skull-stripping tool: smooth, near the hull, and in parts of some cases far outside."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
@@ -179,7 +180,7 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: Phantom
 
 
 def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Fraction of each voxel outside the brain, and which part of it is not bone, both `(D, H, W)` in [0, 1]."""
+    """Fraction of each voxel outside the brain, and the share of this fraction that is not bone, both `(D, H, W)`."""
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)
     outside = 1 - anatomy.tissues.sum(dim=0).clamp(0, 1)

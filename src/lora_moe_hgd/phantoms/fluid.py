@@ -1,4 +1,4 @@
-"""Fluid of the brain: narrow to hydrocephalic ventricles, sulci, and cavities left by old damage."""
+"""Fluid of the brain: ventricles from narrow to hydrocephalic, sulci, and cavities left by old damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .style import PhantomStyle
 from .warp import identity_grid, sample_at_offset
 
 # Centre lines of the ventricles of the MNI152 template: points in millimetres from one end to the other, and a radius
-# that includes the ventricle but no cistern. They are mirrored for the other hemisphere.
+# that includes the ventricle but no cistern. The lines are mirrored for the other hemisphere.
 LATERAL = ((13, 34, 4), (10, 22, 10), (8, 8, 18), (10, -8, 24), (15, -24, 24), (23, -38, 16), (27, -44, 8))
 OCCIPITAL_HORN = ((27, -44, 8), (25, -56, 6), (21, -68, 6))
 TEMPORAL_HORN = ((27, -44, 8), (34, -36, -4), (34, -22, -14), (30, -10, -20))
@@ -66,15 +66,16 @@ def grow_ventricles(
 ) -> Tensor:
     """Offset `(D, H, W, 3)` in voxels that resamples a brain so that its ventricles have about `target_ml`.
 
-    The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around them moves
-    too, less and less towards its hull, which does not move. Some parts move more than others. The steps are small and
-    are composed, so that the deformation does not fold. They are computed on a coarse grid.
+    The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around the
+    ventricles moves too, less and less towards the hull, which does not move. Some parts of the walls move more than
+    others. Small steps are composed one after another, so that the deformation does not fold. The steps are computed
+    on a coarse grid.
 
     Args:
         ventricles: Fraction of each voxel that belongs to a ventricle, `(D, H, W)`.
         brain: Fraction of each voxel that belongs to the brain, `(D, H, W)`.
-        target_ml: Volume to reach, larger or smaller than the present volume.
-        spacing_mm: Edge of a voxel.
+        target_ml: Volume of the ventricles to reach, larger or smaller than the present volume.
+        spacing_mm: Edge of a voxel, in millimetres.
         generator: Random generator for all draws.
     """
     size = [max(4, round(edge * spacing_mm / GROWTH_SPACING_MM)) for edge in ventricles.shape]
@@ -102,13 +103,13 @@ def grow_ventricles(
 
 
 def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Move the border between fluid and brain: wide ventricles and sulci as in old age, or narrow as in youth."""
+    """Move the border between fluid and brain, for ventricles and sulci that are wide as in old age or narrow."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     share = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1), 0.0)
     if chance(style.atrophy_share, generator):
-        # Sulci are wider in some lobes than in others. The template's deep grey matter holds a trace of fluid, which
-        # must not grow: subtract it.
+        # Sulci are wider in some lobes than in others. Subtract the trace of fluid in the template's deep grey matter,
+        # which must not grow.
         waves = smooth_noise(csf.shape, scale_mm=60, spacing_mm=spacing_mm, generator=generator)
         exponent = uniform(*style.atrophy_exponent, generator) * torch.exp(uniform(0.0, 0.4, generator) * waves)
         share = ((share - 0.06) / 0.94).clamp(min=0)
@@ -118,7 +119,7 @@ def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generato
 
 
 def with_fluid(tissues: Tensor, fluid: Tensor) -> Tensor:
-    """Raise the fluid of each voxel to at least `fluid`, `(D, H, W)`, a fraction of the brain in [0, 1]."""
+    """Raise the fluid of each voxel to at least the fraction `fluid` of its brain tissue, `(D, H, W)` in [0, 1]."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     return _of_fluid(torch.maximum(csf, fluid * brain), grey, white, brain)
@@ -133,7 +134,7 @@ def _of_fluid(csf: Tensor, grey: Tensor, white: Tensor, brain: Tensor) -> Tensor
 def dig_cavities(
     tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace brain by fluid (old infarct, cyst, resection cavity); return tissues and scar around it, `(D, H, W)`."""
+    """Replace brain by cavities of fluid (old infarct, cyst, resection); return tissues and scar, `(D, H, W)`."""
     shape = tissues.shape[1:]
     scar = torch.zeros(shape)
     for _ in range(1 + int(uniform(0, style.most_cavities, generator))):
@@ -151,7 +152,7 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Distance from a random centre, relative to the ragged surface of an ellipsoid: below 1 is inside, `(D, H, W)`.
+    """Distance from a random centre, `(D, H, W)`, relative to the ragged surface of an ellipsoid; below 1 is inside.
 
     `where`, `(D, H, W)`, weights the position of the centre.
     """
@@ -165,5 +166,5 @@ def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: t
         squares = squares + along.reshape([-1 if other == axis else 1 for other in range(3)])
     scale_mm = max(radius_mm, 2 * spacing_mm)
     ragged = smooth_noise(where.shape, scale_mm=scale_mm, spacing_mm=spacing_mm, generator=generator)
-    # Limit the rare extremes of the noise: they would put parts of the blob far from its centre.
+    # Limit the rare extremes of the noise, which would put parts of the blob far from its centre.
     return squares.sqrt() * (1 + RAGGED * ragged).clamp(0.5, 1.5)

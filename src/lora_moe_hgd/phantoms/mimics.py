@@ -1,4 +1,4 @@
-"""Mimics of tumour: white-matter disease, scars, vessels and flowing fluid."""
+"""Structures that look like tumour but are not: white-matter disease, scars, vessels and flowing fluid."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .tumour import Tumour
 
 @dataclass(frozen=True)
 class Mimics:
-    """Fraction of each voxel that shows a mimic of tumour, each `(D, H, W)` in [0, 1].
+    """Structures that look like tumour, each as a fraction of each voxel, `(D, H, W)` in [0, 1].
 
     Attributes:
         vessels: Vessels, plexus and meninges, bright on T1c.
-        water: Spots, plaques, caps and scars, bright on T2 and FLAIR, dark on T1.
+        water: Lesions rich in water (spots, plaques, caps and scars), bright on T2 and FLAIR, dark on T1.
         flow: Flowing fluid, bright on FLAIR, dark on T2.
     """
 
@@ -30,7 +30,7 @@ class Mimics:
 
 
 def random_mimics(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style: PhantomStyle) -> Mimics:
-    """Draw all mimics of a case. Spots, plaques, caps and scars stay outside the tumour."""
+    """Draw all structures of a case that look like tumour. Spots, plaques, caps and scars stay outside the tumour."""
     vessels = _vessels(anatomy, generator)
     spots, others, flow = (torch.zeros(anatomy.shape) for _ in range(3))
     if chance(style.spots_share, generator):
@@ -47,7 +47,7 @@ def random_mimics(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generato
 
 
 def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Vessels as thin curves (where two smooth fields are both near zero), parts of the hull, and plexus."""
+    """Vessels as thin curves where two smooth fields are both near zero, parts of the hull, and choroid plexus."""
     shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
     first, second, where = (
         smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)

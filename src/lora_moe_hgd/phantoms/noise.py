@@ -21,7 +21,7 @@ def normal(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of unit variance whose bumps are about `scale_mm` wide, `(D, H, W)`."""
+    """Gaussian noise of unit variance, `(D, H, W)`, whose bumps are about `scale_mm` wide."""
     coarse = [max(2, math.ceil(edge * spacing_mm / scale_mm) + 1) for edge in shape]
     field = normal((1, 1, *coarse), generator)
     field = nn.functional.interpolate(field, size=shape, mode="trilinear", align_corners=True)[0, 0]
@@ -32,7 +32,7 @@ def smooth_noise(shape: Shape, *, scale_mm: float, spacing_mm: float, generator:
 def fractal_noise(
     shape: Shape, *, scales_mm: tuple[float, ...], spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Sum of smooth noise at several scales, each weighted by its scale, with unit variance, `(D, H, W)`."""
+    """Sum of smooth noise at several scales, `(D, H, W)`, with unit variance; larger scales have larger weights."""
     total = torch.zeros(shape)
     for scale_mm in scales_mm:
         total += scale_mm * smooth_noise(shape, scale_mm=scale_mm, spacing_mm=spacing_mm, generator=generator)
@@ -40,7 +40,7 @@ def fractal_noise(
 
 
 def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
-    """Separable Gaussian blur of `(D, H, W)`. A sigma of zero does not blur its axis. Borders are replicated."""
+    """Separable Gaussian blur of `(D, H, W)`. An axis with a sigma of zero is not blurred. Borders are replicated."""
     blurred = volume[None, None]
     for axis, sigma in enumerate(sigma_voxels):
         if sigma <= 0:
@@ -58,7 +58,7 @@ def gaussian_blur(volume: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """Draw a number between `low` and `high`. Equal limits use no random number."""
+    """Draw a number between `low` and `high`. If both limits are equal, no random number is drawn."""
     if low == high:
         return low
     return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
@@ -70,7 +70,11 @@ def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
-    """Return true with the given probability. 0 and 1 use no random number, so they do not change later draws."""
+    """Return true with the given probability.
+
+    For the probabilities 0 and 1 no random number is drawn, so an effect that is switched off does not change later
+    draws.
+    """
     if probability in (0, 1):
         return probability == 1
     return torch.rand((), generator=generator, device=generator.device).item() < probability

@@ -47,20 +47,22 @@ def make_phantom(
     style: PhantomStyle = WIDE,
     device: str | torch.device = "cpu",
 ) -> Phantom:
-    """Make phantom number `seed` on isotropic voxels; the same seed, spacing, maps and style give the same phantom.
+    """Make phantom number `seed` on isotropic voxels; equal seed, spacing, maps and style give the same phantom.
 
-    Random numbers are drawn on the CPU, and everything else is computed on `device`. So results on different devices
-    agree up to rounding.
+    Random numbers are drawn on the CPU, and everything else is computed on `device`. Therefore, results on different
+    devices agree up to rounding.
 
     Args:
         seed: Number of the phantom.
-        spacing_mm: Edge of a voxel.
-        label_maps: FreeSurfer-style label maps of brains. One of them or the built-in MNI152 template is the start.
+        spacing_mm: Edge of a voxel, in millimetres.
+        label_maps: FreeSurfer-style label maps of brains. The phantom starts from one of these maps or from the MNI152
+            template, all equally likely.
         style: Ranges of everything that differs between phantoms.
-        device: Where to compute.
+        device: Device of the computation.
 
     Raises:
-        ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has 1 mm voxels, and tumours vanish above 4 mm.
+        ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has voxels of 1 mm, and tumours vanish in voxels
+            above 4 mm.
     """
     if not 1.0 <= spacing_mm <= 4.0:
         raise ValueError(f"`spacing_mm` must be between 1 and 4, got {spacing_mm}.")

@@ -78,7 +78,7 @@ def acquire(
 
 
 def _in_slices(z: Tensor, thickness: float, generator: torch.Generator) -> Tensor:
-    """Mean over slices of `thickness` voxels along a random axis, most often the third, interpolated back."""
+    """Average slices of `thickness` voxels along a random axis, most often the third, and interpolate back."""
     if thickness <= 1:
         return z
     axis = 2 if chance(0.5, generator) else min(int(uniform(0, 3, generator)), 2)
@@ -89,7 +89,7 @@ def _in_slices(z: Tensor, thickness: float, generator: torch.Generator) -> Tenso
 
 
 def _monotone_warp(signal: Tensor, brain: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Apply a piecewise linear, rising contrast curve with random slopes. Lowest and highest value do not change."""
+    """Apply a piecewise linear, rising contrast curve with random slopes that keeps lowest and highest value."""
     values = signal[brain]
     low, high = values.min(), values.max()
     slopes = torch.exp(strength * normal((WARP_PIECES,), generator))
@@ -100,7 +100,7 @@ def _monotone_warp(signal: Tensor, brain: Tensor, strength: float, generator: to
 
 
 def _shading(brain: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Factor of the signal, `(D, H, W)`: a ramp in a random direction, or a smooth field."""
+    """Shading as a factor of the signal, `(D, H, W)`: a ramp in a random direction, or a smooth field."""
     factor = log_uniform(*style.shading, generator)
     if chance(0.5, generator):
         field = identity_grid(brain.shape) @ nn.functional.normalize(normal((3,), generator), dim=0)

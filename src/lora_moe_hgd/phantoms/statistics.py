@@ -17,12 +17,12 @@ HULL_MM = 5.0
 
 
 def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: float) -> dict[str, float]:
-    """All statistics of a case by name; NaN where a part has fewer than ten voxels.
+    """All statistics of a case by name; NaN if a part has fewer than ten voxels.
 
     Args:
         volumes: Sequences by name, each `(D, H, W)`, zero outside the brain.
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
-        spacing_mm: Edge of a voxel.
+        spacing_mm: Edge of a voxel, in millimetres.
     """
     found = {}
     brain = torch.stack([volume != 0 for volume in volumes.values()]).any(dim=0)
@@ -43,7 +43,7 @@ def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: 
         ):
             found[f"{name}, {part}"] = level
             found[f"{name}, {part}, spread"] = spread
-        # On T1 and T1c oedema differs little from the brain, so the quotient would be meaningless.
+        # On T1 and T1c oedema differs little from the brain, so a quotient of the two would be meaningless.
         if name in ("t2", "flair"):
             found[f"{name}, edge over oedema"] = found[f"{name}, edge of WT"] / found[f"{name}, oedema"]
     return found
@@ -58,8 +58,8 @@ def parts_of(regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
     """Robust z of necrosis, oedema and rim in a sequence relative to the brain outside the tumour.
 
-    The robust z is `(median of the part - median of the brain) / MAD of the brain`, where the brain is all voxels that
-    are not zero. A part with fewer than ten voxels gives NaN.
+    The robust z is `(median of the part - median of the brain) / MAD of the brain`, where the brain consists of all
+    voxels that are not zero. A part with fewer than ten voxels gives NaN.
     """
     median, spread = _brain_scale(volume, regions)
     return [
@@ -81,9 +81,9 @@ def region_spreads(volume: Tensor, regions: Tensor) -> list[float]:
 
 
 def noise_level(volume: Tensor, regions: Tensor) -> float:
-    """Median absolute Laplacian inside the healthy brain, divided by the brain's MAD: how grainy an image is.
+    """Median absolute Laplacian inside the healthy brain, divided by the brain's MAD: the grain of an image.
 
-    Healthy are the brain's voxels that are at least two voxels away from the border of the brain and from the tumour.
+    The healthy brain consists of the brain voxels at least two voxels away from the brain's border and the tumour.
     """
     brain = volume != 0
     healthy = brain & ~regions[0]
@@ -101,7 +101,7 @@ def noise_level(volume: Tensor, regions: Tensor) -> float:
 
 
 def edge_contrast(volume: Tensor, regions: Tensor) -> float:
-    """Robust z of the tumour's outermost voxel layer minus that of the brain's layer next to it."""
+    """Robust z of the tumour's outermost voxel layer minus the robust z of the adjacent layer of the brain."""
     whole = regions[0]
     inside, outside = _levels_at_border(volume, regions, whole, (volume != 0) & ~whole)
     return inside - outside
@@ -110,7 +110,7 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
 def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
     """Robust z of the rim's voxel layer next to the oedema, and of the oedema's voxel layer next to the rim.
 
-    The closer the two are, the further the label extends beyond the bright part of the rim.
+    The closer the two z-scores are, the further the label extends beyond the bright part of the rim.
     """
     _, oedema, rim = parts_of(regions)
     return _levels_at_border(volume, regions, rim, oedema)
@@ -122,7 +122,7 @@ def brain_range(volume: Tensor, regions: Tensor) -> tuple[float, float]:
 
 
 def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
-    """The outermost `HULL_MM` of a brain, `(D, H, W)` bool. Holes inside the brain are ignored."""
+    """Outermost layer of a brain, `HULL_MM` thick, `(D, H, W)` bool. Holes inside the brain are ignored."""
     # The padding counts voxels beyond the array as background.
     solid = np.pad(ndimage.binary_fill_holes(brain.numpy()), 1)
     depth_mm = ndimage.distance_transform_edt(solid, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
@@ -150,7 +150,7 @@ def roundness(mask: Tensor) -> float:
 
 
 def thickness_mm(mask: Tensor, spacing_mm: float) -> float:
-    """Thickness of a mask: four times the mean depth below its surface. For a plate this is exact."""
+    """Thickness of a mask: four times the mean depth below its surface. The thickness of a plate is exact."""
     if mask.sum() < 10:
         return math.nan
     # Split each voxel into halves: those of a voxel in the middle of a plate are nearest to opposite sides.
@@ -170,7 +170,7 @@ def _brain_scale(volume: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _levels_at_border(volume: Tensor, regions: Tensor, inside: Tensor, outside: Tensor) -> tuple[float, float]:
-    """Robust z of the voxel layers on both sides of the border of two masks; NaN if one has fewer than ten voxels."""
+    """Robust z of the voxel layers on both sides of the border of two masks; NaN if either has under ten voxels."""
     inner, outer = inside & _dilated(outside), outside & _dilated(inside)
     if min(inner.sum(), outer.sum()) < 10:
         return math.nan, math.nan
@@ -188,7 +188,7 @@ def _percentiles(
 
 
 def _dilated(mask: Tensor) -> Tensor:
-    """The mask and all voxels that share a face, an edge or a corner with it."""
+    """Mask that also contains all voxels that share a face, an edge or a corner with a voxel of `mask`."""
     return nn.functional.max_pool3d(mask.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
 
 

@@ -15,7 +15,7 @@ Levels = tuple[Percentiles, Percentiles, Percentiles]
 
 @dataclass(frozen=True)
 class PhantomStyle:
-    """Ranges of everything that differs from phantom to phantom. Change some of them with `dataclasses.replace`.
+    """Ranges of everything that differs from phantom to phantom. Change some with `dataclasses.replace`.
 
     Levels of healthy tissue are relative, because each image is divided by the spread of its brain. Lesion levels are
     robust z-scores relative to the healthy brain of the same case. A share is a probability per phantom.
@@ -26,7 +26,7 @@ class PhantomStyle:
         0.0
     """
 
-    # Share of the phantoms that are drawn from `NARROW` instead.
+    # Share of the phantoms that are drawn from the style `NARROW` instead of this style.
     narrow_share: float = 0.2
 
     # --- The healthy brain -------------------------------------------------------------------------------------------
@@ -38,12 +38,14 @@ class PhantomStyle:
     # Size of elastic displacements with bumps of 45 mm width, and with finer bumps of 18 mm that change the folding.
     bumps_mm: Range = (1.0, 4.0)
     fine_bumps_mm: Range = (0.3, 1.5)
-    # Exponent of each voxel's share of fluid. Below 1, ventricles and sulci are wider; above 1, they are narrower.
+    # Exponent of each voxel's share of fluid. An exponent below 1 makes ventricles and sulci wider, an exponent above
+    # 1 narrower.
     fluid_exponent: Range = (0.6, 1.6)
-    # Brains in which the width of the sulci differs between lobes: their share, and the exponent.
+    # Brains in which the width of the sulci differs between lobes: share of phantoms, and exponent as above.
     atrophy_share: float = 0.35
     atrophy_exponent: Range = (0.35, 1.6)
-    # Brains whose ventricles grow or shrink to a random volume, from slits to hydrocephalus: their share, the volume.
+    # Brains whose ventricles grow or shrink to a random volume, from slits to hydrocephalus: share of phantoms, and
+    # the volume.
     ventricles_share: float = 0.65
     ventricles_ml: Range = (5.0, 260.0)
     # Old infarcts, cysts and resection cavities: share of phantoms, largest number, radius, share of the tissue that
@@ -57,15 +59,15 @@ class PhantomStyle:
     # --- The tumour --------------------------------------------------------------------------------------------------
 
     no_tumour_share: float = 0.2
-    # Median of the whole tumour's volume in mL, and standard deviation of its logarithm. `core_share` is the same for
-    # the share of the core.
+    # Median of the whole tumour's volume in mL, and standard deviation of the logarithm of the volume. `core_share`
+    # gives both for the core's share of the whole tumour.
     whole_tumour_ml: tuple[float, float] = (70.0, 1.0)
     least_whole_tumour_ml: float = 1.5
     core_share: tuple[float, float] = (0.27, 0.95)
     most_core_share: float = 0.9
     no_core_share: float = 0.06
     # Share of tumours that begin in the lowest third of the brain (cerebellum, brainstem, base of temporal and frontal
-    # lobes), and factor of their volume.
+    # lobes), and factor of the volume of these tumours.
     low_share: float = 0.15
     low_size: float = 0.3
     # Probabilities of each further focus.
@@ -76,7 +78,7 @@ class PhantomStyle:
     # outline.
     spread_in_grey: Range = (0.05, 0.4)
     outline_mm: Range = (1.0, 2.5)
-    # Share of cores that do not enhance at all, and share of cores that enhance without necrosis.
+    # Share of cores that do not enhance at all, and share of cores that enhance and have no necrosis.
     not_enhancing_share: float = 0.08
     solid_share: float = 0.12
     # Necrotic share of the other cores, and the blur from which the depth inside the core is computed.
@@ -113,7 +115,7 @@ class PhantomStyle:
     fluid: BySequence = field(
         default_factory=lambda: {"t1": (0.5, 1.6), "t1c": (0.5, 1.6), "t2": (0.45, 2.0), "flair": (-0.2, 1.6)}
     )
-    # Sequences whose grey-white contrast is far from any real one: their share, and the factor.
+    # Sequences whose grey-white contrast is far from any real contrast: share of sequences, and the factor.
     odd_grey_white_share: float = 0.3
     odd_grey_white: Range = (-1.0, 3.0)
     # Factor of the levels of all lesions in a sequence.
@@ -128,7 +130,8 @@ class PhantomStyle:
             "flair": ((2.0, 4.3, 9.5), (7.6, 12.8, 16.5), (3.2, 5.0, 7.2)),
         }
     )
-    # Levels of the inside of a cyst, and of solid tumour that does not enhance. They replace the level of necrosis.
+    # Levels of the inside of a cyst, and of solid tumour that does not enhance. These levels replace the level of
+    # necrosis.
     cores: Mapping[str, Mapping[str, Percentiles]] = field(
         default_factory=lambda: {
             "cystic": {
@@ -150,7 +153,7 @@ class PhantomStyle:
     blood: BySequence = field(
         default_factory=lambda: {"t1": (0.0, 7.0), "t1c": (0.0, 7.0), "t2": (-9.0, 5.0), "flair": (-5.0, 5.0)}
     )
-    # Spread inside a region, as robust z, and its factor.
+    # Spread inside necrosis, oedema and rim, as robust z, and a factor of the spread.
     texture: Mapping[str, tuple[float, float, float]] = field(
         default_factory=lambda: {
             "t1": (0.9, 0.70, 0.65),
@@ -169,10 +172,10 @@ class PhantomStyle:
     # deviation of this blur is `border_mm`. Labels end where the blurred mask is a half.
     fading: Range = (0.1, 0.9)
     border_mm: Range = (1.0, 3.2)
-    # Experts draw the label of a rim too wide. The label ends where the blurred mask is about a half. The bright part
-    # ends where the blurred mask falls to this share of its value in the middle of the rim.
+    # Experts draw the label of a rim wider than the bright rim. The label ends where the blurred mask is about a half.
+    # The bright rim ends where the blurred mask falls to this share of its value in the middle of the rim.
     generosity: Range = (0.3, 0.75)
-    # Fine grain of healthy tissue (relative, as `healthy`), and its factor.
+    # Fine grain of healthy tissue, in the units of `healthy`, and a factor of the grain.
     grain: Mapping[str, float] = field(default_factory=lambda: {"t1": 0.05, "t1c": 0.04, "t2": 0.07, "flair": 0.09})
     grain_factor: Range = (0.5, 1.6)
 
@@ -219,11 +222,11 @@ class PhantomStyle:
 
     # --- The scanner, separately for each sequence -------------------------------------------------------------------
 
-    # Surface coils are most sensitive nearby: logarithm of the additional brightness of the hull, and share of
+    # Surface coils are most sensitive near the hull: logarithm of the hull's additional brightness, and share of
     # phantoms.
     coil: Range = (0.15, 0.8)
     coil_share: float = 0.5
-    # Distance of zero signal below the brain's median (robust z).
+    # Distance from zero signal to the brain's median, as robust z.
     floor: BySequence = field(
         default_factory=lambda: {"t1": (7.0, 12.5), "t1c": (9.0, 16.0), "t2": (5.0, 8.5), "flair": (8.0, 13.5)}
     )
@@ -256,15 +259,15 @@ class PhantomStyle:
     ghost: Range = (0.02, 0.1)
     # Bias field: standard deviation of the logarithm of a smooth factor.
     bias: Range = (0.0, 0.1)
-    # Shaded sequences: their share, and brightness of the brightest side divided by that of the darkest side.
+    # Shaded sequences: share of sequences, and brightness of the brightest side divided by that of the darkest side.
     shading_share: float = 0.4
     shading: Range = (1.05, 3.0)
-    # Standard deviation of thermal noise (robust z), and its factor.
+    # Standard deviation of thermal noise, as robust z, and a factor of the noise.
     thermal: Mapping[str, float] = field(default_factory=lambda: {"t1": 0.075, "t1c": 0.05, "t2": 0.19, "flair": 0.17})
     thermal_factor: Range = (0.0, 3.0)
 
 
-# Ranges of the training data, which are far wider than those of real cases.
+# Ranges of the training data, which are far wider than the ranges of real cases.
 WIDE = PhantomStyle()
 
 # Ranges matched to nine real cases (lab/phantoms.md). Effects that these cases do not show are switched off.

@@ -1,8 +1,8 @@
 """Tumours: infiltrating growth along white matter, a core, necrosis and an enhancing rim that is often incomplete.
 
 Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
-grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; growth parameters are
-not. Each region is the set of voxels above the level that gives the drawn volume.
+grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; the growth parameters
+are not matched. Each region is the set of voxels above the level at which the region has the drawn volume.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ DIFFUSION = (0.0, 0.1, 1.0)  # CSF, grey and white matter, relative
 
 @dataclass(frozen=True)
 class Tumour:
-    """Regions and soft quantities that shape the contrast.
+    """A tumour: its regions, and quantities that determine its contrast in the images.
 
     Attributes:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
-        infiltration: 0 at the border of the oedema to 1 at the core, `(D, H, W)`.
-        displacement: Mass effect: offset in voxels to the origin of each voxel's healthy tissue, `(D, H, W, 3)`.
-        kind: Content of the core inside its rim.
+        infiltration: Depth of the oedema, from 0 at its border to 1 at the core, `(D, H, W)`.
+        displacement: Mass effect as an offset in voxels, `(D, H, W, 3)`, to the position from which each voxel's
+            healthy tissue comes.
+        kind: Kind of the core inside its rim, such as necrosis, cyst or solid tumour.
     """
 
     regions: Tensor
@@ -44,7 +45,7 @@ class Tumour:
 
 
 def random_tumour(anatomy: Anatomy, *, generator: torch.Generator, style: PhantomStyle) -> Tumour:
-    """Draw a tumour of one or more foci, with or without core, necrosis and enhancement; or no tumour."""
+    """Draw no tumour, or a tumour of one or more foci, with or without core, necrosis and enhancement."""
     if chance(style.no_tumour_share, generator):
         nothing = torch.zeros(3, *anatomy.shape)
         return Tumour(nothing.bool(), nothing[0], torch.zeros(*anatomy.shape, 3))
@@ -83,7 +84,7 @@ def _log_normal(median: float, spread: float, generator: torch.Generator) -> flo
 
 
 def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
-    """Return the positive level above which about `num_voxels` voxels of the field are."""
+    """Return the positive level such that about `num_voxels` voxels of the field are above it."""
     count = int(min(max(num_voxels, 1), field.numel() - 1))
     return field.flatten().topk(count).values[-1].clamp(min=1e-4)
 
@@ -91,7 +92,7 @@ def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
 def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: PhantomStyle, *, low: bool) -> Tensor:
     """Tumour density in [0, 1] on the anatomy's grid, grown from seeds in white matter.
 
-    Seeds are in the lowest third of the brain if `low`, and above it otherwise.
+    Seeds are in the lowest third of the brain if `low` is true, and above the lowest third otherwise.
     """
     factor = anatomy.spacing_mm / GROWTH_SPACING_MM
     size = [max(4, round(edge * factor)) for edge in anatomy.shape]
@@ -124,7 +125,7 @@ def _grow(anatomy: Anatomy, whole_ml: float, generator: torch.Generator, style: 
 
 
 def _diffuse(density: Tensor, diffusion: Tensor) -> Tensor:
-    """One explicit step of `div(D grad u)`, with the stable step size 1/6. Nothing flows over the border."""
+    """One explicit step of `div(D grad u)`, with the stable step size 1/6 and no flow across the volume's border."""
     change = torch.zeros_like(density)
     for axis in range(3):
         length = density.shape[axis] - 1
@@ -145,7 +146,7 @@ def _core(
     generator: torch.Generator,
     style: PhantomStyle,
 ) -> Tensor:
-    """Compact, lobulated core around the densest voxels. Its share of the whole tumour is random."""
+    """Compact, lobulated core around the densest voxels, with a random share of the whole tumour."""
     if chance(style.no_core_share, generator):
         return torch.zeros_like(whole)
     share = min(_log_normal(*style.core_share, generator), style.most_core_share)

@@ -9,7 +9,7 @@ from .noise import Shape
 
 
 def identity_grid(shape: Shape) -> Tensor:
-    """Voxel coordinates of a grid, `(D, H, W, 3)`, in the order of the axes."""
+    """Voxel coordinates of a grid, `(D, H, W, 3)`; the last axis is in the order depth, height, width."""
     return torch.stack(torch.meshgrid(*(torch.arange(edge, dtype=torch.float32) for edge in shape), indexing="ij"), -1)
 
 

@@ -20,7 +20,7 @@ def shipped_names() -> list[str]:
 
 
 def hub_id(name: str) -> str | None:
-    """Hub id of a shipped checkpoint, from the environment variable `LORA_MOE_HGD_HUB_IDS`; `None` if it is not there.
+    """Hub id of a shipped checkpoint from the environment variable `LORA_MOE_HGD_HUB_IDS`; `None` if not listed there.
 
     Raises:
         ValueError: If the variable is not of the form `tiny=OWNER/NAME,glioma=OWNER/NAME`.
