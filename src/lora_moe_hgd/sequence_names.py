@@ -177,7 +177,7 @@ def _kinds(description: str) -> list[str]:
     for chunk in re.findall(r"[a-z0-9]+", text):
         words = [chunk] if chunk in KIND else _joined(chunk)
         if words is None:
-            # `flair1` and `seg01`, but not `t11`.
+            # Ignore a number at the end: `flair1` and `seg01` are known words, but `t11` is not.
             words = _joined(re.sub(r"(?<=[a-z])\d+$", "", chunk))
         if words is None or (len(words) > 1 and not CORE & {KIND[word] for word in words}):
             kinds.append(chunk if chunk.isdigit() else "other" if chunk.endswith("map") else "?")

@@ -18,7 +18,7 @@ from .families import BY_WORDS, in_other_formats, name_files, nothing_found, rea
 
 # Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
-# Larger files are not read as `prepare.json`. A `prepare.json` from this package has some kilobytes.
+# Largest `prepare.json` that is read. Those from this package have some kilobytes.
 MAX_PREPARED_BYTES = 1_000_000
 # Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")

@@ -35,8 +35,8 @@ NETWORKS = {
     "model.pt": "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
 }
 COARSE, FINE = (128, 128, 128), (256, 256, 256)
-# A plane belongs to the box of the brain if the coarse mask covers more than this share of the plane. The box is then
-# enlarged on each side by this share of its size.
+# A plane belongs to the box of the brain if the coarse mask covers more than `LEAST_SHARE` of the plane. The box is
+# then enlarged on each side by `BOX_MARGIN` times its size.
 LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
 # Least Dice between the brain masks of the two networks. In an image without a brain, each network also marks a region
 # of plausible volume, but the two regions differ: for noise, blocks and cylinders like legs and trunks, their Dice is
@@ -129,7 +129,7 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
 def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
     """Read a brain mask from a file, and resample the mask to the grid of the volume.
 
-    The mask must be in the same space as the volume, and zero outside the brain. It may have any grid.
+    The mask may have any grid, but it must be in the same space as the volume, and zero outside the brain.
 
     Raises:
         BadInputError: If the mask cannot be read, or if it marks no voxel or every voxel of the volume.

@@ -25,8 +25,8 @@ STRIPPED_ON_BORDER, STRIPPED_OVERLAP = 0.15, 0.88
 # Dice of the masks of two sequences after registration below which there is a warning or an error. On real heads with
 # known motions, the Dice is above 0.93 if the registration is correct.
 WARN_BELOW, REFUSE_BELOW = 0.9, 0.75
-# Bright tissue within this distance of the mask counts as cut off if it is connected to bright tissue in the mask, and
-# if both parts have at least this volume.
+# Bright tissue within `SHELL_MM` of the mask counts as cut off if it is connected to bright tissue in the mask, and if
+# both parts have at least `LEAST_ML`.
 SHELL_MM, LEAST_ML = 6.0, 0.5
 # Tissue is bright if it exceeds the median of the brain by this number of robust standard deviations.
 BRIGHT_SPREADS = 3.5
@@ -112,7 +112,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     Args:
         head: FLAIR with the skull.
         brain: Brain mask on the grid of `head`.
-        affine: Affine of this grid, `(4, 4)`.
+        affine: Affine of the grid of `head`, `(4, 4)`.
         where: Name of the image in the warning.
     """
     edges = voxel_spacing_mm(affine)

@@ -94,7 +94,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices, so some may be missing.",
+                    f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices. Slices may be "
+                    "missing.",
                 )
             )
     findings += [

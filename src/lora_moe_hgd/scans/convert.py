@@ -109,7 +109,7 @@ def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list
     affine = np.column_stack([affine[:3, :2], normal * step, origins[0]])
     message = (
         "The gaps between the slices are uneven, or the slices are shifted against each other. The volume was "
-        "interpolated to evenly spaced slices. Look at the result between the slices."
+        "interpolated to evenly spaced slices. Look at the interpolated slices."
     )
     return Volume(array.astype(np.float32), np.vstack([affine, [0, 0, 0, 1]])), [Finding(sequence, message)]
 

@@ -22,8 +22,8 @@ def without_face(head: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.
 
     Args:
         head: Image with the skull, `(D, H, W)`.
-        brain: Brain mask of the same shape.
-        affine: Affine of the grid, `(4, 4)`.
+        brain: Brain mask in the shape of `head`.
+        affine: Affine of the grid of `head`, `(4, 4)`.
     """
     spacing_mm = voxel_spacing_mm(affine)
     box = bounds(brain, math.ceil(MARGIN_MM / min(spacing_mm)))

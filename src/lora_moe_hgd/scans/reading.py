@@ -98,7 +98,7 @@ def _read_dicom(
     if unreadable:
         findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
-        raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
+        raise BadInputError(path, "None of the DICOM files can be read. The files may be cut off: copy them again.")
     series = choose_study(series, study, where=path)
     choice = choose(series, wanted, where=path)
     chosen = _only(choice.chosen, sequences, path)

@@ -1,8 +1,8 @@
 """Recognise the MRI sequence of a series by its headers.
 
 Echo, repetition and inversion times decide, because descriptions are in any language and often wrong. The ranges of
-these times are textbook values for 1 to 3 T. The description decides if the headers lack times. It also decides where
-times do not help: for contrast agents, angiographies and maps.
+these times are textbook values for 1 to 3 T. The description decides if the headers lack times. The description also
+decides where times do not help: for contrast agents, angiographies and maps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Times:
 
     Attributes:
         name: Kind of image: `t1`, `t2`, `flair`, or the name of a kind that is not used.
-        why: The times in words, as the reason that the list of series shows.
+        why: Reason in words, which the list of series shows.
         echo_ms: Smallest and largest echo time, in milliseconds.
         repetition_ms: Smallest and largest repetition time, in milliseconds.
         inversion_ms: Smallest and largest inversion time, in milliseconds; `None` if the header must have no

@@ -29,8 +29,8 @@ TURNS = tuple(itertools.product((-20.0, -10.0, 0.0, 10.0, 20.0), (-10.0, 0.0, 10
 FOLLOWED, REFINED = 4, 1
 # Number of threads. It is fixed, so that sums are added in the same order on every machine.
 WORK_UNITS = 4
-# A motion below these limits is used only if it raises the mutual information by this share. For smaller gains, the
-# position from the scanner is more often correct.
+# A motion below `SMALL_DEGREES` and `SMALL_MM` is used only if it raises the mutual information by the share
+# `LEAST_GAIN`. For smaller gains, the position from the scanner is more often correct.
 LEAST_GAIN, SMALL_DEGREES, SMALL_MM = 0.01, 0.3, 0.3
 # Margin around the brain in which the images are also compared.
 MARGIN_MM = 12.0
@@ -70,7 +70,8 @@ def register(
 ) -> Motion:
     """Find the rigid motion that brings `moving` to `reference`.
 
-    The motion is the identity if no motion has a higher mutual information than the position that the headers give.
+    The result is the identity if no motion has a higher mutual information than the position that the headers give, or
+    if the motion is small and raises the mutual information only a little.
 
     Args:
         reference: Fixed image, with the skull.
@@ -97,10 +98,10 @@ def optimum(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, bool in its shape. With this mask, the images are compared only in the
+        brain: Brain mask of the reference, bool in its shape. With `brain`, the images are compared only in the
             brain and a margin around the brain, where the head moves as a rigid body.
-        moving_brain: Brain mask of the moving image. With both masks, the search also starts from the position at
-            which the centres of both brains coincide.
+        moving_brain: Brain mask of the moving image. With `brain` and `moving_brain`, the search also starts from the
+            position at which the centres of both brains coincide.
     """
     coarse, fine = (_Pair.of(reference, moving, brain, edge_mm) for edge_mm in (COARSE_MM, FINE_MM))
     centre = _centre(fine.fixed, fine.mask)
@@ -191,7 +192,7 @@ def _best(pair: _Pair, candidates: list[sitk.Euler3DTransform], count: int) -> l
 def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
     """Resample a volume to cubic voxels along its own axes.
 
-    Before that, the volume is smoothed if its voxels are smaller, and its brightest voxels are clipped.
+    The volume is smoothed first if its voxels are smaller, and its brightest voxels are clipped.
     """
     edges = np.linalg.norm(volume.affine[:3, :3], axis=0)
     # The nearest rotation replaces axes that are not perpendicular, because header values are rounded.

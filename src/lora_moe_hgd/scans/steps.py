@@ -1,8 +1,8 @@
 """Store the finished steps of a preparation, so that a stopped run continues after the last of them.
 
 The file name of a result contains a digest of all its inputs: voxels, affine, options, code and version. A change of
-an input changes the digest, so that an old result is never reused. Only brain masks and motions are stored. Such files
-show no face, and their headers contain only geometry.
+an input changes the digest, so that an old result is never reused. Only brain masks and motions are stored, because
+these show no face. The headers of the masks contain only geometry.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def steps_in(out: Path) -> Iterator[Steps]:
         yield Steps(folder)
     except KeyboardInterrupt:
         if folder.is_dir():
-            print(f"\nThe finished steps are in {folder}. The same command continues after them.", file=sys.stderr)
+            print(f"\nThe finished steps are in {folder}. Start the same command again to continue.", file=sys.stderr)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -61,7 +61,7 @@ KEYWORDS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-# Compressed pixels end with this item, which is within this number of bytes before the end of the file.
+# Item at the end of compressed pixels, and the largest distance in bytes from its start to the end of the file.
 LAST_ITEM, LAST_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0", 4096
 # Slices of one stack have equal cosines up to the rounding of the header.
 SAME_COSINES = 1e-2
@@ -69,8 +69,8 @@ SAME_POSITION_MM = 0.05
 # A gap between slices is uneven if it differs from the usual gap by more than this share.
 UNEVEN = 0.1
 OBLIQUE_DEGREES = 20.0
-# Least number of letters of a word of a name that is blacked out. Shorter words, such as initials, are also parts of
-# other words. Names in wide letters, such as Chinese ones, are short.
+# Words of the patient's name with fewer letters are not blacked out, because short words, such as initials, are also
+# parts of other words. The second limit is for wide letters, such as Chinese ones.
 MIN_NAME, MIN_WIDE_NAME = 3, 2
 
 
@@ -301,7 +301,7 @@ def _acquisition(part: _Slice) -> Acquisition:
 
 
 def _without_patient(text: str, header: Dataset) -> str:
-    """Black out the words of the patient's name and number in `text`. Some sites write these into other fields."""
+    """Black out the words of the patient's name and number in `text`, because some sites write these anywhere."""
     words = re.split(r"[\^=\s,]+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}")
     for word in words:
         is_wide = all(unicodedata.east_asian_width(letter) in "WF" for letter in word)
@@ -323,7 +323,7 @@ def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
     Args:
         file: Open file at the beginning of its pixels, or at its end if it has no pixels.
         header: Header of the file.
-        left: Number of bytes from that position to the end of the file.
+        left: Number of bytes from the position of `file` to its end.
     """
     syntax = header.file_meta.get("TransferSyntaxUID")
     if not header.get("Rows"):
