@@ -91,7 +91,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
             if number in numbered:
                 raise BadInputError(
                     path.parent,
-                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one.",
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one file.",
                 )
             numbered[number] = file
     if not numbered:

@@ -158,7 +158,7 @@ class Record:
         """Raise if a case is recorded under another name. Earlier versions named cases in nested folders differently.
 
         Raises:
-            BadInputError: If a case has another name in the record. The target would then contain the case twice.
+            BadInputError: If a case has another name in the record, so that the target would contain the case twice.
         """
         gone = set(self.cases) - {case.case_id for case in cases}
         known = {json.dumps(self.cases[name]["sources"]): name for name in gone}

@@ -29,8 +29,8 @@ BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
 class Layout:
     """One family of file names.
 
-    Patterns are shell patterns for a file name without its extension. Patterns ignore upper and lower case. If files
-    fit several patterns of a sequence, the file with the first of these patterns is used.
+    Patterns are shell patterns for a file name without its extension. Patterns match upper and lower case alike. If
+    files fit several patterns of a sequence, the file with the first of these patterns is used.
 
     Attributes:
         key: Name of the family on the command line.

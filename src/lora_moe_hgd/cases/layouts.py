@@ -245,7 +245,10 @@ class _Folder:
 
 
 def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterator[_Folder]:
-    """Find folders with volumes, at most `deepest` levels down and not inside a case. A link is followed only once."""
+    """Find folders with volumes, at most `deepest` levels down and not inside a case.
+
+    Each folder is visited only once, even if several links lead to it.
+    """
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())

@@ -94,7 +94,9 @@ def check_header(path: Path, header: nib.Nifti1Header) -> None:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope != 0 and math.isfinite(slope) and not math.isfinite(inter):
         raise BadInputError(
-            path, f"The header adds {inter:g} to each voxel (`scl_inter`). Correct the header, or save the file again."
+            path,
+            f"The header's `scl_inter`, which is added to each voxel, is {inter:g}. Correct the header, or save the "
+            "file again.",
         )
 
 

@@ -35,7 +35,7 @@ BRIGHT_SPREADS = 3.5
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
     """Combine the masks of all sequences on one grid: a voxel belongs to the brain if at least half of them mark it.
 
-    Half is enough, so that a tumour that is missing in the mask of one sequence is not lost.
+    Because half of the masks is enough, a tumour that is missing in one mask is not lost.
 
     Args:
         masks: Mask of each sequence on the reference's grid.

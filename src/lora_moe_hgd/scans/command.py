@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_out_path(parser, required=False, help="folder for the case")
     parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
     parser.add_argument(
-        "--reference", choices=MODALITIES, help="sequence whose grid the case gets (default: the finest sequence)"
+        "--reference",
+        choices=MODALITIES,
+        help="sequence whose grid the case gets (default: the sequence with the finest voxels)",
     )
     add_scan_options(parser)
     add_quiet(parser)

@@ -18,7 +18,8 @@ MARGIN_MM = 5.0
 def without_face(head: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Set all voxels farther than `MARGIN_MM` from the brain to zero. Brain voxels do not change.
 
-    A blur would keep the shape of the face. If the brain mask is correct, hardly any skin is within the margin.
+    The face is not blurred, because a blurred face would keep its shape. If the brain mask is correct, hardly any skin
+    is within the margin.
 
     Args:
         head: Image with the skull, `(D, H, W)`.

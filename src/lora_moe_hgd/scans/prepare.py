@@ -45,7 +45,7 @@ class ScanOptions:
         study: Number or UID of the study to use, if there are several.
         series: Number or UID of the series to use, by sequence.
         sequences: Use only these sequences. `None` means all sequences that are found.
-        reference: Sequence whose grid the case gets. `None` means the finest sequence.
+        reference: Sequence whose grid the case gets. `None` means the sequence with the finest voxels.
         brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`.
             `None` means `deepbet`, but `none` for sequences without skull.
         brain_mask: File with the brain mask in the space of the reference, used instead of brain extraction.

@@ -28,11 +28,11 @@ BRAIN_MASK = "brain_mask.nii.gz"
 
 @dataclass(frozen=True)
 class Placement:
-    """Grid on which a sequence was scanned, and its motion to the reference.
+    """Grid on which a sequence was scanned, and the motion of the sequence to the reference.
 
     Attributes:
-        shape: Shape of the array as it was scanned.
-        affine: Affine of the grid as it was scanned, `(4, 4)`.
+        shape: Shape of the scanned array.
+        affine: Affine of the scanned array, `(4, 4)`.
         motion: Matrix from points of the sequence to points of the reference, in millimetres (RAS), `(4, 4)`.
     """
 
@@ -52,7 +52,7 @@ class Prepared:
         images: Each sequence on the reference's grid, `(D, H, W)` float32, zero outside the brain.
         heads: Each sequence on the reference's grid, `(D, H, W)` float32, with the skull.
         brain: Brain mask on the reference's grid, `(D, H, W)` bool.
-        placements: Grid on which each sequence was scanned, and its motion to the reference.
+        placements: Grid on which each sequence was scanned, and the motion of the sequence to the reference.
         findings: Warnings about the images.
         report: Content of `prepare.json`.
         headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty without
