@@ -14,9 +14,9 @@ from mkdocs.structure.files import File, Files
 
 import lora_moe_hgd_cli
 from lora_moe_hgd.cases.families import LAYOUTS, Layout
-from lora_moe_hgd.cases.sequence_names import WORDS
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
+from lora_moe_hgd.sequence_names import WORDS
 from lora_moe_hgd.training.config import build_parser, spellings
 
 COMMANDS = """# Commands

@@ -136,13 +136,14 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"sequences": ["t3"]}, "Unknown sequence t3. The names are t1, t1c, t2, flair"),
+        ({"sequences": ["t3"]}, r"Unknown sequence t3\..* The names are t1, t1c, t2, flair"),
+        ({"sequences": ["T1CE"]}, r"Unknown sequence T1CE\. 'T1CE' is named 't1c' here\. The names are t1, t1c, t2"),
         ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
         ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used"),
         ({"checkpoint": "huge"}, "There is no checkpoint 'huge'"),
         ({"case": {}}, "No sequence was given"),
-        ({"case": {"t2w": "a.nii.gz"}}, "Unknown sequence t2w"),
+        ({"case": {"t1gd": "a.nii.gz"}}, "Unknown sequence t1gd. 't1gd' is named 't1c' here. The names are t1, t1c"),
         ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: All voxels are zero"),
         ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2. It has t1"),
     ],

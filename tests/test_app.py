@@ -391,7 +391,7 @@ def test_what_zip_files_hold_counts_for_the_whole_session(sessions: Sessions, mo
         add({"c": bytes(15_000)})
     monkeypatch.setattr(app_sessions, "MAX_FILES", 4)
     add({"d": b"", "e": b""})
-    with pytest.raises(ValueError, match="The zip file holds 1 files; at most 0 are unpacked"):
+    with pytest.raises(ValueError, match="The zip file contains 1 files, but at most 0 are allowed"):
         add({"f": b""})
     session.clear()
     add({"f": bytes(30_000)})

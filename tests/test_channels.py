@@ -120,6 +120,11 @@ def test_an_order_names_known_sequences_once(text: str) -> None:
         parse_channel_order(text)
 
 
+def test_an_order_with_another_name_of_a_sequence_says_the_name_to_use() -> None:
+    with pytest.raises(ValueError, match=r"Got: flair,t1,T1CE,t2\. 't1ce' is named 't1c' here\."):
+        parse_channel_order("flair,t1,T1CE,t2")
+
+
 def test_sequences_named_in_words_and_numbered_by_date_are_read_by_their_words(tmp_path: Path) -> None:
     for name in ("t1_2019", "flair_2019"):
         (tmp_path / f"{name}.nii.gz").touch()

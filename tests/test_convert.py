@@ -242,7 +242,7 @@ def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed
     places = [tmp_path / "out" / name for name in names]
     message = (
         "This case was converted earlier, but its t1c changed since then. "
-        f"Remove {', '.join(map(str, places))} to convert it again."
+        f"Remove {', '.join(map(str, places))} to convert the case again."
     )
     assert message in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before

@@ -171,5 +171,5 @@ def test_a_segmentation_without_tumour_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "in", in_plane(ball(), "LPS"), "t2", number=1, shared=study())
     (row,), _ = read_studies(tmp_path / "in")
     headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in row.files]
-    with pytest.raises(ValueError, match="No tumour"):
+    with pytest.raises(ValueError, match="No slice of the series contains a voxel of the tumour"):
         write_dicom_seg(tmp_path / "a", np.zeros((3, 4, 4, 4), bool), np.eye(4), headers, algorithm="test")

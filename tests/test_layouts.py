@@ -118,7 +118,7 @@ def test_other_images_are_left_out_and_kept_in_mind(tmp_path: Path) -> None:
     assert case.labelled().name == "x_seg.nii.gz"
     assert sorted(case.names_left_out()) == ["ADC.nii.gz", "tumor_mask.nii.gz", "x_brainmask.nii.gz"]
     assert case.mapping()[:2] == ["t1: x_t1.nii.gz", "flair: x_flair.nii.gz"]
-    assert case.mapping()[2].startswith("left out by name: ADC.nii.gz, ")
+    assert case.mapping()[2].startswith("not used, judged by the file names: ADC.nii.gz, ")
 
 
 def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
     for first in ("flair", "t1"):
         folder = touch(tmp_path / first, f"brainmask_{first}.nii", "brainmask_t2.nii")
         with pytest.raises(
-            BadInputError, match=rf"No MRI sequence found. It holds: brainmask_{first}.nii, brainmask_t2"
+            BadInputError, match=rf"No MRI sequence found. The folder contains: brainmask_{first}.nii, brainmask_t2"
         ):
             find_case(folder)
 
@@ -200,7 +200,8 @@ def test_files_of_several_patients_are_never_one_case(tmp_path: Path, names: tup
 
 def test_a_folder_without_sequences_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(
-        BadInputError, match=r"a: No MRI sequence found. It holds: a.nii.gz, b.nii.gz. Name .*--t1 FILE --t1c FILE"
+        BadInputError,
+        match=r"a: No MRI sequence found. The folder contains: a.nii.gz, b.nii.gz. Name .*--t1 FILE --t1c",
     ):
         find_case(touch(tmp_path / "a", "b.nii.gz", "a.nii.gz"))
     with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty"):
@@ -224,14 +225,14 @@ def test_a_sequence_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Pa
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["b"]
     assert [finding.where for finding in findings] == [tmp_path / "a", tmp_path / "c"]
-    assert "an unsupported format: FLAIR.hdr, FLAIR.img, T2.mha. Convert them to NIfTI" in findings[0].message
+    assert "an unsupported format: FLAIR.hdr, FLAIR.img, T2.mha. Convert the files to NIfTI" in findings[0].message
 
 
 def test_a_root_without_cases_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty"):
         find_cases(tmp_path)
     touch(tmp_path / "p1", "ADC.nii.gz")
-    with pytest.raises(BadInputError, match=r"No MRI sequence found. It holds: p1"):
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder contains: p1"):
         find_cases(tmp_path)
     touch(tmp_path / "p2", "a.nii.gz")
     _, findings = survey(tmp_path)
@@ -350,7 +351,7 @@ def test_a_folder_beside_cases_whose_names_are_unknown_is_not_passed_over(tmp_pa
     cases, findings = survey(tmp_path)
     assert [case.case_id for case in cases] == ["images_structural_p1"]
     assert [(finding.where.name, finding.level) for finding in findings] == [("p2", "error"), ("p3", "error")]
-    assert "No MRI sequence found. It holds: first.nii.gz" in findings[0].message
+    assert "No MRI sequence found. The folder contains: first.nii.gz" in findings[0].message
 
 
 def test_cases_of_one_folder_name_below_different_parents_are_different(tmp_path: Path) -> None:
@@ -409,7 +410,7 @@ def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> No
     touch(tmp_path / "other", "p7_ax_T2.nii.gz", "p7_ADC.nii.gz")
     assert namings(find_cases(tmp_path)) == [
         "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz",
-        "1 case: t2 *_ax_T2.nii.gz; left out by name: *_ADC.nii.gz",
+        "1 case: t2 *_ax_T2.nii.gz; not used, judged by the file names: *_ADC.nii.gz",
     ]
 
 

@@ -23,6 +23,7 @@ ORDER = [
     "model",
     "task_files",
     "files",
+    "sequence_names",
     "masks",
     "fingerprints",
     "processes",
@@ -179,6 +180,12 @@ def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> No
         (["segment", "--out-path", "o", "--label-scheme", "brats203"], "Did you mean 'brats2023'?"),
         (["evaluate", "--out-path", "o", "--in-path", "{data}", "--checkpoint", "gliom"], "Did you mean 'glioma'?"),
         (["evaluate", "--out-path", "o", "--in-path", "{data}", "--subsets", "t1c+flare"], "Did you mean 'flair'?"),
+        (
+            ["evaluate", "--out-path", "o", "--in-path", "{data}", "--subsets", "t1gd+t2"],
+            "'t1gd' is named 't1c' here.",
+        ),
+        (["segment", "--out-path", "o", "--t1gd", "a.nii.gz"], "'--t1gd' is named '--t1c' here."),
+        (["segment", "--out-path", "o", "--reference", "T1CE"], "'T1CE' is named 't1c' here."),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )

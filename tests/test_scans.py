@@ -145,7 +145,8 @@ def test_each_step_is_said_before_it_begins_and_nothing_with_quiet(
         "flair": "flair: finding the brain",
         "registration": "flair: registering it to t1c",
     }
-    assert "flair to t1c: the position by the headers is kept\n" in capfd.readouterr().out
+    kept = "registration found nothing better than the position that the image headers give, so that position is used"
+    assert f"flair to t1c: {kept}\n" in capfd.readouterr().out
     quicken(monkeypatch)
     run("prepare", [*words, "--quiet"])
     assert capfd.readouterr().out == ""
@@ -175,7 +176,7 @@ def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference
     volumes = {name: Volume(np.zeros((2, 2, 2)), np.diag([0.5, 0.5, edge, 1.0])) for name, edge in edges.items()}
     assert prepare._reference(volumes, None) == reference
     assert prepare._reference(volumes, "flair") == "flair"
-    with pytest.raises(BadInputError, match="The reference other is not there"):
+    with pytest.raises(BadInputError, match="The reference sequence other is missing"):
         prepare._reference(volumes, "other")
 
 
@@ -183,8 +184,11 @@ def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference
     ("motion", "message"),
     [
         (Motion(np.diag([1, 1, 1, 1.001]), 0.1, 0.1, 5.0, 5.0), "error: flair: The registration to t1c failed"),
-        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 40.0, 5.0), "warning: flair: It was turned by 40 degrees"),
-        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 5.0, 80.0), "warning: flair: It was turned by 5 degrees"),
+        (
+            Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 40.0, 5.0),
+            "Registration to t1c turned this image by 40 degrees",
+        ),
+        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 5.0, 80.0), "Registration to t1c turned this image by 5 degrees"),
     ],
     ids=["nothing in common", "turned far", "moved far"],
 )
@@ -319,8 +323,12 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     write_series(tmp_path / "two/1", image, "t1", number=1, shared=study(1))
     write_series(tmp_path / "two/2", image, "t2", number=1, shared=study(2, PatientID="other"))
     assert "2 patients" in refusal(tmp_path / "two", tmp_path, capsys)
-    options = ("--study", "1", "--sequences", "t2")
-    assert "t2 was not found; t1 was" in refusal(tmp_path / "two", tmp_path, capsys, *options)
+    for name, message in (
+        ("t2", "The sequence t2 was not found. The sequences found are t1."),
+        ("T1CE", "The sequence t1ce was not found. 't1ce' is named 't1c' here. The sequences found are t1."),
+    ):
+        options = ("--study", "1", "--sequences", name)
+        assert message in refusal(tmp_path / "two", tmp_path, capsys, *options)
     monkeypatch.setattr(prepare, "extract_brain", lambda volume, where: volume.array > volume.array.max() / 2)
     shutil.rmtree(tmp_path / "two/2")
     assert "not the volume of a brain" in refusal(tmp_path / "two", tmp_path, capsys)

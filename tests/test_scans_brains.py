@@ -82,7 +82,7 @@ def test_images_without_a_brain_are_refused_in_one_line(at, tmp_path: Path, monk
         run("prepare", [str(tmp_path / "knee"), str(tmp_path / "out"), "--quiet"])
     assert stopped.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: t1: No brain was found. Is this an image of a whole head?")
+    assert message.startswith("error: t1: No brain was found. If this is an image of a complete head, give ")
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -94,7 +94,7 @@ def test_networks_that_agree_find_the_brain(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_empty_image_has_no_brain() -> None:
-    with pytest.raises(BadInputError, match="Nearly all voxels have one value"):
+    with pytest.raises(BadInputError, match="Nearly all voxels have the same value"):
         extract_brain(Volume(np.zeros((20, 22, 24), dtype=np.float32), np.eye(4)), "t1")
 
 
@@ -102,7 +102,7 @@ def test_an_empty_image_has_no_brain() -> None:
 @pytest.mark.parametrize("kind", ["noise", "leg"])
 def test_the_networks_of_deepbet_find_no_brain_where_there_is_none(kind: str) -> None:
     volume = leg((160, 160, 120), 1.25) if kind == "leg" else Volume(noise((160, 160, 120), 50), np.eye(4))
-    with pytest.raises(BadInputError, match=r"No brain was found.*deepbet's two networks is 0\.[0-8]"):
+    with pytest.raises(BadInputError, match=r"No brain was found.*two networks have a Dice of only 0\.[0-8]"):
         extract_brain(volume, "t1")
 
 
@@ -126,7 +126,7 @@ def test_images_without_skull_keep_their_brain(tmp_path: Path, monkeypatch: pyte
     run("prepare", [str(tmp_path / "case"), str(tmp_path / "out"), "--sequences", "t1c"])
     assert looked == ["t1c"]
     looked.clear()
-    warning = "warning: t1c has no skull, so its non-zero voxels are taken as the brain."
+    warning = "warning: t1c has no skull, so its non-zero voxels are used as the brain mask."
     assert warning in capsys.readouterr().err
     assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / BRAIN_MASK).dataobj) > 0, brain)
     found = np.asarray(nib.load(tmp_path / "out" / FILE_NAMES["t1c"]).dataobj)

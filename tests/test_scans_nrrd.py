@@ -89,8 +89,11 @@ def test_a_data_file_outside_the_folder_is_never_opened(name: str, tmp_path: Pat
 BAD: dict[str, tuple[bytes, str]] = {
     "huge": (header(sizes="1000 1000 100000"), "each axis must have 1 to 1024"),
     "too many bytes": (header(sizes="1024 1024 1024", type="double"), "at most 4 GiB are allowed"),
-    "several volumes": (header(dimension="4", sizes="3 4 5 2"), "not one volume of three axes"),
-    "colours": (header(space_directions=f"none {vector(ORIGIN)} {vector(ORIGIN)}"), "not one volume of three axes"),
+    "several volumes": (header(dimension="4", sizes="3 4 5 2"), "not contain exactly one volume with three axes"),
+    "colours": (
+        header(space_directions=f"none {vector(ORIGIN)} {vector(ORIGIN)}"),
+        "not contain exactly one volume with three axes",
+    ),
     "no type": (header(type=None), "lacks sizes, type or encoding"),
     "no space": (header(space=None), "orientation of the patient"),
     "scanner's space": (header(space="scanner-xyz"), "orientation of the patient"),
@@ -145,7 +148,7 @@ def test_a_folder_with_nrrd_and_nifti_becomes_the_same_case_as_nifti_alone(
     for folder in ("a", "b"):
         run("prepare", [str(tmp_path / folder / "p7"), str(tmp_path / folder / "out")])
     printed = capsys.readouterr().out
-    assert "t1c: p7_T1_gd.nrrd\nflair: p7_flair.nii.gz\nleft out by name: p7_adc.nhdr\n" in printed
+    assert "t1c: p7_T1_gd.nrrd\nflair: p7_flair.nii.gz\nnot used, judged by the file names: p7_adc.nhdr\n" in printed
     assert "t1c: p7_T1_gd.nii.gz\nflair: p7_flair.nii.gz\n" in printed
     for name in SPACINGS:
         found, expected = (nib.load(tmp_path / folder / "out" / FILE_NAMES[name]) for folder in ("a", "b"))

@@ -106,6 +106,8 @@ def test_a_series_option_of_another_form_is_refused() -> None:
     for text in ("t1c", "t1c=", "t3=1"):
         with pytest.raises(ValueError, match="SEQUENCE=NUMBER"):
             parse_series([text])
+    with pytest.raises(ValueError, match=r"Got: T1CE=5\. 't1ce' is named 't1c' here\."):
+        parse_series(["T1CE=5"])
 
 
 def centre(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -144,7 +146,7 @@ def test_missing_slices_move_nothing(plane: str, descending: bool, tmp_path: Pat
     found = choose(rows, {}, where=tmp_path)
     assert "1 uneven gap between slices" in str(found.findings[0])
     volume, findings = convert(found.chosen["t2"], "t2", tmp_path)
-    assert "evened out" in str(findings[0])
+    assert "interpolated to evenly spaced slices" in str(findings[0])
     assert volume.array.shape == image.shape
     assert np.abs(centre(np.asarray(image.dataobj), image.affine) - centre(volume.array, volume.affine)).max() < 2
 
@@ -162,7 +164,7 @@ def test_slices_that_are_shifted_against_each_other_are_put_right(descending: bo
     )
     (row,), _ = read_studies(tmp_path)
     volume, findings = convert(row, "t2", tmp_path)
-    assert "evened out" in str(findings[0])
+    assert "interpolated to evenly spaced slices" in str(findings[0])
     assert np.abs(centre(np.asarray(image.dataobj), image.affine) - centre(volume.array, volume.affine)).max() < 2
 
 
@@ -222,7 +224,7 @@ def _link() -> zipfile.ZipInfo:
 
 
 @pytest.mark.parametrize(
-    ("member", "message"), [("../a", "out of its folder"), ("/etc/a", "out of its folder"), (_link(), "a link")]
+    ("member", "message"), [("../a", "out of the folder"), ("/etc/a", "out of the folder"), (_link(), "a link")]
 )
 def test_a_zip_that_leads_out_of_its_folder_is_refused(member, message: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:

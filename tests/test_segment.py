@@ -94,7 +94,7 @@ def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(tmp_p
     assert capsys.readouterr().out.splitlines() == [
         "t1c: t1_mprage_gad.nii.gz",
         "flair: ax_t2_flair.nii.gz",
-        "left out by name: ADC.nii.gz, brain_mask.nii.gz",
+        "not used, judged by the file names: ADC.nii.gz, brain_mask.nii.gz",
     ]
     with pytest.raises(SystemExit):
         run("segment", ["--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
@@ -191,8 +191,8 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     assert list(choose_sequences(case, parse_sequences("flair, T1")).images) == ["t1", "flair"]
     with pytest.raises(ValueError, match=r"lacks t2\. It has t1, t1c, flair"):
         choose_sequences(case, parse_sequences("t2,t1"))
-    with pytest.raises(ValueError, match=r"Unknown sequence t1ce\. The names are t1, t1c, t2, flair"):
-        ResultOptions(sequences=parse_sequences("t1ce")).check(BRAIN_TUMOUR)
+    with pytest.raises(ValueError, match=r"sequence t1ce\. 't1ce' is named 't1c' here\. The names are t1, t1c, t2"):
+        ResultOptions(sequences=parse_sequences("T1CE")).check(BRAIN_TUMOUR)
 
 
 @pytest.mark.parametrize(

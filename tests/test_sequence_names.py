@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lora_moe_hgd.cases.sequence_names import KIND, role_of
+from lora_moe_hgd.sequence_names import KIND, role_of
 
 NAMES = {
     "t1": """

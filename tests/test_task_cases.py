@@ -13,10 +13,10 @@ import yaml
 from lora_moe_hgd.cases.check import check_cohort
 from lora_moe_hgd.cases.layouts import find_case, find_cases
 from lora_moe_hgd.cases.reading import read_case
-from lora_moe_hgd.cases.sequence_names import role_in
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.task import BRAIN_TUMOUR, Task, make_task
+from lora_moe_hgd.sequence_names import role_in
 from lora_moe_hgd.training.data.streams import StreamedCases
 from lora_moe_hgd_cli import run
 

@@ -15,6 +15,7 @@ from .model.findings import BadInputError
 from .model.task import Task
 from .pretrained import DEFAULT_CHECKPOINT
 from .scans.raw import is_raw, require_extra
+from .sequence_names import sequence_hint
 
 
 def segment(
@@ -94,7 +95,8 @@ def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
         return find_case(Path(case), task=task)
     known = ", ".join(task.modalities)
     if unknown := sorted(set(map(str, case)) - set(task.modalities)):
-        raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
+        hint = sequence_hint(unknown[0], task.modalities)
+        raise ValueError(f"Unknown sequence {', '.join(unknown)}.{hint} The names are {known}.")
     present = {name: source for name, source in case.items() if source is not None}
     if not present:
         raise ValueError(f"No sequence was given. Give at least one of {known}.")

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from .files import did_you_mean
 from .pretrained import DEFAULT_CHECKPOINT
+from .sequence_names import sequence_hint
 
 # How `argparse` reports the value of an option that has choices. Python 3.12 and later write no quotes.
 WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
@@ -21,9 +21,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
         if wrong := WRONG_CHOICE.search(message):
-            message += "." + did_you_mean(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
+            message += "." + sequence_hint(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
         elif wrong := UNKNOWN_OPTION.search(message):
-            message += "." + did_you_mean(wrong["value"], [*self._option_string_actions])
+            message += "." + sequence_hint(wrong["value"], [*self._option_string_actions])
         super().error(message)
 
 

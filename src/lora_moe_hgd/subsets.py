@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from .files import did_you_mean
 from .model.configuration_lora_moe_hgd import MODALITIES
+from .sequence_names import sequence_hint
 
 Mask = tuple[bool, ...]
 
@@ -51,7 +51,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     unknown = sorted(set(names) - set(sequences))
     if unknown:
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{did_you_mean(unknown[0], sequences)} The names "
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown[0], sequences)} The names "
             f"are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)

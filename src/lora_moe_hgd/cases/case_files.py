@@ -1,4 +1,4 @@
-"""The files of a case and their roles."""
+"""The files of a case, each with its role: a sequence, or the ground truth (`seg`)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ..model.task import BRAIN_TUMOUR, Task
 from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
-# Images in formats that are not read.
+# Extensions of the image formats that this package does not read as cases.
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # Report that `lora-moe-hgd prepare` writes into the folder of a case.
 PREPARED = "prepare.json"
+NOT_USED = "not used, judged by the file names"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
 )
 
 
 def name_them(task: Task = BRAIN_TUMOUR) -> str:
-    """Options that give the file of each sequence, for error messages about unclear file names."""
+    """Command line options that name the file of each sequence, as text for error messages."""
     return " ".join(f"--{name} FILE" for name in task.modalities)
 
 
@@ -67,14 +68,14 @@ class CaseFiles:
 
     Attributes:
         case_id: Name of the case, unique in its cohort and usable as the name of a folder.
-        folder: Folder of its files.
-        layout: Name of the family of file names.
-        label_schemes: Possible label schemes of the *ground truth*, the usual one first; empty if the file names do
-            not determine them. The label map that inference writes may use another scheme.
+        folder: Folder of the case's files.
+        layout: Name of the family of file names, such as `BraTS-PED`.
+        label_schemes: Possible label schemes of the *ground truth*, the most common scheme first; empty if the file
+            names imply no scheme. The label map that inference writes may use another scheme.
         images: Path of each sequence, in channel order.
-        segmentation: Path of the ground truth, if any.
+        segmentation: Path of the ground truth; `None` if the case has none.
         channels: Index of each sequence along the fourth axis, for 4-D files.
-        left_out: Volumes that are not sequences, judged by their names, such as ADC maps and brain masks.
+        left_out: Files whose names show that they are not sequences, such as ADC maps and brain masks.
     """
 
     case_id: str
@@ -87,24 +88,26 @@ class CaseFiles:
     left_out: tuple[Path, ...] = ()
 
     def labelled(self) -> Path:
-        """Path of the segmentation.
+        """Path of the ground truth.
 
         Raises:
-            BadInputError: If the case has no segmentation.
+            BadInputError: If the case has no ground truth.
         """
         if self.segmentation is None:
             raise BadInputError(self.folder, NO_GROUND_TRUTH)
         return self.segmentation
 
     def only(self, names: Sequence[str]) -> CaseFiles:
-        """Return the case with only these sequences."""
+        """Return the case with only the sequences in `names`."""
         return replace(self, images={name: path for name, path in self.images.items() if name in names})
 
     def in_scheme(self, label_scheme: str | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
-        """Return the case with `label_scheme` as scheme of its ground truth; `None` keeps those of the file names.
+        """Return the case with `label_scheme` as the scheme of its ground truth.
+
+        `None` keeps the schemes that the file names imply.
 
         Raises:
-            ValueError: If the scheme does not exist.
+            ValueError: If no label scheme has this name.
         """
         return (
             self
@@ -122,9 +125,9 @@ class CaseFiles:
         return [safe_name(path.name) for path in self.left_out]
 
     def mapping(self) -> list[str]:
-        """One line for each sequence with its file, and one line for the files that are not used."""
+        """Lines of text: one for each sequence with its file, and one for the files that are not used."""
         lines = [f"{name}: {file}" for name, file in self.file_names().items()]
-        return lines + ([f"left out by name: {', '.join(self.names_left_out())}"] if self.left_out else [])
+        return lines + ([f"{NOT_USED}: {', '.join(self.names_left_out())}"] if self.left_out else [])
 
     def naming(self) -> str:
         """Describe all files of the case in one line, with `*` instead of the start that all names share."""
@@ -136,7 +139,7 @@ class CaseFiles:
         start = self.case_id if all(file.startswith(self.case_id) for file in files) else shared
         short = [f"*{file.removeprefix(start)}" if start else file for file in files]
         line = ", ".join(f"{role} {file}" for role, file in zip(names, short, strict=False))
-        return f"{line}; left out by name: {', '.join(short[len(names) :])}" if self.left_out else line
+        return f"{line}; {NOT_USED}: {', '.join(short[len(names) :])}" if self.left_out else line
 
 
 def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Finding]]:
@@ -152,7 +155,7 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
-    """Describe how the files of a cohort are read: one line with a count for each mapping, most common first."""
+    """Describe the file names of a cohort: one line for each way to name files, with its number of cases."""
     counts = Counter(case.naming() for case in cases).most_common()
     lines = [f"{counted(number, 'case')}: {line}" for line, number in counts[:most]]
     return lines + ([f"and {counted(len(counts) - most, 'other way')} to name files"] if len(counts) > most else [])

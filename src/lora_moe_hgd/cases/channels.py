@@ -1,9 +1,9 @@
 """Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two families use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation Decathlon has the
-sequences along a fourth axis, and nnU-Net has files `<case>_0000`, `<case>_0001` and so on. There is no standard order
-of the sequences. It comes from the command line, from `dataset.json`, or, for `BRATS_*` of the Decathlon, from its
-publication.
+Two families of file names use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation
+Decathlon stores the sequences along the fourth axis of one file. nnU-Net stores them in the files `<case>_0000`,
+`<case>_0001` and so on. There is no standard order of the sequences. The command line or `dataset.json` gives the
+order. The files `BRATS_*` of the Decathlon have the order in the publication of the Decathlon.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
+from ..sequence_names import role_in, role_of, sequence_hint
 from .case_files import EXTENSIONS, CaseFiles, name_them, safe_name, stem_of
-from .sequence_names import role_in, role_of
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
@@ -26,8 +26,8 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def order_option(task: Task) -> str:
-    """Option that gives the order of numbered sequences, for error messages."""
-    return f"--channel-order {','.join(task.modalities)} (in the order of the file)"
+    """Command line option that gives the order of numbered sequences, as text for error messages."""
+    return f"--channel-order {','.join(task.modalities)} (with the names in the right order)"
 
 
 def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]:
@@ -41,18 +41,20 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
         ('flair', 't1', 't1c', 't2')
     """
     names = tuple(name.strip().lower() for name in text.split(","))
-    if not set(names) <= set(task.modalities) or len(set(names)) != len(names):
+    unknown = [name for name in names if name not in task.modalities]
+    if unknown or len(set(names)) != len(names):
+        hint = sequence_hint(unknown[0], task.modalities) if unknown else ""
         raise ValueError(
             f"A channel order lists {', '.join(task.modalities)}, each at most once and separated by commas. "
-            f"Got: {text}."
+            f"Got: {text}.{hint}"
         )
     return names
 
 
 def channel_of(path: Path) -> tuple[str, int | None] | None:
-    """Case name and sequence number of a numbered file. A file with four axes has the number `None`.
+    """Case name and sequence number of a numbered file. For a file with four axes, the number is `None`.
 
-    Other files give `None`, also files such as `t1_2019.nii.gz`, whose name already contains the sequence.
+    The result is `None` for any other file, such as `t1_2019.nii.gz`, whose name contains the sequence.
     """
     stem = stem_of(path)
     if stem is None:
@@ -64,7 +66,7 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """For each case with numbered sequences in `folder`: its name, and the path to pass to `channel_case`."""
+    """Map the name of each case with numbered sequences in `folder` to the path that `channel_case` takes."""
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -75,10 +77,10 @@ def channel_cases(folder: Path) -> dict[str, Path]:
 
 
 def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """The case at `path`: a file with four axes, or the common start of numbered files.
+    """Build the case at `path`, which is a file with four axes or the common start of numbered files.
 
     Raises:
-        BadInputError: If there is no such case, or the order of its sequences is unknown.
+        BadInputError: If there is no case at `path`, or if the order of the sequences is unknown.
     """
     if path.is_file():
         return _stacked(path, channel_order, task)
@@ -89,7 +91,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
             if number in numbered:
                 raise BadInputError(
                     path.parent,
-                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one.",
+                    f"Two files have the number {number:04d}: {numbered[number].name}, {file.name}. Remove one file.",
                 )
             numbered[number] = file
     if not numbered:
@@ -106,7 +108,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
         raise BadInputError(
             path,
             f"There is a file with the number {max(numbered):04d}, but the channel order has {len(order)} "
-            f"sequences: {', '.join(order)}. Give all of them with {order_option(task)}.",
+            f"sequences: {', '.join(order)}. Name the sequence of every number with {order_option(task)}.",
         )
     images = {
         name: numbered[order.index(name)]
@@ -119,7 +121,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
 def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"This file is not an image. Give a folder, or a file {', '.join(EXTENSIONS)}.")
+        raise BadInputError(path, f"This file is not an image. Give a folder or a file ({', '.join(EXTENSIONS)}).")
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
@@ -129,8 +131,8 @@ def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     if order is None:
         raise BadInputError(
             path,
-            f"It is unknown which sequences this file contains. For a 3-D file, use one of {name_them(task)}. "
-            f"For a 4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            "It is unknown which sequences this file contains. For a 3-D file, use one of the options "
+            f"{name_them(task)}. For a 4-D file, give the sequences along its fourth axis with {order_option(task)}.",
         )
     return CaseFiles(
         case_id=safe_name(stem),
@@ -155,7 +157,7 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     """Read the order of the sequences from `dataset.json` in `folder` or its parent; `None` if neither has this file.
 
     Raises:
-        BadInputError: If the file cannot be read, or contains other names than the sequences.
+        BadInputError: If `dataset.json` cannot be read, or if it contains a name that is not a sequence.
     """
     path = next(
         (place / "dataset.json" for place in (folder, folder.parent) if (place / "dataset.json").is_file()), None
@@ -170,7 +172,7 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Correct it, or give {order_option(task)}.",
+            f"({type(error).__name__}). Correct the file, or give {order_option(task)}.",
         ) from error
     order = [role_in(task, word) for word in words]
     if not set(order) <= set(task.modalities) or len(set(order)) != len(order):

@@ -1,4 +1,4 @@
-"""Check a whole cohort: errors, warnings and counts."""
+"""Check every case of a cohort, and list errors, warnings and counts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .reading import read_case
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """Summary of a case after reading it.
+    """Summary of a case that was read.
 
     Attributes:
         case: Files of the case.
-        label_scheme: Label scheme of the segmentation, if it could be read.
+        label_scheme: Label scheme of the segmentation; `None` if no segmentation was read.
         findings: Errors and warnings.
     """
 
@@ -49,7 +49,7 @@ class CheckedCohort:
     Attributes:
         root: Folder of the cohort.
         cases: Cases whose files could be identified.
-        others: Errors in the other folders.
+        others: Errors of the folders whose files could not be identified.
         task: Sequences and regions.
     """
 
@@ -65,7 +65,7 @@ class CheckedCohort:
         return sorted(found, key=lambda finding: (finding.level, str(finding.where)))
 
     def counts(self) -> dict[str, Any]:
-        """Number of cases, errors and warnings, and of cases per sequence, family of file names and label scheme."""
+        """Count cases, errors and warnings, and the cases per sequence, family of file names and label scheme."""
         levels = Counter(finding.level for finding in self.findings)
         present = Counter(name for checked in self.cases for name in checked.case.images)
         schemes = Counter(checked.label_scheme for checked in self.cases if checked.label_scheme)
@@ -123,7 +123,7 @@ def check_case(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CheckedCase:
-    """Read a case in the same way as training, and return the findings."""
+    """Read a case in the same way as training, and return its summary."""
     try:
         reading = read_case(
             case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial, task=task
@@ -147,13 +147,13 @@ def check_cohort(
     progress: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CheckedCohort:
-    """Read every case below `root`.
+    """Read every case below `root`, and collect the errors and warnings.
 
     Args:
         root: Folder of cases.
-        labels: Whether each case needs a segmentation.
-        label_scheme: Scheme of the segmentations. `None` takes the scheme that the file names imply.
-        channel_order: Sequences of numbered channels.
+        labels: Whether to read the segmentation of each case, which must then exist.
+        label_scheme: Scheme of the segmentations. `None` means the scheme that the file names imply.
+        channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Number of further processes that read cases.
@@ -180,12 +180,12 @@ def check_cohort(
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Read all cases in the same way as training, and list errors and warnings. "
+        description="Read all cases in the same way as training, and list the errors and warnings. "
         "The exit code is 1 if there are errors."
     )
     which = parser.add_mutually_exclusive_group(required=True)
     add_in_path(which, help="folder of cases")
-    which.add_argument("root", type=Path, nargs="?", help="the same without --in-path")
+    which.add_argument("root", type=Path, nargs="?", help="the same as --in-path")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-labels", action="store_true", help="do not require or read segmentations")
     parser.add_argument(
@@ -194,11 +194,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="label scheme of the segmentations (default: the scheme that the file names imply)",
     )
     parser.add_argument(
-        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+        "--channel-order",
+        metavar="NAMES",
+        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
     )
     add_task(parser)
     add_allowances(parser)
-    parser.add_argument("--num-workers", type=int, default=0, help="further processes that read cases (default: 0)")
+    parser.add_argument(
+        "--num-workers", type=int, default=0, help="number of further processes that read cases (default: 0)"
+    )
     add_quiet(parser)
     return parser
 
@@ -210,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
     task = read_task(args.task) if args.task else BRAIN_TUMOUR
     if args.task and args.label_scheme:
-        raise ValueError("--label-scheme has no effect with --task, which defines its labels. Leave it out.")
+        raise ValueError("--label-scheme has no effect with --task, which defines the labels. Leave it out.")
     cohort = check_cohort(
         args.in_path or args.root,
         labels=not args.no_labels,

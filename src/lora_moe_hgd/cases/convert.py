@@ -29,20 +29,20 @@ from .reading import CaseReading, read_case
 
 
 def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, allow_partial: bool = False) -> bool:
-    """Write a case unless it already exists; return whether it was written.
+    """Write a case unless its files already exist, and return whether the case was written.
 
-    A NIfTI file of one sequence is copied byte by byte, and compressed with gzip if necessary. A volume of a 4-D file
-    or of a numpy file keeps its geometry and, if NIfTI supports it, its data type. Labels are decoded to regions and
-    encoded in the new scheme. Warnings about the case go to standard error.
+    A NIfTI file of one sequence is copied byte by byte, and compressed with gzip if necessary. A volume from a 4-D
+    file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. Labels are decoded to
+    regions and encoded in the new scheme. Warnings about the case are printed to standard error.
 
     Args:
         case: Case to write.
-        record: Record of the target; the case is added to it.
+        record: Record of the conversion, to which the case is added.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
 
     Raises:
-        BadInputError: If the case cannot be used, if the target's scheme lacks one of its labels, if the label map
+        BadInputError: If the case cannot be used, if the target's scheme lacks a label of the case, if the label map
             would have to be interpolated, or if the case was converted from other files earlier.
         ValueError: If the target layout cannot store the case.
     """
@@ -126,7 +126,10 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
 
 
 def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
-    """Read the given sequences (default: all): voxels in the data type of the file, and an image with the geometry.
+    """Read the sequences `roles`, or all sequences if `roles` is empty.
+
+    Returns:
+        For each sequence: voxels in the data type of the file, and an image with the geometry.
 
     Raises:
         BadInputError: If several sequences are read and their grids differ.
@@ -142,7 +145,7 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
             raise BadInputError(
                 case.images[role],
-                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample it first, or "
+                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample the file, or "
                 "choose a layout with one file per sequence.",
             )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
@@ -162,11 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(description="Convert cases from any family of file names and label scheme to another.")
     reading = parser.add_mutually_exclusive_group(required=True)
     add_in_path(reading, help="folder of cases, or one case")
-    reading.add_argument("source", type=Path, nargs="?", help="the same without --in-path")
+    reading.add_argument("source", type=Path, nargs="?", help="the same as --in-path")
     writing = parser.add_mutually_exclusive_group(required=True)
     add_out_path(writing, help="folder for the converted cases", required=False)
-    writing.add_argument("target", type=Path, nargs="?", help="the same without --out-path")
-    parser.add_argument("--layout", choices=TARGETS, required=True, help="family of the file names")
+    writing.add_argument("target", type=Path, nargs="?", help="the same as --out-path")
+    parser.add_argument("--layout", choices=TARGETS, required=True, help="family of file names to write")
     parser.add_argument(
         "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write (default: the usual scheme of --layout)"
     )
@@ -178,12 +181,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="order of the sequences in the source, for numbered files or 4-D files",
+        help="sequences of the source in the order of their numbers, for numbered files and 4-D files",
     )
     parser.add_argument(
         "--target-order",
         metavar="NAMES",
-        help="for nnunet: order of the sequences to write (default: t1,t1c,t2,flair)",
+        help="sequences of the target in the order of their numbers, for nnunet only (default: t1,t1c,t2,flair)",
     )
     add_quiet(parser)
     add_allowances(parser)
@@ -238,7 +241,7 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
 
     Raises:
         ValueError: If the layout is never read with the given scheme, or if no scheme is given and the layout has no
-            usual one.
+            usual scheme.
     """
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
@@ -255,5 +258,5 @@ def _order(key: str, names: str | None) -> tuple[str, ...]:
     if key == NUMBERED:
         return parse_channel_order(names) if names else MODALITIES
     if names:
-        raise ValueError(f"--target-order is for {NUMBERED} only. Leave it out for {key}.")
+        raise ValueError(f"--target-order is for {NUMBERED} only. Leave the option out for {key}.")
     return DECATHLON_ORDER if key == STACKED else MODALITIES

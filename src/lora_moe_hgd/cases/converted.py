@@ -1,4 +1,4 @@
-"""Content of a converted folder: the files of each case, the files they were made from, and the index."""
+"""Content of a converted folder: the files of each case, the record of their source files, and the index."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Target:
 
     Attributes:
         root: Folder of the converted cases.
-        key: Key of a layout, or `nnunet`, or `decathlon`.
+        key: Name of the target layout: a key of `BY_KEY`, `nnunet` or `decathlon`.
         scheme: Label scheme of the segmentations.
         order: Sequences in the order of their numbers, for `nnunet` and `decathlon`.
     """
@@ -42,7 +42,7 @@ class Target:
     order: tuple[str, ...] = MODALITIES
 
     def paths(self, case: CaseFiles, number: int) -> dict[str, Path]:
-        """Target path of each sequence of the case, and of its segmentation under `seg` if it has one.
+        """Target path of each sequence of the case. `seg` is the path of the segmentation, if there is one.
 
         Args:
             case: Case to write.
@@ -50,7 +50,7 @@ class Target:
 
         Raises:
             ValueError: If the target layout cannot store the case: its files would be read as another layout, a
-                sequence of a 4-D file is missing, or no sequence of the case is in the order.
+                sequence of a 4-D file is missing, or no sequence of the case is in `order`.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:
@@ -96,15 +96,15 @@ class Target:
 
 @dataclass
 class Record:
-    """Record of a conversion: which files each case was made from. It is stored as `.converted.json` in the target.
+    """Record of the source files of each converted case, stored as `.converted.json` in the target.
 
     A case is recorded before its files are written, so that the record lists every file of a killed run.
 
     Attributes:
         target: Target of the conversion.
         source: Folder of the original cases.
-        cases: Entry of each case in the order of conversion: fingerprints of its source files, and under `files` the
-            path of each role relative to the target.
+        cases: Entry of each case, in the order of conversion. An entry contains fingerprints of the source files and,
+            under `files`, the path of each written file relative to the target.
     """
 
     target: Target
@@ -126,7 +126,8 @@ class Record:
         """Load the record of an earlier conversion to the same target, if there is one.
 
         Raises:
-            BadInputError: If the target contains other files, or cases of another source, layout, scheme or order.
+            BadInputError: If the target contains files that `convert` did not write, or cases of another source,
+                layout, scheme or order.
         """
         root, path = self.target.root, self.target.root / RECORD
         if not path.is_file():
@@ -157,7 +158,7 @@ class Record:
         """Raise if a case is recorded under another name. Earlier versions named cases in nested folders differently.
 
         Raises:
-            BadInputError: If a case has another name in the record, because the target would then contain it twice.
+            BadInputError: If a case has another name in the record, so that the target would contain the case twice.
         """
         gone = set(self.cases) - {case.case_id for case in cases}
         known = {json.dumps(self.cases[name]["sources"]): name for name in gone}
@@ -177,7 +178,7 @@ class Record:
             remove_leftovers(folder, names)
 
     def entry(self, case: CaseFiles) -> dict[str, Any]:
-        """Entry of a case. In layouts that name cases by number, a known case keeps its number.
+        """Build the entry of a case. In layouts that name cases by number, a recorded case keeps its number.
 
         Raises:
             ValueError: If the target layout cannot store the case.
@@ -208,8 +209,8 @@ class Record:
             what = ", ".join(changed) or "label scheme or channel order"
             raise BadInputError(
                 case.folder,
-                f"This case was converted earlier, but its {what} changed since then. Remove {places} to convert it "
-                "again.",
+                f"This case was converted earlier, but its {what} changed since then. Remove {places} to convert the "
+                "case again.",
             )
         return len(there) == len(files)
 
@@ -230,15 +231,15 @@ class Record:
 
 
 def _sources(case: CaseFiles) -> dict[str, str]:
-    """Fingerprint of each file of a case, by role."""
+    """Fingerprint of each file of a case, by role (a sequence or `seg`)."""
     files = case.images | ({"seg": case.segmentation} if case.segmentation else {})
     return {role: file_fingerprint(path) for role, path in files.items()}
 
 
 def write_index(record: Record) -> None:
-    """Write the index of the target: `dataset.json` for numbered and stacked files, else `metadata.jsonl`.
+    """Write the index of the target: `dataset.json` for numbered files and 4-D files, else `metadata.jsonl`.
 
-    `datasets.load_dataset` finds the cases by `metadata.jsonl`, with null for a missing sequence.
+    `datasets.load_dataset` finds the cases in `metadata.jsonl`, where a missing sequence is null.
     """
     target, cases = record.target, record.complete()
     if not cases:

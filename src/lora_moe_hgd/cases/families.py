@@ -1,7 +1,7 @@
 """Identify the sequences of the files in a folder by the file names of public data sets.
 
 A family of file names consists of patterns for its names, and of the label schemes that its segmentations may use. If
-the names in a folder fit no family, their words decide (`sequence_names`).
+the file names in a folder fit no family, the words in the names determine the sequences (see `sequence_names`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
+from ..sequence_names import role_in, role_of
 from .case_files import OTHER_FORMATS, name_them, shared_start, stem_of
-from .sequence_names import role_in, role_of
 from .volume_rules import NRRD
 
-BY_WORDS = "names read by their words"
+BY_WORDS = "recognised by words in the file names"
 # Patient and session of a BIDS name.
 BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
 
@@ -29,12 +29,12 @@ BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
 class Layout:
     """One family of file names.
 
-    Patterns are shell patterns for the name without its extension. They ignore upper and lower case. Earlier patterns
-    are preferred.
+    Patterns are shell patterns for a file name without its extension. Patterns match upper and lower case alike. If
+    files fit several patterns of a sequence, the file with the first of these patterns is used.
 
     Attributes:
-        key: Name on the command line.
-        name: Name in messages.
+        key: Name of the family on the command line.
+        name: Name of the family in messages.
         patterns: Patterns of each sequence, and of the segmentation under `seg`.
         label_schemes: Label schemes that the segmentations may use.
         elsewhere: Possible paths of the segmentation outside the case's folder, relative to that folder.
@@ -60,7 +60,7 @@ class Layout:
         ]
 
     def match(self, path: Path) -> Match | None:
-        """Role of the file if its name belongs to this family, else `None`."""
+        """Match of the file's name with this family; `None` if the name fits no pattern."""
         stem = str(stem_of(path))
         matches = [
             Match(path, role, preference, found[1] if one else None)
@@ -71,10 +71,10 @@ class Layout:
         return min(matches, key=lambda match: len(match.begin or ""), default=None)
 
     def stem_for(self, role: str, case_id: str) -> str:
-        """File name without extension for a sequence, or `seg`, of a case.
+        """File name, without extension, of a case's sequence or segmentation (`seg`) in this family.
 
         Raises:
-            ValueError: If the names of this family must begin with a prefix that the case's name lacks.
+            ValueError: If the names of this family begin with a prefix that the case's name lacks.
         """
         begin, *rest = self.patterns[role][0].split("*")
         if rest and not case_id.startswith(begin):
@@ -91,9 +91,10 @@ class Match:
 
     Attributes:
         path: The file.
-        role: Sequence, or `seg`.
+        role: Role of the file: a sequence, or `seg`.
         preference: Index of the matching pattern; the smallest index is preferred.
-        begin: Part of the name before the sequence, if the pattern has such a part. All files of a case share it.
+        begin: Part of the name before the sequence, which all files of a case share; `None` if the pattern has no such
+            part.
     """
 
     path: Path
@@ -103,7 +104,10 @@ class Match:
 
 
 def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
-    """Build a layout. The names of t1, t1c, t2 and flair are `pattern`, filled with the respective one of `words`."""
+    """Build a layout.
+
+    `pattern` with each of the four entries of `words` gives the file names of t1, t1c, t2 and flair, in this order.
+    """
     patterns = {
         role: tuple(pattern.format(word) for word in choices.split("|"))
         for role, choices in zip(MODALITIES, words.split(), strict=True)
@@ -187,14 +191,14 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """Roles of the files of a folder, by their names.
+    """Roles of the files of a folder, as the file names show them.
 
     Attributes:
-        layout: Family of the names; `None` if they are read by their words.
+        layout: Family of the file names; `None` if the words in the names determine the roles.
         roles: Files of each sequence, and those of the segmentation under the key `seg`. A sequence has several files
             if the names are ambiguous.
-        left_out: Files that are not sequences, judged by their names.
-        unknown: Files whose names do not determine what they are.
+        left_out: Files whose names show that they are not sequences, such as ADC maps and brain masks.
+        unknown: Files whose names do not show what the files contain.
     """
 
     layout: Layout | None
@@ -215,9 +219,11 @@ class NamedFiles:
 
 
 def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
-    """Find the roles of the volumes in a folder: by the first family that fits all names, else by their words.
+    """Find the role of each volume in a folder.
 
-    The families are those of brain tumours. The file names of other tasks are read by the words of the task.
+    The first family that fits all file names determines the roles. If no family fits, the words in the names
+    determine the roles. Families apply to the brain tumour task only. For another task, the words in its definition
+    determine the roles.
     """
     if not task.is_brain_tumour:
         return _sorted_by_role({file: role_in(task, str(stem_of(file))) for file in files}, task.modalities)
@@ -234,7 +240,7 @@ def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
 
 
 def _is_of_family(matches: Sequence[Match]) -> bool:
-    """Whether the files belong to one case, and the shared start of their names does not contain a sequence."""
+    """Whether the files belong to one case, and the shared start of their names names no sequence."""
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
@@ -258,10 +264,10 @@ def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -
 
 
 def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
-    """Find the roles of the files by the words of their names.
+    """Find the roles of the files by the words in their names.
 
-    If all names begin with the same word for contrast agent, it may be the patient's name: `KM_T1` and `KM_T1_post`
-    are T1 and T1c of the patient KM. If only such a word distinguishes T1c from T1, the file is unknown.
+    If all names begin with the same word for contrast agent, that word may be the patient's name: `KM_T1` and
+    `KM_T1_post` are T1 and T1c of the patient KM. If only such a word distinguishes T1c from T1, the file is unknown.
     """
     in_full = _sorted_by_role({file: by_word[file] for file in files})
     stems = [str(stem_of(file)) for file in files]
@@ -325,11 +331,11 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     ]
     if unread:
         by_prepare = all(name.lower().endswith(NRRD) for name in unread)
-        how = "; `lora-moe-hgd prepare FOLDER OUT` does it" if by_prepare else ""
+        how = "; `lora-moe-hgd prepare FOLDER OUT` does this" if by_prepare else ""
         raise BadInputError(
             folder,
-            f"These sequences are in an unsupported format: {listed(unread)}. Convert them to NIfTI (.nii.gz{how}), "
-            "or remove them to continue without them.",
+            f"These sequences are in an unsupported format: {listed(unread)}. Convert the files to NIfTI "
+            f"(.nii.gz{how}), or remove the files to continue without them.",
         )
     if not named.has_sequence:
         raise BadInputError(folder, nothing_found(folder, task))
@@ -360,7 +366,7 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
             found.add(bids[1])
         for layout in LAYOUTS:
             match = layout.match(file)
-            # Only names with a fixed prefix count. Other names may begin with anything, such as a series number.
+            # Only families with a fixed prefix are certain. Other names may begin with any text, such as a number.
             own = layout.patterns["t1"][0].split("*")[0]
             if match and match.begin and own and role_of(match.begin) is None:
                 found.add(own + match.begin)
@@ -372,4 +378,4 @@ def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         return "No MRI sequence found. The folder is empty."
-    return f"No MRI sequence found. It holds: {listed(names)}. Name the sequences with {name_them(task)}."
+    return f"No MRI sequence found. The folder contains: {listed(names)}. Name the sequences with {name_them(task)}."

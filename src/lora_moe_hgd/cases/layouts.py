@@ -11,14 +11,14 @@ from pathlib import Path
 from ..files import listed
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task
+from ..sequence_names import role_in
 from .case_files import PREPARED, CaseFiles, name_them, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
-from .sequence_names import role_in
 
 # Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
-# A report of a preparation has some kilobytes.
+# Largest `prepare.json` that is read. Those from this package have some kilobytes.
 MAX_PREPARED_BYTES = 1_000_000
 # Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
@@ -27,17 +27,17 @@ NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
 
-    The case gets the name of its folder. For a symbolic link, that is the name of the link. A case that
-    `lora-moe-hgd prepare` has made keeps the name from its report.
+    The case gets the name of its folder. If the folder is a symbolic link, the case gets the name of the link. A case
+    that `lora-moe-hgd prepare` wrote keeps the name in its `prepare.json`.
 
     Args:
         path: Folder or file of the case.
-        channel_order: Sequences of a file with four axes or of numbered files, in their order.
+        channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         task: Task whose words identify the sequences in file names.
 
     Raises:
         BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or
-            if the order has no effect.
+            if `channel_order` has no effect.
     """
     case = _case_at(path, channel_order, task)
     if not _has_numbers(path):
@@ -82,7 +82,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
 def find_cases(
     root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
 ) -> list[CaseFiles]:
-    """Every case below `root` in the order of paths, or `root` itself if it is a case.
+    """Find every case below `root`, sorted by path, or `root` itself if it is a case.
 
     Raises:
         BadInputError: If `root` contains no case, or the files of a case cannot be identified.
@@ -103,12 +103,12 @@ def survey(
     `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.
 
     Raises:
-        BadInputError: If `root` contains no case, or if the order has no effect on any case.
+        BadInputError: If `root` contains no case, or if `channel_order` has no effect on any case.
     """
     if not root.is_dir():
         found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
         raise BadInputError(root, found)
-    # If both exist, `imagesTr` is used: `imagesTs` contains cases without labels, which cannot be used for training.
+    # If both folders exist, `imagesTr` is used: `imagesTs` contains cases without labels, which training cannot use.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
     # With a single numbered case in `root`, `root` itself is the case, and its other files are checked below.
@@ -147,17 +147,17 @@ def _has_numbers(place: Path) -> bool:
 
 
 def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
-    """Raise if a channel order is given, because it has no effect here."""
+    """Raise if a channel order is given although the file names identify the sequences."""
     if channel_order is not None:
         raise BadInputError(
             path,
-            f"The channel order {','.join(channel_order)} has no effect, because file names identify the sequences "
-            "here, not numbers. Leave out `--channel-order`.",
+            f"The channel order {','.join(channel_order)} has no effect, because the file names identify the "
+            "sequences here. Leave out `--channel-order`.",
         )
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """Name in tables for a folder or file that is not a recognised case: the name of a case at that path."""
+    """Name, for tables, of a folder or file that is not a recognised case: the name that a case there would get."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -165,7 +165,7 @@ def name_of_place(root: Path, place: Path | str) -> str:
 
 
 def _case_id(root: Path, folder: Path) -> str:
-    """Path of the folder relative to `root` as one name; the folder's own name if it is `root`."""
+    """Name of the case in `folder`: the path relative to `root`, or the folder's own name if it is `root`."""
     parts = folder.relative_to(root).parts
     if parts and parts[-1] == "anat":
         parts = parts[:-1]
@@ -177,7 +177,7 @@ def _case_id(root: Path, folder: Path) -> str:
 
 
 def _prepared_name(folder: Path) -> str | None:
-    """Name of a case in the report of its preparation; `None` if there is no such report."""
+    """Name of the case in the folder's `prepare.json`; `None` if there is no valid `prepare.json`."""
     path = folder / PREPARED
     try:
         if path.stat().st_size > MAX_PREPARED_BYTES:
@@ -245,7 +245,10 @@ class _Folder:
 
 
 def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterator[_Folder]:
-    """Find folders with volumes, at most `deepest` levels down and not inside a case. Links are followed only once."""
+    """Find folders with volumes, at most `deepest` levels down and not inside a case.
+
+    Each folder is visited only once, even if several links lead to it.
+    """
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
@@ -270,8 +273,8 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
     """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    This is assumed if no case is found at all, or if the folder is next to a case. It is also assumed if the folder is
-    on the same level as a case and contains a file that cannot be identified.
+    The folder counts as such a case if it is next to a case. A folder with a file that cannot be identified also
+    counts if a case is on the same level, or if no case is found at all.
     """
     if not places:
         return not folder.is_clear

@@ -1,8 +1,8 @@
-"""Read volumes from users, header first, and write results atomically.
+"""Read image files from users, header first, and write results atomically.
 
-A file may be damaged, too large, or of another kind. So sizes are checked before any data is decompressed, and no more
-is decompressed than the header announces. Checksums are verified, and every failure is a `BadInputError`. Header
-extensions are skipped, because they may be long and may contain the patient's name.
+A file may be damaged, too large, or of another kind. Sizes are therefore checked before any data is decompressed, and
+only as much data is decompressed as the header announces. Checksums are verified, and every failure is a
+`BadInputError`. Header extensions are skipped, because they may be long and may contain the patient's name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..model.grids import check_affine
 from ..model.header_rules import header_findings, qform_rotation
 from .volume_rules import check_header, check_name, check_place, check_size, in_bytes, times
 
-# Data after the voxels of a compressed file is decompressed up to this limit, to reach the checksum.
+# Largest amount of data after the voxels of a compressed file that is decompressed to reach the checksum.
 MAX_TAIL_BYTES = 1024**2
 # Highest compression ratio of deflate (https://zlib.net/zlib_tech.html).
 MOST_PACKED = 1032
@@ -70,7 +70,8 @@ class _Content:
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
     """Read one 3-D volume as float32 with nibabel's affine. Trailing axes of length one are dropped.
 
-    A `.npy` array has no geometry. Its axes are assumed to be in RAS order, with voxels of `npy_spacing_mm`.
+    A `.npy` array has no geometry. Such an array is assumed to be in RAS order, with voxels of
+    `npy_spacing_mm`.
 
     Raises:
         BadInputError: If the file is missing, damaged, too large, of another format or not 3-D, or if its affine is
@@ -88,14 +89,14 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
 
 
 def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]:
-    """Read the volumes of a file with four axes with the rules of `read_image`, by name.
+    """Read the volumes of a file with four axes by the rules of `read_image`, and return them by name.
 
     Args:
         path: File with four axes.
         channels: Index of each volume along the fourth axis, by name.
 
     Raises:
-        BadInputError: For the reasons of `read_image`, and if the length of the fourth axis does not fit `channels`.
+        BadInputError: For the reasons in `read_image`, and if the length of the fourth axis does not fit `channels`.
     """
     content = _read(path, 1.0)
     shape, length = content.array.shape, max(channels.values()) + 1
@@ -133,12 +134,13 @@ def _read_nifti(path: Path) -> _Content:
         file.seek(0)
         if packed and not named:
             raise BadInputError(
-                path, f"The file is compressed with gzip, but its name lacks .gz. Rename it to {path.name}.gz."
+                path, f"The file is compressed with gzip, but its name lacks .gz. Rename the file to {path.name}.gz."
             )
         if named and not packed:
             _read_header(path, file)
             raise BadInputError(
-                path, f"The file is not compressed with gzip, but its name ends in .gz. Rename it to {path.stem}."
+                path,
+                f"The file is not compressed with gzip, but its name ends in .gz. Rename the file to {path.stem}.",
             )
         if not packed:
             return _read_voxels(path, file, path.stat().st_size)
@@ -146,10 +148,12 @@ def _read_nifti(path: Path) -> _Content:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return _read_voxels(path, unpacked, path.stat().st_size * MOST_PACKED)  # type: ignore[arg-type]
         except EOFError as error:
-            raise BadInputError(path, "The compressed file ends too early. Copy or download it again.") from error
+            raise BadInputError(
+                path, "The compressed file ends too early. Copy or download the file again."
+            ) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise BadInputError(
-                path, "The compressed file is damaged: its checksum is wrong. Copy or download it again."
+                path, "The compressed file is damaged: its checksum is wrong. Copy or download the file again."
             ) from error
 
 
@@ -163,37 +167,42 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
         lengths = [np.array(kind.sizeof_hdr, f"{order}i4").tobytes() for order in "<>"]
         if raw[:4] not in lengths or raw[4:8] not in (b"n+2\0", b"ni2\0"):
             raise BadInputError(
-                path, "The file does not begin with a NIfTI header. Copy or download it again, or convert it to NIfTI."
+                path,
+                "The file does not begin with a NIfTI header. Copy or download the file again, or convert it to "
+                "NIfTI.",
             )
         raw += file.read(kind.sizeof_hdr - len(raw))
         if len(raw) < kind.sizeof_hdr:
-            raise BadInputError(path, "The file ends inside its header. Copy or download it again.")
+            raise BadInputError(path, "The file ends inside its header. Copy or download the file again.")
         if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
-            raise BadInputError(path, "The file was copied as text, which damaged it. Copy it again in binary mode.")
+            raise BadInputError(
+                path, "The file was copied as text, which damaged it. Copy the file again in binary mode."
+            )
     return kind(raw, check=False)
 
 
 def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
-    """Read a file from its beginning. `most_bytes` is an upper limit of its decompressed size."""
+    """Read a file from its beginning. `most_bytes` is an upper limit of the file's decompressed size."""
     header = _read_header(path, file)
     findings = header_findings(header, path)
     check_header(path, header)
     try:
         header.check_fix(logger=REPAIRS)
         shape, dtype = tuple(int(edge) for edge in header.get_data_shape()), header.get_data_dtype()
-    # Nibabel raises various errors for an invalid header. The user needs only one.
+    # Nibabel raises various errors for an invalid header. The user gets one message for all of them.
     except Exception as error:
         raise BadInputError(path, f"The header is invalid ({error}). Save the file again.") from error
     check_size(path, shape, dtype)
     if not header["sform_code"] and header["qform_code"] and qform_rotation(header) is None:
         raise BadInputError(
-            path, "The header's qform is invalid: its quaternion is not a rotation. Correct it, or set an sform."
+            path,
+            "The header's qform is invalid: its quaternion is not a rotation. Correct the qform, or set an sform.",
         )
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     offset, announced = header.get_data_offset(), math.prod(shape) * dtype.itemsize
     too_short = (
         f"The file ends too early: its header announces {times(shape)} voxels of {dtype.itemsize} bytes. "
-        "Copy or download it again."
+        "Copy or download the file again."
     )
     if announced > most_bytes - offset:
         raise BadInputError(path, too_short)
@@ -213,13 +222,13 @@ def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
 
 
 def _skip(file: BinaryIO, count: int) -> None:
-    """Skip `count` bytes. At the end of the file this stops silently, and the next read fails."""
+    """Skip `count` bytes. At the end of the file, skipping stops silently, and the next read fails."""
     while count > 0 and (block := file.read(min(count, 1024**2))):
         count -= len(block)
 
 
 def _read_tail(path: Path, file: BinaryIO) -> list[Finding]:
-    """Read the data after the voxels. In a compressed file, this reaches and verifies the checksum."""
+    """Read the data after the voxels. In a compressed file, reading to the end verifies the checksum."""
     tail = file.read(MAX_TAIL_BYTES)
     if len(tail) == MAX_TAIL_BYTES and path.name.lower().endswith(".gz"):
         raise BadInputError(
@@ -237,7 +246,7 @@ def _read_tail(path: Path, file: BinaryIO) -> list[Finding]:
 
 
 def _geometry_only(header: nib.Nifti1Header, affine: np.ndarray) -> nib.Nifti1Header:
-    """Build a header with the geometry of `header` in millimetres, but without its text."""
+    """Build a header with only the geometry of `header`, in millimetres, and without its text."""
     clean = nib.Nifti1Header()
     clean.set_xyzt_units("mm")
     clean["pixdim"][1:4] = voxel_spacing_mm(affine)
@@ -268,7 +277,7 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
 
 
 def image_like(array: np.ndarray, *, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Build an image with the affine of `like` and the geometry of its header, but without its text."""
+    """Build an image with the affine and the header geometry of `like`, but without the text of that header."""
     return nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
 
 
@@ -279,5 +288,5 @@ def save_image(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def write_image(path: Path, array: np.ndarray, *, like: nib.Nifti1Image) -> None:
-    """Write a NIfTI file atomically, with the affine of `like` and the geometry of its header."""
+    """Write a NIfTI file atomically, with the affine and the header geometry of `like`."""
     save_image(path, image_like(array, like=like))

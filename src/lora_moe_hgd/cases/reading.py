@@ -26,7 +26,8 @@ class CaseReading:
 
     Attributes:
         case: Files of the case.
-        settled: The case after applying the rules, for the image processor. Its findings name sequences, not files.
+        settled: The case after applying the rules of `case_rules`, for the image processor. Findings in `settled`
+            name sequences, not files.
         images: Each usable sequence, float32, zero outside the brain, all on one grid, in channel order.
         findings: Errors and warnings, each with the file that it concerns.
     """
@@ -48,12 +49,12 @@ class CaseReading:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Label map on the same grid, if it exists and was requested."""
+        """Label map on the grid of the reference; `None` if it was not read."""
         return self.settled.labels
 
     @property
     def scheme(self) -> LabelScheme | None:
-        """Scheme of the label map."""
+        """Scheme of the label map; `None` without a label map."""
         return self.settled.scheme
 
     @property
@@ -81,12 +82,14 @@ def read_case(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
-    """Read the files of a case and apply the rules. Unusable files are left out, with an error in `findings`.
+    """Read the files of a case and apply the rules of `case_rules`.
+
+    An unusable file is left out, and `findings` gets an error.
 
     Args:
         case: Files of the case.
-        labels: Whether to read the label map. The case must then have one.
-        reference: Sequence to whose grid the others are resampled. `None` takes the first readable sequence.
+        labels: Whether to read the label map, which must then exist.
+        reference: Sequence to whose grid the others are resampled. `None` means the first readable sequence.
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -122,11 +125,11 @@ def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOU
 
     Args:
         case: Files of the case, which must have a label map.
-        image: Sequence of the case, after the rules were applied.
+        image: A sequence of the case after applying the rules of `case_rules`, as in `CaseReading.images`.
         task: Names of the regions.
 
     Raises:
-        BadInputError: If there is no label map, or it cannot be read or does not fit the image.
+        BadInputError: If the label map is missing, cannot be read or does not fit the image.
     """
     path = case.labelled()
     settled = settle(
@@ -142,7 +145,7 @@ def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOU
 
 
 def read_volumes(case: CaseFiles) -> dict[str, Volume]:
-    """Read the sequences of a case as they lie on disk, before any rule but those of files.
+    """Read the sequences of a case as they are stored. Only the rules for files (`volume_rules`) apply.
 
     Raises:
         BadInputError: If a file cannot be read.
@@ -161,12 +164,14 @@ def read_sources(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CaseReading:
-    """Apply the rules to a case with sequences in memory or on disk. Findings name sequences or files.
+    """Apply the rules of `case_rules` to a case with sequences in memory or on disk.
+
+    A finding names the file of its sequence, or the sequence itself if it is in memory.
 
     Args:
         sources: Path, nibabel image, MONAI `MetaTensor`, array or tensor `(D, H, W)` of each sequence, by its name.
             Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
-        reference: Sequence to whose grid the others are resampled. `None` takes the first readable sequence.
+        reference: Sequence to whose grid the others are resampled. `None` means the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         task: Sequences and regions.
@@ -236,7 +241,7 @@ def _read_labels(case: CaseFiles, findings: list[Finding]) -> ReadVolume | None:
 
 def _volume(path: Path, read: ReadVolume) -> Volume:
     volume = volume_of_image(read.image, where=str(path))
-    # An array file has no header, so a missing orientation in the header is not worth a warning.
+    # An array file has no header, so a warning about a missing orientation in the header would not help.
     oddities = () if path.suffix.lower() == ".npy" else volume.oddities
     messages = [finding.message for finding in read.findings]
     return replace(volume, oddities=tuple(dict.fromkeys([*messages, *oddities])))

@@ -1,4 +1,4 @@
-"""Rules for files from users: which files are refused, and what the user can do about it."""
+"""Rules for image files from users: which files are refused, and what the user can do instead."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_place(path: Path) -> None:
         except (OSError, RuntimeError) as error:
             loops = isinstance(error, RuntimeError) or not isinstance(error, FileNotFoundError)
             target = "leads to itself" if loops else "leads to a file that does not exist"
-            raise BadInputError(path, f"The link {target}. Link it to a NIfTI file, or remove it.") from error
+            raise BadInputError(path, f"The link {target}. Link to a NIfTI file, or remove the link.") from error
     if path.is_dir():
         raise BadInputError(path, "This is a folder. Give the path of a file.")
     if not path.exists():
@@ -41,7 +41,7 @@ def check_place(path: Path) -> None:
     if not path.is_file():
         raise BadInputError(path, "This is not a regular file. Give the path of a NIfTI file.")
     if path.stat().st_size == 0:
-        raise BadInputError(path, "The file is empty. Copy or download it again.")
+        raise BadInputError(path, "The file is empty. Copy or download the file again.")
 
 
 def check_name(path: Path) -> None:
@@ -50,15 +50,19 @@ def check_name(path: Path) -> None:
     if name.endswith(FORMATS):
         return
     if name.endswith(CONVERTED_BY_NIBABEL):
-        message = f"This file format is not supported. Convert it to NIfTI: nib-convert {path.name} NAME.nii.gz."
+        message = f"This file format is not supported. Convert the file to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(NRRD):
-        message = "NRRD is read by `lora-moe-hgd prepare FOLDER OUT` alone, which makes a case with NIfTI files of it."
+        message = (
+            "Only `lora-moe-hgd prepare FOLDER OUT` reads NRRD files. Use the case with NIfTI files that it writes."
+        )
     elif name.endswith(CONVERTED_BY_ITK):
-        message = "This file format is not supported. Save it as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
+        message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
         message = "Single DICOM files are not supported. Give the folder of the study: --in-path FOLDER."
     else:
-        message = f"The name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."
+        message = (
+            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."
+        )
     raise BadInputError(path, message)
 
 
@@ -66,15 +70,15 @@ def check_header(path: Path, header: nib.Nifti1Header) -> None:
     """Refuse headers that nibabel also refuses, or with which nibabel would read the wrong bytes."""
     if not _has_known_type(header):
         raise BadInputError(
-            path, f"The voxels have the unknown data type {int(header['datatype'])}. Save them as float32."
+            path, f"The voxels have the unknown data type {int(header['datatype'])}. Save the voxels as float32."
         )
     offset = float(header["vox_offset"])
     if not offset >= header.single_vox_offset:
         if header["magic"].item()[:2] == b"ni":
             raise BadInputError(
                 path,
-                "The voxels are in another file: this is the header of a pair of .hdr and .img. Convert the pair to "
-                "one file: nib-convert NAME.hdr NAME.nii.gz.",
+                "This file is the header of a pair of .hdr and .img. The voxels are in the .img file. Convert the "
+                "pair to one file: nib-convert NAME.hdr NAME.nii.gz.",
             )
         raise BadInputError(
             path,
@@ -90,7 +94,9 @@ def check_header(path: Path, header: nib.Nifti1Header) -> None:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope != 0 and math.isfinite(slope) and not math.isfinite(inter):
         raise BadInputError(
-            path, f"The header adds {inter:g} to each voxel (`scl_inter`). Correct the header, or save the file again."
+            path,
+            f"The header's `scl_inter`, which is added to each voxel, is {inter:g}. Correct the header, or save the "
+            "file again.",
         )
 
 
@@ -122,9 +128,9 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise BadInputError(
             path,
             f"The voxels need {in_bytes(size)}, but at most {in_bytes(MAX_BYTES)} are allowed. Crop the volume, or "
-            "save it as float32.",
+            "save the voxels as float32.",
         )
-    # Memory for two copies in the stored data type (one during conversion) and one in float32.
+    # Reading needs memory for two copies in the stored data type (one of them during conversion) and one in float32.
     needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available
     if needed > free:
         raise BadInputError(

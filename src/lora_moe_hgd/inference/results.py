@@ -23,6 +23,7 @@ from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.label_schemes import label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
+from ..sequence_names import sequence_hint
 from .report import make_report
 from .segment import find_in_box
 from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
@@ -72,7 +73,8 @@ class ResultOptions:
         known = ", ".join(task.modalities)
         unknown = sorted({*(self.sequences or ()), *([self.reference] if self.reference else [])} - {*task.modalities})
         if unknown:
-            raise ValueError(f"Unknown sequence {', '.join(unknown)}. The names are {known}.")
+            hint = sequence_hint(unknown[0], task.modalities)
+            raise ValueError(f"Unknown sequence {', '.join(unknown)}.{hint} The names are {known}.")
         if self.sequences == ():
             raise ValueError(f"The list of sequences is empty. Name at least one of {known}.")
         if self.label_scheme not in (None, INPUT_SCHEME):

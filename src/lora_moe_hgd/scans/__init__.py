@@ -1,1 +1,1 @@
-"""From the scanner to a case: DICOM, recognition of sequences, registration, brain extraction, DICOM SEG."""
+"""Make cases from scanner images: DICOM, recognition of sequences, registration, brain extraction, DICOM SEG."""

@@ -1,4 +1,4 @@
-"""Zip files with images: unpacked within bounds, and never outside the target folder."""
+"""Unpack zip files with images, up to a limited size and never outside the target folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from ..model.findings import BadInputError
 
 MAX_MEMBERS = 100_000
 MAX_UNPACKED_BYTES = 16 * 1024**3
-# Images shrink to a third or so; a picture of zeros alone, to a thousandth. A bomb is far beyond.
+# Largest ratio of unpacked to packed bytes. Zip shrinks an image to about a third. It shrinks zeros, of which zip
+# bombs are made, to a thousandth. Files that unpack to at most `SMALL_BYTES` in all may have any ratio.
 MAX_RATIO = 100
 SMALL_BYTES = 64 * 1024**2
-# What the packers raise for bytes that they cannot read. That of bzip2 is an `OSError` without a number.
+# Errors of the decompressors for invalid bytes. The one of bzip2 also raises an `OSError` without `errno`.
 DAMAGED = (
     zipfile.BadZipFile,
     EOFError,
@@ -32,20 +33,22 @@ DAMAGED = (
 
 
 def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_members: int | None = None) -> int:
-    """Unpack a zip file into `target`. Members get names of their own, because theirs may name the patient.
+    """Unpack a zip file into `target`.
+
+    The unpacked files get numbers as names, because their names in the zip file may contain the patient's name.
 
     Args:
         path: Zip file.
-        target: Folder that is made; its parent exists. It is deleted again on any error.
-        max_bytes: Largest sum of the unpacked files. `None` means `MAX_UNPACKED_BYTES`.
+        target: Folder to create, whose parent must exist. The folder is deleted on any error.
+        max_bytes: Largest total size of the unpacked files, in bytes. `None` means `MAX_UNPACKED_BYTES`.
         max_members: Largest number of files. `None` means `MAX_MEMBERS`.
 
     Returns:
-        Bytes of the unpacked files.
+        Total size of the unpacked files, in bytes.
 
     Raises:
-        BadInputError: If the file is damaged or encrypted, holds links or paths that lead out of the folder, unpacks
-            to more than the limits, or does not fit on the disk.
+        BadInputError: If the file is damaged or encrypted, contains links or paths that lead out of the folder,
+            unpacks to more than the limits, or does not fit on the disk.
     """
     max_bytes = MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
     max_members = MAX_MEMBERS if max_members is None else max_members
@@ -58,11 +61,13 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
             free = shutil.disk_usage(target).free
             if total > free:
                 raise BadInputError(
-                    path, f"The zip file unpacks to {in_bytes(total)}, and the disk has {in_bytes(free)} left."
+                    path,
+                    f"The zip file unpacks to {in_bytes(total)}, but the disk has only {in_bytes(free)} left. Free "
+                    "some space.",
                 )
             for number, member in enumerate(members):
                 with archive.open(member) as source, (target / f"{number:06d}").open("wb") as file:
-                    # The size in the directory of the archive is a claim: `ZipExtFile` reads no more than it.
+                    # The archive may state a wrong size, but `ZipExtFile` never reads more than the stated size.
                     shutil.copyfileobj(source, file, 1024**2)
         done = True
     except DAMAGED as error:
@@ -78,26 +83,32 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
 
 
 def _damaged(path: Path) -> BadInputError:
-    return BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack it first.")
+    return BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack the file yourself.")
 
 
 def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_members: int) -> int:
     total = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
     if len(members) > max_members:
-        raise BadInputError(path, f"The zip file holds {len(members)} files; at most {max_members} are unpacked.")
+        raise BadInputError(
+            path, f"The zip file contains {len(members)} files, but at most {max_members} are allowed."
+        )
     if total > max_bytes:
         raise BadInputError(
-            path, f"The zip file unpacks to {in_bytes(total)}; at most {in_bytes(max_bytes)} are unpacked."
+            path, f"The zip file unpacks to {in_bytes(total)}, but at most {in_bytes(max_bytes)} are allowed."
         )
     if total > SMALL_BYTES and total > MAX_RATIO * packed:
-        raise BadInputError(path, f"The zip file unpacks to more than {MAX_RATIO} times its size. Images never do.")
+        raise BadInputError(
+            path, f"The zip file unpacks to more than {MAX_RATIO} times its size, which images never do."
+        )
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
-            raise BadInputError(path, "The zip file holds a path that leads out of its folder. It is not unpacked.")
+            raise BadInputError(
+                path, "The zip file contains a path that leads out of the folder, so it is not unpacked."
+            )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadInputError(path, "The zip file holds a link. It is not unpacked.")
+            raise BadInputError(path, "The zip file contains a link, so it is not unpacked.")
         if member.flag_bits & 0x1:
-            raise BadInputError(path, "The zip file is encrypted. Unpack it first.")
+            raise BadInputError(path, "The zip file is encrypted. Unpack the file yourself.")
     return total

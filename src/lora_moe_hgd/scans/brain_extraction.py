@@ -1,8 +1,9 @@
-"""Find the brain in an image with the skull: by deepbet, by a command of the user, or by a given mask.
+"""Find the brain in an image with the skull, with deepbet, with a command of the user, or from a mask file.
 
-deepbet (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845; MIT) was trained on T1 of healthy adults. On raw T1,
-T2 and FLAIR of patients its masks agree with published ones, see docs/scans.md. Only the files of its two networks
-are read. Its package is not imported, because that needs a graphical user interface.
+deepbet (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845; MIT) was trained on T1 images of healthy adults. On
+raw T1, T2 and FLAIR images of patients, the masks of deepbet agree with published masks (see docs/scans.md). Only the
+files of deepbet's two networks are read. The deepbet package itself is not imported, because its import needs a
+graphical user interface.
 """
 
 from __future__ import annotations
@@ -28,27 +29,29 @@ from ..model.findings import BadInputError
 from ..model.geometry import orientation, to_canonical
 from ..model.grids import Volume, on_grid_of
 
-# A network in TorchScript is code: only these files are loaded, from the installed package deepbet 1.0.2.
+# SHA-256 of deepbet 1.0.2's network files. A TorchScript network contains code, so no other file is loaded.
 NETWORKS = {
     "bbox_model.pt": "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",
     "model.pt": "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
 }
 COARSE, FINE = (128, 128, 128), (256, 256, 256)
-# Planes with less of the head than this are not part of its box, which is enlarged on each side.
+# A plane belongs to the box of the brain if the coarse mask covers more than `LEAST_SHARE` of the plane. The box is
+# then enlarged on each side by `BOX_MARGIN` times its size.
 LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
-# Both networks mark the brain. They also mark one of a likely volume in images of anything else, but not the same one:
-# in noise, blocks and cylinders like legs and trunks, the Dice of their masks is at most 0.85. In six raw images of
-# open-ms it is at least 0.96, and in the made head of docs/scans.md at least 0.89.
+# Least Dice between the brain masks of the two networks. In an image without a brain, each network also marks a region
+# of plausible volume, but the two regions differ: for noise, blocks and cylinders like legs and trunks, their Dice is
+# at most 0.85. For six raw images of open-ms the Dice is at least 0.96, and for the composed head of docs/scans.md at
+# least 0.89.
 LEAST_AGREEMENT = 0.87
 NO_BRAIN = (
-    "No brain was found. Is this an image of a whole head? If so, give a mask with --brain-mask, or another program "
-    "with --brain-extraction (none if the skull is removed already)."
+    "No brain was found. If this is an image of a complete head, give a mask with --brain-mask or another program "
+    "with --brain-extraction. If the skull is removed already, give --brain-extraction none."
 )
 COMMAND_TIMEOUT_S = 3600
 
 
 def extract_brain(volume: Volume, where: str) -> np.ndarray:
-    """Find the brain with deepbet's networks; bool in the shape of the volume.
+    """Find the brain with deepbet's networks, as a bool mask in the shape of the volume.
 
     Args:
         volume: Image with the skull, in any orientation and voxel size.
@@ -56,7 +59,7 @@ def extract_brain(volume: Volume, where: str) -> np.ndarray:
 
     Raises:
         BadInputError: If no brain is found.
-        ValueError: If the networks are not those of the supported version.
+        ValueError: If deepbet's network files are missing or belong to another version.
     """
     axes, flips = orientation(volume.affine)
     canonical = torch.from_numpy(np.ascontiguousarray(to_canonical(volume.array, volume.affine), dtype=np.float32))
@@ -65,7 +68,7 @@ def extract_brain(volume: Volume, where: str) -> np.ndarray:
         small = _resized(canonical, COARSE)
         low, high = small.quantile(0.005), small.quantile(0.995)
         if high <= low:
-            raise BadInputError(where, f"{NO_BRAIN} (Nearly all voxels have one value.)")
+            raise BadInputError(where, f"{NO_BRAIN} (Nearly all voxels have the same value.)")
         inside = _network("bbox_model.pt")(_normalised(small, low, high)[None, None])[0, 1] > 0.5
         coarse = largest_part(inside.numpy())
         box = _box(coarse, tuple(canonical.shape))
@@ -77,7 +80,9 @@ def extract_brain(volume: Volume, where: str) -> np.ndarray:
     mask = ndimage.binary_fill_holes(largest_part(found.numpy()))
     agreement = dice(coarse, _resized(torch.from_numpy(mask).float(), COARSE).numpy() > 0.5)
     if agreement < LEAST_AGREEMENT:
-        raise BadInputError(where, f"{NO_BRAIN} (The overlap of deepbet's two networks is {agreement:.2f} only.)")
+        raise BadInputError(
+            where, f"{NO_BRAIN} (The masks of deepbet's two networks have a Dice of only {agreement:.2f}.)"
+        )
     flipped = np.flip(mask, axis=tuple(axis for axis in range(3) if flips[axis]))
     return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
 
@@ -86,14 +91,16 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
     """Find the brain with a command of the user, such as HD-BET or SynthStrip.
 
     Args:
-        command: Command with `{input}`, the path of the image, and `{output}`, the path of the mask or of the
-            brain alone, both `.nii.gz`. It is not run in a shell.
+        command: Command in which `{input}` stands for the path of the image, and `{output}` for the path of the
+            result (both `.nii.gz`). The result is a mask, or the image with zeros outside the brain. The command is
+            not run in a shell.
         volume: Image with the skull.
         where: Name of the image in error messages.
-        scratch: Folder for the two files.
+        scratch: Folder for the files of the image and of the result.
 
     Raises:
-        BadInputError: If the command fails, or if its output is not a mask.
+        BadInputError: If the command fails, or if its result is not a brain mask.
+        ValueError: If the command lacks `{input}` or `{output}`.
     """
     if "{input}" not in command or "{output}" not in command:
         raise ValueError(
@@ -106,9 +113,11 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
     try:
         done = subprocess.run(words, capture_output=True, check=False, timeout=COMMAND_TIMEOUT_S)
     except FileNotFoundError as error:
-        raise BadInputError(where, f"There is no program {words[0]} for brain extraction.") from error
+        raise BadInputError(
+            where, f"The program {words[0]} for brain extraction was not found. Check --brain-extraction."
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise BadInputError(where, f"The brain extraction took more than {COMMAND_TIMEOUT_S} s.") from error
+        raise BadInputError(where, f"The brain extraction was stopped after {COMMAND_TIMEOUT_S} s.") from error
     if done.returncode or not target.is_file():
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise BadInputError(
@@ -118,7 +127,9 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
 
 
 def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
-    """Read the brain from a mask in the same space, on any grid. Voxels outside the brain are zero in it.
+    """Read a brain mask from a file, and resample the mask to the grid of the volume.
+
+    The mask may have any grid, but it must be in the same space as the volume, and zero outside the brain.
 
     Raises:
         BadInputError: If the mask cannot be read, or if it marks no voxel or every voxel of the volume.
@@ -129,26 +140,28 @@ def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
     brain = placed.array > 0
     if not brain.any() or brain.all():
         share = "no voxel" if not brain.any() else "every voxel"
-        raise BadInputError(where, f"The brain mask marks {share} of it. Check that both are in the same space.")
+        raise BadInputError(
+            where, f"The brain mask marks {share} of this image. Check that mask and image are in the same space."
+        )
     return brain
 
 
 @cache
 def _network(name: str) -> torch.jit.ScriptModule:
-    """Load a network of deepbet, if its file is that of the supported version.
+    """Load a network of deepbet after checking that the file belongs to the supported version.
 
     Raises:
-        ValueError: If the file is another one.
+        ValueError: If the file is missing or belongs to another version.
     """
     files = metadata.files("deepbet") or []
     path = next((Path(str(file.locate())) for file in files if file.name == name), None)
     content = b"" if path is None or not path.is_file() else path.read_bytes()
     if hashlib.sha256(content).hexdigest() != NETWORKS[name]:
         raise ValueError(
-            f"The network {name} of deepbet is missing, or it is not that of version 1.0.2. It was not loaded. "
-            'Install it again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
+            f"The network file {name} of deepbet 1.0.2 is missing or differs, so it was not loaded. "
+            'Install deepbet again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
         )
-    # The bytes that were checked are those that are loaded.
+    # Load the bytes that were checked: the file may have changed since.
     return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
 
 
@@ -163,7 +176,7 @@ def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _box(coarse: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-    """Box of the head in a volume of this shape; `None` if there is no head."""
+    """Box around the coarse brain mask in a volume of this shape; `None` if the mask is nearly empty."""
     box = []
     for axis in range(3):
         share = coarse.mean(axis=tuple(other for other in range(3) if other != axis))

@@ -1,4 +1,4 @@
-"""Check brain masks: agreement between the sequences, volume, and tissue that was cut off."""
+"""Check brain masks: their agreement between sequences, their volume, and whether they cut off tissue."""
 
 from __future__ import annotations
 
@@ -14,56 +14,58 @@ from ..model.findings import BadInputError, Finding
 from ..model.geometry import voxel_ml, voxel_spacing_mm
 from ..model.grids import Volume, on_grid_of
 
-# Brains of adults take 0.9 to 1.9 litres. A mask beyond the outer bounds is no brain.
+# Usual volume of an adult brain, and the bounds beyond which a mask is not a brain.
 LITRES, POSSIBLE_LITRES = (0.9, 1.9), (0.4, 2.6)
-# Bounds for images without skull. The first is the share of the largest cross-section on a border of the volume
-# (`cut_off_share`): 11 sequences of BraTS-Africa without skull have at most 0.01; raw heads of open-ms with a
-# background of zero, also shrunk to 0.75 and cut by up to 40 % from below, at least 0.36. The second is the Dice of
-# the non-zero voxels with the brain by deepbet: at least 0.92 without skull, and at most 0.79 for two such raw heads
-# with zeros around what was cut.
+# Bounds for images without skull. The first is the largest share of the largest cross-section that may be on a border
+# of the volume (`cut_off_share`). For 11 sequences of BraTS-Africa without skull, the share is at most 0.01. For raw
+# heads of open-ms with zeros as background, also scaled to 0.75 or cut by up to 40 % from below, it is at least 0.36.
+# The second bound is the least Dice between the non-zero voxels and deepbet's mask. The Dice is at least 0.92 without
+# skull. It is at most 0.79 for two such raw heads in which zeros replace the part that was cut.
 STRIPPED_ON_BORDER, STRIPPED_OVERLAP = 0.15, 0.88
-# Dice of the masks of two sequences after registration. On real heads with known motions it is above 0.93 where the
-# registration is right.
+# Dice of the masks of two sequences after registration below which there is a warning or an error. On real heads with
+# known motions, the Dice is above 0.93 if the registration is correct.
 WARN_BELOW, REFUSE_BELOW = 0.9, 0.75
-# Tissue within this distance of the mask counts as cut off if it is one with bright tissue inside.
+# Bright tissue within `SHELL_MM` of the mask counts as cut off if it is connected to bright tissue in the mask, and if
+# both parts have at least `LEAST_ML`.
 SHELL_MM, LEAST_ML = 6.0, 0.5
+# Tissue is bright if it exceeds the median of the brain by this number of robust standard deviations.
 BRIGHT_SPREADS = 3.5
 
 
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
     """Combine the masks of all sequences on one grid: a voxel belongs to the brain if at least half of them mark it.
 
-    So a tumour that is missing in the mask of one sequence is not lost.
+    Because half of the masks is enough, a tumour that is missing in one mask is not lost.
 
     Args:
         masks: Mask of each sequence on the reference's grid.
-        reference: Its name.
+        reference: Name of the reference sequence.
 
     Raises:
-        BadInputError: If a mask overlaps so little with that of the reference that the registration must have failed.
+        BadInputError: If a mask overlaps so little with the reference's mask that the registration must have failed.
     """
     findings = []
     for name, mask in masks.items():
         overlap = dice(mask, masks[reference])
         message = (
-            f"Its brain and that of {reference} overlap by {overlap:.2f} only (Dice) after registration. The "
+            f"After registration, the brain masks of {name} and {reference} have a Dice of only {overlap:.2f}. The "
             "registration or the brain extraction has failed."
         )
         if overlap < REFUSE_BELOW:
             raise BadInputError(name, f"{message} Leave the sequence out with --sequences, or register it yourself.")
         if overlap < WARN_BELOW:
-            findings.append(Finding(name, f"{message} Look at it."))
+            findings.append(Finding(name, f"{message} Look at the result."))
     votes = np.sum(list(masks.values()), axis=0)
     brain = votes * 2 >= len(masks)
     return ndimage.binary_fill_holes(largest_part(brain)), findings
 
 
 def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
-    """Whether the skull has been removed: the non-zero voxels look like a brain, and are hardly more than `brain`.
+    """Whether the skull has been removed: the non-zero voxels look like a brain, and agree with the mask `brain`.
 
     Args:
-        volume: An image.
-        brain: The brain that was found in it.
+        volume: Image with or without the skull.
+        brain: Brain mask that deepbet found in the image.
     """
     mask = volume.array != 0
     litres = float(np.count_nonzero(mask) * volume.voxel_litres)
@@ -78,14 +80,14 @@ def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
     """Return the volume of a brain mask in litres.
 
     Raises:
-        BadInputError: If this is not the volume of a brain.
+        BadInputError: If no brain can have this volume.
     """
     litres = np.count_nonzero(brain) * voxel_ml(affine) / 1000
     if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
         raise BadInputError(
             where,
-            f"The brain extraction found {litres:.2f} litres, which is not the volume of a brain. Is this an image "
-            "of a whole head? Give a mask with --brain-mask, or another program with --brain-extraction.",
+            f"The brain extraction found {litres:.2f} litres, which is not the volume of a brain. If this is an image "
+            "of a complete head, give a mask with --brain-mask or another program with --brain-extraction.",
         )
     return litres
 
@@ -94,23 +96,23 @@ def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[F
     """Warn if the volume of a brain mask is unusual.
 
     Raises:
-        BadInputError: If this is not the volume of a brain.
+        BadInputError: If no brain can have this volume.
     """
     litres = check_brain(brain, affine, where)
     if not LITRES[0] <= litres <= LITRES[1]:
-        return [Finding(where, f"The brain mask takes {litres:.2f} litres, which is unusual. Look at it.")]
+        return [Finding(where, f"The brain mask has {litres:.2f} litres, which is unusual. Look at the mask.")]
     return []
 
 
 def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
     """Warn if bright tissue on FLAIR continues outside the brain mask: the mask may have cut off a tumour.
 
-    T2 cannot show this, because the fluid around the brain is as bright as a tumour.
+    T2 cannot replace FLAIR here, because the fluid around the brain is as bright as a tumour on T2.
 
     Args:
         head: FLAIR with the skull.
-        brain: Brain mask on the same grid.
-        affine: Affine of the grid.
+        brain: Brain mask on the grid of `head`.
+        affine: Affine of the grid of `head`, `(4, 4)`.
         where: Name of the image in the warning.
     """
     edges = voxel_spacing_mm(affine)
@@ -121,7 +123,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
     head, brain = head[box], brain[box]
     near = ndimage.distance_transform_edt(~brain, sampling=edges) <= SHELL_MM
     bright = near & (head > median + BRIGHT_SPREADS * spread)
-    # Thin bridges, such as a rim of fluid, connect nothing.
+    # Opening removes thin bridges, such as a rim of fluid, so that they connect nothing.
     parts, count = ndimage.label(ndimage.binary_opening(bright))
     if not count:
         return []
@@ -134,15 +136,15 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
         Finding(
             where,
             f"{beyond[cut].sum():.1f} mL of bright tissue continue outside the brain mask. The mask may cut off a "
-            "tumour. Look at it, and give a better one with --brain-mask if needed.",
+            "tumour. Look at the mask, and give a better one with --brain-mask if needed.",
         )
     ]
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
-    """Resample a mask to another grid. A voxel of this grid is in the mask if at least half of its volume is."""
+    """Resample a mask to the grid of `reference`. A voxel is true if at least half of its volume is in the mask."""
     found = np.zeros(reference.array.shape, dtype=bool)
-    # Only the boxes of the mask in both grids count. Around them is nothing but room for smoothing.
+    # Compute only the box of the grid that the mask reaches, with a margin of one voxel for interpolation.
     own = bounds(mask, 1)
     corners = np.array(np.meshgrid(*((edge.start, edge.stop - 1) for edge in own), [1])).reshape(4, -1)
     to_reference = np.linalg.inv(reference.affine) @ affine
@@ -153,14 +155,14 @@ def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarr
         return found
     box = tuple(slice(*ends) for ends in zip(low, high, strict=True))
     like = Volume(np.broadcast_to(np.float32(0), tuple(high - low)), _shifted(reference.affine, low))
-    # On a background of one, because zeros count as background, which is not averaged.
+    # Add one to all voxels, because `on_grid_of` takes zeros for background and does not average them.
     moved, _, _ = on_grid_of(Volume(1 + mask.astype(np.float32), affine), like)
     found[box] = moved.array >= 1.5
     return found
 
 
 def _shifted(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Affine of a part of an array that begins at this voxel."""
+    """Affine of the part of an array that begins at the voxel with the index `voxels`."""
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ voxels
     return moved

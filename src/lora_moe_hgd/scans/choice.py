@@ -1,4 +1,4 @@
-"""The table of series, and the choice of one for each sequence."""
+"""The table of series, and the choice of one series for each sequence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from ..files import counted
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import WHOLE_CASE, BadInputError, Finding
+from ..sequence_names import sequence_hint
 from .recognise import Recognised, recognise
 from .series import Series
 from .studies import shown_date
@@ -16,11 +17,11 @@ from .studies import shown_date
 
 @dataclass(frozen=True)
 class Choice:
-    """The series of a study, and the sequence as which each was recognised.
+    """The series of a study, with the sequence that each series was recognised as.
 
     Attributes:
-        rows: Every series with its role.
-        chosen: The series of each sequence, in channel order.
+        rows: Every series, with the sequence that it was recognised as.
+        chosen: The series to use for each sequence, in channel order.
         findings: Warnings about the choice.
     """
 
@@ -54,11 +55,13 @@ class Choice:
 
 
 def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) -> Choice:
-    """Choose a series for each sequence: an original, complete and fine one.
+    """Choose a series for each sequence.
+
+    Original series are preferred, then series without gaps, then series with small voxels.
 
     Args:
         series: All series of one study.
-        wanted: Number or UID of the series to use for a sequence, whatever its headers say.
+        wanted: Number or UID of the series to use, by sequence. The headers of such a series do not matter.
         where: Name of the study in error messages.
 
     Raises:
@@ -80,8 +83,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"Series {numbers} are candidates; series {chosen[name].number} is used. Choose another with "
-                    f"--series {name}=NUMBER.",
+                    f"Several series may be {name}: {numbers}. Series {chosen[name].number} is used. Choose another "
+                    f"with --series {name}=NUMBER.",
                 )
             )
     if not chosen:
@@ -91,11 +94,12 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices: some may be missing.",
+                    f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices. Slices may be "
+                    "missing.",
                 )
             )
     findings += [
-        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times decide.")
+        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times were used.")
         for row, found in rows
         if row in chosen.values() and "its description says" in found.why and row not in named.values()
     ]
@@ -103,17 +107,17 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
     if damaged:
         findings.append(
             Finding(
-                WHOLE_CASE, f"Files of series {', '.join(damaged)} are cut off. Copy them again if they are needed."
+                WHOLE_CASE, f"Files of series {', '.join(damaged)} are cut off. Copy the series again if you need it."
             )
         )
     return Choice(tuple(rows), chosen, tuple(findings))
 
 
 def parse_series(texts: Sequence[str]) -> dict[str, str]:
-    """Read words such as `t1c=5`: the number or UID of a series by sequence.
+    """Parse texts such as `t1c=5`, which give the number or UID of the series for a sequence.
 
     Raises:
-        ValueError: If a word has another form, or if a sequence is unknown or occurs twice.
+        ValueError: If a text has another form, or if a sequence is unknown or occurs twice.
 
     Example:
         >>> parse_series(["t1c=5", "flair=2"])
@@ -125,14 +129,15 @@ def parse_series(texts: Sequence[str]) -> dict[str, str]:
         name = name.strip().lower()
         if name not in MODALITIES or not value.strip() or name in wanted:
             raise ValueError(
-                f"--series must be SEQUENCE=NUMBER or SEQUENCE=UID, each of {', '.join(MODALITIES)} once, got {text}."
+                f"--series must be SEQUENCE=NUMBER or SEQUENCE=UID, with each of {', '.join(MODALITIES)} at most "
+                f"once. Got: {text}.{sequence_hint(name, MODALITIES)}"
             )
         wanted[name] = value.strip()
     return wanted
 
 
 def _rank(row: Series) -> tuple[bool, bool, float, float, int]:
-    """Sort key, smallest first: original series, those without gaps, short longest edge of a voxel, small voxels."""
+    """Sort key: original series first, then series without gaps, then short voxel edges, then small voxels."""
     volume = row.spacing_mm[0] * row.spacing_mm[1] * row.spacing_mm[2]
     derived = "DERIVED" in row.acquisition.image_type
     return derived, row.gaps > 0, round(max(row.spacing_mm), 1), round(volume, 2), row.number
@@ -145,7 +150,7 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         raise BadInputError(where, f"There is no series {text}. The series have the numbers {numbers}.")
     if len(found) > 1:
         numbers = ", ".join(str(row.number) for row in found)
-        raise BadInputError(where, f"Several stacks have this UID. Give one of the numbers {numbers}.")
+        raise BadInputError(where, f"Several stacks of slices have the UID {text}. Give one of the numbers {numbers}.")
     if found[0].shape[2] < 2 or found[0].plane == "none":
         raise BadInputError(
             where, f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}."
@@ -154,10 +159,10 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
 
 
 def _nothing(rows: Sequence[tuple[Series, Recognised]]) -> str:
-    """Why no sequence was found."""
+    """Message that says why no sequence was found."""
     modalities = {row.acquisition.modality for row, _ in rows if row.shape[2]}
     if not modalities:
-        return "The DICOM files hold no images."
+        return "The DICOM files contain no images."
     if "MR" not in modalities:
         return f"The images are {', '.join(sorted(modalities))}, not MRI. Give an MRI study of the head."
     reasons = "; ".join(f"{row.number}: {found.why}" for row, found in rows[:20])

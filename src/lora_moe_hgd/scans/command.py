@@ -24,14 +24,18 @@ def build_parser() -> argparse.ArgumentParser:
         description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
         "is the folder of a case, which every other command reads."
     )
-    parser.add_argument("places", nargs="*", type=Path, metavar="RAW OUT", help="instead of --in-path and --out-path")
+    parser.add_argument(
+        "places", nargs="*", type=Path, metavar="RAW OUT", help="the same as --in-path RAW --out-path OUT"
+    )
     add_in_path(
-        parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case that still has its skull"
+        parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files"
     )
     add_out_path(parser, required=False, help="folder for the case")
     parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
     parser.add_argument(
-        "--reference", choices=MODALITIES, help="sequence whose grid the case gets (default: the finest)"
+        "--reference",
+        choices=MODALITIES,
+        help="sequence whose grid the case gets (default: the sequence with the finest voxels)",
     )
     add_scan_options(parser)
     add_quiet(parser)
@@ -47,10 +51,10 @@ def main(argv: Sequence[str]) -> None:
     if source is None or target is None or places:
         raise ValueError("Give the raw images and the folder for the case: lora-moe-hgd prepare RAW OUT.")
     if target.resolve() == source.resolve():
-        raise ValueError(f"--out-path must not be the folder of the raw images: {source}")
+        raise ValueError(f"--out-path is the folder of the raw images: {source}. Choose another folder for the case.")
     check_output(target)
     require_extra()
-    # Only now, because these need the extra.
+    # Imported only here, because these modules need the packages of the extra `scans`.
     from .choice import parse_series
     from .finished import inputs_fingerprint, is_finished
     from .prepare import ScanOptions, prepare
@@ -79,4 +83,5 @@ def main(argv: Sequence[str]) -> None:
             print(f"warning: {finding}", file=sys.stderr)
         replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)
     if not args.quiet:
-        print(f"The case is in {target}: {', '.join(prepared.images)}, on the grid of {prepared.reference}.")
+        names = ", ".join(prepared.images)
+        print(f"The case is in {target}. Its sequences ({names}) are on the grid of {prepared.reference}.")

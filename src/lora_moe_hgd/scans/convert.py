@@ -1,4 +1,4 @@
-"""DICOM series to volumes, with dcm2niix."""
+"""Convert DICOM series to volumes with dcm2niix."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from .deflated import MAX_BYTES, inflated, is_deflated
 from .series import Series
 
 TIMEOUT_S = 600
-# Headers are rounded. What lies further from its place is put there.
+# Slice positions in headers are rounded. Only larger differences from evenly spaced slices are corrected.
 TOLERATED_MM, TOLERATED_VOXELS = 0.2, 0.05
+# Least cosine of the angle between two directions that count as the same.
 SAME_DIRECTION = 0.999
 
 
 def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[Finding]]:
-    """The volume of a series. Each slice is placed by its own header, whatever dcm2niix says.
+    """Convert a series to a volume. The position of each slice comes from its own header, not from dcm2niix.
 
-    Uneven gaps between slices, and slices that are shifted against each other as with a tilted gantry, are evened out
-    by linear interpolation, with a finding. (dcm2niix places them evenly, millimetres off.)
+    The gaps between slices may be uneven, or the slices shifted against each other, as with a tilted gantry. Linear
+    interpolation then gives evenly spaced slices, with a warning. (dcm2niix assumes evenly spaced slices, which can be
+    wrong by millimetres.)
 
     Args:
         series: Series to convert.
@@ -37,13 +39,13 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         scratch: Folder for intermediate files.
 
     Raises:
-        BadInputError: If dcm2niix makes no volume of it, or another than the headers describe.
+        BadInputError: If dcm2niix does not make one volume of the series, or if the volume does not fit the headers.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
     source, target = folder / "dicom", folder / "nifti"
     source.mkdir()
     target.mkdir()
-    # Under names of our own: those of the files may name the patient, and dcm2niix takes a folder.
+    # dcm2niix takes a folder. Files get new names there, because their own names may contain the patient's name.
     total = 0
     for number, path in enumerate(series.files):
         copy = source / f"{number:06d}.dcm"
@@ -55,7 +57,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
             raise BadInputError(
                 sequence, f"The deflated files of series {series.number} inflate to more than {in_bytes(MAX_BYTES)}."
             )
-    # `-g i`: options that the user has set for dcm2niix do not count here.
+    # `-g i` ignores the defaults that the user has saved for dcm2niix.
     options = ["-g", "i", "-z", "n", "-b", "n", "-f", "volume", "-o", str(target)]
     try:
         done = subprocess.run(
@@ -63,13 +65,13 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         )
     except subprocess.TimeoutExpired as error:
         raise BadInputError(sequence, f"dcm2niix took more than {TIMEOUT_S} s for series {series.number}.") from error
-    # Beside uneven volumes, and those of a tilted gantry, it may write versions of its own.
+    # For uneven gaps or a tilted gantry, dcm2niix may also write a corrected volume, which is not used here.
     made = sorted(path for path in target.glob("*.nii") if not path.stem.endswith(("_Eq", "_Tilt")))
     if len(made) != 1:
         raise BadInputError(
             sequence,
-            f"dcm2niix makes {counted(len(made), 'volume')} of series {series.number} (exit "
-            f"code {done.returncode}). Its files may be damaged, incomplete, or compressed in an unsupported way.",
+            f"dcm2niix makes {counted(len(made), 'volume')} of series {series.number}, not one (exit code "
+            f"{done.returncode}). The DICOM files may be damaged, incomplete, or compressed in an unsupported way.",
         )
     image = read_image(made[0]).image
     shutil.rmtree(folder)
@@ -78,12 +80,13 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
 
 
 def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list[Finding]]:
-    """The volume with each slice where its header says."""
+    """The volume with each slice at the position in its header, and a warning if that needs interpolation."""
     origins = _origins(volume, series)
     if origins is None:
         raise BadInputError(
             sequence,
-            f"The slices of series {series.number} cannot be found again in the volume that dcm2niix makes of it.",
+            f"The volume that dcm2niix makes of series {series.number} does not fit the slice positions in the "
+            f"headers. Choose another series with --series {sequence}=NUMBER.",
         )
     affine, count = volume.affine, volume.array.shape[2]
     assumed = affine[:3, 3] + np.arange(count)[:, None] * affine[:3, 2]
@@ -105,14 +108,17 @@ def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list
     array = array[..., above - 1] * (1 - weight) + array[..., above] * weight
     affine = np.column_stack([affine[:3, :2], normal * step, origins[0]])
     message = (
-        "The gaps between its slices are uneven, or its slices are shifted against each other. They were evened out "
-        "by interpolation. Look at the result between the slices."
+        "The gaps between the slices are uneven, or the slices are shifted against each other. The volume was "
+        "interpolated to evenly spaced slices. Look at the interpolated slices."
     )
     return Volume(array.astype(np.float32), np.vstack([affine, [0, 0, 0, 1]])), [Finding(sequence, message)]
 
 
 def _origins(volume: Volume, series: Series) -> np.ndarray | None:
-    """Where the first voxel of each slice lies by the DICOM headers, in RAS, `(slices, 3)`; `None` if they differ."""
+    """Position of each slice's first voxel by the DICOM headers, in millimetres (RAS), `(slices, 3)`.
+
+    The result is `None` if the headers do not fit the volume.
+    """
     affine, shape = volume.affine, volume.array.shape
     if len(series.positions) != shape[2] or shape[:2] != series.shape[:2]:
         return None
@@ -131,9 +137,9 @@ def _origins(volume: Volume, series: Series) -> np.ndarray | None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, without a copy where that can be."""
+    """Make `target` a link to `source`, or a copy where links are not possible."""
     try:
         target.symlink_to(source.resolve())
     except OSError:
-        # Windows allows links to few users.
+        # Windows lets only some users create links.
         shutil.copyfile(source, target)

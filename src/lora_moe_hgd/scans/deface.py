@@ -1,4 +1,4 @@
-"""Remove the face from images for pictures: only the brain and the tissue close to it remain."""
+"""Remove the face from the images for pictures: only the brain and the tissue near the brain remain."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from scipy import ndimage
 from ..masks import bounds
 from ..model.geometry import voxel_spacing_mm
 
-# In six raw images of open-ms, at most 0.02 % of the skin lies so close to the published brain masks. Up to 26 % of it
-# lie within 10 mm, and half within 15 mm.
+# In six raw images of open-ms, at most 0.02 % of the skin is within 5 mm of the published brain masks. Up to 26 % of
+# the skin is within 10 mm, and half of it within 15 mm.
 MARGIN_MM = 5.0
 
 
 def without_face(head: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Set all voxels farther than `MARGIN_MM` from the brain to zero. The brain keeps every bit.
+    """Set all voxels farther than `MARGIN_MM` from the brain to zero. Brain voxels do not change.
 
-    A blur would keep the shape of the face. Where the mask is right, no skin lies within the margin.
+    The face is not blurred, because a blurred face would keep its shape. If the brain mask is correct, hardly any skin
+    is within the margin.
 
     Args:
-        head: `(D, H, W)`.
-        brain: Brain mask of the same shape.
-        affine: Affine of the grid, `(4, 4)`.
+        head: Image with the skull, `(D, H, W)`.
+        brain: Brain mask in the shape of `head`.
+        affine: Affine of the grid of `head`, `(4, 4)`.
     """
     spacing_mm = voxel_spacing_mm(affine)
     box = bounds(brain, math.ceil(MARGIN_MM / min(spacing_mm)))

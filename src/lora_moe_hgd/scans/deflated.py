@@ -1,4 +1,7 @@
-"""DICOM files that are deflated as a whole. dcm2niix does not read them, and pydicom inflates them without a limit."""
+"""Read DICOM files in a deflated transfer syntax, in which all elements are compressed together.
+
+dcm2niix does not read such files, and pydicom inflates them without a limit of size.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from ..cases.volume_rules import MAX_EDGE, in_bytes
 from .archives import MAX_RATIO, SMALL_BYTES
 
-# The largest volume that is read, with two bytes for each voxel: for one file, and for a series.
+# Largest inflated size of a file, and of all files of a series: the largest volume that is read, with two bytes for
+# each voxel.
 MAX_BYTES = 2 * MAX_EDGE**3
-# The group that names the transfer syntax is never deflated and lies in the first bytes, behind the preamble. It
-# begins with its own length, counted from the end of that element.
+# The group of elements that names the transfer syntax is never deflated. It follows the preamble, and is within the
+# first `META_BYTES`. Its first element is the length of the rest of the group.
 PREAMBLE, META_BYTES = 132, 1024
 LENGTH = slice(PREAMBLE + 8, PREAMBLE + 12)
 
 
 def is_deflated(path: Path) -> bool:
-    """Whether a DICOM file is deflated as a whole."""
+    """Whether a DICOM file has a deflated transfer syntax."""
     with path.open("rb") as file:
         if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
             return False
@@ -31,14 +35,14 @@ def is_deflated(path: Path) -> bool:
 
 
 def inflated(path: Path) -> bytes:
-    """Read a deflated file, and return it without compression.
+    """Read a deflated file, and return its content without compression.
 
     Raises:
         ValueError: If the file is too large or cut off, or if it inflates to more than images do.
-        zlib.error: If it is damaged.
+        zlib.error: If the file is damaged.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"The file has more than {in_bytes(MAX_BYTES)}.")
+        raise ValueError(f"The file is larger than {in_bytes(MAX_BYTES)}.")
     content = path.read_bytes()
     start = LENGTH.stop + int.from_bytes(content[LENGTH], "little")
     stream = zlib.decompressobj(-zlib.MAX_WBITS)

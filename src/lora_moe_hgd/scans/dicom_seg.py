@@ -1,6 +1,6 @@
 """Write the label map as a DICOM segmentation over the slices of the reference series.
 
-Each frame is sampled at the places that the header of its slice gives, so no rule about flips is needed.
+Each frame is sampled at the voxel positions that the header of its slice gives, so no rule about flips is needed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pydicom.valuerep import DA, TM
 
 from ..files import replacing
 
-# Segments that exclude each other: name, SNOMED CT code and colour-free label. Core is what does not enhance of it.
+# Label and SNOMED CT code of each segment. Segments do not overlap: NCR is the part of the core without enhancement.
 SEGMENTS: tuple[tuple[str, Code], ...] = (
     ("NCR: core without enhancement", codes.SCT.Necrosis),
     ("ED: oedema", codes.SCT.Edema),
     ("ET: enhancing tumour", codes.SCT.Neoplasm),
 )
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# A series number that scanners do not reach.
+# Series number of the segmentation, which is higher than those of scanners.
 SERIES_NUMBER = 9000
 MAKER = "lora-moe-hgd"
-# What highdicom takes over from the source, where the standard allows an empty value (type 2). Anonymised files often
-# lack some of it, and some scanners write values that the standard forbids.
+# Elements that highdicom copies from the source, and that may be empty by the standard (type 2), with a check of the
+# value. Anonymised files often lack some of these elements, and some scanners write values that the standard forbids.
 MAY_BE_EMPTY: dict[str, Callable[[Any], object]] = {
     "PatientName": str,
     "PatientID": str,
@@ -53,14 +53,15 @@ def write_dicom_seg(
     """Write a segmentation with the segments NCR, ED and ET.
 
     Args:
-        path: Written beside and renamed.
-        regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
-        affine: Affine of their grid, voxel to millimetre in RAS, `(4, 4)`.
-        headers: Headers of the slices of the source series without pixels, or the single header of an enhanced file.
+        path: Path of the DICOM file, which is written atomically.
+        regions: Masks of the nested regions WT, TC and ET, `(3, D, H, W)` bool.
+        affine: Affine of the regions' grid, voxel to millimetre in RAS, `(4, 4)`.
+        headers: Headers of the source series without pixels: one for each slice, or the single header of an enhanced
+            file.
         algorithm: Name of the checkpoint.
 
     Raises:
-        ValueError: If no voxel of the tumour is on a slice: the object would be empty.
+        ValueError: If no slice contains a voxel of the tumour. The segmentation would be empty.
     """
     whole, core, enhancing = regions
     classes = np.stack([core & ~enhancing, whole & ~core, enhancing], axis=-1)
@@ -69,7 +70,7 @@ def write_dicom_seg(
     frames = np.stack([_sampled(classes, affine, matrix, shape) for matrix, shape in _slices(sources)])
     present = [number for number in range(len(SEGMENTS)) if frames[..., number].any()]
     if not present:
-        raise ValueError("No tumour lies on the slices of the series")
+        raise ValueError("No slice of the series contains a voxel of the tumour.")
     identification = AlgorithmIdentificationSequence(
         name=f"{MAKER} {algorithm}", version=version("lora-moe-hgd"), family=codes.DCM.ArtificialIntelligence
     )
@@ -109,8 +110,8 @@ def write_dicom_seg(
 
 
 def _completed(header: Dataset) -> Dataset:
-    """The header, where values that are missing or invalid are empty if the standard allows that."""
-    # A shallow copy would share its elements.
+    """Copy of a header, with empty values for missing or invalid ones where the standard allows empty values."""
+    # A shallow copy would share the elements with the header.
     completed = copy.deepcopy(header)
     for name, kind in MAY_BE_EMPTY.items():
         value = header.get(name)
@@ -125,7 +126,7 @@ def _completed(header: Dataset) -> Dataset:
 
 
 def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Voxel `(column, row)` to millimetre in RAS, `(4, 3)`, and rows and columns of each slice."""
+    """For each slice: matrix `(4, 3)` from (column, row, 1) to millimetres in RAS, and numbers of rows and columns."""
     slices = []
     for source in sources:
         shape = (int(source.Rows), int(source.Columns))
@@ -157,7 +158,7 @@ def _matrix(cosines: Sequence[float], spacing: Sequence[float], position: Sequen
 
 
 def _height(source: Dataset) -> float:
-    """Position of a slice along the normal."""
+    """Position of a slice along its normal, in millimetres."""
     along, down = np.array(source.ImageOrientationPatient, dtype=float).reshape(2, 3)
     return float(np.array(source.ImagePositionPatient, dtype=float) @ np.cross(along, down))
 

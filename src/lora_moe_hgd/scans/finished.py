@@ -1,4 +1,4 @@
-"""Whether a folder already contains the case that a preparation would make."""
+"""Check whether a folder already contains the case that `lora-moe-hgd prepare` would make."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .raw import files_below
 def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str | None:
     """Fingerprint of all inputs of a preparation: files, options and code.
 
-    It is `None` if a program of the user extracts the brain, because that program may have changed. It is also `None`
-    if a file cannot be read. The preparation then reports the error.
+    The result is `None` if a program of the user extracts the brain, because that program may have changed. The result
+    is also `None` if a file cannot be read. The preparation then reports the error.
 
     Args:
-        source: Raw images.
-        target: Folder for the case. It may lie in the folder of the raw images.
-        options: How they are prepared.
+        source: Path of the raw images.
+        target: Folder for the case, which may be inside the folder of the raw images.
+        options: Options of the preparation.
     """
     if options.brain_extraction not in (None, DEEPBET, NONE):
         return None
     folder = source if source.is_dir() else source.parent
-    # A DICOMDIR lists files beside it. `source` may also be the common start of numbered files.
+    # A DICOMDIR lists files in its own folder. `source` may also be the common start of the paths of numbered files.
     is_folder = source.is_dir() or source.name.upper() == "DICOMDIR"
     files = files_below(folder) if is_folder else sorted(folder.glob(f"{glob.escape(source.name)}*"))
     try:
@@ -44,7 +44,7 @@ def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str 
 
 
 def is_finished(target: Path, made_from: str | None) -> bool:
-    """Whether `target` contains the complete case that was made from inputs with this fingerprint."""
+    """Whether `target` contains the complete case that was made from inputs with the fingerprint `made_from`."""
     try:
         report = json.loads((target / PREPARED).read_text())
         names = [FILE_NAMES[name] for name in report["sequences"]]

@@ -1,7 +1,7 @@
-"""NRRD images, as 3D Slicer writes them (https://teem.sourceforge.net/nrrd/format.html).
+"""Read NRRD images, such as those of 3D Slicer (https://teem.sourceforge.net/nrrd/format.html).
 
-The header is read here first, so that sizes are checked before any data is read and no file outside the folder is
-opened. SimpleITK then reads the voxels.
+This module reads the header first, so that sizes are checked before any data is read, and no file outside the folder
+is opened. SimpleITK then reads the voxels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..model.findings import BadInputError
 from ..model.grids import Volume, check_affine
 
 MAX_HEADER_BYTES = 64 * 1024
-# Names of a type, shortened to the one that NumPy knows.
+# NumPy type of each name of a voxel type in NRRD headers.
 TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
@@ -32,7 +32,7 @@ TYPES = {
     "double": "f8",
 }
 ENCODINGS = ("raw", "gzip", "gz")
-# Spaces whose axes the standard ties to the patient, by both of its names.
+# Values of the field `space` that define the orientation of the patient, each in its long and its short form.
 SPACES = {
     *("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"),
 }
@@ -46,13 +46,13 @@ def has_nrrd(folder: Path) -> bool:
 def find_nrrd_case(folder: Path) -> CaseFiles:
     """Find the case in a folder with NRRD files, which may also contain NIfTI files.
 
-    Names are read by the rules for NIfTI files.
+    The rules for the names of NIfTI files also apply to NRRD files.
 
     Raises:
         BadInputError: If the names do not determine the sequences.
     """
     content = sorted(folder.iterdir())
-    # The names as if the files were NIfTI, and the files themselves.
+    # Each NRRD file, by the path that it would have as a NIfTI file.
     own: dict[Path, Path] = {}
     for path in content:
         if (stem := stem_of(path, NRRD)) is None:
@@ -94,7 +94,7 @@ def read_nrrd(path: Path) -> Volume:
     try:
         image = sitk.ReadImage(str(path), sitk.sitkFloat32, "NrrdImageIO")
     except RuntimeError as error:
-        raise BadInputError(path, "The NRRD file is damaged or incomplete. Copy it or save it again.") from error
+        raise BadInputError(path, "The NRRD file is damaged or incomplete. Copy or save the file again.") from error
     # SimpleITK gives directions and origin in LPS, whatever the space of the file is.
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
@@ -110,7 +110,7 @@ def _fields(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES)
     if not raw.startswith(b"NRRD000"):
-        raise BadInputError(path, "The file does not begin with an NRRD header. Copy it or save it again.")
+        raise BadInputError(path, "The file does not begin with an NRRD header. Copy or save the file again.")
     header, blank, _ = raw.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not blank and len(raw) == MAX_HEADER_BYTES:
         raise BadInputError(path, f"The NRRD header is longer than {MAX_HEADER_BYTES} bytes. Save the file again.")
@@ -134,12 +134,12 @@ def _check(path: Path, fields: dict[str, str]) -> None:
         encoding = fields["encoding"].lower()
     except (KeyError, ValueError) as error:
         raise BadInputError(
-            path, "The NRRD header lacks sizes, type or encoding, or they are invalid. Save the file again."
+            path, "The NRRD header lacks sizes, type or encoding, or one of these is invalid. Save the file again."
         ) from error
     directions = fields.get("spacedirections", "")
     if len(shape) != 3 or fields.get("dimension") != "3" or "none" in directions.lower():
         raise BadInputError(
-            path, "The file is not one volume of three axes. Save each volume of it as a file of its own."
+            path, "The file does not contain exactly one volume with three axes. Save each volume as a separate file."
         )
     check_size(path, shape, dtype)
     if encoding not in ENCODINGS:
@@ -151,7 +151,7 @@ def _check(path: Path, fields: dict[str, str]) -> None:
         raise BadInputError(
             path,
             "The NRRD header does not state the orientation of the patient: it needs a space such as "
-            "left-posterior-superior, with space directions and a space origin. Save it again with 3D Slicer.",
+            "left-posterior-superior, with space directions and a space origin. Save the image again with 3D Slicer.",
         )
     _check_data_file(path, fields.get("datafile"))
 
@@ -162,7 +162,7 @@ def _check_data_file(path: Path, name: str | None) -> None:
         return
     if name.upper().startswith("LIST") or "%" in name:
         raise BadInputError(path, "The voxels are in several files. Save the image as one .nrrd file.")
-    # A header may come from a computer of the other kind.
+    # The header may come from Windows or from another system, so check the name by the rules of both.
     places = (PurePosixPath(name), PureWindowsPath(name))
     if any(place.anchor or ".." in place.parts for place in places):
         raise BadInputError(path, "The header names a data file in another folder. Put both files into one folder.")

@@ -1,4 +1,4 @@
-"""From raw images, as DICOM, NIfTI or NRRD, to a case on one grid without skull."""
+"""Make a case on one grid and without skull from raw DICOM, NIfTI or NRRD images."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ from .registration import Motion, register
 from .steps import Steps
 
 DEEPBET, NONE = "deepbet", "none"
-# T1c is the reference if its voxels are not much longer than the finest sequence's; then the order of this list.
+# The reference is the first of `PREFERRED` whose longest voxel edge is at most `ALIKE` times that of the finest
+# sequence.
 ALIKE = 1.25
 PREFERRED = ("t1c", "t1", "flair", "t2")
-# A head does not move further between two sequences of a study, or turn more. Between studies it may.
+# A larger motion leads to a warning: within one study, a head seldom moves or turns so far between two sequences.
 MUCH_TURN_DEGREES, MUCH_SHIFT_MM = 25.0, 50.0
+# Least mutual information after registration. Below it, two images hardly show the same head.
 LEAST_INFORMATION = 0.15
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How raw images are prepared.
+    """Options of the preparation of raw images.
 
     Attributes:
         study: Number or UID of the study to use, if there are several.
         series: Number or UID of the series to use, by sequence.
-        sequences: Use only these sequences. `None` means all that are found.
-        reference: Sequence whose grid the case gets. `None` means the finest one.
-        brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`. When
-            `None`, it is `none` for sequences that show no skull, and `deepbet` for the others.
-        brain_mask: File with the mask of the brain on the reference, used instead of brain extraction.
-        case_id: Name of the case. `None` means a digest of the study or, without DICOM, the name of the folder.
+        sequences: Use only these sequences. `None` means all sequences that are found.
+        reference: Sequence whose grid the case gets. `None` means the sequence with the finest voxels.
+        brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`.
+            `None` means `deepbet`, but `none` for sequences without skull.
+        brain_mask: File with the brain mask in the space of the reference, used instead of brain extraction.
+        case_id: Name of the case. `None` means a digest of the study's UID or, without DICOM, the name
+            of the folder.
         deface: Remove the face from `Prepared.heads`.
     """
 
@@ -75,12 +78,12 @@ def prepare(
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files.
         options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
-        steps: Finished steps of a run that was stopped; `None` stores none.
-        say: Called with lines of text: which image is which sequence, and each step before it begins.
+        steps: Store of finished steps, from which a stopped run continues. `None` stores nothing.
+        say: Function that prints a line: which image is which sequence, and each step before the step begins.
 
     Raises:
         BadInputError: If the images cannot be used.
-        ValueError: If an option has no effect here.
+        ValueError: If an option has no effect on these images.
     """
     clock, steps = _Clock(), steps or Steps()
     scans = read_scans(path, scratch, study=options.study, series=options.series, sequences=options.sequences, say=say)
@@ -152,7 +155,8 @@ def prepare(
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            raise BadInputError(WHOLE_CASE, f"The reference {wanted} is not there. The case has {', '.join(volumes)}.")
+            message = f"The reference sequence {wanted} is missing. The case has {', '.join(volumes)}."
+            raise BadInputError(WHOLE_CASE, message)
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}
     alike = [name for name in volumes if longest[name] <= ALIKE * min(longest.values())]
@@ -167,7 +171,11 @@ def _brains(
     scratch: Path,
     say: Callable[[str], object],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The brain on each sequence, or on the reference alone if a mask is given; and the sequences without skull."""
+    """Find the brain on each sequence, or read the user's mask for the reference alone.
+
+    Returns:
+        Brain masks by sequence, and the names of the sequences without skull.
+    """
     if options.brain_mask is not None:
         return {reference: brain_by_mask(options.brain_mask, volumes[reference], reference)}, []
     brains: dict[str, np.ndarray] = {}
@@ -176,7 +184,7 @@ def _brains(
         if options.brain_extraction != NONE:
             how = options.brain_extraction or DEEPBET
             find = partial(_found_brain, name, volume, how, scratch, say)
-            # A command is run again: nothing tells whether its program has changed.
+            # The result of a user's command is not stored, because its program may have changed since.
             brains[name] = steps.brain(name, volume, find) if how == DEEPBET else find()
         if options.brain_extraction is None and is_stripped(volume, brains[name]):
             stripped.append(name)
@@ -186,7 +194,7 @@ def _brains(
 
 
 def _found_brain(name: str, volume: Volume, how: str, scratch: Path, say: Callable[[str], object]) -> np.ndarray:
-    """The brain by deepbet or by a command, after a check of its volume."""
+    """Find the brain with deepbet or a command, and check the volume of the brain."""
     say(f"{name}: finding the brain")
     brain = extract_brain(volume, name) if how == DEEPBET else brain_by_command(how, volume, name, scratch)
     check_brain(brain, volume.affine, name)
@@ -198,7 +206,7 @@ def _stripped_finding(sequences: Sequence[str]) -> Finding:
     return Finding(
         WHOLE_CASE,
         f"{', '.join(sequences)} {'has' if one else 'have'} no skull, so {'its' if one else 'their'} non-zero "
-        "voxels are taken as the brain. If there is a skull, give --brain-extraction deepbet.",
+        "voxels are used as the brain mask. If there is a skull, give --brain-extraction deepbet.",
     )
 
 
@@ -210,7 +218,7 @@ def _motion(
     steps: Steps,
     say: Callable[[str], object],
 ) -> Motion:
-    """The motion of a sequence to the reference."""
+    """Find the motion that brings a sequence to the reference, and print it."""
     images = (volumes[reference], volumes[name])
     masks = (brains.get(reference), brains.get(name))
 
@@ -220,7 +228,10 @@ def _motion(
 
     motion = steps.motion(name, reference, images, masks, found)
     if motion.is_none:
-        say(f"{name} to {reference}: the position by the headers is kept")
+        say(
+            f"{name} to {reference}: registration found nothing better than the position that the image headers give, "
+            "so that position is used"
+        )
     else:
         say(
             f"{name} to {reference}: turned by {motion.turn_degrees:.1f} degrees and moved by {motion.shift_mm:.1f} mm"
@@ -232,7 +243,7 @@ def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]
     """Warn of a motion that is unusually large.
 
     Raises:
-        BadInputError: If the images have so little in common that they do not show the same head.
+        BadInputError: If the mutual information is so low that the images do not show the same head.
     """
     if motion.after < LEAST_INFORMATION:
         raise BadInputError(
@@ -244,8 +255,8 @@ def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]
         return [
             Finding(
                 name,
-                f"It was turned by {motion.turn_degrees:.0f} degrees and moved by {motion.shift_mm:.0f} mm to lie on "
-                f"{reference}. Heads seldom move so far. Look at it.",
+                f"Registration to {reference} turned this image by {motion.turn_degrees:.0f} degrees and moved it by "
+                f"{motion.shift_mm:.0f} mm. Heads seldom move so far. Look at the result.",
             )
         ]
     return []
@@ -254,7 +265,7 @@ def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]
 def _on_reference(name: str, volume: Volume, like: Volume, reference: str) -> np.ndarray:
     placed, _, _ = on_grid_of(volume, like)
     if not placed.array.any():
-        raise BadInputError(name, f"It does not overlap with {reference}. Leave it out with --sequences.")
+        raise BadInputError(name, f"{name} does not overlap with {reference}. Leave {name} out with --sequences.")
     return placed.array
 
 
@@ -266,7 +277,7 @@ def _sequence_report(
     masks: Mapping[str, np.ndarray],
     reference: str,
 ) -> dict[str, Any]:
-    """Part of `prepare.json` about a sequence, without descriptions and UIDs, which may identify the patient."""
+    """Entry of a sequence in `prepare.json`, without descriptions and UIDs, which may identify the patient."""
     content: dict[str, Any] = {"shape": volume.array.shape, "spacing_mm": voxel_spacing_mm(volume.affine)}
     if scans.choice is not None:
         content |= {"series": scans.choice.chosen[name].number, "plane": scans.choice.chosen[name].plane}
@@ -293,7 +304,7 @@ def _times(volume: Volume) -> str:
 
 
 class _Clock:
-    """Seconds of each step."""
+    """Clock that measures the seconds of each step."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

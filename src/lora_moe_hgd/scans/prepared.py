@@ -1,4 +1,7 @@
-"""A case that was prepared from raw images, with the transforms to their own grids. It needs no extra package."""
+"""A case that was prepared from raw images, and the grid on which each sequence was scanned.
+
+This module needs no package of the extra `scans`.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ BRAIN_MASK = "brain_mask.nii.gz"
 
 @dataclass(frozen=True)
 class Placement:
-    """A sequence as it was scanned.
+    """Grid on which a sequence was scanned, and the motion of the sequence to the reference.
 
     Attributes:
-        shape: Shape of its own array.
-        affine: Affine of its own grid, as scanned, `(4, 4)`.
-        motion: From its points to those of the reference, in millimetres, `(4, 4)`.
+        shape: Shape of the scanned array.
+        affine: Affine of the scanned array, `(4, 4)`.
+        motion: Matrix from points of the sequence to points of the reference, in millimetres (RAS), `(4, 4)`.
     """
 
     shape: tuple[int, ...]
@@ -43,16 +46,17 @@ class Prepared:
     """A case on one grid without skull, made from raw images.
 
     Attributes:
-        case_id: Name of the case. It does not reveal the patient, unless the user chose such a name.
-        reference: Sequence whose grid the case is on.
-        affine: Affine of that grid, `(4, 4)`.
-        images: Each sequence on that grid, `(D, H, W)` float32, zero outside the brain.
-        heads: The same with the skull.
-        brain: Brain on that grid, bool.
-        placements: How each sequence was scanned.
-        findings: Warnings.
+        case_id: Name of the case. The name does not reveal the patient, unless the user chose one that does.
+        reference: Sequence whose grid all sequences of the case have.
+        affine: Affine of the reference's grid, `(4, 4)`.
+        images: Each sequence on the reference's grid, `(D, H, W)` float32, zero outside the brain.
+        heads: Each sequence on the reference's grid, `(D, H, W)` float32, with the skull.
+        brain: Brain mask on the reference's grid, `(D, H, W)` bool.
+        placements: Grid on which each sequence was scanned, and the motion of the sequence to the reference.
+        findings: Warnings about the images.
         report: Content of `prepare.json`.
-        headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty for other images.
+        headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty without
+            DICOM.
     """
 
     case_id: str
@@ -70,12 +74,12 @@ class Prepared:
         """Write the case: a file for each sequence, the brain mask, and `prepare.json` last.
 
         Raises:
-            ValueError: If the folder holds images that no preparation wrote.
+            ValueError: If the folder contains images that `prepare` did not write.
         """
         check_output(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PREPARED).unlink(missing_ok=True)
-        # First, because it marks the folder as one of ours if the process stops before the report.
+        # The mask comes first: if the process stops before the report, the mask shows that `prepare` wrote the folder.
         save_image(folder / BRAIN_MASK, image_on(self.affine, self.brain.astype(np.uint8)))
         for name in FILE_NAMES.values():
             (folder / name).unlink(missing_ok=True)
@@ -89,7 +93,7 @@ class Prepared:
         return {name: image_on(self.affine, array) for name, array in self.heads.items()}
 
     def on_own_grid(self, sequence: str, regions: np.ndarray, scheme: LabelScheme) -> nib.Nifti1Image:
-        """The label map on the grid on which a sequence was scanned; each voxel has the label at its centre.
+        """Label map on the grid on which a sequence was scanned. Each voxel gets the label at its centre.
 
         Args:
             sequence: Sequence whose grid the result has.
@@ -103,10 +107,10 @@ class Prepared:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder whose images would be deleted, unless an earlier preparation wrote them.
+    """Refuse a folder in which `prepare` would delete images that it did not write.
 
     Raises:
-        ValueError: If it holds such images.
+        ValueError: If the folder contains such images.
     """
     written = (folder / PREPARED).is_file() or (folder / BRAIN_MASK).is_file()
     others = [name for name in FILE_NAMES.values() if (folder / name).is_file()]
@@ -126,7 +130,7 @@ def image_on(affine: np.ndarray, array: np.ndarray) -> nib.Nifti1Image:
 
 
 def report_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert numbers and arrays to types of JSON, rounded to four decimals."""
+    """Convert numbers and arrays to JSON types, rounded to four decimals."""
     rounded: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,7 @@
-"""Whether a path holds DICOM files, and what reading them takes. This module needs no further package."""
+"""Check whether a path contains DICOM files, and whether the packages that read them are installed.
+
+This module needs no package of the extra `scans`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from ..files import install_command
 
-# Packages of the extra, by the name under which they are imported.
+# Packages of the extra `scans`, with the name under which each is imported.
 NEEDED = {
     "pydicom": "pydicom",
     "dcm2niix": "dcm2niix",
@@ -19,14 +22,14 @@ NEEDED = {
     "highdicom": "highdicom",
 }
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
-# A folder with more files than this is no study.
+# A folder with more files than this is not a study.
 MAX_FILES = 200_000
 
 
 def is_raw(path: Path) -> bool:
     """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOMDIR.
 
-    A folder with images of another kind beside them, such as an ordinary case, still counts if it holds DICOM files.
+    A folder with DICOM files counts even if it also contains images of another kind, such as an ordinary case.
     """
     if path.is_dir():
         return any(is_dicom(file) for file in files_below(path))
@@ -34,24 +37,24 @@ def is_raw(path: Path) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the file begins as a zip file does."""
+    """Whether the file begins with the signature of a zip file."""
     return _first_bytes(path, 4) in ZIP_SIGNATURES
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file begins as a DICOM file does, with or without the preamble of 128 bytes."""
+    """Whether the file begins like a DICOM file, with or without the preamble of 128 bytes."""
     first = _first_bytes(path, 132)
     if first[128:132] == b"DICM":
         return True
-    # Old files begin with group 8, element 0, 1, 5, 8 or 16, and the length or kind of its value.
+    # Old files have no preamble. They begin with one of the elements 0000, 0001, 0005, 0008 and 0016 of group 0008.
     return first[:2] == b"\x08\x00" and first[2:4] in (b"\x00\x00", b"\x01\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Regular files at any depth, in order; links to folders are not followed.
+    """Files in a folder at any depth, in sorted order. Links to folders are not followed.
 
     Raises:
-        ValueError: If there are far more files than any study has.
+        ValueError: If there are more than `MAX_FILES` files, which is more than any study has.
     """
     count = 0
     for place, folders, names in os.walk(folder):
@@ -60,7 +63,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             path = Path(place) / name
             count += 1
             if count > MAX_FILES:
-                raise ValueError(f"{folder} holds more than {MAX_FILES} files. Give the folder of one study.")
+                raise ValueError(f"{folder} contains more than {MAX_FILES} files. Give the folder of one study.")
             yield path
 
 
@@ -68,18 +71,19 @@ def require_extra() -> None:
     """Check that the packages of the extra `scans` are installed.
 
     Raises:
-        ValueError: If one is missing; the message has the command that installs it.
+        ValueError: If a package is missing. The message contains the command that installs it.
     """
     missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(
-            f"Images from the scanner need further packages ({', '.join(missing)}): {install_command('scans')}"
+            f"Images from the scanner need packages that are not installed ({', '.join(missing)}). Install them: "
+            f"{install_command('scans')}"
         )
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
     try:
-        # A pipe or device would block.
+        # Reading a pipe or a device would block.
         if not stat.S_ISREG(path.stat().st_mode):
             return b""
         with path.open("rb") as file:

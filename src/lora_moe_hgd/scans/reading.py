@@ -14,6 +14,7 @@ from ..model.case_rules import clean_volume
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import WHOLE_CASE, BadInputError, Finding
 from ..model.grids import Volume
+from ..sequence_names import sequence_hint
 from .archives import unpack
 from .choice import Choice, choose
 from .convert import convert
@@ -27,10 +28,10 @@ class Scans:
     """Sequences as they were scanned.
 
     Attributes:
-        case_id: A digest of the study, or the name of the folder.
+        case_id: Name of the case: a digest of the study's UID or, without DICOM, the name of the folder.
         volumes: Each sequence as it was scanned, in channel order.
-        findings: Warnings.
-        choice: The series of DICOM files; `None` for other files.
+        findings: Warnings about the images.
+        choice: The DICOM series and the choice among them; `None` without DICOM.
     """
 
     case_id: str
@@ -54,13 +55,13 @@ def read_scans(
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case.
         scratch: Folder for intermediate files.
         study: Number or UID of the study to use, if there are several.
-        series: Number or UID of a series by sequence.
-        sequences: Use only these sequences. `None` means all that are found.
-        say: Called with lines of text that say which file or series is which sequence.
+        series: Number or UID of the series to use, by sequence.
+        sequences: Use only these sequences. `None` means all sequences that are found.
+        say: Function that prints a line: which file or series is which sequence.
 
     Raises:
         BadInputError: If the images cannot be used.
-        ValueError: If an option has no effect here.
+        ValueError: If `study` or `series` is given for images that are not DICOM.
     """
     if not path.exists():
         raise BadInputError(path, "There is no such file or folder. Check the path.")
@@ -69,7 +70,7 @@ def read_scans(
     if is_raw(path):
         scans = _read_dicom(path, scratch, study, series or {}, sequences, say)
     elif series or study:
-        raise ValueError("--series and --study choose among DICOM files, and there are none. Leave them out.")
+        raise ValueError("--series and --study choose among DICOM files, but there are none. Leave both options out.")
     else:
         scans = _read_case(path, sequences, say)
     for name, volume in scans.volumes.items():
@@ -97,7 +98,7 @@ def _read_dicom(
     if unreadable:
         findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
-        raise BadInputError(path, "None of the DICOM files can be read. They may be cut off: copy them again.")
+        raise BadInputError(path, "None of the DICOM files can be read. The files may be cut off: copy them again.")
     series = choose_study(series, study, where=path)
     choice = choose(series, wanted, where=path)
     chosen = _only(choice.chosen, sequences, path)
@@ -122,8 +123,12 @@ def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str
 
 
 def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
-    """Return the wanted sequences, in channel order."""
+    """Return the sequences in `wanted`, or all if `wanted` is `None`, in channel order."""
     lacking = [name for name in wanted or () if name not in found]
     if lacking:
-        raise BadInputError(where, f"{', '.join(lacking)} was not found; {', '.join(found)} was.")
+        hint = sequence_hint(lacking[0], MODALITIES)
+        raise BadInputError(
+            where,
+            f"The sequence {', '.join(lacking)} was not found.{hint} The sequences found are {', '.join(found)}.",
+        )
     return {name: found[name] for name in MODALITIES if name in found and (wanted is None or name in wanted)}

@@ -1,19 +1,19 @@
 """Recognise the MRI sequence of a series by its headers.
 
-The times decide, because descriptions come in any language and are often wrong. The ranges are textbook values for
-1 to 3 T. Descriptions decide where times are missing, and where times say nothing: contrast agent, angiographies,
-maps.
+Echo, repetition and inversion times decide, because descriptions are in any language and often wrong. The ranges of
+these times are textbook values for 1 to 3 T. The description decides if the headers lack times. The description also
+decides where times do not help: for contrast agents, angiographies and maps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cases.sequence_names import role_of
 from ..files import counted
+from ..sequence_names import role_of
 from .series import Acquisition, Series
 
-# A stack with fewer slices or a shorter one shows no whole brain.
+# A stack with fewer slices, or a shorter stack, does not show the complete brain.
 LEAST_SLICES = 10
 LEAST_COVERAGE_MM = 70.0
 NO_AGENT = {"", "no", "none", "0", "n", "without", "n/a", "na", "nil", "ohne", "nein", "non", "sans"}
@@ -21,14 +21,15 @@ NO_AGENT = {"", "no", "none", "0", "n", "without", "n/a", "na", "nil", "ohne", "
 
 @dataclass(frozen=True)
 class Times:
-    """A row of the table: a kind of image and the times, in milliseconds, by which it is known.
+    """A row of `TABLE`: a kind of image, and the ranges of times by which it is recognised.
 
     Attributes:
-        name: `t1`, `t2` or `flair`, or what else it is.
-        why: What the row describes.
-        echo_ms: Least and most echo time.
-        repetition_ms: Least and most repetition time.
-        inversion_ms: Least and most inversion time; `None` if there must be none.
+        name: Kind of image: `t1`, `t2`, `flair`, or the name of a kind that is not used.
+        why: Reason in words, which the list of series shows.
+        echo_ms: Smallest and largest echo time, in milliseconds.
+        repetition_ms: Smallest and largest repetition time, in milliseconds.
+        inversion_ms: Smallest and largest inversion time, in milliseconds; `None` if the header must have no
+            inversion time.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Times:
     inversion_ms: tuple[float, float] | None
 
     def fits(self, found: Acquisition) -> bool:
-        """Whether the times are in the ranges. An unknown repetition time fits any range."""
+        """Whether the times of a series are in the ranges. An unknown repetition time fits any range."""
         if found.echo_ms is None or not self.echo_ms[0] <= found.echo_ms <= self.echo_ms[1]:
             return False
         repetition = found.repetition_ms
@@ -49,8 +50,8 @@ class Times:
         return self.inversion_ms[0] <= found.inversion_ms <= self.inversion_ms[1]
 
 
-# The first row that fits counts. Repetition times of fast 3-D sequences are those of a single echo or of a whole
-# train, depending on the maker.
+# The first row that fits is used. For fast 3-D sequences, the repetition time in the header is that of a single echo
+# or of a complete echo train, depending on the maker of the scanner.
 TABLE = (
     Times("flair", "long inversion and echo times", (70, 800), (3500, 20_000), (1500, 3000)),
     Times("stir", "a short inversion time suppresses fat", (0, 800), (1500, 20_000), (80, 300)),
@@ -62,7 +63,7 @@ TABLE = (
 )
 TIMES_OF = {"t1": "T1", "t2": "T2", "flair": "FLAIR"}
 
-# Words of the image type (DICOM tag 0008,0008), by what they mean.
+# Values of the image type (DICOM tag 0008,0008), by the kind of image that they mean.
 IMAGE_TYPES = {
     "localiser": {"LOCALIZER", "SCOUT"},
     "diffusion": {"DIFFUSION", "TRACEW", "TRACE", "ADC", "FA", "TENSOR", "EXPONENTIAL", "DWI"},
@@ -79,10 +80,10 @@ IMAGE_TYPES = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """The sequence as which a series was recognised, and why.
+    """The sequence that a series was recognised as, and the reason.
 
     Attributes:
-        sequence: `t1`, `t1c`, `t2` or `flair`; `None` if it is left out.
+        sequence: `t1`, `t1c`, `t2` or `flair`; `None` if the series is left out.
         why: The reason in a few words.
     """
 
@@ -103,12 +104,12 @@ def recognise(series: Series) -> Recognised:
     if timed is not None:
         return _with_contrast(timed.name, f"{timed.why} ({_times(found)})", found, described)
     if described == "other":
-        return Recognised(None, "left out by its description")
+        return Recognised(None, "left out because of its description")
     if found.echo_ms is not None and found.repetition_ms is not None:
         return Recognised(None, f"no sequence has these times ({_times(found)})")
     if described in ("t1", "t1c", "t2", "flair"):
-        return Recognised(described, "by its description, as the headers lack times")
-    return Recognised(None, "the headers lack times, and the description says nothing")
+        return Recognised(described, "recognised by its description, because the headers lack times")
+    return Recognised(None, "the headers lack times, and the description names no sequence")
 
 
 def _left_out(series: Series) -> str | None:
@@ -136,16 +137,16 @@ def _left_out(series: Series) -> str | None:
     if series.coverage_mm < LEAST_COVERAGE_MM:
         return f"covers {series.coverage_mm:.0f} mm only"
     if series.volumes > 1:
-        return f"{series.volumes} volumes of one place, such as perfusion"
+        return f"{series.volumes} volumes at the same position, such as perfusion"
     if series.cut_off:
-        return f"files that are cut off: {series.cut_off} of {len(series.files)}"
+        return f"{series.cut_off} of {counted(len(series.files), 'file')} cut off"
     if found.description and role_of(found.description) == "other":
-        return "left out by its description"
+        return "left out because of its description"
     return None
 
 
 def _with_contrast(name: str, why: str, found: Acquisition, described: str | None) -> Recognised:
-    """T1 is T1c if the header names an agent or the description says so."""
+    """Change T1 to T1c if the header names a contrast agent, or if the description says T1c."""
     agent = found.agent.strip().lower() not in NO_AGENT
     if name == "t1" and (agent or described == "t1c"):
         source = "the header names a contrast agent" if agent else "contrast by its description"

@@ -1,7 +1,7 @@
 """Rigid registration of one sequence to another, with SimpleITK.
 
 Mattes mutual information (Mattes et al. 2003, doi 10.1109/TMI.2003.809072) does not depend on how bright a tissue
-is in either image. It has local optima, so several starts compete on a coarse grid.
+is in either image. Mutual information has local optima, so the search starts from several positions on a coarse grid.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from scipy import ndimage
 
 from ..model.grids import Volume
 
-# Both images are brought to cubes of these edges.
+# Voxel edge of the coarse and of the fine grid, to which both images are resampled. Voxels are cubes.
 COARSE_MM, FINE_MM = 4.0, 2.0
+# Histogram bins of the mutual information on each grid.
 BINS = {COARSE_MM: 20, FINE_MM: 32}
+# Share of the voxels that the mutual information samples, and seed of the sampling.
 SHARE, SEED = 0.25, 1
-# Starts: turns in degrees about the left-right, the front-back and the vertical axis, and both shifts of `register`.
+# Rotations to start from, in degrees about the left-right, the front-back and the vertical axis.
 TURNS = tuple(itertools.product((-20.0, -10.0, 0.0, 10.0, 20.0), (-10.0, 0.0, 10.0), (-10.0, 0.0, 10.0)))
-# So many starts with the highest mutual information are followed on the coarse grid, and so many of those on the fine.
+# Number of starts that are optimised on the coarse grid, and number of results that are then optimised on the fine
+# grid. Those with the highest mutual information are chosen.
 FOLLOWED, REFINED = 4, 1
-# Fixed, so that sums are taken in one order on every machine.
+# Number of threads. It is fixed, so that sums are added in the same order on every machine.
 WORK_UNITS = 4
-# A small motion needs such a gain in mutual information, as a share. Scanners' positions are right more often.
+# A motion below `SMALL_DEGREES` and `SMALL_MM` is used only if it raises the mutual information by the share
+# `LEAST_GAIN`. For smaller gains, the position from the scanner is more often correct.
 LEAST_GAIN, SMALL_DEGREES, SMALL_MM = 0.01, 0.3, 0.3
+# Margin around the brain in which the images are also compared.
 MARGIN_MM = 12.0
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -37,11 +42,11 @@ class Motion:
     """Rigid motion that brings one image to another.
 
     Attributes:
-        matrix: From points of the moving image to points of the reference, in millimetres (RAS), `(4, 4)`.
+        matrix: Matrix from points of the moving image to points of the reference, in millimetres (RAS), `(4, 4)`.
         before: Mutual information at the position that the headers give.
         after: Mutual information after the motion.
         turn_degrees: Angle of the rotation.
-        shift_mm: Distance that the centre of the reference moves.
+        shift_mm: Distance by which the centre of the reference moves.
     """
 
     matrix: np.ndarray
@@ -52,11 +57,11 @@ class Motion:
 
     @property
     def is_none(self) -> bool:
-        """Whether the image stays where its header places it."""
+        """Whether the image keeps the position that its header gives."""
         return np.array_equal(self.matrix, np.eye(4))
 
     def moved(self, volume: Volume) -> Volume:
-        """The volume at its new position. No voxel is interpolated: its affine changes."""
+        """The volume at its new position. Only the affine changes, so no voxel is interpolated."""
         return Volume(volume.array, self.matrix @ volume.affine)
 
 
@@ -65,13 +70,14 @@ def register(
 ) -> Motion:
     """Find the rigid motion that brings `moving` to `reference`.
 
-    The position from the headers is kept if moving the image does not increase the mutual information.
+    The result is the identity if no motion has a higher mutual information than the position that the headers give, or
+    if the motion is small and raises the mutual information only a little.
 
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: As for `optimum`.
-        moving_brain: As for `optimum`.
+        brain: Brain mask of the reference, see `optimum`.
+        moving_brain: Brain mask of the moving image, see `optimum`.
     """
     found = optimum(reference, moving, brain=brain, moving_brain=moving_brain)
     is_small = found.turn_degrees < SMALL_DEGREES and found.shift_mm < SMALL_MM
@@ -85,21 +91,22 @@ def optimum(
 ) -> Motion:
     """Find the motion with the highest mutual information near the starts, without preference for the headers.
 
-    The mutual information at the position from the headers may be even higher, but the search does not reach it: where
-    the grids of both images are parallel, mutual information has artefacts (Pluim et al. 2000, doi
-    10.1006/cviu.1999.0816).
+    Mutual information has artefacts at positions where the grids of both images are parallel (Pluim et al. 2000, doi
+    10.1006/cviu.1999.0816). The position that the headers give may therefore have a higher mutual information than the
+    result.
 
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain in the reference, bool in its shape. The images are then compared there and in a margin, where a
-            head moves as one piece.
-        moving_brain: Brain in the moving image. The search also begins where both brains have one centre.
+        brain: Brain mask of the reference, bool in its shape. With `brain`, the images are compared only in the
+            brain and a margin around the brain, where the head moves as a rigid body.
+        moving_brain: Brain mask of the moving image. With `brain` and `moving_brain`, the search also starts from the
+            position at which the centres of both brains coincide.
     """
     coarse, fine = (_Pair.of(reference, moving, brain, edge_mm) for edge_mm in (COARSE_MM, FINE_MM))
     centre = _centre(fine.fixed, fine.mask)
     shift = np.zeros(3)
-    # Where headers come from different studies, the heads may lie far apart.
+    # If the images come from different studies, the heads may be far apart.
     if brain is not None and moving_brain is not None:
         apart = _mask_centre(moving, moving_brain) - _mask_centre(reference, brain)
     else:
@@ -160,7 +167,7 @@ class _Pair:
 
 
 def _climbed(pair: _Pair, start: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
-    """The nearest optimum of mutual information."""
+    """Climb from a start to the nearest optimum of mutual information."""
     found = sitk.Euler3DTransform(start)
     method = pair.method()
     # On real heads, a relaxation of 0.5 stops up to 3 mm short of the optimum.
@@ -172,20 +179,23 @@ def _climbed(pair: _Pair, start: sitk.Euler3DTransform) -> sitk.Euler3DTransform
     try:
         method.Execute(pair.fixed, pair.moving)
     except RuntimeError:
-        # The images no longer overlap, which no start near the truth leads to.
+        # The images no longer overlap. This does not happen from a start near the correct position.
         return start
     return found
 
 
 def _best(pair: _Pair, candidates: list[sitk.Euler3DTransform], count: int) -> list[sitk.Euler3DTransform]:
-    """The candidates with the highest mutual information."""
+    """The `count` candidates with the highest mutual information."""
     return sorted(candidates, key=lambda candidate: -pair.information(candidate))[:count]
 
 
 def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
-    """The volume on a grid of cubes with axes of its own, smoothed where it is finer, its brightest spots clipped."""
+    """Resample a volume to cubic voxels along its own axes.
+
+    The volume is smoothed first if its voxels are smaller, and its brightest voxels are clipped.
+    """
     edges = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    # The nearest rotation, for affines that lean by the rounding of their header.
+    # The nearest rotation replaces axes that are not perpendicular, because header values are rounded.
     left, _, right = np.linalg.svd(volume.affine[:3, :3] / edges)
     sigma = np.maximum(0.0, edge_mm / edges - 1) / 2
     array = ndimage.gaussian_filter(np.asarray(volume.array, dtype=np.float32), sigma)
@@ -209,14 +219,14 @@ def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
 
 
 def _centre(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
-    """Centre of mass in LPS."""
+    """Centre of mass of the mask, or of the image without a mask, in millimetres (LPS)."""
     array = sitk.GetArrayViewFromImage(image if mask is None else mask).astype(np.float32)
     index = ndimage.center_of_mass(array)[::-1] if array.any() else (np.array(image.GetSize()) - 1) / 2
     return np.array(image.TransformContinuousIndexToPhysicalPoint([float(value) for value in index]))
 
 
 def _mask_centre(volume: Volume, mask: np.ndarray) -> np.ndarray:
-    """Centre of a mask in LPS."""
+    """Centre of mass of a mask, in millimetres (LPS)."""
     return (TO_LPS @ volume.affine @ [*ndimage.center_of_mass(mask), 1])[:3]
 
 

@@ -1,4 +1,4 @@
-"""A series of DICOM files: the positions of its slices, and how it was acquired."""
+"""A series of DICOM files: the positions of its slices, and its acquisition parameters."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What the headers of a series say about how it was acquired.
+    """Acquisition parameters from the headers of a series.
 
     Attributes:
         modality: Modality, such as `MR` or `CT`.
         description: Series description, or protocol name if there is none.
-        image_type: Values in capitals, such as `ORIGINAL`, `PRIMARY`, `M`.
-        scanning: Scanning sequence: `SE`, `IR`, `GR`, `EP`, `RM`.
-        echo_ms: Echo time; `None` if the header does not say.
-        repetition_ms: Repetition time.
-        inversion_ms: Inversion time.
-        agent: Name of the contrast agent; empty without one.
-        angiography: Whether the header says that it is an angiography.
-        diffusion: Whether a b-value is given.
-        is_secondary: Whether these are secondary captures, such as screenshots.
+        image_type: Values of the image type in capitals, such as `ORIGINAL`, `PRIMARY`, `M`.
+        scanning: Values of the scanning sequence: `SE`, `IR`, `GR`, `EP`, `RM`.
+        echo_ms: Echo time in milliseconds; `None` if unknown.
+        repetition_ms: Repetition time in milliseconds; `None` if unknown.
+        inversion_ms: Inversion time in milliseconds; `None` if unknown or zero.
+        agent: Name of the contrast agent; empty if the header names none.
+        angiography: Whether the header marks the series as an angiography.
+        diffusion: Whether the header contains a b-value.
+        is_secondary: Whether the images are secondary captures, such as screenshots.
     """
 
     modality: str = "MR"
@@ -39,25 +39,25 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Series:
-    """One stack of slices: a series, or the part of one with the same echo time and orientation.
+    """One stack of slices: a series, or the part of a series with one echo time, orientation and size.
 
     Attributes:
-        number: Row in the table, from 1.
+        number: Number of the row in the list of series, from 1.
         uid: Series instance UID.
         study: Study instance UID.
         patient: Digest that is equal for files of one patient.
         date: Study date as `YYYYMMDD`; empty if unknown.
         files: Paths, sorted by position along the normal.
         positions: Centre of the first voxel of each slice in millimetres (LPS), in the same order; empty if unknown.
-        cosines: Directions along which the index of the column and that of the row grow; empty if unknown.
-        acquisition: How it was acquired.
-        shape: Columns, rows and different slice positions.
-        spacing_mm: Between columns, rows and slices.
-        plane: `transverse`, `sagittal` or `coronal`, with `oblique` behind it if turned by far; `none` if the headers
-            give no orientation.
-        volumes: How often each position was imaged.
-        gaps: Number of gaps between slices that differ from the usual one.
-        cut_off: Number of files that are shorter than their header says.
+        cosines: Unit vectors (LPS) along which the column index and the row index grow, 6 numbers; empty if unknown.
+        acquisition: Acquisition parameters.
+        shape: Numbers of columns, rows and different slice positions.
+        spacing_mm: Distances between columns, between rows and between slices, in millimetres.
+        plane: `transverse`, `sagittal` or `coronal`, with `oblique` added for a large angle to that plane; `none` if
+            the headers give no orientation.
+        volumes: Number of images at each slice position.
+        gaps: Number of gaps between slices that differ from the usual gap.
+        cut_off: Number of files that are shorter than their headers announce.
     """
 
     number: int
@@ -78,5 +78,5 @@ class Series:
 
     @property
     def coverage_mm(self) -> float:
-        """Length of the stack along its normal."""
+        """Length of the stack along its normal, in millimetres."""
         return self.shape[2] * self.spacing_mm[2]

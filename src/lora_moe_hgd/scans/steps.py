@@ -1,8 +1,8 @@
-"""Store the finished steps of a preparation, so that a stopped run continues after the last one.
+"""Store the finished steps of a preparation, so that a stopped run continues after the last of them.
 
-A result is stored under the digest of everything that it was made from: voxels, affine, options, code and version. A
-changed image or option has another digest, so an old result is never used for it. Only brain masks and motions are
-stored. They show no face, and their headers contain only geometry.
+The file name of a result contains a digest of all its inputs: voxels, affine, options, code and version. A change of
+an input changes the digest, so that an old result is never reused. Only brain masks and motions are stored, because
+these show no face. The headers of the masks contain only geometry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNFINISHED = ".unfinished"
 
 
 class Steps:
-    """Results of the steps of one preparation.
+    """Store of the results of the finished steps of one preparation.
 
     Args:
         folder: Folder for the results. `None` stores nothing.
@@ -44,12 +44,12 @@ class Steps:
         self.reused: list[str] = []
 
     def brain(self, sequence: str, volume: Volume, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the brain that deepbet finds on a volume, bool in its shape: the stored one, or a new one.
+        """Return the mask of the brain on a volume, bool in its shape. A mask that is not stored yet is computed.
 
         Args:
-            sequence: Its name.
-            volume: The head.
-            make: Finds it.
+            sequence: Name of the sequence.
+            volume: Image with the skull.
+            make: Function that computes the mask with deepbet.
         """
         if self.folder is None:
             return make()
@@ -72,14 +72,14 @@ class Steps:
         brains: tuple[np.ndarray | None, np.ndarray | None],
         make: Callable[[], Motion],
     ) -> Motion:
-        """Return the motion of a sequence to the reference: the stored one, or a new one.
+        """Return the motion of a sequence to the reference. A motion that is not stored yet is computed.
 
         Args:
             sequence: Name of the moving image.
             reference: Name of the image that the moving one is registered to.
             images: Reference and moving image.
-            brains: The brain in each; `None` if it is not known.
-            make: Finds the motion.
+            brains: Brain mask of the reference and of the moving image; `None` if unknown.
+            make: Function that computes the motion.
         """
         if self.folder is None:
             return make()
@@ -100,13 +100,13 @@ class Steps:
 
 @contextmanager
 def steps_in(out: Path) -> Iterator[Steps]:
-    """Store steps in a hidden folder of the output folder, which is removed when the block ends without an error."""
+    """Store steps in a hidden folder of the output folder. The folder is removed when the block ends without error."""
     folder = out / UNFINISHED
     try:
         yield Steps(folder)
     except KeyboardInterrupt:
         if folder.is_dir():
-            print(f"\nThe finished steps are in {folder}. The same command goes on after them.", file=sys.stderr)
+            print(f"\nThe finished steps are in {folder}. Start the same command again to continue.", file=sys.stderr)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,7 +119,7 @@ def content_of(volume: Volume) -> str:
 
 
 def _stored_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The mask in the file; `None` if there is none, or it is damaged."""
+    """Read a stored mask; `None` if the file is missing or damaged."""
     try:
         image = read_image(path).image
     except ValueError:
@@ -128,7 +128,7 @@ def _stored_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _stored_motion(path: Path) -> Motion | None:
-    """The motion in the file; `None` if there is none, or it is damaged."""
+    """Read a stored motion; `None` if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
         motion = Motion(**{**content, "matrix": np.array(content["matrix"], dtype=np.float64)})

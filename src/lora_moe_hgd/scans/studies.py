@@ -1,6 +1,6 @@
-"""The patients, studies and series of a folder of DICOM files.
+"""List the patients, studies and series in a folder of DICOM files.
 
-No patient data leaves this module. Patients are distinguished by a digest that is kept in memory.
+No patient data leaves this module. Patients are distinguished by a digest, which is never written to a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .deflated import inflated, is_deflated
 from .raw import files_below, is_dicom
 from .series import Acquisition, Series
 
-# Everything that is read from a header, besides sequences of enhanced files.
+# Elements that are read from a header.
 KEYWORDS = [
     "SOPClassUID",
     "Modality",
@@ -61,15 +61,16 @@ KEYWORDS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-# Compressed pixels end with this item. Little follows it in a file.
+# Item at the end of compressed pixels, and the largest distance in bytes from its start to the end of the file.
 LAST_ITEM, LAST_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0", 4096
 # Slices of one stack have equal cosines up to the rounding of the header.
 SAME_COSINES = 1e-2
 SAME_POSITION_MM = 0.05
-# A gap between slices that differs by this share of the usual one is uneven.
+# A gap between slices is uneven if it differs from the usual gap by more than this share.
 UNEVEN = 0.1
 OBLIQUE_DEGREES = 20.0
-# Shorter words of a name, such as initials, are parts of other words. Names in Chinese letters and the like are short.
+# Words of the patient's name with fewer letters are not blacked out, because short words, such as initials, are also
+# parts of other words. The second limit is for wide letters, such as Chinese ones.
 MIN_NAME, MIN_WIDE_NAME = 3, 2
 
 
@@ -109,23 +110,25 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
                 unreadable += 1
                 continue
             slices += _slices(path, header, cut_off=cut_off)
-        # Whatever pydicom raises over bytes that make no sense, for its user it is one thing.
+        # pydicom raises many kinds of errors for invalid bytes. Each of them means that the file cannot be read.
         except Exception:
             unreadable += 1
     if not found:
-        raise BadInputError(folder, "No DICOM file was found here or below.")
+        raise BadInputError(folder, "No DICOM file was found in this folder or below.")
     if directories == found:
-        raise BadInputError(folder, "There is a DICOMDIR, but none of the files that it lists. Copy the whole medium.")
+        raise BadInputError(
+            folder, "There is a DICOMDIR, but none of the files that it lists. Copy the entire medium."
+        )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
     return [replace(row, number=number) for number, row in enumerate(rows, start=1)], unreadable
 
 
 def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -> list[Series]:
-    """Return the series of one study. If there are several, `wanted` is the number or the UID of one.
+    """Return the series of one study. If there are several studies, `wanted` is the number or UID of one of them.
 
     Raises:
-        BadInputError: If there are several studies or patients and none is chosen, or if the chosen one is missing.
+        BadInputError: If there are several studies or patients and `wanted` is `None`, or if there is no such study.
     """
     studies = list(dict.fromkeys(row.study for row in series))
     patients = list(dict.fromkeys(row.patient for row in series))
@@ -160,8 +163,8 @@ def shown_date(date: str) -> str:
 
 
 def unreadable_files(count: int) -> str:
-    """What to do about DICOM files that cannot be read."""
-    return f"{counted(count, 'DICOM file')} cannot be read. Was the copy cut off? If so, copy the study again."
+    """Warning about DICOM files that cannot be read."""
+    return f"{counted(count, 'DICOM file')} cannot be read. If the copy was cut off, copy the study again."
 
 
 def case_id_of(study: str) -> str:
@@ -170,7 +173,7 @@ def case_id_of(study: str) -> str:
 
 
 def _slices(path: Path, header: Dataset, *, cut_off: bool) -> list[_Slice]:
-    """The slices of a file: one, or those of an enhanced file."""
+    """The slices of a file: a single slice, or all slices of an enhanced file."""
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         cosines = _numbers(header.get("ImageOrientationPatient"), 6)
@@ -203,7 +206,7 @@ def _slices(path: Path, header: Dataset, *, cut_off: bool) -> list[_Slice]:
 
 
 def _nested(frame: Dataset, shared: Dataset, group: str, keyword: str) -> Any:
-    """Value of a functional group, of the frame or of all frames; `None` if neither has it."""
+    """Value in a functional group of the frame, or else of all frames; `None` if neither has the group."""
     for place in (frame, shared):
         items = place.get(group)
         if items:
@@ -298,7 +301,7 @@ def _acquisition(part: _Slice) -> Acquisition:
 
 
 def _without_patient(text: str, header: Dataset) -> str:
-    """Black out the words of the patient's name and number in `text`: some sites write them into other fields."""
+    """Black out the words of the patient's name and number in `text`, because some sites write these anywhere."""
     words = re.split(r"[\^=\s,]+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}")
     for word in words:
         is_wide = all(unicodedata.east_asian_width(letter) in "WF" for letter in word)
@@ -308,19 +311,19 @@ def _without_patient(text: str, header: Dataset) -> str:
 
 
 def _patient(header: Dataset) -> str:
-    """Digest of the patient's number; of name and date of birth if there is none."""
+    """Digest of the patient's number, or of name and date of birth if there is no number."""
     number = str(header.get("PatientID", "") or "").strip()
     parts = [number] if number else [str(header.get(name, "") or "") for name in ("PatientName", "PatientBirthDate")]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
 
 def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
-    """Whether the pixels of a file are incomplete: uncompressed ones too few, compressed ones without their end.
+    """Whether the pixels of a file are incomplete: too few if uncompressed, without end marker if compressed.
 
     Args:
-        file: Open file at the beginning of its pixels, or at its end if it has none.
+        file: Open file at the beginning of its pixels, or at its end if it has no pixels.
         header: Header of the file.
-        left: Bytes from there to the end of the file.
+        left: Number of bytes from the position of `file` to its end.
     """
     syntax = header.file_meta.get("TransferSyntaxUID")
     if not header.get("Rows"):
@@ -328,7 +331,7 @@ def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
     if syntax is not None and syntax.is_compressed:
         file.seek(max(0, left - LAST_BYTES), os.SEEK_CUR)
         return LAST_ITEM not in file.read()
-    # Tag, kind and length come first. The kind is left out in the implicit form.
+    # Tag, value representation (VR) and length come before the pixels. Implicit syntaxes leave out the VR.
     left -= 8 if syntax is None or syntax.is_implicit_VR else 12
     values = [int(header.get(name, 1) or 1) for name in ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames")]
     return left < math.prod(values) * int(header.get("BitsAllocated", 8) or 8) // 8
@@ -340,7 +343,7 @@ def _normal(cosines: Sequence[float]) -> np.ndarray:
 
 
 def _plane(normal: np.ndarray) -> str:
-    """Name of the plane across a normal in the patient's axes.
+    """Name of the plane that is perpendicular to `normal`, a unit vector (LPS).
 
     Example:
         >>> _plane(np.array([0.0, -0.1, 0.99]))
@@ -364,7 +367,7 @@ def _number(value: Any) -> float | None:
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """`count` finite numbers, or `None`."""
+    """Convert `values` to `count` finite numbers; `None` if that is impossible."""
     try:
         numbers = tuple(_number(value) for value in values)
     except TypeError:
@@ -375,7 +378,7 @@ def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
 
 
 def _text(value: Any) -> str:
-    """Value of a header as one line that can be printed."""
+    """Convert the value of a header element to one line of printable text."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(value or "")).split())
 
 

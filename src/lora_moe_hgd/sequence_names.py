@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.task import Task
+from .files import did_you_mean
+from .model.configuration_lora_moe_hgd import MODALITIES
+from .model.task import Task
 
 Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
 
-# Kind -> words. A word may stand alone or be joined to others, as in `axt1post`. Words of no kind are ignored.
+# Words of each kind. A word may be alone or joined to other words, as in `axt1post`. Unknown words are ignored.
 WORDS = {
     "t1": "t1 t1w t1wi mprage spgr fspgr bravo",
     "t1 contrast": "t1c ct1 ct1w",
@@ -49,13 +51,13 @@ WORDS = {
     "tfe ffe mpr vibe space spc cube vista blade propeller",
 }
 KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
-# A joined word must contain one of these kinds: `petra` is a first name, not PET and transversal.
+# A text of joined words must contain a word of these kinds: `petra` is a first name, not PET and transversal.
 CORE = {"t1", "t1 contrast", "t1 native", "t2", "flair", "seg"}
 
 # Entities of BIDS names whose value says nothing about the sequence. BIDS names begin with `sub-`.
 BIDS_ENTITIES = re.compile(r"(?:^|_)(?:sub|ses|space|run|task|dir|res|den|from|to|mode)-[^_]*")
-# Signs and phrases in lower case. They are replaced before the name is split at all characters except letters and
-# digits.
+# Signs and phrases in lower case, with their replacements. They are replaced before the name is split at all
+# characters except letters and digits.
 SIGNS = (
     (r"\*", "star "),
     (r"w/o\b", " without "),
@@ -120,7 +122,7 @@ def role_of(description: str) -> Role | None:
 
 
 def role_in(task: Task, description: str) -> str | None:
-    """Find the sequence of a task in a file name.
+    """Find the sequence of a task that a file name belongs to.
 
     The words of the task have priority over the built-in words.
 
@@ -140,12 +142,31 @@ def role_in(task: Task, description: str) -> str | None:
         return found[0] if len(found) == 1 else None
     if known in named and not named[known]:
         return known
-    # A sequence that the task does not have, or a label map without the words of the task.
+    # The name is that of a sequence that the task lacks, or of a label map without the task's own words for it.
     return "other" if known in (*MODALITIES, "seg", "other") else None
 
 
+def sequence_hint(name: str, known: Sequence[str]) -> str:
+    """Sentence about the known name that an unknown name probably stands for, for the end of a message.
+
+    Args:
+        name: Name of a sequence, or an option such as `--t1ce`.
+        known: Names, or options, that exist.
+
+    Example:
+        >>> print(sequence_hint("T1gd", ["t1", "t1c"]), sequence_hint("--t1ce", ["--t1", "--t1c"]))
+         'T1gd' is named 't1c' here.  '--t1ce' is named '--t1c' here.
+        >>> print(sequence_hint("flare", ["t1", "flair"]))
+         Did you mean 'flair'?
+    """
+    if name in known:
+        return ""
+    own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
+    return f" '{name}' is named '{own}' here." if own in known else did_you_mean(name, known)
+
+
 def _kinds(description: str) -> list[str]:
-    """Kinds of the words of a name. Numbers are kept as they are, and `?` stands for unknown words."""
+    """Kind of each word of a name. A number stays as it is, and an unknown word becomes `?`."""
     if description.lower().startswith("sub-"):
         description = BIDS_ENTITIES.sub("_", description)
     plain = unicodedata.normalize("NFKD", description).encode("ascii", "ignore").decode()
@@ -156,7 +177,7 @@ def _kinds(description: str) -> list[str]:
     for chunk in re.findall(r"[a-z0-9]+", text):
         words = [chunk] if chunk in KIND else _joined(chunk)
         if words is None:
-            # `flair1` and `seg01`, but not `t11`.
+            # Ignore a number at the end: `flair1` and `seg01` are known words, but `t11` is not.
             words = _joined(re.sub(r"(?<=[a-z])\d+$", "", chunk))
         if words is None or (len(words) > 1 and not CORE & {KIND[word] for word in words}):
             kinds.append(chunk if chunk.isdigit() else "other" if chunk.endswith("map") else "?")
