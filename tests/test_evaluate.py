@@ -204,7 +204,7 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
         write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
         for number in ("five", "six")
     )
-    assert "Rows with fewer than 6 cases (5 here) have no p value" in few
+    assert "Rows with fewer than 6 cases (here as few as 5) have no p value" in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
     assert f"for {len(table)} tests" in enough
@@ -454,7 +454,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     said = capsys.readouterr()
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
-    assert "2 of 3 cases could be scored. These failed:\n  case_001: " in said.err
+    assert "2 of 3 cases could be scored. These cases failed:\n  case_001: " in said.err
     note = "1 of 3 cases could not be scored and is left out (findings.csv says why)."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()

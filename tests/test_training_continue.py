@@ -103,7 +103,9 @@ def test_a_changed_run_is_moved_aside_and_what_changed_is_said(
     (aside,) = runs.aside()
     assert (aside / "resume").is_dir()
     shown = capsys.readouterr().out
-    assert re.search(rf"held an unfinished run with other options \({change}\)\. It is now in {aside}", shown), shown
+    assert re.search(
+        rf"contained an unfinished run with other options \({change}\)\. This run is now in {aside}", shown
+    ), shown
 
 
 def test_a_finished_run_with_the_same_options_is_moved_aside(runs: Runs, capsys) -> None:
@@ -197,7 +199,7 @@ def test_a_finished_run_is_trained_further_with_new_options(tmp_path: Path, cach
     for change in ("epochs 1 -> 3", "optim.lr 0.001 -> 0.0001", "sample.batch_size 2 -> 4"):
         assert change in shown
     assert "Resuming after step 2, in epoch 2." in shown
-    assert "the next validated weights replace `best`" in shown
+    assert "the next checkpoint replaces `best`" in shown
     steps = [row["step"] for row in read_metrics(folder) if "loss/total" in row]
     assert steps == [1, 2, 3, 4]
     (state,) = (folder / "resume").iterdir()

@@ -52,12 +52,12 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
 
     Args:
         config: Options of the run.
-        build: Builds network and processor instead of `build_network`. The network must have the call signature of
-            the segmenter.
-        style: Ranges that phantoms are drawn from.
+        build: Function that builds network and processor instead of `build_network`. The network must have the call
+            signature of `LoraMoeHgdForSegmentation`.
+        style: Ranges of the random properties of phantoms.
 
     Raises:
-        ValueError: If the data, the base or the output folder cannot be used. It is raised before the first step.
+        ValueError: If the data, the base or the output folder cannot be used. This is checked before the first step.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -134,7 +134,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
 
 
 def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
-    """Build the network to train, with its adapter, and its processor.
+    """Build the network to train, including its adapter, and the processor.
 
     Raises:
         ValueError: If the base cannot be used, or if an adapter is requested but the task changes the network.
@@ -157,7 +157,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
                     "with `--adapter none --lora null`. You can train adapters for the resulting network later."
                 )
             network, processor, lines = start_from(network, processor, given)
-            # Only the first process prints.
+            # With several processes, only the first process prints.
             PartialState().print("\n".join([f"{given.name} starts from {config.base}.", *lines]))
     if config.sample.spacing_mm is not None:
         processor.target_spacing_mm = [config.sample.spacing_mm] * 3
