@@ -63,7 +63,7 @@ def test_a_column_names_the_sequences_of_published_scores(tmp_path: Path) -> Non
     [
         (
             ["case,wt_mean,et", "a,0.5,0.5"],
-            "has the columns case, wt_mean, et. Give it the column case, one column per",
+            "has the columns case, wt_mean, et. It must have the column case and a column of Dice",
         ),
         (["name,wt", "a,0.5"], "has the columns name, wt. It must have the column case"),
         (["case,subset", "a,all"], "has the columns case, subset. It must have"),

@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: P
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    rule = r"step 2 could not be written .*No space left.* it resumes from step-00000001"
+    rule = r"step 2 could not be written .*No space left.* then resumes from step-00000001"
     with pytest.raises(StateError, match=rule):
         write_state(tmp_path, state_of(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -221,7 +221,7 @@ def test_a_wrong_file_is_refused_with_file_and_key(tmp_path: Path, text: str, ru
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no configuration file none\.yaml"):
+    with pytest.raises(ValueError, match=r"The configuration file none\.yaml does not exist"):
         read_config(["--config", "none.yaml"])
 
 

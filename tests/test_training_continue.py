@@ -111,7 +111,7 @@ def test_a_changed_run_is_moved_aside_and_what_changed_is_said(
 def test_a_finished_run_with_the_same_options_is_moved_aside(runs: Runs, capsys) -> None:
     runs.begin(epochs_done=50, finished=True)
     runs.open()
-    assert "held a finished run with the same options." in capsys.readouterr().out
+    assert "contained a finished run with the same options." in capsys.readouterr().out
     assert len(runs.aside()) == 1
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
             {"epochs_done": 2},
             [],
             {"split": Split(["a", "b"], ["c", "d"])},
-            "trained on c, but the new split does not .* Keep the old split with `--split-file .*split.csv`",
+            r"trained on c, which the new split does not train on\. Keep the old split with `--split-file .*csv`",
         ),
     ],
 )

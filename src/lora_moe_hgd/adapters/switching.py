@@ -92,7 +92,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit the base: {_last_line(error)}") from error
         if lost := [*result.missing_keys, *result.unexpected_keys]:
-            raise ValueError(f"The adapter in {folder} does not fit the base: only one of them has {lost[0]}.")
+            raise ValueError(f"The adapter in {folder} does not fit the base: {lost[0]} is only in one of them.")
     _activate(network, next(iter(folders)))
     return network
 

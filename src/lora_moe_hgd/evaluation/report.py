@@ -180,9 +180,11 @@ def to_markdown(
     several = rows["case_id"].nunique() > 1
     parts = [
         *notes,
-        "Dice, with 95 % bootstrap intervals over cases." if several else "Dice of one case, so without intervals.",
+        "Dice of each subset of the sequences (row) and region (column)"
+        + (": mean over cases, with a 95 % bootstrap interval." if several else ". One case has no interval."),
         dice_table(summary, task),
-        "Means of the other metrics over subsets and cases.",
+        "Means of the other metrics over subsets and cases, for each region. Distances (`_mm`) are in millimetres, "
+        "volumes (`_ml`) in millilitres.",
         _table(
             ["metric", *regions],
             [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
@@ -190,8 +192,8 @@ def to_markdown(
     ]
     parts += [
         "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
-        "the variance of the true volumes that the found ones explain"
-        + ("." if several else ", which needs several cases."),
+        "the variance of the true volumes that the predicted volumes explain"
+        + ("." if several else ". R2 needs several cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -199,7 +201,8 @@ def to_markdown(
     ]
     if worth:
         parts += [
-            f"Contribution of each sequence to the Dice of all {NUMBERS[len(task.modalities) - 1]} (Shapley values).",
+            f"Contribution of each sequence to the mean Dice with all {NUMBERS[len(task.modalities) - 1]} sequences "
+            "(Shapley values).",
             _table(
                 ["sequence", *map(shown, worth)],
                 [[name, *_numbers(values[name] for values in worth.values())] for name in task.modalities],
@@ -208,8 +211,8 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the expected "
-        "Dice, the true Dice, and the rank correlation of both Dice values.",
+        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, mean expected "
+        "Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman).",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],

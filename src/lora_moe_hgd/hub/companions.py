@@ -6,12 +6,16 @@ import base64
 import hashlib
 import json
 import shutil
+import tomllib
 import zipfile
-from importlib.metadata import distributions
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import SpaceCard, hf_hub_url
+
+from ..pretrained import shipped_names
 
 PACKAGE = Path(__file__).parents[1]
 NOTEBOOK = PACKAGE / "hub/segment_your_case.ipynb"
@@ -32,16 +36,13 @@ wheel = hf_hub_download({arguments})
 def write_wheel(folder: Path) -> Path:
     """Pack the installed package into a wheel, and return the path of the wheel.
 
-    The package may be installed from a clone or from a wheel, and need not be on PyPI. The same files give the same
-    bytes.
+    The package may be installed from a clone or from a wheel, and need not be on PyPI. Other files in the package's
+    folder, such as checkpoints of the user, are left out. The same files give the same bytes.
     """
     installed = next(found for found in distributions(name="lora-moe-hgd") if found.read_text("METADATA"))
     information = f"lora_moe_hgd-{installed.version}.dist-info"
-    files = {
-        path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes()
-        for path in (PACKAGE.parent / "lora_moe_hgd_cli.py", *sorted(PACKAGE.rglob("*")))
-        if path.is_file() and path.suffix != ".pyc"
-    }
+    paths = sorted({path for path in _package_files(installed) if path.is_file() and path.suffix != ".pyc"})
+    files = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in paths}
     files[f"{information}/METADATA"] = str(installed.read_text("METADATA")).encode()
     files[f"{information}/entry_points.txt"] = str(installed.read_text("entry_points.txt")).encode()
     files[f"{information}/WHEEL"] = WHEEL
@@ -58,6 +59,23 @@ def write_wheel(folder: Path) -> Path:
             method = zipfile.ZIP_STORED if name.endswith((".safetensors", ".gz")) else zipfile.ZIP_DEFLATED
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content, method)
     return path
+
+
+def _package_files(installed: Distribution) -> Iterator[Path]:
+    """Files of the package: by the build rules of a clone, otherwise by the record of the installed wheel."""
+    build_rules = PACKAGE.parents[1] / "pyproject.toml"
+    if not build_rules.is_file():
+        names = (PACKAGE.name, "lora_moe_hgd_cli.py")
+        yield from (PACKAGE.parent / file for file in installed.files or () if file.parts[0] in names)
+        return
+    setuptools = tomllib.loads(build_rules.read_text())["tool"]["setuptools"]
+    yield from (PACKAGE.parent / f"{module}.py" for module in setuptools["py-modules"])
+    yield from (path for path in PACKAGE.rglob("*.py") if (path.parent / "__init__.py").is_file())
+    shipped = [PACKAGE / "pretrained" / name for name in shipped_names()]
+    for pattern in setuptools["package-data"][PACKAGE.name]:
+        for path in PACKAGE.glob(pattern):
+            if PACKAGE / "pretrained" not in path.parents or path.parent in shipped:
+                yield path
 
 
 def _record_digest(content: bytes) -> str:

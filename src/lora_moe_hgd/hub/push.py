@@ -142,8 +142,7 @@ def publish(
     _report(done, repo, commit.commit_url)
     if space is not None:
         with _step(f"The upload of the Space {space}", done), tempfile.TemporaryDirectory() as scratch:
-            (wheel,) = staged.glob("*.whl")
-            write_space(Path(scratch), repo=repo, revision=revision, commit=commit.oid, wheel=wheel.name)
+            _write_space(staged, Path(scratch), repo=repo, revision=revision, commit=commit.oid)
             address = api.create_repo(space, repo_type="space", space_sdk="gradio", exist_ok=True)
             api.upload_folder(
                 repo_id=space, repo_type="space", folder_path=scratch, commit_message=f"The page of {repo}"
@@ -288,7 +287,9 @@ def main(argv: Sequence[str]) -> None:
         if space is not None and not any(staged.glob("*.whl")):
             raise ValueError("--space needs a checkpoint for brain tumours, but this has another task. Omit --space.")
         if args.dry_run:
-            print(_listing(staged))
+            print(_listing(staged, f"the repository {args.repo}"))
+            if space is not None:
+                print(_space_listing(staged, space, repo=args.repo, revision=args.revision))
             others = [f"the Space {space}"] if space else []
             others += [f"the collection {args.collection}"] if args.collection else []
             print(f"Nothing was pushed to {', '.join([args.repo, *others])}, because of --dry-run.")
@@ -313,8 +314,21 @@ def _check_name(option: str, name: str) -> None:
         raise ValueError(f"{option} must be OWNER/NAME, such as me/brats-tiny, got {name}.")
 
 
-def _listing(folder: Path) -> str:
-    """Size and name of every file."""
+def _write_space(staged: Path, into: Path, *, repo: str, revision: str | None, commit: str) -> None:
+    """Write the files of the Space of a staged repository into the folder `into`."""
+    (wheel,) = staged.glob("*.whl")
+    write_space(into, repo=repo, revision=revision, commit=commit, wheel=wheel.name)
+
+
+def _space_listing(staged: Path, space: str, *, repo: str, revision: str | None) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        # A commit exists only after a push. Every commit has 40 digits, so the sizes are correct.
+        _write_space(staged, Path(scratch), repo=repo, revision=revision, commit="0" * 40)
+        return _listing(Path(scratch), f"the Space {space}")
+
+
+def _listing(folder: Path, name: str) -> str:
+    """Size and name of every file in `folder`, below a line that names the repository or the Space."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder).as_posix()}" for path in paths]
-    return "\n".join(lines)
+    return "\n".join([f"Files of {name}:", *lines])

@@ -146,9 +146,9 @@ class RunFolder:
             trained = set(read_run_split(self.path).train)
             if gone := sorted(trained - set(split.train)):
                 raise ValueError(
-                    f"The run in {self.path} was trained on {', '.join(gone)}, but the new split has other training "
-                    f"cases. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in "
-                    "another `--output-dir`."
+                    f"The run in {self.path} was trained on {', '.join(gone)}, which the new split does "
+                    f"not train on. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new "
+                    "run in another `--output-dir`."
                 )
 
     def save_state(self, state: RunState) -> None:
