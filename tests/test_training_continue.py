@@ -14,7 +14,9 @@ from small import small_network
 from small_runs import ROOT, small_run
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.splits import Split, read_run_split
+from lora_moe_hgd.training import plot
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd.training.objectives import SegmentationObjective
@@ -106,6 +108,21 @@ def test_a_changed_run_is_moved_aside_and_what_changed_is_said(
     assert re.search(
         rf"contained an unfinished run with other options \({change}\)\. This run is now in {aside}", shown
     ), shown
+
+
+def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
+    runs.begin(epochs_done=2)
+    (runs.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    record = runs.path / "run.json"
+    content = record.read_text()
+    for changed, rule in (
+        (content + 1_000_000 * " ", "has more than 1000000 bytes"),
+        (content[:-1], "not valid JSON"),
+    ):
+        record.write_text(changed)
+        for read in (runs.open, lambda: trained_among([], runs.path / "best"), lambda: plot.main([str(runs.path)])):
+            with pytest.raises(ValueError, match=rf"run\.json (is )?{rule}"):
+                read()
 
 
 def test_a_finished_run_with_the_same_options_is_moved_aside(runs: Runs, capsys) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..cases.case_files import CaseFiles
+from ..files import read_json
 from ..fingerprints import images_fingerprint
 from ..loading import adapter_base, checkpoint_folder, is_adapter
 from ..splits import FILE_NAME, Split, read_run_split
@@ -56,6 +56,6 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
         run = folder.parent.parent if folder.name == "adapter" else folder.parent
         if (run / "run.json").is_file() and (run / FILE_NAME).is_file():
             yield read_run_split(run)
-            base = json.loads((run / "run.json").read_text())["config"]["base"]
+            base = read_json(run / "run.json")["config"]["base"]
             bases += [base] if base else []
         waiting += [checkpoint_folder(base) for base in bases if Path(base).is_dir()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..arguments import CommandParser
-from ..files import replacing
+from ..files import read_json, replacing
 from ..model.task import BRAIN_TUMOUR, Task
 from .metrics_log import FILE_NAME, read_metrics
 from .run_folder import RUN_FILE
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     rows = read_metrics(folder)
     if not rows:
         raise ValueError(f"{folder / FILE_NAME} contains no steps yet. Draw the curves after the first step.")
-    run = json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).is_file() else {}
+    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     task = Task.from_dict(run["task"]) if run.get("task") else BRAIN_TUMOUR
     _save(plot_curves(rows, task), folder / "curves.png")
     _save(plot_router_load(rows, task), folder / "router_load.png")

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..adapters.card import write_run_card
 from ..adapters.presets import merged
 from ..adapters.saving import save_adapter
-from ..files import counted, remove_leftovers, replacing, replacing_folder
+from ..files import counted, read_json, remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import BRAIN_TUMOUR, Task
@@ -84,7 +84,7 @@ class RunFolder:
         keep_newest_state(self.path / STATES)
 
     def _continue_or_move_aside(self, split: Split, made_from: Mapping[str, Any]) -> None:
-        run = json.loads((self.path / RUN_FILE).read_text())
+        run = read_json(self.path / RUN_FILE)
         changes = self._changes(run, split, made_from)
         listed = "; ".join(changes.values())
         if self.config.continue_run:

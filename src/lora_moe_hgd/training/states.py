@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..files import read_json
+
 KEPT_STATES = 2
 
 
@@ -135,7 +137,7 @@ def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
 def newest_progress(folder: Path) -> Progress | None:
     """Progress of the run in the newest intact state, or `None` if there is no such state."""
     path = next((path for path in _states(folder) if _damaged_file(path) is None), None)
-    return None if path is None else Progress(**json.loads((path / "progress.json").read_text())["progress"])
+    return None if path is None else Progress(**read_json(path / "progress.json")["progress"])
 
 
 def keep_newest_state(folder: Path) -> None:
@@ -152,7 +154,7 @@ def _states(folder: Path) -> list[Path]:
 def _damaged_file(path: Path) -> str | None:
     """Name of the first file of a state that does not match the manifest; `None` if the state is intact."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_json(path / "manifest.json")
     except (OSError, ValueError):
         return "manifest.json"
     for name in _FILES:
@@ -163,7 +165,7 @@ def _damaged_file(path: Path) -> str | None:
 
 
 def _load(path: Path) -> RunState:
-    text = json.loads((path / "progress.json").read_text())
+    text = read_json(path / "progress.json")
     tensors = {name: load((path / f"{name}.safetensors").read_bytes()) for name in _TENSORS}
     return RunState(
         progress=Progress(**text["progress"]),
