@@ -305,7 +305,7 @@ def test_an_adapter_of_another_base_is_refused_by_its_record(shelf: Shelf, tmp_p
     small_network(seed=5).save_pretrained(other)
     site_a = {"site_a": shelf.folders["site_a"]}
     for base in (other, LoraMoeHgdForSegmentation.from_pretrained(other)):
-        with pytest.raises(ValueError, match=f"trained over {shelf.base}, not over {other}"):
+        with pytest.raises(ValueError, match=f"trained on the base {shelf.base}, not on {other}"):
             load_adapters(base, site_a)
     # The same weights in another place are the same base, and a network that was never saved may be any.
     shelf.assert_is(load_adapters(copy, site_a), "site_a")
@@ -328,7 +328,7 @@ def test_names_on_the_hub_are_compared_and_unknown_ones_are_not(shelf: Shelf, tm
             shelf.assert_is(load_adapters(network, {"a": adapter}).eval(), "site_a")
             network = shelf.fresh()
         else:
-            with pytest.raises(ValueError, match="trained over someone/base, not over someone/other"):
+            with pytest.raises(ValueError, match="trained on the base someone/base, not on someone/other"):
                 load_adapters(network, {"a": adapter})
 
 

@@ -714,7 +714,10 @@ def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "d", "--part", "train"], "--part chooses among the cases of a run. Name the run with --cases-of"),
+        (
+            ["--data", "d", "--part", "train"],
+            "--part chooses training or validation cases of a run. Name the run with --cases-of",
+        ),
         (["--compare", "a", "b", "--subsets", "all", "--mirror"], "Leave out --mirror, --subsets, which"),
         (["--compare", "a", "b", "--cases-of", "r"], "Leave out --cases-of, which"),
         (["--compare", "a"], "--compare needs at least two folders of evaluations, but got only a."),

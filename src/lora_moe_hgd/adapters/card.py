@@ -133,7 +133,7 @@ def adapter_card(
     Args:
         name: Hub id of the adapter, or a title for an adapter on this machine.
         base: Hub id or folder of the adapted network. The card shows only the last part of a folder's path.
-        preset: Name of the adapter's preset, see `presets`.
+        preset: Name of the adapter's preset, see the module `presets`.
         training_data: Paragraph on the training data.
         scores: Paragraph on the scores.
         license: Licence of the adapter. Only cards on the Hub need a licence.

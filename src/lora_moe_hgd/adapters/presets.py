@@ -31,8 +31,8 @@ def add_adapter(
     Args:
         network: Network to adapt. It is modified in place.
         preset: `lora` or `lora+decoder`.
-        options: Options of PEFT's `LoraConfig`, which override those of the preset. By default the rank is 8 and alpha
-            is twice the rank.
+        options: Options of PEFT's `LoraConfig`, which override the options of the preset. By default, the rank is 8,
+            and alpha is twice the rank.
         base: Name from which `network` was loaded. The name is saved with the adapter.
 
     Raises:

@@ -53,7 +53,7 @@ def save_adapter(
 def record_base(folder: Path, base: str, *, place: Path) -> None:
     """Write the name and the weights' digest of `base` into the `adapter_config.json` in `folder`.
 
-    The adapter will be used at the path `place`, to which the path of a base on this machine is relative.
+    `place` is the final path of the adapter. The path of a base on this machine is recorded relative to `place`.
     """
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())

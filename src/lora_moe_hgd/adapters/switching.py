@@ -63,8 +63,8 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         The network with its adapters, in evaluation mode.
 
     Raises:
-        ValueError: If a name is invalid or in use, if a folder contains no adapter, or if an adapter was made for
-            another base.
+        ValueError: If a name is invalid or in use, if a folder contains no adapter, or if an adapter was trained
+            on another base.
 
     Example:
         >>> load_adapters("tiny", {"site.a": "runs/a/best/adapter"})
@@ -92,7 +92,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit the base: {_last_line(error)}") from error
         if lost := [*result.missing_keys, *result.unexpected_keys]:
-            raise ValueError(f"The adapter in {folder} does not fit the base: {lost[0]} is only in one of them.")
+            raise ValueError(f"The adapter in {folder} does not fit the base: only one of the two has {lost[0]}.")
     _activate(network, next(iter(folders)))
     return network
 
@@ -105,9 +105,10 @@ def _frozen_config(folder: Path) -> PeftConfig:
 
 @contextmanager
 def using_adapter(model: Adapted, name: str) -> Iterator[None]:
-    """Use the adapter `name` inside the `with` block. After the block, the earlier adapter is active again.
+    """Use the adapter `name` inside the `with` block.
 
-    An exception in the block does not change this. The set of trainable parameters never changes.
+    After the block, also after an exception, the earlier adapter is active again. The set of trainable parameters
+    never changes.
 
     Raises:
         ValueError: If `model` has no such adapter.
@@ -120,9 +121,9 @@ def using_adapter(model: Adapted, name: str) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: Adapted) -> Iterator[None]:
-    """Use the base without adapters inside the `with` block. After the block, the earlier adapter is active again.
+    """Use the base without adapters inside the `with` block.
 
-    An exception in the block does not change this.
+    After the block, also after an exception, the earlier adapter is active again.
 
     Raises:
         ValueError: If `model` has no adapter, or if an adapter trained biases, which replaced the base's biases.
@@ -200,7 +201,7 @@ def blend(
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """Interpolate each weight between `base` (scale 0) and `checkpoint` (scale 1); return network and processor.
 
-    The weights of both networks must have the same names and shapes. The processor is that of `checkpoint`.
+    The weights of both networks must have the same names and shapes. The processor is taken from `checkpoint`.
     """
     return _blend(load_checkpoint(base)[0], load_checkpoint(checkpoint), scale=scale)
 
@@ -311,13 +312,13 @@ def _check_base(folder: Path, given: str) -> None:
     """Check the base of an adapter by its name and, if the base is on this machine, by its weights.
 
     Raises:
-        ValueError: If the adapter was made for another base.
+        ValueError: If the adapter was trained on another base.
     """
     digest, found = base_digest(folder), local_folder(given) if given else None
     if digest and found:
         if (got := tensors_digest(found)) != digest:
             raise ValueError(
-                f"The adapter in {folder} was trained over {adapter_base(folder)} (digest of the weights: "
+                f"The adapter in {folder} was trained on the base {adapter_base(folder)} (digest of the weights: "
                 f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the adapter's own base."
             )
         return
@@ -336,7 +337,7 @@ def _check_base(folder: Path, given: str) -> None:
         same = names[0].partition("@")[0] == names[1].partition("@")[0]
     if not same:
         raise ValueError(
-            f"The adapter in {folder} was trained over {recorded}, not over {given}. Give the adapter's own base."
+            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the adapter's own base."
         )
 
 

@@ -98,13 +98,15 @@ def score(argv: Sequence[str]) -> int:
         cases = [case for case in cases if scorer.possible(case, subsets)]
         if not cases:
             raise ValueError(
-                f"{args.predictions} contains no prediction from any subset in --subsets {args.subsets}. Name others."
+                f"{args.predictions} contains no prediction from any subset in --subsets {args.subsets}. Name other "
+                "subsets."
             )
     else:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
             raise ValueError(
-                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name others."
+                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name other "
+                "subsets."
             )
         network, processor = load_checkpoint(
             folder, device=usable_device(device_of_process(state, args.device)), base=args.base
@@ -199,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cases-of",
         type=Path,
         metavar="RUN",
-        help=f"score only cases of a training run, which RUN/{FILE_NAME} lists",
+        help=f"score only cases that RUN/{FILE_NAME} of a training run lists",
     )
     parser.add_argument(
         "--part",
@@ -249,8 +251,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.predictions:
         if useless := sorted(given & {"checkpoint", "mirror", "device"}):
             raise ValueError(
-                f"--predictions are scored without a network. Leave out {_options(useless)}, which would have no "
-                "effect."
+                f"With --predictions, no network is used. Leave out {_options(useless)}, which would have no effect."
             )
     elif useless := sorted(given & {"prediction_scheme", "task"}):
         raise ValueError(
@@ -258,7 +259,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             f"task and the label scheme. Leave out {_options(useless)}."
         )
     if args.part and not args.cases_of:
-        raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
+        raise ValueError("--part chooses training or validation cases of a run. Name the run with --cases-of RUN.")
     return args
 
 
@@ -280,7 +281,7 @@ def _options(names: Iterable[str]) -> str:
 
 
 def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
-    """Choose the labelled cases to score. Return them, and an error for each case whose files cannot be scored.
+    """Return the labelled cases to score, and an error for each case whose files rule out scoring.
 
     Raises:
         ValueError: If a requested case is missing, or no case can be scored.

@@ -101,7 +101,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def rank_biserial(difference: np.ndarray) -> float:
     """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
 
-    It is the share of the ranks of positive differences minus the share of the ranks of negative differences.
+    The correlation is the share of positive differences in the sum of ranks minus the share of negative differences.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -125,7 +125,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
 
     Raises:
         ValueError: If there are fewer than two folders, if a folder contains no evaluation, if the evaluations have no
-            case in common, or if they score empty regions by different conventions.
+            case in common, or if the evaluations score empty regions by different conventions.
     """
     if len(folders) < 2:
         raise ValueError(f"--compare needs at least two folders of evaluations, but got only {folders[0]}.")

@@ -22,7 +22,7 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Dice, NSD and sensitivity if both masks are empty: 1, with HD95 0, or NaN, with HD95 NaN.
+        both_empty: Dice, NSD and sensitivity if both masks are empty, either 1 or NaN. HD95 is then 0 or NaN.
         missed_hd95_mm: HD95 if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
         fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. Smaller predictions are
@@ -102,9 +102,11 @@ def region_scores(
 def surface_distances_mm(
     prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm from each voxel of a surface to the other surface: prediction to target, target to prediction.
+    """Distances in mm between the surfaces of two masks, neither of which may be empty.
 
-    Neither mask may be empty.
+    Returns:
+        Distance of each surface voxel of the prediction to the surface of the target. Distance of each surface voxel
+        of the target to the surface of the prediction.
     """
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, target)]
     to_prediction, to_target = (ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces)

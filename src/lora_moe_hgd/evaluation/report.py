@@ -61,7 +61,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over cases, and lower and upper end of its percentile bootstrap interval."""
+    """Mean over cases, and lower and upper end of the percentile bootstrap interval of the mean."""
     if len(values) < 2 or not np.isfinite(values).all():
         return (float(values.mean()) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
@@ -138,7 +138,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
-    A region whose expected or true Dice is undefined is left out of the means of both.
+    A region is left out of both means if its expected or its true Dice is undefined.
 
     Returns:
         Columns `sequences`, `ece_<region>` (expected calibration error) for each region, `expected_dice` and `dice`
@@ -171,7 +171,7 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
 def to_markdown(
     rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = (), task: Task = BRAIN_TUMOUR
 ) -> str:
-    """Markdown of an evaluation: the notes, then all tables, each below a line that explains it."""
+    """Notes and all tables of an evaluation as Markdown. A line above each table says what the table shows."""
     summary, worth = summarise(rows), worth_of_sequences(rows, task)
     regions = list(map(shown, task.regions))
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
@@ -294,7 +294,10 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
-    """Reliability diagram: share of true voxels by probability, one panel per region, one curve per subset size."""
+    """Reliability diagram: share of true voxels by probability, in one panel per region.
+
+    Each panel has one curve per number of sequences.
+    """
     figure = Figure(figsize=(2 + 3 * len(task.regions), 3.8), layout="constrained")
     panels = figure.subplots(1, len(task.regions), sharey=True, squeeze=False)[0]
     for index, (axes, region) in enumerate(zip(panels, task.regions, strict=True)):

@@ -66,7 +66,7 @@ def read_scores(place: Path, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     values.
 
     Raises:
-        ValueError: If the folder contains no evaluation, or if the file has other columns or values.
+        ValueError: If the folder contains no evaluation, or if the CSV file has wrong columns or values.
     """
     if place.is_file():
         return _read_csv(place, task)

@@ -35,7 +35,7 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 ```
 
 or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If the
-package lora-moe-hgd is installed and imported, its classes replace the code of this repository. It also has a command:
+package lora-moe-hgd is installed and imported, its classes replace the code of this repository. Its command is
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
@@ -125,7 +125,7 @@ def make_card(
 
 
 def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
-    """Replace the scores and pictures in the card's metadata by those of an evaluation, and return the card."""
+    """Replace the scores and pictures in the card's metadata by the results of an evaluation, and return the card."""
     if evaluation is None:
         return card
     data = ModelCardData(

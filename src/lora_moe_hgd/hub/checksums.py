@@ -43,4 +43,4 @@ def check_sums(folder: Path, sums: dict[str, str]) -> None:
         if name not in there:
             raise ValueError(f"{SUMS} lists {name}, but this file is missing.")
         if (found := file_fingerprint(there[name])) != checksum:
-            raise ValueError(f"{name} has the SHA-256 {found}, but {SUMS} lists {checksum}. Download it again.")
+            raise ValueError(f"{name} has the SHA-256 {found}, but {SUMS} lists {checksum}. Download {name} again.")

@@ -1,4 +1,4 @@
-"""Files that help others to try a pushed checkpoint: a notebook, a Space, and the wheel that both install."""
+"""Files with which others can try a pushed checkpoint: a notebook, a Space, and the wheel that these two install."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
 
     Args:
         folder: Folder for the files.
-        repo: Name of the repository. It must be public, because the Space downloads from it without a token.
+        repo: Name of the repository. The repository must be public, because the Space downloads without a token.
         revision: Branch of the checkpoint; `None` means `main`.
         commit: Commit of the repository from which the Space installs the wheel. With another commit, the Hub builds
             the Space again.
@@ -135,6 +135,6 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
 
 
 def _with_checkpoint(text: str, repo: str, revision: str | None) -> str:
-    """Replace the checkpoint in the text of a program by that of the repository."""
+    """Replace the name of the checkpoint in the text of a program by the name of the repository."""
     name = f"{repo}@{revision}" if revision else repo
     return text.replace(CHECKPOINT, f'CHECKPOINT = "{name}"')

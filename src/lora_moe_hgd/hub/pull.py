@@ -30,7 +30,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
         sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
     except EntryNotFoundError as error:
         raise ValueError(
-            f"{repo} has no {SUMS}, so its files cannot be verified. To download them without verification, run "
+            f"{repo} has no {SUMS}, so its files cannot be verified. To download the files without verification, run "
             f"`hf download {repo}`."
         ) from error
     # Download only files with a checksum. Other files cannot be verified.

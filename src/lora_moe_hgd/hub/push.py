@@ -210,7 +210,7 @@ def upload(
     is_private = api.model_info(repo).private if private or public else None
     if private and not is_private:
         raise ValueError(
-            f"The repository {repo} exists already and is public. Make it private on the Hub, or push to another one."
+            f"{repo} exists already and is public. Make {repo} private on the Hub, or push to another repository."
         )
     if public and is_private:
         raise ValueError(
@@ -285,7 +285,9 @@ def main(argv: Sequence[str]) -> None:
             revision=args.revision,
         )
         if space is not None and not any(staged.glob("*.whl")):
-            raise ValueError("--space needs a checkpoint for brain tumours, but this has another task. Omit --space.")
+            raise ValueError(
+                "--space needs a checkpoint for brain tumours, but this checkpoint has another task. Omit --space."
+            )
         if args.dry_run:
             print(_listing(staged, f"the repository {args.repo}"))
             if space is not None:

@@ -41,7 +41,7 @@ def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
 def gathered_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gather sharded tensors. All processes must call this function together.
 
-    Tensors are gathered in the order of their names, because the order in a file may differ between processes.
+    Tensors are gathered in the order of their names, because all processes must gather them in the same order.
     """
     return {name: gathered(tensors[name].detach()) for name in sorted(tensors)}
 

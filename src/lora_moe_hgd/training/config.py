@@ -49,7 +49,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
 
 
 def build_parser() -> ArgumentParser:
-    """Build the parser of the options. Its options have dotted names, such as `--data.num_workers`."""
+    """Build the parser of the options. The options have dotted names, such as `--data.num_workers`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
         description="Train on a folder of cases or on phantoms. Options on the command line override the file. The "

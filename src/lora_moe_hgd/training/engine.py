@@ -1,4 +1,4 @@
-"""Build everything that a run needs from its options, and train. The training steps are in `loop`."""
+"""Build network, data and objective of a run from its options, and train. The training steps are in `loop`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
         style: Ranges of the random properties of phantoms.
 
     Raises:
-        ValueError: If the data, the base or the output folder cannot be used. This is checked before the first step.
+        ValueError: Before the first step, if the data, the base or the output folder cannot be used.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -153,7 +153,7 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
             if config.adapter != "none" and differing(processor.segmentation_task, given):
                 raise ValueError(
                     f"`adapter` must be none, but is {config.adapter}: {config.task} has other sequences or regions "
-                    f"than {config.base}, and an adapter for {config.base} cannot change those. Train all weights "
+                    f"than {config.base}, and an adapter cannot change these. Train all weights "
                     "with `--adapter none --lora null`. You can train adapters for the resulting network later."
                 )
             network, processor, lines = start_from(network, processor, given)

@@ -103,7 +103,10 @@ class TrainingLoop:
         return self.accelerator.unwrap_model(self.network)
 
     def step_size(self, batch: int) -> int:
-        """Number of batches in the step that begins with batch number `batch`. An epoch's last step may have fewer."""
+        """Number of batches in the step that begins with batch number `batch`.
+
+        The last step of an epoch may have fewer batches than the others.
+        """
         return min(self.config.optim.accumulate, self.done.batches - batch)
 
     def progress(self, batch: int) -> float:
@@ -154,7 +157,7 @@ class TrainingLoop:
             self.metrics.append(values, step=self.done.step)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Stop the run after the current step. During validation, or after a second signal, stop it at once.
+        """Stop the run after the current step. During validation, or after a second signal, stop the run at once.
 
         A resumed run repeats an interrupted validation.
         """
@@ -278,8 +281,8 @@ class TrainingLoop:
             score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
         except KeyboardInterrupt:
             self.accelerator.print(
-                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run with "
-                f"this validation. The checkpoints so far are in {self.run.path}."
+                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run and "
+                f"repeats this validation. The checkpoints so far are in {self.run.path}."
             )
             raise SystemExit(130) from None
         self.validating = False

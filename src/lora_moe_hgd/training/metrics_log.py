@@ -111,7 +111,7 @@ def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int)
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process so far, in 10^9 bytes. If there is a GPU, it is the memory of the GPU."""
+    """Peak memory of this process so far, in 10^9 bytes. With a GPU, only GPU memory is counted."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

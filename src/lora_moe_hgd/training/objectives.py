@@ -36,7 +36,7 @@ Log = Callable[[dict[str, float]], None]
 
 
 class Objective(Protocol):
-    """Interface of the objectives, such as segmentation.
+    """Interface of an objective, such as `SegmentationObjective`.
 
     Attributes:
         sums: Running sums over the batches of this process. A saved state contains these sums.
@@ -186,7 +186,7 @@ class SegmentationObjective:
         return f"mean Dice {score:.3f}"
 
     def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor, *, epoch: int) -> None:
-        """Draw the ground truth of a validation case above its segmentation, such as `pictures/epoch_001.png`."""
+        """Draw the ground truth of a validation case above its segmentation, in `pictures/epoch_001.png` and so on."""
         affine = np.diag([*self.processor.target_spacing_mm, 1.0])
         images = {
             name: nib.Nifti1Image(volume.numpy(), affine)

@@ -1,4 +1,4 @@
-"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of changing each.
+"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of a change.
 
 `None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
 is an error. An option that is not given gets its default, unless the default would have no effect.
@@ -53,7 +53,7 @@ class DataConfig:
 
     Attributes:
         root: Folder of labelled cases.
-        dataset: Hub id or folder of a `datasets` dataset of labelled cases, instead of `root`.
+        dataset: Hub id or folder of labelled cases that the library `datasets` reads, instead of `root`.
         split: Split of `dataset`; `train` by default.
         label_scheme: Label scheme of the segmentations. The default is the scheme that the file names imply. With
             `dataset`, this option is required.
@@ -121,14 +121,14 @@ class DataConfig:
         )
         _require(
             self.root is None or self.dataset is None,
-            f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Give one of them.",
+            f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Omit one option.",
         )
         self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
         self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
         self._refuse_idle(
             "label_scheme",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): phantoms have their own labels",
+            reason="without cases (`data.root` or `data.dataset`), because phantoms have their own labels",
         )
         self._refuse_idle(
             *("allow_skull", "allow_partial"),
@@ -142,7 +142,7 @@ class DataConfig:
             reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
         )
         self._refuse_idle(
-            "val_phantoms", applies=not self.has_cases, reason="with cases: validation then uses cases, not phantoms"
+            "val_phantoms", applies=not self.has_cases, reason="with cases, because validation then uses cases"
         )
 
     def fit_to(self, task: Task) -> None:
@@ -175,7 +175,7 @@ class DataConfig:
             "split_file",
             "val_on_train",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): validation then uses other phantoms",
+            reason="without cases (`data.root` or `data.dataset`), because validation then uses phantoms",
         )
         chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
         if len(chosen) > 1:
@@ -287,7 +287,7 @@ class OptimConfig:
 
 @dataclass
 class ValidationConfig:
-    """Epochs after which a run is validated, and subsets of the sequences for validation.
+    """Options of the validation: epochs, and subsets of the sequences.
 
     Attributes:
         every: Number of epochs between validations. The last epoch is always validated.
@@ -338,7 +338,7 @@ class RunConfig:
         output_dir: Folder of the run: `best`, `last`, logs, and the saved states from which the run is resumed.
         save_every: Number of optimizer steps between two saved states. A state is also saved after each epoch.
         tracker: Experiment tracker of Accelerate, such as `tensorboard` or `wandb`, or `none`.
-        continue_run: Continue the run in `output_dir` although options have changed. Only `--continue` sets this.
+        continue_run: Continue the run in `output_dir` although options have changed (`--continue`).
     """
 
     objective: str = field(default="segment", metadata=NETWORK)
@@ -388,7 +388,7 @@ class RunConfig:
             "sample.",
             ("spacing_mm",),
             applies=self.adapter == "none",
-            reason=f"with `adapter: {self.adapter}`: an adapter works with the voxel size of its base",
+            reason=f"with `adapter: {self.adapter}`, because an adapter has the voxel size of its base",
         )
         _refuse_idle(
             self.validation,
@@ -407,7 +407,7 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values depend on the task. A run calls this again when its base has been loaded.
+        """Check the options whose values depend on the task. A run checks them again after loading its base.
 
         Raises:
             ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.

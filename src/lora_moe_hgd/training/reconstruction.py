@@ -39,7 +39,7 @@ class ReconstructionOutput(ModelOutput):
     Attributes:
         loss: Scalar.
         losses: Parts of the loss by name.
-        predicted: `(B, M, D, H, W)`, all sequences at all voxels.
+        predicted: `(B, M, D, H, W)`, predicted intensities of all sequences at all voxels.
         router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
     """
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, its records, and the saved states from which it is resumed.
+"""The folder of a run: its checkpoints, its records, and the saved states from which the run is resumed.
 
 run.json        options, fingerprints of the other inputs, and whether the run is finished
 split.csv       training and validation cases, see `splits`

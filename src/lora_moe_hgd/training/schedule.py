@@ -1,7 +1,7 @@
 """Schedules of a run, as pure functions of its progress from 0 to 1.
 
 The curriculum begins with the first region of the task and adds the other regions in their order: whole tumour, tumour
-core, enhancing tumour. Samples lose few sequences at first, and any number of sequences but the last one later.
+core, enhancing tumour. Samples lose at most one sequence at first. Later they may lose all sequences but one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Saved states from which a run is resumed. Each state is written atomically, and verified before it is used.
 
-step-00000120/   weights, moving average and optimizer as safetensors, progress.json, manifest.json with their hashes
+step-00000120/   weights, average and optimizer as safetensors, progress.json, manifest.json with hashes of all files
 """
 
 from __future__ import annotations

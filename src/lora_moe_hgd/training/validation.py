@@ -31,7 +31,8 @@ def scored_subsets(
         default subset that no case has.
 
     Raises:
-        ValueError: If no case has all sequences of a requested subset, or if no case has those of any default subset.
+        ValueError: If no case has all sequences of a requested subset, or if no case has all sequences of any default
+            subset.
 
     Example:
         >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})

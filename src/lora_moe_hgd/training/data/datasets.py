@@ -114,7 +114,7 @@ class CachedCases(Dataset):
         """Preprocess all cases that are not in the cache; return the error of each unusable case, by its index.
 
         Args:
-            num_workers: Number of worker processes that preprocess cases. With 0 or 1, the calling process does it.
+            num_workers: Number of worker processes that preprocess cases. With 0 or 1, no worker is used.
             progress: Whether to show progress and to print warnings about cases.
 
         Raises:
@@ -160,7 +160,7 @@ class CachedCases(Dataset):
         return fingerprint(kept)
 
     def _check_shared_inputs(self) -> None:
-        """Validate inputs that several cases share before any case is made. The default does nothing."""
+        """Validate inputs that several cases share before any case is preprocessed. The default does nothing."""
 
     def _prepare(self, index: int) -> Finding | None:
         """Preprocess a case and write it to the cache. If the case cannot be used, return the error."""
@@ -225,7 +225,7 @@ class PhantomDataset(CachedCases):
 
     Args:
         size: Number of phantoms.
-        seed: Seed of the first phantom. The others use the following seeds.
+        seed: Seed of the first phantom. Each further phantom has the next seed.
         label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
             built-in brain.
         processor: Image processor that preprocesses the phantoms. Its target spacing is the phantoms' voxel size.

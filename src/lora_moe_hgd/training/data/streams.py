@@ -161,7 +161,7 @@ def _sequence(column: str) -> str:
 
 
 def _version(file: Mapping[str, Any]) -> str:
-    """Fingerprint of a streamed file: its hash or, for a file on the Hub, its address, which contains the commit."""
+    """Fingerprint of a streamed file: hash of its content, or its address on the Hub, which contains the commit."""
     if file["bytes"] is not None:
         return hashlib.sha256(file["bytes"]).hexdigest()
     local = Path(file["path"])
