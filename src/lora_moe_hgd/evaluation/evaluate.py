@@ -80,7 +80,7 @@ def score_cases(
     subsets: Iterable[Mask] | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score each case for each subset whose sequences, or whose prediction, the case has.
+    """Score each case for all subsets that the scorer can score for this case.
 
     Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. An
     exception in a case is reported, and the other cases are still scored. Under `accelerate launch` the processes

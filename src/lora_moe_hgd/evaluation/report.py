@@ -365,7 +365,7 @@ def write_report(
     for name, figure in pictures.items():
         with replacing(out / name) as scratch:
             FigureCanvasAgg(figure).print_png(scratch)
-    return f"{markdown}\n\nIn {out}: table.md, table.json, {', '.join((*tables, *pictures))}."
+    return f"{markdown}\n\nFiles in {out}: table.md, table.json, {', '.join((*tables, *pictures))}."
 
 
 def _notes(about: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Facts about an evaluation from its `table.json`; empty for a CSV file.
+    """Entry `about` in the `table.json` of an evaluation, such as checkpoint and options; empty for a CSV file.
 
     Raises:
         ValueError: If the table of the evaluation does not name the evaluated weights.

@@ -317,7 +317,7 @@ def _check_name(option: str, name: str) -> None:
 
 
 def _write_space(staged: Path, into: Path, *, repo: str, revision: str | None, commit: str) -> None:
-    """Write the files of the Space of a staged repository into the folder `into`."""
+    """Write the files of a Space for a staged repository into the folder `into`."""
     (wheel,) = staged.glob("*.whl")
     write_space(into, repo=repo, revision=revision, commit=commit, wheel=wheel.name)
 

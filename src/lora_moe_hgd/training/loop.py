@@ -118,7 +118,7 @@ class TrainingLoop:
         """Train to the end, and return the folder of the best checkpoint.
 
         Raises:
-            SystemExit: After Ctrl-C or SIGTERM. The state is saved before.
+            SystemExit: After Ctrl-C or SIGTERM, when the state has been saved.
             ValueError: If many steps in a row have no finite gradient, or if a state cannot be written.
         """
         self._start_logs()

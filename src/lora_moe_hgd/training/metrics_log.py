@@ -75,7 +75,7 @@ class RunningDice:
         return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`. Pairs without a predicted and without a true voxel are left out."""
+        """Dice by `region/number of sequences`. Pairs with neither a predicted nor a true voxel are left out."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
@@ -88,7 +88,8 @@ class RunningDice:
 def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
     """Share of each expert in the routing choices, and entropy of the routing probabilities, per MoE layer.
 
-    `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so this number must stay 0.
+    `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so `dropped_tokens` must
+    stay 0.
 
     Args:
         router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.

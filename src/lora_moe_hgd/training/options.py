@@ -160,7 +160,9 @@ class DataConfig:
                 f"{self.label_scheme or 'missing'}.",
             )
             return
-        self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
+        self._refuse_idle(
+            "label_scheme", applies=False, reason=f"with the task {task.name}, which has one label scheme"
+        )
         _require(
             self.phantoms == 0,
             f"`data.phantoms` must be 0 with the task {task.name}, because phantoms show brain tumours. Give "

@@ -1,4 +1,4 @@
-"""Preprocessed cases of a `datasets` dataset, which is streamed once."""
+"""Preprocessed cases of a dataset that the library `datasets` streams once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a `datasets` dataset (Hub id or folder), streamed once and then read from the cache.
+    """Labelled cases of a dataset that the library `datasets` streams once. Then the cases are read from the cache.
 
     The columns are named after the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`). The column
     `seg` contains the segmentations. All columns are of type `datasets.Nifti`, with null for a missing sequence.
