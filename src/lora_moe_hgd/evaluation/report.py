@@ -374,11 +374,7 @@ def _notes(about: Mapping[str, Any]) -> list[str]:
     facts = (
         (about["failed"], total + about["failed"], "could not be scored and {are} left out ({findings} says why)."),
         (about["with_warnings"], total, "{have} warnings ({findings} lists them)."),
-        (
-            about["trained_on"],
-            total,
-            "{were} used to train the checkpoint. Scores on training cases prove nothing for new cases.",
-        ),
+        (about["trained_on"], total, "{were} used to train the checkpoint: such scores prove nothing for new cases."),
     )
     one, several = {"are": "is", "have": "has", "were": "was"}, {"are": "are", "have": "have", "were": "were"}
     return [
