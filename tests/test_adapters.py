@@ -269,7 +269,7 @@ def test_an_adapter_with_biases_cannot_be_taken_out(shelf: Shelf, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["", "site.a", "train"])
 def test_a_name_that_torch_cannot_hold_is_refused(shelf: Shelf, name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of an adapter"):
+    with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
         load_adapters(shelf.base, {name: shelf.folders["site_a"]})
 
 
@@ -280,7 +280,7 @@ def test_a_name_given_twice_is_refused(shelf: Shelf) -> None:
 
 
 def test_a_folder_without_an_adapter_is_refused(shelf: Shelf) -> None:
-    with pytest.raises(ValueError, match=f"{shelf.base} is not an adapter: it has no adapter_config.json"):
+    with pytest.raises(ValueError, match=f"{shelf.base} contains no adapter"):
         load_adapters(shelf.base, {"a": shelf.base})
 
 
@@ -305,7 +305,7 @@ def test_an_adapter_of_another_base_is_refused_by_its_record(shelf: Shelf, tmp_p
     small_network(seed=5).save_pretrained(other)
     site_a = {"site_a": shelf.folders["site_a"]}
     for base in (other, LoraMoeHgdForSegmentation.from_pretrained(other)):
-        with pytest.raises(ValueError, match=f"made for the base {shelf.base}, not for {other}"):
+        with pytest.raises(ValueError, match=f"trained on the base {shelf.base}, not on {other}"):
             load_adapters(base, site_a)
     # The same weights in another place are the same base, and a network that was never saved may be any.
     shelf.assert_is(load_adapters(copy, site_a), "site_a")
@@ -328,7 +328,7 @@ def test_names_on_the_hub_are_compared_and_unknown_ones_are_not(shelf: Shelf, tm
             shelf.assert_is(load_adapters(network, {"a": adapter}).eval(), "site_a")
             network = shelf.fresh()
         else:
-            with pytest.raises(ValueError, match="made for the base someone/base, not for someone/other"):
+            with pytest.raises(ValueError, match="trained on the base someone/base, not on someone/other"):
                 load_adapters(network, {"a": adapter})
 
 
@@ -378,7 +378,7 @@ def test_a_scale_goes_straight_from_the_base_to_the_adapter(shelf: Shelf) -> Non
     ("options", "rule"),
     [
         (["--scale", "1.5"], "`scale` must be between 0 (the base) and 1 (the adapter), got 1.5"),
-        (["--checkpoint", "{base}"], "is not an adapter: it has no adapter_config.json"),
+        (["--checkpoint", "{base}"], "contains no adapter (adapter_config.json). Give the folder of an adapter."),
         (["--out", "{base}"], "exists already. Choose another"),
     ],
 )
@@ -429,7 +429,7 @@ def test_adapters_are_compared_with_their_base_case_by_case(
     table = pd.read_csv(tmp_path / "comparison.csv")
     first = pd.read_csv(folders[0] / "scores.csv")
     for folder in folders[1:]:
-        assert f"Dice of {folder} (second) minus {folders[0]} (first), paired by case." in shown
+        assert f"Dice of {folder} (second) minus Dice of {folders[0]} (first), paired by case." in shown
         row = table[(table["compared"] == str(folder)) & (table["subset"] == "mean") & (table["region"] == "mean")]
         second = pd.read_csv(folder / "scores.csv")
         assert row["cases"].item() == 2

@@ -124,8 +124,11 @@ def test_one_case_has_neither_intervals_nor_r2() -> None:
     assert summarise(rows)["low"].isna().all()
     assert volume_agreement(rows.assign(sequences=1))["r2_wt"].isna().all()
     text = to_markdown(rows, {})
-    assert "Dice of one case, so without intervals." in text
-    assert "R2, the share of the variance of the true volumes that the found ones explain, which needs several" in text
+    assert "One case has no interval." in text
+    assert (
+        "R2, the share of the variance of the true volumes that the predicted volumes explain. R2 needs several"
+        in text
+    )
     assert "| 1 | 0.050 | - | 0.050 | - | 0.050 | - |" in text
     assert " to " not in text
     assert "nan" not in text
@@ -171,9 +174,14 @@ def test_the_worth_of_sequences_is_that_in_the_same_cases_for_every_subset() -> 
     assert found["wt"] == pytest.approx(dict.fromkeys(("t1", "t1c", "t2", "flair"), 0.25))
     assert list(found) == ["wt", "tc"]
     reliability = {(case, name): np.ones((3, 3, 10)) for case in "ab" for name in names}
-    assert "| sequence | WT | TC |" in to_markdown(
-        rows.assign(expected_dice=0.5, volume_error_ml=0.0, true_volume_ml=1.0), reliability
-    )
+    text = to_markdown(rows.assign(expected_dice=0.5, volume_error_ml=0.0, true_volume_ml=1.0), reliability)
+    assert "| sequence | WT | TC |" in text
+    paragraphs = text.split("\n\n")
+    tables = [number for number, paragraph in enumerate(paragraphs) if paragraph.startswith("|")]
+    assert len(tables) == 5
+    for number in tables:
+        rows_are = paragraphs[number].split("|")[1].strip()
+        assert rows_are in paragraphs[number - 1], "The line above a table says what its rows are."
 
 
 def test_paired_differences_know_better_from_worse() -> None:
@@ -204,7 +212,7 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
         write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
         for number in ("five", "six")
     )
-    assert "Rows with fewer than 6 cases (5 here) have no p value" in few
+    assert "Rows with fewer than 6 cases (here as few as 5) have no p value" in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
     assert f"for {len(table)} tests" in enough
@@ -454,7 +462,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     said = capsys.readouterr()
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
-    assert "2 of 3 cases could be scored. These failed:\n  case_001: " in said.err
+    assert "2 of 3 cases could be scored. These cases failed:\n  case_001: " in said.err
     note = "1 of 3 cases could not be scored and is left out (findings.csv says why)."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()
@@ -608,7 +616,7 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
     (tmp_path / "cases/case_000/T2.nii.gz").unlink()
     with pytest.raises(SystemExit):
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
-    assert "has all sequences of any subset of --subsets t1+t2" in capsys.readouterr().err
+    assert "has all sequences of any subset in --subsets t1+t2" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 
@@ -706,10 +714,13 @@ def test_cases_that_did_not_train_a_checkpoint_are_scored_without_a_warning(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "d", "--part", "train"], "--part chooses among the cases of a run. Name the run with --cases-of"),
+        (
+            ["--data", "d", "--part", "train"],
+            "--part chooses training or validation cases of a run. Name the run with --cases-of",
+        ),
         (["--compare", "a", "b", "--subsets", "all", "--mirror"], "Leave out --mirror, --subsets, which"),
         (["--compare", "a", "b", "--cases-of", "r"], "Leave out --cases-of, which"),
-        (["--compare", "a"], "--compare needs at least two folders of evaluations, but there is only a."),
+        (["--compare", "a"], "--compare needs at least two folders of evaluations, but got only a."),
     ],
 )
 def test_options_without_effect_are_refused(words: list[str], said: str, tmp_path: Path, capsys) -> None:

@@ -79,4 +79,4 @@ def test_pictures_of_a_run_are_drawn(tmp_path: Path, capsys) -> None:
 def test_a_folder_without_a_log_has_no_pictures(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run("plot", [str(tmp_path)])
-    assert f"{tmp_path} is not the folder of a run: it holds no metrics.jsonl" in capsys.readouterr().err
+    assert f"{tmp_path} is not the folder of a run, because it contains no metrics.jsonl" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -198,6 +199,12 @@ def test_a_dry_run_shows_files_and_sizes_and_asks_nobody(
     size = (network_folder / "model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in printed
     assert f"bytes  {WHEEL}" in printed
+    _, _, of_space = printed.partition("Files of the Space me/page:\n")
+    assert [line.split("bytes  ")[1] for line in of_space.splitlines()[:3]] == [
+        "README.md",
+        "app.py",
+        "requirements.txt",
+    ]
     assert "Nothing was pushed to me/net, the Space me/page, the collection Tumours, because of --dry-run." in printed
 
 
@@ -336,13 +343,13 @@ def test_a_space_of_a_private_repository_is_refused(on_hub: LocalHub, pushed, ca
     HfApi(on_hub.url, token="hf_me").create_repo("me/secret", private=True)
     with pytest.raises(SystemExit):
         pushed("me/secret", "--space")
-    assert "me/secret is private, and a Space cannot download from it." in capsys.readouterr().err
+    assert "A Space cannot download from the private repository me/secret." in capsys.readouterr().err
     assert "models/me/secret/commit/main" not in written(on_hub)
 
 
 def test_the_wheel_holds_the_package_with_what_a_push_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the weights, which take long to pack.
-    monkeypatch.setattr(companions, "PACKAGE", small_package(tmp_path / "installed"))
+    monkeypatch.setattr(companions, "PACKAGE", small_package(tmp_path / "clone"))
     wheel = companions.write_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -360,9 +367,45 @@ def test_the_wheel_holds_the_package_with_what_a_push_needs(tmp_path: Path, monk
     assert companions.write_wheel(tmp_path).read_bytes() == first
 
 
-def small_package(folder: Path) -> Path:
-    """A copy of the Python files of the package and of those that a push needs."""
-    package = companions.PACKAGE
+# Files that lie in the folder of a package but are no part of it.
+OWN_FILES = ("pretrained/mine/model.safetensors", "pretrained/tiny/optimizer.pt", "pretrained/tiny/resume/a.json")
+
+
+def test_the_wheel_of_a_clone_holds_what_its_build_rules_include(tmp_path: Path, monkeypatch) -> None:
+    package = small_package(tmp_path / "clone")
+    for name in ("pretrained/tiny/model.safetensors", "hub/notes.txt", *OWN_FILES):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    monkeypatch.setattr(companions, "PACKAGE", package)
+    with zipfile.ZipFile(companions.write_wheel(tmp_path)) as archive:
+        names = archive.namelist()
+    assert [name for name in names if name.startswith("lora_moe_hgd/pretrained/")] == [
+        "lora_moe_hgd/pretrained/__init__.py",
+        "lora_moe_hgd/pretrained/tiny/model.safetensors",
+    ]
+    assert "lora_moe_hgd/hub/notes.txt" not in names
+
+
+def test_the_wheel_of_an_installed_package_holds_what_its_record_lists(tmp_path: Path, monkeypatch) -> None:
+    site = tmp_path / "site"
+    monkeypatch.setattr(companions, "PACKAGE", small_package(tmp_path / "clone"))
+    with zipfile.ZipFile(companions.write_wheel(tmp_path)) as archive:
+        names = archive.namelist()
+        archive.extractall(site)
+    for name in OWN_FILES:
+        (site / "lora_moe_hgd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / "lora_moe_hgd" / name).touch()
+    monkeypatch.setattr(companions, "PACKAGE", site / "lora_moe_hgd")
+    monkeypatch.setattr(companions, "distributions", lambda name: metadata.distributions(name=name, path=[str(site)]))
+    with zipfile.ZipFile(companions.write_wheel(tmp_path)) as archive:
+        assert archive.namelist() == names
+
+
+def small_package(clone: Path) -> Path:
+    """A clone with the Python files of the package and the files that a push needs."""
+    package, folder = companions.PACKAGE, clone / "src"
+    clone.mkdir()
+    shutil.copyfile(package.parents[1] / "pyproject.toml", clone / "pyproject.toml")
     for path in (package.parent / "lora_moe_hgd_cli.py", *package.rglob("*")):
         if path.suffix in (".py", ".ipynb", ".pyc") or (path.parent.name == "space" and path.is_file()):
             target = folder / path.relative_to(package.parent)

@@ -149,7 +149,7 @@ def test_a_full_disk_stops_with_a_word_and_the_state_before(runner: Runner, tmp_
     code, shown = fork.wait(120)
     assert code == 2
     assert "could not be written" in shown
-    assert f"it resumes from {last_state(output_dir).name}" in shown
+    assert f"The run then resumes from {last_state(output_dir).name}" in shown
     assert not list((output_dir / "resume").glob(".*"))
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
-from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint, save_adapter
+from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint, loading, save_adapter
 from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.hub.push import stage
+from lora_moe_hgd.pretrained import pretrained_path
 from lora_moe_hgd_cli import run
 
 # Rounding: the order of sums differs between an adapter at work and one that is merged.
@@ -111,6 +112,20 @@ def test_a_base_elsewhere_is_named_and_one_of_other_weights_is_refused(base: Pat
         with pytest.raises(SystemExit):
             run(command, ["--help"])
         assert "--base BASE" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_shipped")
+def test_the_weights_of_a_shipped_base_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_over("tiny", tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(path.read_text())
+    config["auto_mapping"][loading.BASE_DIGEST] = "0" * 64
+    path.write_text(json.dumps(config))
+    hashed: list[Path] = []
+    monkeypatch.setattr(loading, "tensors_digest", lambda folder: hashed.append(folder) or "1" * 64)
+    with pytest.raises(ValueError, match=r"with the weights 0{12}, but tiny has the weights 1{12}"):
+        loading.find_base(tmp_path / "adapter")
+    assert hashed.count(pretrained_path("tiny")) == 1
 
 
 @pytest.mark.usefixtures("small_shipped")

@@ -44,7 +44,7 @@ def test_published_scores_are_compared_case_by_case(tmp_path: Path, capsys: pyte
     assert "| mean | TC | 2 | 0.500 | 0.600 | +0.100" in shown
     # One value is missing, so there is one case.
     assert "| mean | ET | 1 | 0.900 | 0.700 | -0.200 | - | - |" in shown
-    assert "Left out, because only one of the two has them: 003, 004." in shown
+    assert "Left out, because only one evaluation has these cases: 003, 004." in shown
     table = pd.read_csv(tmp_path / "out/subset_table.csv").set_index("sequences")
     assert table.loc[ALL, ["wt published", "wt own"]].tolist() == [70, 60]
 
@@ -63,13 +63,13 @@ def test_a_column_names_the_sequences_of_published_scores(tmp_path: Path) -> Non
     [
         (
             ["case,wt_mean,et", "a,0.5,0.5"],
-            "has the columns case, wt_mean, et. Give it the column case, one column per",
+            "has the columns case, wt_mean, et. It must have the column case and a column of Dice",
         ),
-        (["name,wt", "a,0.5"], "has the columns name, wt. Give it the column case"),
-        (["case,subset", "a,all"], "has the columns case, subset. Give it"),
-        (["case,wt,WT", "a,0.5,0.6"], "has the columns case, wt, wt. Give it"),
+        (["name,wt", "a,0.5"], "has the columns name, wt. It must have the column case"),
+        (["case,subset", "a,all"], "has the columns case, subset. It must have"),
+        (["case,wt,WT", "a,0.5,0.6"], "has the columns case, wt, wt. It must have"),
         (["case,wt", "a,91.2"], "Dice must be between 0 and 1. Divide percentages by 100."),
-        (["case,wt", "a,0.5", "a,0.6"], "no case may have two rows for the same sequences"),
+        (["case,wt", "a,0.5", "a,0.6"], "no case may have two rows for the same subset"),
         (["case,wt", ",0.5"], "each row needs a case"),
         (["case,wt", "a,good"], "a Dice is not a number"),
         (["case,subset,wt", "a,t3,0.5"], "Unknown sequence(s) t3"),

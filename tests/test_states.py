@@ -91,6 +91,15 @@ def test_without_an_intact_state_nothing_is_guessed(tmp_path: Path) -> None:
         read_state(tmp_path / "resume")
 
 
+def test_a_manifest_that_is_too_large_is_damaged(tmp_path: Path) -> None:
+    write_state(tmp_path, state_of(1))
+    manifest = tmp_path / "step-00000001/manifest.json"
+    manifest.write_text(manifest.read_text() + 1_000_000 * " ")
+    assert newest_progress(tmp_path) is None
+    with pytest.raises(StateError, match=r"All states in .* are damaged"):
+        read_state(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
     write_state(tmp_path, state_of(1))
 
@@ -98,7 +107,7 @@ def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: P
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    rule = r"step 2 could not be written .*No space left.* it resumes from step-00000001"
+    rule = r"step 2 could not be written .*No space left.* then resumes from step-00000001"
     with pytest.raises(StateError, match=rule):
         write_state(tmp_path, state_of(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -126,7 +126,7 @@ def test_a_finished_run_is_moved_aside_and_kept(tmp_path: Path, cache: Path, cap
     before = (tmp_path / "run/best/model.safetensors").read_bytes()
     train_from_scratch(tmp_path / "run", cache, "--epochs", "1", "--lr", "1.0e-4")
     (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
-    assert f"It is now in {aside}, and a new run begins." in capsys.readouterr().out
+    assert f"This run is now in {aside}, and a new run begins." in capsys.readouterr().out
     assert (aside / "best/model.safetensors").read_bytes() == before
     assert (tmp_path / "run/best/model.safetensors").read_bytes() != before
 
@@ -253,7 +253,7 @@ def test_adapters_of_convolutions_merge_exactly() -> None:
 
 
 def test_convolutions_of_a_single_voxel_are_refused_as_peft_cannot_merge_them() -> None:
-    with pytest.raises(ValueError, match=r"decoder\.refine4\.reduce, a convolution of a single voxel"):
+    with pytest.raises(ValueError, match=r"decoder\.refine4\.reduce, a convolution whose kernel has one voxel"):
         add_adapter(small_network(), "lora", options={"target_modules": r".*\.reduce"}, base="base")
 
 

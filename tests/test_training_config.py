@@ -204,8 +204,8 @@ def test_what_is_left_out_has_its_default_where_it_has_an_effect() -> None:
     [
         ("data: {rot: x}", "Unknown key 'rot' in data of .*Did you mean 'data.root'"),
         ("epoch: 3", "Unknown key 'epoch' in .*run.yaml.*Did you mean 'epochs'"),
-        ("data: x", "must hold keys and values, but is 'x'"),
-        ("- a", "must hold keys and values"),
+        ("data: x", "must contain keys and values, but is 'x'"),
+        ("- a", "must contain keys and values"),
         ("a: [", "is not valid YAML"),
         ("continue_run: true", "Unknown key 'continue_run'"),
         ("config: other.yaml", "Unknown key 'config'"),
@@ -221,7 +221,7 @@ def test_a_wrong_file_is_refused_with_file_and_key(tmp_path: Path, text: str, ru
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no configuration file none\.yaml"):
+    with pytest.raises(ValueError, match=r"The configuration file none\.yaml does not exist"):
         read_config(["--config", "none.yaml"])
 
 

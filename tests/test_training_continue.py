@@ -14,7 +14,9 @@ from small import small_network
 from small_runs import ROOT, small_run
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor
+from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.splits import Split, read_run_split
+from lora_moe_hgd.training import plot
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.metrics_log import read_metrics
 from lora_moe_hgd.training.objectives import SegmentationObjective
@@ -103,13 +105,30 @@ def test_a_changed_run_is_moved_aside_and_what_changed_is_said(
     (aside,) = runs.aside()
     assert (aside / "resume").is_dir()
     shown = capsys.readouterr().out
-    assert re.search(rf"held an unfinished run with other options \({change}\)\. It is now in {aside}", shown), shown
+    assert re.search(
+        rf"contained an unfinished run with other options \({change}\)\. This run is now in {aside}", shown
+    ), shown
+
+
+def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
+    runs.begin(epochs_done=2)
+    (runs.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    record = runs.path / "run.json"
+    content = record.read_text()
+    for changed, rule in (
+        (content + 1_000_000 * " ", "has more than 1000000 bytes"),
+        (content[:-1], "not valid JSON"),
+    ):
+        record.write_text(changed)
+        for read in (runs.open, lambda: trained_among([], runs.path / "best"), lambda: plot.main([str(runs.path)])):
+            with pytest.raises(ValueError, match=rf"run\.json (is )?{rule}"):
+                read()
 
 
 def test_a_finished_run_with_the_same_options_is_moved_aside(runs: Runs, capsys) -> None:
     runs.begin(epochs_done=50, finished=True)
     runs.open()
-    assert "held a finished run with the same options." in capsys.readouterr().out
+    assert "contained a finished run with the same options." in capsys.readouterr().out
     assert len(runs.aside()) == 1
 
 
@@ -156,7 +175,7 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
             {"epochs_done": 2},
             [],
             {"split": Split(["a", "b"], ["c", "d"])},
-            "trained on c, but the new split does not .* Keep the old split with `--split-file .*split.csv`",
+            r"trained on c, which the new split does not train on\. Keep the old split with `--split-file .*csv`",
         ),
     ],
 )
@@ -197,7 +216,7 @@ def test_a_finished_run_is_trained_further_with_new_options(tmp_path: Path, cach
     for change in ("epochs 1 -> 3", "optim.lr 0.001 -> 0.0001", "sample.batch_size 2 -> 4"):
         assert change in shown
     assert "Resuming after step 2, in epoch 2." in shown
-    assert "the next validated weights replace `best`" in shown
+    assert "the next checkpoint replaces `best`" in shown
     steps = [row["step"] for row in read_metrics(folder) if "loss/total" in row]
     assert steps == [1, 2, 3, 4]
     (state,) = (folder / "resume").iterdir()

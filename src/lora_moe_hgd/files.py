@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 1_000_000
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a user may have brought.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON. The message names the file.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has more than {MAX_JSON_BYTES} bytes, so this package did not write it. Replace it.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Replace it.") from error
 
 
 @contextmanager

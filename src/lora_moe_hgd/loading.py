@@ -6,6 +6,7 @@ A name is the name of a shipped checkpoint, a folder, `X.pt` for the folder `X`,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -142,10 +143,12 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
         ValueError: If it is not found, or has other weights than the adapter was trained over.
     """
     digest = base_digest(folder)
+    # The base may be one of the shipped networks, whose digests are computed first.
+    digest_of = functools.cache(tensors_digest)
     if base is None:
         for name in shipped_names() if digest else ():
             # Whatever it was called where the adapter was trained.
-            if not is_adapter(pretrained_path(name)) and tensors_digest(pretrained_path(name)) == digest:
+            if not is_adapter(pretrained_path(name)) and digest_of(pretrained_path(name)) == digest:
                 return pretrained_path(name)
     name = str(base or adapter_base(folder))
     try:
@@ -154,7 +157,7 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
         raise ValueError(
             f"The base of the adapter in {folder} is not found: {error} Name its place with --base."
         ) from error
-    if digest is not None and (got := tensors_digest(found)) != digest:
+    if digest is not None and (got := digest_of(found)) != digest:
         raise ValueError(
             f"The adapter in {folder} was trained over {_called(adapter_base(folder))} with the weights "
             f"{digest[:12]}, but {name} has the weights {got[:12]}. Name the folder or Hub id of its base with --base."

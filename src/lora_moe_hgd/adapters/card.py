@@ -1,4 +1,4 @@
-"""The card of an adapter, in its run's folder and on the Hub. The card of a network uses the same template."""
+"""Model card of an adapter, for the folder of its run and for the Hub. Cards of networks use the same template."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TUMOUR_TAG = "brain-tumor"
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. It can be combined with other such adapters.",
-    "lora+decoder": "LoRA on attention and experts was trained; stem, routers and decoder were trained in full.",
+    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. Such adapters can be combined.",
+    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder were trained in full.",
 }
 
 FROM_THE_HUB = """```python
@@ -105,7 +105,7 @@ def about_task(task: Task) -> dict[str, str]:
 
 
 def about_release(license: str | None, cost: str | None) -> dict[str, str]:
-    """Sections of `CARD` on cost and licence; empty without a text."""
+    """Sections of `CARD` on cost and licence. A section is empty if its argument is `None`."""
     return {
         "cost": COST.format(cost=cost.strip()) if cost else "",
         "licence": LICENCE.format(license=license) if license else "",
@@ -113,7 +113,7 @@ def about_release(license: str | None, cost: str | None) -> dict[str, str]:
 
 
 def tags_of(task: Task) -> list[str]:
-    """Tags of a card; the tag for brain tumours only for that task."""
+    """Tags of a card. Only cards of the task brain tumour have the tag `brain-tumor`."""
     return [tag for tag in TAGS if tag != TUMOUR_TAG or task.is_brain_tumour]
 
 
@@ -131,16 +131,16 @@ def adapter_card(
     """Make the card of an adapter.
 
     Args:
-        name: Hub id of the adapter, or its name on this machine.
-        base: Hub id or folder of the adapted network. The card shows a folder's name without its path.
-        preset: Trained modules, see `presets`.
+        name: Hub id of the adapter, or a title for an adapter on this machine.
+        base: Hub id or folder of the adapted network. The card shows only the last part of a folder's path.
+        preset: Name of the adapter's preset, see the module `presets`.
         training_data: Paragraph on the training data.
         scores: Paragraph on the scores.
-        license: Licence of the adapter; a card on this machine needs none.
+        license: Licence of the adapter. Only cards on the Hub need a licence.
         cost: Time and hardware of the training, if they are known.
         task: Sequences and regions.
     """
-    # A run may name its base by a folder or a shipped name.
+    # The base of a run may be a folder or a shipped name, which are no ids on the Hub.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()
     called = Path(base).name if on_this_machine else base
     data = ModelCardData(
@@ -166,13 +166,13 @@ def adapter_card(
 
 
 def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Task = BRAIN_TUMOUR) -> None:
-    """Replace PEFT's empty card in the adapter's `folder` by a card with the validation score of its run."""
+    """Replace PEFT's empty card in the adapter's `folder` by a card that shows the validation score of the run."""
     card = adapter_card(
         "Adapter for lora-moe-hgd",
         base=base,
         preset=preset,
-        training_data="The cases in `split.csv` of its run.",
-        scores=f"Over the validation cases, subsets and regions of its run: {score}.",
+        training_data="The training cases in `split.csv` of the run.",
+        scores=f"Validation of the run, over its cases, subsets and regions: {score}.",
         task=task,
     )
     card.data[SCORE] = score
@@ -180,6 +180,6 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
 
 
 def validation_score(folder: Path) -> str:
-    """Read the validation score from the card in the adapter's `folder`; empty if there is none."""
+    """Read the validation score from the card in the adapter's `folder`; empty if no card or no score exists."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

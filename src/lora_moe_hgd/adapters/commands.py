@@ -35,21 +35,24 @@ def build_parser() -> argparse.ArgumentParser:
     add_out_path(merging, help="new folder for the network and its processor")
     add_base(merging)
     merging.add_argument(
-        "--scale", type=float, default=1.0, help="strength of the adapter, from 0 (base) to 1 (default: 1)"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="strength of the adapter, from 0 (the base alone) to 1 (the full adapter, default)",
     )
     comparing = commands.add_parser(
         "compare", help="evaluate a base and adapters, and test the differences for significance"
     )
     add_in_path(comparing, help="folder of labelled cases", required=True)
     add_out_path(comparing, help="folder for the evaluations and the comparison")
-    comparing.add_argument("--cases", help="score only these cases, names separated by commas")
-    comparing.add_argument("--subsets", help="score only these subsets, such as all,t1c+flair (default: all 15)")
+    comparing.add_argument("--cases", help="names of the cases to score, separated by commas (default: all)")
+    comparing.add_argument("--subsets", help=evaluation.SUBSETS_HELP)
     add_allowances(comparing)
     add_device(comparing)
     add_quiet(comparing)
-    comparing.add_argument("base", metavar="BASE", help="checkpoint with which the others are compared")
+    comparing.add_argument("base", metavar="BASE", help="checkpoint with which the adapters are compared")
     comparing.add_argument(
-        "adapters", nargs="+", metavar="ADAPTER", help="folder or Hub id of an adapter or checkpoint"
+        "adapters", nargs="+", metavar="ADAPTER", help="shipped name, folder or Hub id of a network or an adapter"
     )
     return parser
 
@@ -104,20 +107,22 @@ def list_adapters(folders: Sequence[Path]) -> str:
 def compare_adapters(
     names: Sequence[str], *, data: Path, out: Path, options: Sequence[str], quiet: bool = False
 ) -> tuple[str, int]:
-    """Evaluate each checkpoint in a separate folder below `out`, and compare the others with the first one.
+    """Evaluate all checkpoints, and compare each further checkpoint with the first.
+
+    Each evaluation has its own folder below `out`. An evaluation that was stopped is continued.
 
     Args:
-        names: Checkpoints. An unfinished evaluation of a checkpoint is continued.
+        names: Shipped name, folder or Hub id of each checkpoint.
         data: Folder of labelled cases.
         out: Folder for the evaluations and the output of `write_comparison`.
         options: Further options of `lora-moe-hgd evaluate`.
         quiet: Print only warnings and errors.
 
     Returns:
-        The comparison, and the number of failures, where each case counts once per checkpoint.
+        Text of the comparison, and number of failures. A case that fails with two checkpoints counts twice.
 
     Raises:
-        ValueError: If a checkpoint or the data cannot be used. All checkpoints are looked up first.
+        ValueError: If a checkpoint or the data cannot be used. Missing checkpoints raise before the first evaluation.
     """
     for name in names:
         checkpoint_folder(name)
@@ -134,7 +139,9 @@ def compare_adapters(
 def _row(folder: Path) -> list[str]:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise ValueError(f"{folder} has an adapter_config.json, but no weights (adapter_model.safetensors).")
+        raise ValueError(
+            f"The adapter in {folder} has no weights (adapter_model.safetensors). Complete or remove this folder."
+        )
     with safe_open(weights, framework="pt") as tensors:
         trained = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     config = LoraConfig.from_pretrained(str(folder))

@@ -1,7 +1,7 @@
-"""Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT.
+"""Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) for PEFT.
 
 Adapters of the preset `lora` can be merged, weighted and combined. The preset `lora+decoder` also trains stem, routers
-and decoder in full. It is better if there are few training cases, but its adapters cannot be combined.
+and decoder in full. With few training cases, `lora+decoder` segments better, but its adapters cannot be combined.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ def add_adapter(
     """Freeze `network` and add a LoRA adapter, which changes no output until it is trained.
 
     Args:
-        network: Modified in place.
+        network: Network to adapt. It is modified in place.
         preset: `lora` or `lora+decoder`.
-        options: Options of PEFT's `LoraConfig`, which override those of the preset. By default the rank is 8 and alpha
-            is twice the rank.
-        base: Name from which the base can be loaded. It is saved in the adapter's folder.
+        options: Options of PEFT's `LoraConfig`, which override the options of the preset. By default, the rank is 8,
+            and alpha is twice the rank.
+        base: Name from which `network` was loaded. The name is saved with the adapter.
 
     Raises:
-        ValueError: If PEFT has no such option, or if the targets match no module or a module that cannot be merged.
+        ValueError: If PEFT lacks an option, if `target_modules` matches no module, or if PEFT could not merge the
+            adapter of a matched module.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
@@ -59,8 +60,8 @@ def add_adapter(
     ]
     if single:
         raise ValueError(
-            f"`lora.target_modules` matches {single[0].removeprefix('base_model.model.')}, a convolution of a single "
-            "voxel. PEFT cannot merge its adapter. Leave such convolutions out."
+            f"`lora.target_modules` matches {single[0].removeprefix('base_model.model.')}, a convolution whose kernel "
+            "has one voxel. PEFT cannot merge the adapter of such a convolution. Change `lora.target_modules`."
         )
     # PEFT reads the base's name from the network's configuration, which lacks it for a shipped checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = base
@@ -68,7 +69,7 @@ def add_adapter(
 
 
 def preset_of(config: LoraConfig) -> str:
-    """Name of the preset that trains the same modules as this adapter; `own` if there is none."""
+    """Name of the preset that trains the same modules as this adapter, or `own` if no preset does."""
     for preset, in_full in TRAINED_IN_FULL.items():
         if config.target_modules == TARGET_MODULES and set(config.modules_to_save or ()) == set(in_full or ()):
             return preset
@@ -76,6 +77,6 @@ def preset_of(config: LoraConfig) -> str:
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """Return a copy of the network. An adapter is merged into the weights."""
+    """Return a copy of the network. If the network has an adapter, it is merged into the weights of the copy."""
     network = copy.deepcopy(network)
     return network.merge_and_unload() if isinstance(network, PeftModel) else network

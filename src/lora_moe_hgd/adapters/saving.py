@@ -12,30 +12,30 @@ from peft import PeftModel
 from ..loading import BASE_DIGEST, base_reference, checkpoint_folder, local_folder, tensors_digest
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 
-# Settings of a network that name code which lies beside its own weights, not beside an adapter.
+# Settings of a network that name code files in its folder. The folder of an adapter has no such files.
 SETTINGS_OF_CODE = ("auto_map", "custom_pipelines")
 
 
 def save_adapter(
     network: PeftModel, folder: Path, *, processor: LoraMoeHgdImageProcessor, place: Path | None = None
 ) -> None:
-    """Save an adapter with all that is needed to load it over its base, anywhere.
+    """Save an adapter with all information that another computer needs to load it over its base.
 
-    PEFT writes the adapter. The folder also gets the settings of the network and of the image processor, so that
-    `AutoModel` and `pipeline` take it. `adapter_config.json` gets the name of the base and the digest of its weights.
-    A base in a folder of one's own is named by the relative path from the adapter.
+    PEFT writes the adapter. The settings of the network and of the image processor are added, so that `AutoModel` and
+    `pipeline` can load the folder. `adapter_config.json` records the name of the base and the digest of its weights.
+    A base that is neither shipped nor on the Hub is recorded by its path relative to the adapter's folder.
 
     Args:
         network: Network with one adapter, as `add_adapter` or `get_peft_model` returned it.
         folder: Folder for the adapter.
         processor: Image processor that the adapter was trained with.
-        place: Final path of `folder`, if it will be moved.
+        place: Final path of `folder`, if the folder will be moved.
 
     Raises:
-        ValueError: If the base is not found.
+        ValueError: If the base cannot be found.
     """
     has_card = (folder / "README.md").exists()
-    # Otherwise PEFT asks the Hub for the vocabulary of the base.
+    # With the default of `save_embedding_layers`, PEFT asks the Hub for the vocabulary of the base.
     network.save_pretrained(str(folder), save_embedding_layers=False)
     if not has_card:
         # PEFT's card is empty, and names the base by its path on this machine.
@@ -51,7 +51,10 @@ def save_adapter(
 
 
 def record_base(folder: Path, base: str, *, place: Path) -> None:
-    """Write name and digest of `base` into `adapter_config.json`; `place` is the final path of the folder."""
+    """Write the name and the weights' digest of `base` into the `adapter_config.json` in `folder`.
+
+    `place` is the final path of the adapter. The path of a base on this machine is recorded relative to `place`.
+    """
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base_reference(base, adapter=place)
@@ -63,7 +66,7 @@ def record_base(folder: Path, base: str, *, place: Path) -> None:
 
 @functools.cache
 def _digest_on_hub(base: str) -> str:
-    """Digest of the weights in a repository. It is cached, so that a run asks the Hub only once."""
+    """Digest of the weights in a Hub repository. The digest is cached, so that a run asks the Hub only once."""
     return tensors_digest(checkpoint_folder(base))
 
 

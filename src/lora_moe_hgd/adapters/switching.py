@@ -1,8 +1,8 @@
 """Load several adapters of one network, switch between them, disable them, combine them and merge them.
 
-The functions of PEFT and transformers have two defects here. PEFT makes frozen adapters trainable when it switches
-adapters. Transformers does not restore modules that an adapter trained in full, after adapters were disabled and
-enabled again (`enable_adapters`).
+This module avoids two defects of PEFT and transformers. PEFT makes frozen adapters trainable when it switches
+adapters. If adapters are disabled and then enabled again with `enable_adapters`, transformers does not restore the
+modules that an adapter trained in full.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ def adapter_folder(name: str | Path) -> Path:
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
-        raise ValueError(f"{folder} is not an adapter: it has no adapter_config.json. Give the folder of an adapter.")
+        raise ValueError(f"{folder} contains no adapter (adapter_config.json). Give the folder of an adapter.")
     return folder
 
 
 def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]) -> PeftModel:
-    """Load adapters of one network. All are frozen, and the first one is active.
+    """Load adapters of one network. All adapters are frozen, and the first adapter is active.
 
     Args:
-        base: Name of a checkpoint, or a network, which is modified in place. The result of an earlier call is also
-            accepted; the adapters are then added to it.
-        adapters: Folder or Hub id of each adapter, by any name that you choose.
+        base: Name of a checkpoint, or a network, which is modified in place. A network that an earlier call returned
+            keeps its adapters.
+        adapters: Folder or Hub id of each adapter, by a name of your choice.
 
     Returns:
         The network with its adapters, in evaluation mode.
 
     Raises:
-        ValueError: If a name is invalid or in use, if a folder contains no adapter, or if an adapter was made for
-            another base.
+        ValueError: If a name is invalid or in use, if a folder contains no adapter, or if an adapter was trained
+            on another base.
 
     Example:
         >>> load_adapters("tiny", {"site.a": "runs/a/best/adapter"})
         Traceback (most recent call last):
         ...
-        ValueError: 'site.a' cannot be the name of an adapter: it is empty, has a dot or is a method of torch modules.
+        ValueError: An adapter cannot be named 'site.a': the name is empty, has a dot or is a method of torch modules.
     """
     if not adapters:
         raise ValueError("`adapters` is empty. Give at least one adapter.")
@@ -92,7 +92,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit the base: {_last_line(error)}") from error
         if lost := [*result.missing_keys, *result.unexpected_keys]:
-            raise ValueError(f"The adapter in {folder} does not fit the base: {lost[0]} has no counterpart.")
+            raise ValueError(f"The adapter in {folder} does not fit the base: only one of the two has {lost[0]}.")
     _activate(network, next(iter(folders)))
     return network
 
@@ -105,9 +105,10 @@ def _frozen_config(folder: Path) -> PeftConfig:
 
 @contextmanager
 def using_adapter(model: Adapted, name: str) -> Iterator[None]:
-    """Use the adapter `name` inside the block. Restore the earlier state afterwards, also after an exception.
+    """Use the adapter `name` inside the `with` block.
 
-    The set of trainable parameters never changes.
+    After the block, also after an exception, the earlier adapter is active again. The set of trainable parameters
+    never changes.
 
     Raises:
         ValueError: If `model` has no such adapter.
@@ -120,10 +121,12 @@ def using_adapter(model: Adapted, name: str) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: Adapted) -> Iterator[None]:
-    """Use the base without adapters inside the block. Restore the earlier state afterwards, also after an exception.
+    """Use the base without adapters inside the `with` block.
+
+    After the block, also after an exception, the earlier adapter is active again.
 
     Raises:
-        ValueError: If `model` has no adapter, or if an adapter trained biases: they have replaced the base's biases.
+        ValueError: If `model` has no adapter, or if an adapter trained biases, which replaced the base's biases.
     """
     with _put_back(model) as layers:
         for name in model.peft_config:
@@ -138,10 +141,10 @@ def adapter_disabled(model: Adapted) -> Iterator[None]:
 
 
 def combine_adapters(model: PeftModel, weights: Mapping[str, float], *, into: str) -> None:
-    """Add a new adapter whose change of each weight is exactly the weighted sum of the changes of other adapters.
+    """Add a new adapter that changes each weight by exactly the weighted sum of other adapters' changes.
 
-    The low-rank matrices are concatenated (PEFT's `cat`), so the rank of the new adapter is the sum of all ranks. The
-    active adapter does not change.
+    The low-rank matrices are concatenated (PEFT's `cat`), so the rank of the new adapter is the sum of the other
+    adapters' ranks. The active adapter does not change.
 
     Args:
         model: Network to which the new adapter is added.
@@ -180,11 +183,11 @@ def merge_adapter(
 
     Args:
         name: Folder or Hub id of the adapter.
-        scale: How far to go.
-        base: Folder or Hub id of the base, instead of the one that the adapter names.
+        scale: Strength of the adapter, from 0 (the base alone) to 1 (the full adapter).
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If `name` is not an adapter or does not name its base, or if `scale` is not between 0 and 1.
+        ValueError: If `name` is not an adapter, if its base cannot be found, or if `scale` is not between 0 and 1.
     """
     if not 0 <= scale <= 1:
         raise ValueError(f"`scale` must be between 0 (the base) and 1 (the adapter), got {scale}.")
@@ -198,7 +201,7 @@ def blend(
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """Interpolate each weight between `base` (scale 0) and `checkpoint` (scale 1); return network and processor.
 
-    Both networks must have the same shape. The processor is that of `checkpoint`.
+    The weights of both networks must have the same names and shapes. The processor is taken from `checkpoint`.
     """
     return _blend(load_checkpoint(base)[0], load_checkpoint(checkpoint), scale=scale)
 
@@ -222,10 +225,10 @@ def _adapted_layers(model: nn.Module) -> list[BaseTunerLayer | ModulesToSaveWrap
 
 @contextmanager
 def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWrapper]]:
-    """Yield the layers with adapters. Their active adapters are restored when the block ends."""
+    """Yield the layers with adapters. Restore their active adapters when the `with` block ends."""
     layers = _adapted_layers(model)
     if not layers:
-        raise ValueError("`model` has no adapter. Load one with `load_adapters`.")
+        raise ValueError("`model` has no adapter. Load an adapter with `load_adapters`.")
     before = [(layer, list(layer.active_adapters), not layer.disable_adapters) for layer in layers]
     names = (model.active_adapter, model.base_model.active_adapter) if isinstance(model, PeftModel) else None
     try:
@@ -241,7 +244,7 @@ def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWra
 
 @contextmanager
 def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """Keep `requires_grad` of all parameters. PEFT would change it whenever it switches adapters."""
+    """Restore `requires_grad` of all parameters after the `with` block, because PEFT changes it in every switch."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -264,7 +267,7 @@ def _activate(model: Adapted, name: str) -> None:
 def _check_name(name: str, taken: set[str]) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"'{name}' cannot be the name of an adapter: it is empty, has a dot or is a method of torch modules."
+            f"An adapter cannot be named '{name}': the name is empty, has a dot or is a method of torch modules."
         )
     if name in taken:
         raise ValueError(
@@ -280,7 +283,7 @@ def _check_known(model: Adapted, names: Mapping[str, float] | list[str]) -> None
 def _lora_config(model: Adapted, name: str) -> LoraConfig:
     config = model.peft_config[name]
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"Adapters must be LoRA, but '{name}' is {config.peft_type}.")
+        raise ValueError(f"Adapters must be of the type LORA, but '{name}' is of the type {config.peft_type}.")
     return config
 
 
@@ -289,12 +292,14 @@ def _check_composable(name: str, config: LoraConfig) -> None:
     if config.modules_to_save:
         raise ValueError(
             f"{rule}, but '{name}' trained {', '.join(sorted(config.modules_to_save))} in full (`modules_to_save`). "
-            f"Train it with the preset `{COMPOSABLE_PRESET}`."
+            f"Train such an adapter with the preset `{COMPOSABLE_PRESET}`."
         )
     if config.use_dora:
-        raise ValueError(f"{rule}, but '{name}' uses DoRA. Train it with `use_dora: false`.")
+        raise ValueError(f"{rule}, but '{name}' uses DoRA. Train the adapter with `use_dora: false`.")
     if config.bias != "none" or config.lora_bias:
-        raise ValueError(f"{rule}, but '{name}' trained biases. Train it with `bias: none` and `lora_bias: false`.")
+        raise ValueError(
+            f"{rule}, but '{name}' trained biases. Train the adapter with `bias: none` and `lora_bias: false`."
+        )
 
 
 def _name_of(base: str | Path | Adapted) -> str:
@@ -304,17 +309,17 @@ def _name_of(base: str | Path | Adapted) -> str:
 
 
 def _check_base(folder: Path, given: str) -> None:
-    """Refuse an adapter of another base, if names or local weights show that the base differs.
+    """Check the base of an adapter by its name and, if the base is on this machine, by its weights.
 
     Raises:
-        ValueError: If the adapter was made for another base.
+        ValueError: If the adapter was trained on another base.
     """
     digest, found = base_digest(folder), local_folder(given) if given else None
     if digest and found:
         if (got := tensors_digest(found)) != digest:
             raise ValueError(
-                f"The adapter in {folder} was trained over {adapter_base(folder)} with the weights {digest[:12]}, "
-                f"got the base {given} with the weights {got[:12]}."
+                f"The adapter in {folder} was trained on the base {adapter_base(folder)} (digest of the weights: "
+                f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the adapter's own base."
             )
         return
     recorded = adapter_base(folder) if PeftConfig.from_pretrained(str(folder)).base_model_name_or_path else ""
@@ -328,10 +333,12 @@ def _check_base(folder: Path, given: str) -> None:
     if all(local):
         same = checkpoint_digest(Path(names[0])) == checkpoint_digest(Path(names[1]))
     else:
-        # Compare without revisions: one name may have a branch and the other its commit.
+        # Compare without revisions, because one name may contain a branch and the other name its commit.
         same = names[0].partition("@")[0] == names[1].partition("@")[0]
     if not same:
-        raise ValueError(f"The adapter in {folder} was made for the base {recorded}, not for {given}.")
+        raise ValueError(
+            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the adapter's own base."
+        )
 
 
 def _last_line(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""Scores over all subsets of the sequences."""
+"""Scores of segmentations over all subsets of the sequences."""

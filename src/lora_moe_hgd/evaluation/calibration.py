@@ -16,7 +16,8 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
         brain: `(D, H, W)` bool.
 
     Returns:
-        `(R, 3, NUM_BINS)`: voxels, sum of probabilities, and true voxels in each bin. Bins have equal width.
+        `(R, 3, NUM_BINS)`: for each bin of the probability, the number of voxels, the sum of their probabilities, and
+        the number of voxels that truly belong to the region. Bins have equal width.
     """
     counts = []
     for probability, region in zip(probabilities[:, brain], truth[:, brain], strict=True):
@@ -27,7 +28,7 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
 
 
 def expected_calibration_error(counts: np.ndarray) -> float:
-    """Expected calibration error: mean difference between the probability and the share of true voxels in its bin.
+    """Expected calibration error: mean over the bins of |mean probability - share of true voxels|.
 
     Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Bins are weighted by their number of voxels.
 

@@ -46,6 +46,10 @@ from .trained_on import trained_among
 
 PARTS = ("validation", "train")
 TABLES = ("table.md", "table.json", "scores.csv")
+SUBSETS_HELP = (
+    "subsets of the sequences to score, such as all,t1c+flair, where all means all sequences together (default: every "
+    "subset)"
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def score(argv: Sequence[str]) -> int:
-    """Do the work of `main`, but return the number of cases that could not be scored instead of exiting."""
+    """Score a checkpoint, or compare earlier scores; return the number of cases that could not be scored."""
     args = _parse(argv)
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
@@ -82,7 +86,7 @@ def score(argv: Sequence[str]) -> int:
         if state.is_main_process and not folders_of_subsets(args.predictions, task):
             print(
                 f"note: {args.predictions} has no folders of subsets such as t1c+flair, so its predictions count as "
-                f"those from all sequences ({'+'.join(names)}).",
+                f"predictions from all sequences ({'+'.join(names)}).",
                 file=sys.stderr,
             )
         subsets = [subset for subset in subsets if subset in files]
@@ -93,11 +97,17 @@ def score(argv: Sequence[str]) -> int:
         ]
         cases = [case for case in cases if scorer.possible(case, subsets)]
         if not cases:
-            raise ValueError(f"{args.predictions} contains no prediction from any subset of --subsets {args.subsets}.")
+            raise ValueError(
+                f"{args.predictions} contains no prediction from any subset in --subsets {args.subsets}. Name other "
+                "subsets."
+            )
     else:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
-            raise ValueError(f"No case in {args.in_path} has all sequences of any subset of --subsets {args.subsets}.")
+            raise ValueError(
+                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name other "
+                "subsets."
+            )
         network, processor = load_checkpoint(
             folder, device=usable_device(device_of_process(state, args.device)), base=args.base
         )
@@ -130,15 +140,15 @@ def score(argv: Sequence[str]) -> int:
                 (args.out_path / name).unlink(missing_ok=True)
         if failed:
             every = counted(len(cases) + len(bad), "case")
-            print(f"{len(found.scores)} of {every} could be scored. These failed:", file=sys.stderr)
+            print(f"{len(found.scores)} of {every} could be scored. These cases failed:", file=sys.stderr)
             print(printable("".join(f"\n  {finding}" for finding in failed)[1:]), file=sys.stderr)
-    # Wait, because the launcher kills all other processes when one exits with an error.
+    # Wait, because the launcher kills all other processes when a process exits with an error.
     state.wait_for_everyone()
     return len(failed)
 
 
 def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task) -> None:
-    """Write the table of Dice by subset for evaluations. Each one has the name of its folder or CSV file."""
+    """Write a table of Dice by subset. An evaluation is named after its folder or CSV file."""
     names = [place.stem if place.is_file() else place.resolve().name for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
@@ -151,9 +161,9 @@ def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Score a checkpoint, or the label maps of any tool, on labelled cases over subsets of the "
-        "sequences, or compare earlier evaluations. A case that cannot be scored does not stop the others; the exit "
-        "code is then 1."
+        description="Score a checkpoint, or the label maps of any tool, on labelled cases and subsets of the "
+        "sequences. With --compare, compare earlier evaluations. If a case cannot be scored, the other cases are "
+        "still scored, and the exit code is 1."
     )
     add_checkpoint(parser)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -163,10 +173,10 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="compare earlier evaluations with the first one; instead of a folder, a CSV file with the columns case, "
-        "wt, tc and et holds published Dice values",
+        help="compare earlier evaluations with the first of them; FOLDER is the --out-path of an evaluation, or a CSV "
+        "file of published Dice values with the columns case, wt, tc and et",
     )
-    add_out_path(parser, help="folder for the tables")
+    add_out_path(parser, help="folder for tables and plots")
     parser.add_argument(
         "--predictions",
         type=Path,
@@ -186,31 +196,39 @@ def build_parser() -> argparse.ArgumentParser:
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--cases", help="score only these cases, names separated by commas")
+    which.add_argument("--cases", help="names of the cases to score, separated by commas (default: all)")
     which.add_argument(
-        "--cases-of", type=Path, metavar="RUN", help=f"score only the cases of a training run, from RUN/{FILE_NAME}"
+        "--cases-of",
+        type=Path,
+        metavar="RUN",
+        help=f"score only cases that RUN/{FILE_NAME} of a training run lists",
     )
-    parser.add_argument("--part", choices=PARTS, help=f"with --cases-of: which cases of the run (default: {PARTS[0]})")
-    add_allowances(parser)
     parser.add_argument(
-        "--subsets", help="score only these subsets, such as all,t1c+flair (default: all, 15 of four sequences)"
+        "--part",
+        choices=PARTS,
+        help=f"with --cases-of: score the validation or the training cases of the run (default: {PARTS[0]})",
     )
+    add_allowances(parser)
+    parser.add_argument("--subsets", help=SUBSETS_HELP)
     parser.add_argument(
         "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
     )
     parser.add_argument(
-        "--convention", choices=list(CONVENTIONS), default="brats", help="how empty regions score (default: brats)"
+        "--convention",
+        choices=list(CONVENTIONS),
+        default="brats",
+        help="scores of empty regions, see docs/evaluate.md (default: brats)",
     )
     parser.add_argument(
         "--lesion-rules",
         choices=list(LESION_RULES),
         default="gli2023",
-        help="rules that define lesions (default: gli2023)",
+        help="rules of the lesion-wise scores, named after challenges (default: gli2023)",
     )
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
-        help="also write a table of Dice by subset in percent, as in papers: subset_table.md, .tex or .csv",
+        help="also write subset_table.md, .tex or .csv: Dice by subset in percent, in the layout of papers",
     )
     add_device(parser)
     add_quiet(parser)
@@ -233,24 +251,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.predictions:
         if useless := sorted(given & {"checkpoint", "mirror", "device"}):
             raise ValueError(
-                f"--predictions are scored without a network. Leave out {_options(useless)}, which would have no "
-                "effect."
+                f"With --predictions, no network is used. Leave out {_options(useless)}, which would have no effect."
             )
     elif useless := sorted(given & {"prediction_scheme", "task"}):
         raise ValueError(
-            f"{_options(useless)} works only with --predictions. Leave it out: the checkpoint determines the task and "
-            "the label scheme."
+            f"{_options(useless)} works only with --predictions. Without --predictions, the checkpoint determines the "
+            f"task and the label scheme. Leave out {_options(useless)}."
         )
     if args.part and not args.cases_of:
-        raise ValueError("--part chooses among the cases of a run. Name the run with --cases-of RUN.")
+        raise ValueError("--part chooses training or validation cases of a run. Name the run with --cases-of RUN.")
     return args
 
 
 def _prediction_scheme(name: str | None, task: Task) -> str:
-    """Label scheme of predictions. It must be named, because 1, 2 and 3 mean different parts in different schemes.
+    """Name of the label scheme of predictions. A task with a single label scheme needs no `name`.
 
     Raises:
-        ValueError: If the name is unknown, or if the task has several schemes and none is named.
+        ValueError: If the name is unknown, or if it is missing although the task has several label schemes. The labels
+            1, 2 and 3 mean different parts of a tumour in different schemes.
     """
     if name is None and len(task.schemes) > 1:
         known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
@@ -263,7 +281,7 @@ def _options(names: Iterable[str]) -> str:
 
 
 def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
-    """Choose the labelled cases to score, and return an error for each case that its file names rule out.
+    """Return the labelled cases to score, and an error for each case whose files rule out scoring.
 
     Raises:
         ValueError: If a requested case is missing, or no case can be scored.
@@ -309,13 +327,13 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all of"
-            print(f"warning: cases with {what} {name}: only {able} of {len(cases)}", file=sys.stderr)
+            what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all sequences of"
+            print(f"warning: only {able} of {counted(len(cases), 'case')} have {what} {name}", file=sys.stderr)
     if trained_on:
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of {counted(len(cases), 'case')}: "
-                f"{listed(trained_on)}. Such scores prove nothing for new cases."
+                f"{listed(trained_on)}. Scores on training cases prove nothing for new cases."
             ),
             file=sys.stderr,
         )

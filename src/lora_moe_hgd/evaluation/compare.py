@@ -24,19 +24,22 @@ NOTHING_IN_COMMON = (
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Dice of `second` minus Dice of `first`, over the cases and subsets in both evaluations.
 
-    The differences are paired by case: the Dice of a case is its mean over the regions and subsets of the row. A value
-    that is undefined in one evaluation is left out of both.
+    The differences are paired by case. In each row of the result, the Dice of a case is the mean over the regions and
+    subsets of this row. A value that is undefined in one evaluation is left out of both evaluations.
 
     Args:
         first: Rows of the first `scores.csv`.
         second: Rows of the second `scores.csv`.
 
     Returns:
-        One row for each region, over all common subsets, then one for each subset, over all regions. Rows without
-        cases are left out. Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high` (95 %
-        bootstrap interval), `p` (Wilcoxon signed-rank, two-sided, not corrected for the number of rows; NaN for fewer
-        than six cases) and `effect` (matched-pairs rank-biserial correlation, Kerby 2014: -1 if every case is worse, 1
-        if every case is better; NaN for one case).
+        One row for each region and for the mean over regions, over all common subsets. Then one row for each subset,
+        over all regions. Rows without cases are left out.
+
+        Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high`, `p`, `effect`. The 95 %
+        bootstrap interval of the difference is from `low` to `high`. `p` is the two-sided p value of Wilcoxon's
+        signed-rank test, without correction for the number of rows; it is NaN for fewer than six cases. `effect` is
+        the matched-pairs rank-biserial correlation (Kerby 2014): -1 if every case is worse, 1 if every case is better,
+        NaN for one case.
 
     Raises:
         ValueError: If no case and subset has a defined Dice in both evaluations.
@@ -81,7 +84,7 @@ def _p_value(difference: np.ndarray) -> float:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Correct p values for multiple testing (Holm 1979). NaN means that no test was made, and stays NaN.
+    """Correct p values for multiple testing (Holm 1979). NaN, for a test that was not made, stays NaN.
 
     Example:
         >>> holm(np.array([0.01, 0.04, 0.03, np.nan]))
@@ -98,7 +101,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def rank_biserial(difference: np.ndarray) -> float:
     """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
 
-    It is the share of the ranks of positive differences minus the share of the ranks of negative differences.
+    The correlation is the share of positive differences in the sum of ranks minus the share of negative differences.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -112,9 +115,9 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare each evaluation with the first one; write `comparison.csv` and `comparison.md`, and return the text.
+    """Compare each further evaluation with the first. Write `comparison.csv` and `comparison.md`; return the text.
 
-    Column `p_holm` contains the p values after correction for all tests in the table.
+    The column `p_holm` contains the p values after Holm's correction for all tests in the table.
 
     Args:
         folders: Folders of evaluations, or CSV files; see `read_scores`.
@@ -122,10 +125,10 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
 
     Raises:
         ValueError: If there are fewer than two folders, if a folder contains no evaluation, if the evaluations have no
-            case in common, or if they score empty regions by different conventions.
+            case in common, or if the evaluations score empty regions by different conventions.
     """
     if len(folders) < 2:
-        raise ValueError(f"--compare needs at least two folders of evaluations, but there is only {folders[0]}.")
+        raise ValueError(f"--compare needs at least two folders of evaluations, but got only {folders[0]}.")
     check_conventions(folders)
     task = task_of(folders)
     scores = [read_scores(folder, task) for folder in folders]
@@ -135,24 +138,25 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         tables.append(paired_differences(scores[0], other).assign(compared=str(folder)))
         only_one = sorted(set(scores[0]["case_id"]) ^ set(other["case_id"]))
         if only_one:
-            left_out[str(folder)] = f"\n\nLeft out, because only one of the two has them: {listed(only_one)}."
+            left_out[str(folder)] = f"\n\nLeft out, because only one evaluation has these cases: {listed(only_one)}."
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     parts = [
-        f"Dice of {folder} (second) minus {folders[0]} (first), paired by case.\n\n{_to_markdown(part)}"
+        f"Dice of {folder} (second) minus Dice of {folders[0]} (first), paired by case.\n\n{_to_markdown(part)}"
         + left_out.get(folder, "")
         for folder, part in table.groupby("compared", sort=False)
     ]
     tests = int(table["p"].notna().sum())
     if tests:
         parts.append(
-            f"p: Wilcoxon signed-rank test, with Holm's correction for {counted(tests, 'test')} in this comparison."
+            "p is the p value of Wilcoxon's signed-rank test, with Holm's correction for "
+            f"{counted(tests, 'test')} in this comparison."
         )
     if tests < len(table):
         fewest = table["cases"].min()
         parts.append(
-            f"Rows with fewer than {FEWEST_CASES} cases ({fewest} here) have no p value, because no difference could "
-            "be significant. Look at the intervals and at the single cases."
+            f"Rows with fewer than {FEWEST_CASES} cases (here as few as {fewest}) have no p value, because no "
+            "difference could be significant. Look at the intervals and at the single cases."
         )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "comparison.csv") as scratch:

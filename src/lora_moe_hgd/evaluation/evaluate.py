@@ -1,7 +1,7 @@
 """Scores of a checkpoint, or of label maps, over cases and subsets of the sequences.
 
-`cases/<name>.json` stores the scores of a case. A stopped evaluation therefore continues, and an evaluation with more
-cases or subsets computes only the new ones. The tables are made from these files, see `report`.
+`cases/<name>.json` stores the scores of a case. An evaluation that was stopped can therefore be continued, and an
+evaluation of more cases or subsets computes only the new scores. The module `report` makes the tables.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Evaluation:
 
 
 class Scorer(Protocol):
-    """Scores single cases. Implemented by `scoring.NetworkScorer` and `predictions.PredictionScorer`."""
+    """Interface of classes that score single cases: `scoring.NetworkScorer` and `predictions.PredictionScorer`."""
 
     @property
     def task(self) -> Task:
         """Sequences and regions."""
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of all inputs of the scores of a case."""
+        """Fingerprint of everything that determines the scores of a case."""
 
     def possible(self, case: CaseFiles, subsets: Iterable[Mask]) -> list[Mask]:
-        """Return the subsets under which the case can be scored."""
+        """Return the subsets for which the case can be scored."""
 
     def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
-        """Score the case under these subsets."""
+        """Score the case for these subsets of the sequences."""
 
 
 def evaluate(
@@ -67,7 +67,7 @@ def evaluate(
     rules: Rules | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score a network on each case under the subsets whose sequences the case has; see `score_cases`."""
+    """Score a network on each case, for each subset whose sequences the case has; see `score_cases`."""
     scorer = NetworkScorer(network, processor, rules or Rules())
     return score_cases(scorer, cases, out=out, subsets=subsets, progress=progress)
 
@@ -80,16 +80,16 @@ def score_cases(
     subsets: Iterable[Mask] | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score each case under each subset that is possible for it.
+    """Score each case for all subsets that the scorer can score for this case.
 
-    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. If a case
-    raises an exception, it is reported and the other cases are still scored. Under `accelerate launch` the processes
+    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. An
+    exception in a case is reported, and the other cases are still scored. Under `accelerate launch` the processes
     share the cases, and each process returns the scores of all cases.
 
     Args:
         scorer: Scorer of a network or of predictions.
         cases: Labelled cases with distinct ids.
-        out: Output folder. The scores are stored in its folder `cases`.
+        out: Output folder. The scores are stored in its subfolder `cases`.
         subsets: Subsets of the sequences. `None` means all subsets.
         progress: Show a progress bar.
     """
@@ -142,12 +142,12 @@ def _made_from(scorer: Scorer, case: CaseFiles) -> str:
 
 
 def _known(path: Path, made_from: str) -> CaseScores:
-    """Load the stored scores of a case. They are empty if nothing was stored or if any input has changed."""
+    """Load the stored scores of a case. Return empty scores if none are stored or if an input has changed."""
     try:
         content = json.loads(path.read_text())
         if content["made_from"] == made_from:
             return CaseScores(content["rows"], content["reliability"], content["findings"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        # There is no file, or another version wrote it.
+        # The file does not exist, or another version of the package wrote it.
         pass
     return CaseScores()

@@ -1,15 +1,17 @@
 """Lesion-wise scores of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
-`MergedRules` are those of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics, with one exception:
-surfaces are defined as in `metrics`, not with sub-voxel accuracy as in
-https://github.com/google-deepmind/surface-distance. The rules for 2024 take sizes and penalties from
-https://github.com/rachitsaluja/BraTS-2024-Metrics, but the procedure of 2023. So their scores differ from the official
-ones. The official programs of 2024 also merge predicted lesions by dilation and remove small ones, count pieces of
-enhancing tumour that touch the same necrosis as one lesion, and do not penalise false lesions in MEN-RT.
+`MergedRules` are the rules of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics. Surfaces here
+consist of voxels, as in `metrics`. The official program finds surfaces between voxels with
+https://github.com/google-deepmind/surface-distance.
 
-`PairedRules` are those of 2026. The official program is https://pypi.org/project/brats-evaluation, which configures
-panoptica (Kofler et al. 2023, https://arxiv.org/abs/2312.02608). tests/test_official_metrics.py compares both with
-this module, and docs/evaluate.md lists the differences.
+The rules for 2024 use the sizes and penalties of https://github.com/rachitsaluja/BraTS-2024-Metrics with the procedure
+of 2023, so their scores differ from the official scores of 2024. The official programs of 2024 also merge predicted
+lesions by dilation, remove small predicted lesions, count pieces of enhancing tumour that touch the same necrosis as
+one lesion, and do not penalise false lesions in MEN-RT.
+
+`PairedRules` are the rules of 2026. The official program of 2026 is https://pypi.org/project/brats-evaluation, which
+runs panoptica (Kofler et al. 2023, https://arxiv.org/abs/2312.02608). The test tests/test_official_metrics.py compares
+this module with brats-evaluation and panoptica, and docs/evaluate.md lists the differences.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from scipy import ndimage, optimize
 from ..masks import bounds, dice
 from .metrics import check_masks, missed_distance_mm, surface_distances_mm
 
-# True lesions are dilated with 18 neighbours; components are connected through 26.
+# True lesions are dilated with 18 neighbours. Components are connected through 26 neighbours.
 _EIGHTEEN = ndimage.generate_binary_structure(3, 2)
 _TWENTY_SIX = ndimage.generate_binary_structure(3, 3)
 
@@ -34,10 +36,10 @@ class MergedRules:
     """Rules that merge nearby true lesions, and all predicted components that touch the same lesion.
 
     Attributes:
-        dilation: Number of dilations of the true region. Parts that touch afterwards are one lesion.
+        dilation: Number of dilations of the true region. Parts that touch after dilation are one lesion.
         ignored_mm3: True lesions of this volume or less are ignored.
-        penalty_mm: HD95 of a missed or false lesion; `None` for the diagonal of the image.
-        ignored_mm3_of: `ignored_mm3` for the regions where it differs.
+        penalty_mm: HD95 of a missed or false lesion. `None` means the diagonal of the image.
+        ignored_mm3_of: Volume that replaces `ignored_mm3` for some regions, by name of the region.
     """
 
     dilation: int
@@ -53,8 +55,10 @@ class PairedRules:
     Attributes:
         least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
         counted_mm3: True lesions below this volume are left out, and so are their matches.
-        penalty_mm: HD95 of a missed or false lesion, whose Dice is 0. `None` leaves such lesions out of the means.
-        found_dice: A true lesion whose match has a lower Dice is in `lesions_missed`. The means do not depend on it.
+        penalty_mm: HD95 of a missed or false lesion, whose Dice is 0. `None` leaves missed and false lesions out of
+            the means.
+        found_dice: `lesions_missed` includes true lesions whose match has a Dice below `found_dice`. The means do not
+            depend on `found_dice`.
     """
 
     least_iou: float = 0.0
@@ -81,7 +85,7 @@ LESION_RULES: dict[str, MergedRules | PairedRules] = {
     "men_rt2026": PairedRules(),
     # The thresholds are those of the organisers: https://github.com/Sage-Bionetworks-Challenges/brats-infra.
     "met2026": PairedRules(counted_mm3=27, penalty_mm=373.0, found_dice=0.2),
-    # The configuration for BraTS that panoptica contains.
+    # Panoptica contains this configuration for BraTS.
     "panoptica": PairedRules(least_iou=0.5),
 }
 
@@ -96,28 +100,29 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    With `MergedRules`, all predicted components that touch a dilated true lesion are compared with it together. A true
-    lesion without a component is missed (Dice 0 and the penalty). A predicted component that touches no true lesion is
-    false and gets the same scores. True lesions that are too small are ignored, and so are the components that touch
-    them. The means are over true lesions (without ignored ones) and false lesions. Without any lesion, Dice is 1 and
-    HD95 is 0.
+    With `MergedRules`, a dilated true lesion is compared with the union of all predicted components that touch it. A
+    true lesion that no component touches is missed: its Dice is 0, and its HD95 is the penalty. A predicted component
+    that touches no true lesion is false and has the same scores as a missed lesion. True lesions that are too small
+    are ignored, and so are the components that touch them. The means are over all false lesions and all true lesions
+    that are not ignored. Without any lesion, Dice is 1 and HD95 is 0.
 
-    With `PairedRules`, each true lesion matches at most one predicted component, so that the sum of the Dice values is
-    as large as possible. Without a penalty, the means are over the matches. If nothing matches, Dice and NSD are 0 and
-    HD95 is infinite. With a penalty, the means are over the counted true lesions and all false lesions. They are NaN
-    if no true lesion counts. If there is no lesion at all, all means are NaN.
+    With `PairedRules`, each true lesion is matched with at most one predicted component. The pairs are chosen so that
+    the sum of their Dice values is as large as possible. Without a penalty, the means are over the matches; if nothing
+    matches, Dice and NSD are 0 and HD95 is infinite. With a penalty, the means are over all false lesions and all true
+    lesions of at least `counted_mm3`; without such a true lesion, the means are NaN. Without any lesion, all means are
+    NaN.
 
     Args:
         prediction: `(D, H, W)` bool.
         target: `(D, H, W)` bool.
         spacing_mm: Voxel size along each axis.
         region: Name of the region.
-        rules: Definition of a lesion, and of the means.
+        rules: Rules that define lesions, matches and means.
 
     Returns:
         `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
-        surface distance (NSD) with the smallest voxel size as tolerance; the shares of both surfaces are averaged.
-        `lesions`, `lesions_missed`, `lesions_false`: numbers of lesions.
+        surface distance (NSD). The tolerance of the NSD is the smallest voxel size, and the shares of both surfaces
+        are averaged. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -218,7 +223,7 @@ def _matches(
     """Match lesions and components one to one.
 
     Returns:
-        Pairs of lesion and component, both numbered from 1; and the number of voxels of each lesion.
+        Pairs of the number of a lesion and the number of a component, both from 1. Number of voxels of each lesion.
     """
     shape = num_lesions + 1, num_components + 1
     places = np.ravel_multi_index((lesions.ravel(), components.ravel()), shape)
@@ -226,7 +231,7 @@ def _matches(
     voxels, voxels_found, both = table.sum(axis=1)[1:], table.sum(axis=0)[1:], table[1:, 1:]
     sums = voxels[:, None] + voxels_found
     possible = (both > 0) & (both / (sums - both) >= least_iou)
-    # Of equal sums of Dice, that of more matches is taken.
+    # The small constant prefers more matches if several choices have the same sum of Dice.
     worth = np.where(possible, 2 * both / sums + 1e-6, 0.0)
     pairs = zip(*optimize.linear_sum_assignment(worth, maximize=True), strict=True)
     return [(int(row) + 1, int(column) + 1) for row, column in pairs if possible[row, column]], voxels
@@ -237,8 +242,8 @@ def _pair_scores(
 ) -> tuple[float, float, float]:
     """Dice, HD95 in mm and NSD of one lesion and its match.
 
-    Unlike that of `metrics.region_scores`, this HD95 is the 95th percentile of the distances of both surfaces taken
-    together.
+    The HD95 is the 95th percentile of the distances of both surfaces together. `metrics.region_scores` instead uses
+    the larger of two percentiles, one for each surface.
     """
     there, back = surface_distances_mm(prediction, target, spacing_mm)
     tolerance = min(spacing_mm)

@@ -22,10 +22,11 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is then 0 or NaN.
-        missed_hd95_mm: HD95 if only one mask is empty; `None` for the diagonal of the image.
+        both_empty: Dice, NSD and sensitivity if both masks are empty, either 1 or NaN. HD95 is then 0 or NaN.
+        missed_hd95_mm: HD95 if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
-        fewest_voxels: Smallest accepted prediction by region. Predicted regions with fewer voxels are emptied.
+        fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. Smaller predictions are
+            emptied.
     """
 
     both_empty: float = 1.0
@@ -49,12 +50,9 @@ CONVENTIONS: dict[str, Convention] = {
 def region_scores(
     prediction: np.ndarray, target: np.ndarray, *, spacing_mm: Sequence[float], region: str, convention: Convention
 ) -> dict[str, float]:
-    """The `METRICS` of one region of a case.
+    """Compute the `METRICS` of one region of a case.
 
-    They are Dice; HD95, the larger of the two 95th percentiles of the distances from one surface to the other; NSD,
-    the share of both surfaces that lies within 1 mm of the other (https://arxiv.org/abs/1809.04430); sensitivity; and
-    predicted minus true volume. As in MONAI, a surface consists of the voxels that erosion with six neighbours
-    removes.
+    As in MONAI, a surface consists of the voxels that erosion with six neighbours removes.
 
     Args:
         prediction: `(D, H, W)` bool.
@@ -62,6 +60,12 @@ def region_scores(
         spacing_mm: Voxel size along each axis.
         region: Name of the region.
         convention: Values of undefined metrics.
+
+    Returns:
+        `dice`: Dice coefficient. `hd95_mm`: 95th percentile of the distances from one surface to the other surface,
+        the larger of both directions. `nsd`: share of both surfaces within 1 mm of the other surface, the normalised
+        surface distance (https://arxiv.org/abs/1809.04430). `sensitivity`: share of the true voxels that were
+        predicted. `volume_error_ml`: predicted volume minus true volume.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -78,7 +82,7 @@ def region_scores(
     if not num_predicted or not num_true:
         overlap = convention.eps / (num_predicted + num_true + convention.eps)
         hd95 = missed_distance_mm(convention.missed_hd95_mm, target.shape, spacing_mm)
-        # Without a true region, sensitivity is 0, or NaN if the convention leaves undefined values open.
+        # Without a true region, sensitivity is undefined: NaN if the convention uses NaN, otherwise 0.
         sensitivity = 0.0 if num_true else 0.0 * convention.both_empty
         return dict(zip(METRICS, (overlap, hd95, 0.0, sensitivity, volume_error), strict=True))
     box = bounds(prediction | target, 1)
@@ -98,7 +102,12 @@ def region_scores(
 def surface_distances_mm(
     prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from the prediction's surface voxels to the target's surface, and back. Neither mask may be empty."""
+    """Distances in mm between the surfaces of two masks, neither of which may be empty.
+
+    Returns:
+        Distance of each surface voxel of the prediction to the surface of the target. Distance of each surface voxel
+        of the target to the surface of the prediction.
+    """
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, target)]
     to_prediction, to_target = (ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces)
     return to_target[surfaces[0]], to_prediction[surfaces[1]]
@@ -117,7 +126,7 @@ def check_masks(prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence
 
 
 def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Return the penalty, or the diagonal of the image if the penalty is `None`."""
+    """Return the penalty, or the diagonal of the image in mm if the penalty is `None`."""
     if penalty_mm is not None:
         return penalty_mm
     return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))

@@ -21,7 +21,7 @@ ENDINGS = ("", "-seg", "_seg", "-pred", "_pred", "-prediction", "_prediction")
 OWN_NAMES = ("seg", "prediction", "pred", "label_map")
 
 Predictions = Mapping[Mask, Mapping[str, Path]]
-"""Files by subset and by case id."""
+"""Files of the predictions, by subset and by case id."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PredictionScorer:
     rules: Rules
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of all inputs of the scores of a case.
+        """Fingerprint of everything that determines the scores of a case.
 
         Raises:
             OSError: If a file cannot be read.
@@ -59,7 +59,7 @@ class PredictionScorer:
         return [subset for subset in subsets if case.case_id in self.predictions.get(subset, {})]
 
     def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
-        """Score the predictions of a case for these subsets, on the grid of its first sequence.
+        """Score the predictions of a case for these subsets, on the voxel grid of the case's first sequence.
 
         Raises:
             BadInputError: If a file cannot be used.
@@ -74,7 +74,7 @@ class PredictionScorer:
             try:
                 found = self._read(replace(case, segmentation=path).in_scheme(self.scheme, self.task))
             except BadInputError as error:
-                # The rules of label maps name the option for the ground truth.
+                # The message names the option for the ground truth, but this label map is a prediction.
                 message = error.finding.message.replace("--label-scheme", "--prediction-scheme")
                 raise BadInputError(error.finding.where, message) from error
             findings += [finding for finding in found.findings if finding.where == path]
@@ -87,7 +87,7 @@ class PredictionScorer:
                 rules=self.rules,
                 task=self.task,
             )
-            # Without probabilities there are no counts. The entry marks the subset as scored.
+            # A label map has no probabilities to count. The entry `None` marks the subset as scored.
             scores.reliability[subset_name(subset, self.task.modalities)] = None
         scores.findings = recorded(findings)
         return scores
@@ -100,7 +100,7 @@ class PredictionScorer:
 
 
 def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> dict[Mask, dict[str, Path]]:
-    """Find the label maps in a folder.
+    """Find the predicted label maps in a folder.
 
     Predictions from all sequences are named `CASE.nii.gz` (as nnU-Net writes them), `CASE-seg.nii.gz` or
     `CASE/seg.nii.gz`. Predictions from a subset are in a folder with the name of the subset, such as `t1c+flair` or
@@ -108,11 +108,12 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
 
     Args:
         folder: Folder of the predictions.
-        cases: Cases to look for.
+        cases: Cases that were segmented.
         task: Sequences and regions.
 
     Raises:
-        ValueError: If the folder is missing, if it contains no prediction of any case, or if a case has two.
+        ValueError: If the folder is missing, if it contains no prediction of any case, or if a case has two
+            predictions from the same sequences.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Give the folder of the predictions.")
@@ -135,7 +136,7 @@ def folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
     """Find the folders in `folder` that have the name of a subset.
 
     Raises:
-        ValueError: If two folders have names of the same subset.
+        ValueError: If the names of two folders mean the same subset.
     """
     found: dict[Mask, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -144,7 +145,7 @@ def folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
         except ValueError:
             continue
         if subset in found:
-            raise ValueError(f"{found[subset]} and {path} have the names of the same sequences. Remove one of them.")
+            raise ValueError(f"The names of {found[subset]} and {path} mean the same sequences. Remove one folder.")
         found[subset] = path
     return found
 
@@ -160,5 +161,5 @@ def _prediction(folder: Path, name: str) -> Path | None:
     own = [folder / name / (stem + extension) for stem in (*stems[1:], *OWN_NAMES) for extension in EXTENSIONS]
     found = [path for path in (*beside, *own) if path.is_file()]
     if len(found) > 1:
-        raise BadInputError(found[0], f"{found[1]} is also a prediction of {name}. Remove one of them.")
+        raise BadInputError(found[0], f"{found[1]} is also a prediction of {name}. Remove one of these files.")
     return found[0] if found else None

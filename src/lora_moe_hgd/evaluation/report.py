@@ -41,11 +41,11 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     Undefined values (NaN) are left out of each mean, and `cases` counts the cases that remain.
 
     Args:
-        rows: One row for each case, subset and region.
+        rows: Scores, one row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. The mean needs at least one case, and the
-        interval at least two cases and finite values; otherwise they are NaN. The HD95 of a case may be infinite.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. `mean` is NaN without a case. `low` and
+        `high` are NaN with fewer than two cases, or if a value is infinite, as HD95 may be.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -61,7 +61,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its percentile bootstrap interval over cases: mean, low, high."""
+    """Mean over cases, and lower and upper end of the percentile bootstrap interval of the mean."""
     if len(values) < 2 or not np.isfinite(values).all():
         return (float(values.mean()) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
@@ -73,11 +73,11 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
     """Contribution of each sequence to a score, averaged over all orders in which the sequences may be acquired.
 
-    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `v`, the score, is
-    zero without any sequence. The values add up to the score of all sequences.
+    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `v` is the score of a
+    subset, and 0 for the empty subset. The contributions add up to the score of all sequences together.
 
     Args:
-        worth: Score of every non-empty subset.
+        worth: Score of every non-empty subset of the sequences.
 
     Example:
         >>> shapley_values({frozenset("a"): 0.5, frozenset("b"): 0.25, frozenset("ab"): 1.0})
@@ -98,7 +98,7 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 
 
 def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[str, dict[str, float]]:
-    """Shapley values of the mean Dice by region.
+    """Contribution of each sequence to the mean Dice of each region (Shapley values).
 
     Only cases with a defined Dice of the region in all subsets are used, so that every subset has the same cases. A
     region without such a case is left out.
@@ -116,9 +116,10 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
     """Agreement of predicted and true volumes by number of sequences, over cases and subsets.
 
     Returns:
-        Columns `sequences`, and for each region `error_<region>`, the median absolute error in millilitres, and
-        `r2_<region>`, the coefficient of determination `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. It is negative
-        if the mean of the true volumes predicts them better. It is NaN if all true volumes are equal.
+        Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
+        absolute error in millilitres. `r2_<region>` is the coefficient of determination,
+        `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes predicts them
+        better, and NaN if all true volumes are equal.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -137,11 +138,12 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
-    Regions in which one of the two Dice values is undefined are left out of both.
+    A region is left out of both means if its expected or its true Dice is undefined.
 
     Returns:
-        Columns `sequences`, `ece_<region>` for each region, `expected_dice` and `dice` (means over cases, subsets and
-        regions), and `spearman`, the rank correlation of `expected_dice` and `dice` over cases and subsets.
+        Columns `sequences`, `ece_<region>` (expected calibration error) for each region, `expected_dice` and `dice`
+        (means over cases, subsets and regions), and `spearman` (rank correlation of `expected_dice` and `dice` over
+        cases and subsets).
     """
     table = []
     pooled = pooled_reliability(rows, reliability)
@@ -158,7 +160,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
 
 
 def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int, np.ndarray]:
-    """Counts `(R, 3, bins)` by number of sequences, summed over cases and subsets."""
+    """Counts `(R, 3, bins)` of `calibration.reliability_counts` by number of sequences, over cases and subsets."""
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
     for case_id, subset, count in places.itertuples(index=False):
@@ -169,7 +171,7 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
 def to_markdown(
     rows: pd.DataFrame, reliability: Reliability, *, notes: Iterable[str] = (), task: Task = BRAIN_TUMOUR
 ) -> str:
-    """All tables of an evaluation, after the notes."""
+    """Notes and all tables of an evaluation as Markdown. A line above each table says what the table shows."""
     summary, worth = summarise(rows), worth_of_sequences(rows, task)
     regions = list(map(shown, task.regions))
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
@@ -178,9 +180,11 @@ def to_markdown(
     several = rows["case_id"].nunique() > 1
     parts = [
         *notes,
-        "Dice, with 95 % bootstrap intervals over cases." if several else "Dice of one case, so without intervals.",
+        "Dice of each subset of the sequences (row) and region (column)"
+        + (": mean over cases, with a 95 % bootstrap interval." if several else ". One case has no interval."),
         dice_table(summary, task),
-        "Means of the other metrics over subsets and cases.",
+        "Means of the other metrics over subsets and cases, for each region. Distances (`_mm`) are in millimetres, "
+        "volumes (`_ml`) in millilitres.",
         _table(
             ["metric", *regions],
             [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
@@ -188,8 +192,8 @@ def to_markdown(
     ]
     parts += [
         "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
-        "the variance of the true volumes that the found ones explain"
-        + ("." if several else ", which needs several cases."),
+        "the variance of the true volumes that the predicted volumes explain"
+        + ("." if several else ". R2 needs several cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -197,7 +201,8 @@ def to_markdown(
     ]
     if worth:
         parts += [
-            f"Contribution of each sequence to the Dice of all {NUMBERS[len(task.modalities) - 1]} (Shapley values).",
+            f"Contribution of each sequence to the mean Dice with all {NUMBERS[len(task.modalities) - 1]} sequences "
+            "(Shapley values).",
             _table(
                 ["sequence", *map(shown, worth)],
                 [[name, *_numbers(values[name] for values in worth.values())] for name in task.modalities],
@@ -206,8 +211,8 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, the expected "
-        "Dice, the true Dice, and the rank correlation of both Dice values.",
+        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, mean expected "
+        "Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman).",
         _table(
             ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
@@ -221,7 +226,7 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _mean(row: pd.Series, usual: int) -> str:
-    """Format a mean: for Dice with its interval, and with the number of cases if it differs from `usual`."""
+    """Format a mean. Dice also gets its interval. The number of cases is added if it differs from `usual`."""
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
@@ -283,13 +288,16 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
     axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1))
     several = rows["case_id"].nunique() > 1
     axes.set_title("Dice by number of sequences" + (", 95 % intervals" if several else ""))
-    # Below the axes, because bars of good scores reach the top.
+    # The legend is below the axes, because bars of good scores reach the top.
     figure.legend(ncols=len(task.regions), loc="outside lower center")
     return figure
 
 
 def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
-    """Reliability diagram: share of true voxels by probability, one panel per region, one curve per sequence count."""
+    """Reliability diagram: share of true voxels by probability, in one panel per region.
+
+    Each panel has one curve per number of sequences.
+    """
     figure = Figure(figsize=(2 + 3 * len(task.regions), 3.8), layout="constrained")
     panels = figure.subplots(1, len(task.regions), sharey=True, squeeze=False)[0]
     for index, (axes, region) in enumerate(zip(panels, task.regions, strict=True)):
@@ -319,9 +327,9 @@ def write_report(
     Only `scores.csv` and `findings.csv` contain case ids, because the other files are published with a checkpoint.
 
     Args:
-        rows: Scores, at least one row.
-        reliability: Counts for the calibration.
-        findings: Errors and warnings about cases, with `FINDING_COLUMNS`.
+        rows: Scores, one row for each case, subset and region. At least one row is needed.
+        reliability: Counts of `calibration.reliability_counts`, by case and subset.
+        findings: Errors and warnings about cases, with the keys `FINDING_COLUMNS`.
         out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the plots.
         about: Facts for `table.json`: checkpoint, data, options, number of `failed` cases, and number of cases that
             the checkpoint was `trained_on`.
@@ -357,7 +365,7 @@ def write_report(
     for name, figure in pictures.items():
         with replacing(out / name) as scratch:
             FigureCanvasAgg(figure).print_png(scratch)
-    return f"{markdown}\n\nIn {out}: table.md, table.json, {', '.join((*tables, *pictures))}."
+    return f"{markdown}\n\nFiles in {out}: table.md, table.json, {', '.join((*tables, *pictures))}."
 
 
 def _notes(about: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files of earlier scores: the folder of an evaluation, or a CSV file of published Dice values."""
+"""Read earlier scores from the folder of an evaluation, or from a CSV file of published Dice values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Facts about an evaluation. A CSV file has none.
+    """Entry `about` in the `table.json` of an evaluation, such as checkpoint and options; empty for a CSV file.
 
     Raises:
         ValueError: If the table of the evaluation does not name the evaluated weights.
@@ -38,17 +38,17 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def task_of(folders: Sequence[Path]) -> Task:
-    """Task of the first evaluation that has one; CSV files have none. By default that of the shipped networks."""
+    """Task of the first evaluation that records a task; brain tumour if none does. CSV files record no task."""
     tasks = (_about(folder).get("task") for folder in folders)
     found = next((task for task in tasks if task is not None), None)
     return BRAIN_TUMOUR if found is None else Task.from_dict(found)
 
 
 def check_conventions(folders: Sequence[Path]) -> None:
-    """Refuse evaluations that cannot be compared. CSV files have no known convention.
+    """Check that all evaluations score empty regions alike. CSV files record no convention and are not checked.
 
     Raises:
-        ValueError: If two evaluations score empty regions by different conventions.
+        ValueError: If two evaluations have different conventions.
     """
     used = {str(folder): about["convention"] for folder in folders if (about := _about(folder))}
     if len(set(used.values())) > 1:
@@ -62,10 +62,11 @@ def read_scores(place: Path, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Read the rows of an evaluation, from its folder or from a CSV file of Dice values.
 
     A CSV file has one row per case, a column `case`, and a column with the Dice of each region. A column `subset`
-    names the sequences, such as `t1c+flair`; without it, all sequences were used. Empty cells are undefined values.
+    names the sequences, such as `t1c+flair`. Without this column, all sequences were used. Empty cells are undefined
+    values.
 
     Raises:
-        ValueError: If the folder contains no evaluation, or if the file has other columns or values.
+        ValueError: If the folder contains no evaluation, or if the CSV file has wrong columns or values.
     """
     if place.is_file():
         return _read_csv(place, task)
@@ -87,13 +88,13 @@ def _read_csv(path: Path, task: Task) -> pd.DataFrame:
     others = sorted(set(table.columns) - {"case", "subset", *regions})
     if "case" not in table.columns or not regions or others or table.columns.has_duplicates:
         raise ValueError(
-            f"{path} has the columns {', '.join(table.columns)}. Give it the column case, one column per region "
-            f"({', '.join(task.regions)}) with the Dice, and subset if the sequences differ."
+            f"{path} has the columns {', '.join(table.columns)}. It must have the column case and a column of Dice "
+            f"values for at least one region ({', '.join(task.regions)}). Only the column subset may be added."
         )
     subsets = table["subset"] if "subset" in table else ["all"] * len(table)
     table["subset"] = [subset_name(parse_subset(str(name), task.modalities), task.modalities) for name in subsets]
     if table["case"].isna().any() or table.duplicated(["case", "subset"]).any():
-        raise ValueError(f"{path}: each row needs a case, and no case may have two rows for the same sequences.")
+        raise ValueError(f"{path}: each row needs a case, and no case may have two rows for the same subset.")
     rows = table.melt(id_vars=["case", "subset"], value_vars=regions, var_name="region", value_name="dice")
     try:
         rows["dice"] = rows["dice"].astype(float)

@@ -1,4 +1,4 @@
-"""Scores of one case under subsets of its sequences, on the case's own grid."""
+"""Scores of one case for subsets of its sequences, on the case's own voxel grid."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from .metrics import CONVENTIONS, region_scores
 
 @dataclass(frozen=True)
 class Rules:
-    """How cases are read, segmented and scored.
+    """Rules for reading, segmenting and scoring cases.
 
     Attributes:
-        mirror: Take the mean over the case and its mirror image.
-        convention: Key of `metrics.CONVENTIONS`: how empty regions score.
-        lesions: Key of `lesions.LESION_RULES`: what counts as a lesion.
+        mirror: Average over the case and its left-right mirror image.
+        convention: Key of `metrics.CONVENTIONS`, which defines the scores of empty regions.
+        lesions: Key of `lesions.LESION_RULES`, which defines the lesion-wise scores.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
     """
@@ -58,8 +58,8 @@ class CaseScores:
 
     Attributes:
         rows: One row for each subset and region: ids, metrics and expected Dice.
-        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. `None` if
-            there are no probabilities.
+        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. The value is
+            `None` for a label map, which has no probabilities.
         findings: Warnings about the case, as dicts of `level`, `where` and `message`.
     """
 
@@ -87,7 +87,7 @@ def score_case(
     subsets: Iterable[Mask],
     rules: Rules,
 ) -> CaseScores:
-    """Segment and score a case under each subset of the sequences that it has.
+    """Segment and score a case for each of the subsets whose sequences the case has.
 
     Raises:
         BadInputError: If the case has an error of the kind that `lora-moe-hgd check` reports.
@@ -133,7 +133,7 @@ def score_regions(
         subset: Sequences that the prediction used.
         regions: Predicted regions, `(R, D, H, W)` bool.
         truth: True regions, `(R, D, H, W)` bool.
-        affine: Affine of both, `(4, 4)`.
+        affine: Affine of the predicted and the true regions, `(4, 4)`.
         rules: Rules for scoring.
         task: Sequences and regions.
         confidence: Expected Dice of each region, if the network gives one.
@@ -174,10 +174,10 @@ def recorded(findings: Iterable[Finding]) -> list[dict[str, str]]:
 def prepared(
     processor: LoraMoeHgdImageProcessor, settled: SettledCase, subsets: Iterable[Mask]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Mask]]:
-    """Yield network input, brain and subset. Sequences outside the subset have no influence on the input.
+    """Yield network input, brain mask and subset. Sequences outside the subset have no influence on the input.
 
-    Cropping and normalisation of a sequence depend on other sequences only through the brain, which is the set of
-    voxels where any sequence is not zero. Subsets with the same brain are therefore preprocessed together.
+    Cropping and normalisation of a sequence depend on other sequences only through the brain mask, which contains the
+    voxels where any sequence is not zero. Subsets with the same brain mask are therefore preprocessed together.
     """
     settled = replace(settled, labels=None)
     groups: dict[bytes, list[Mask]] = {}
@@ -220,7 +220,7 @@ class NetworkScorer:
         return scorer_fingerprint(self.network, self.processor, self.rules)
 
     def made_from(self, case: CaseFiles) -> str:
-        """Fingerprint of all inputs of the scores of a case.
+        """Fingerprint of everything that determines the scores of a case.
 
         Raises:
             OSError: If a file cannot be read.
@@ -233,7 +233,7 @@ class NetworkScorer:
         return [subset for subset in subsets if set(sequences_of(subset, names)) <= set(case.images)]
 
     def score(self, case: CaseFiles, subsets: Iterable[Mask]) -> CaseScores:
-        """Segment and score a case under these subsets; see `score_case`."""
+        """Segment and score a case for these subsets; see `score_case`."""
         return score_case(self.network, self.processor, case, subsets, self.rules)
 
 

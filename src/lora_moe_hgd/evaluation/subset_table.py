@@ -22,8 +22,8 @@ def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRA
     """Write the mean Dice of each subset and region in percent, and a last row with the mean over the subsets.
 
     Filled dots mark the sequences of a subset. Only cases, subsets and regions with a defined Dice in all evaluations
-    are used, so that each mean is over the same cases. The best of several networks is in bold. If several networks
-    have the same best value after rounding, all of them are in bold.
+    are used, so that each mean is over the same cases. If there are several evaluations, the best value of each subset
+    and region is in bold. Equal best values, after rounding, are all in bold.
 
     Args:
         scores: Rows of `scores.csv`, by the name of the evaluation.
@@ -51,7 +51,7 @@ def _names(task: Task) -> list[str]:
 
 
 def _means(scores: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFrame:
-    """Mean Dice in percent over the common cases, one row per subset and region and one column per network."""
+    """Mean Dice in percent over the common cases, one row per subset and region, one column per evaluation."""
     keys = ["case_id", "subset", "region"]
     tables = [rows.set_index(keys)[["dice"]].set_axis([name], axis=1) for name, rows in scores.items()]
     common = reduce(lambda first, second: first.join(second, how="inner"), tables).dropna()
@@ -67,7 +67,7 @@ def _means(scores: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFrame:
 
 
 def _cells(row: list[float], networks: int, *, bold: str) -> list[str]:
-    """Format a row with one decimal. With several networks, the best value of each region is in bold."""
+    """Format a row with one decimal. With several evaluations, the best value of each region is in bold."""
     shown_values = ["-" if pd.isna(value) else f"{value:.1f}" for value in row]
     cells = []
     for place in range(0, len(row), networks):

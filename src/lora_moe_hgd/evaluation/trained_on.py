@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..cases.case_files import CaseFiles
+from ..files import read_json
 from ..fingerprints import images_fingerprint
 from ..loading import adapter_base, checkpoint_folder, is_adapter
 from ..splits import FILE_NAME, Split, read_run_split
@@ -16,11 +16,11 @@ def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
     """Return the sorted ids of the cases on which a checkpoint or one of its bases was trained.
 
     `RUN/split.csv` lists the training cases of checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. A
-    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. Bases are followed
-    as long as they are folders on this machine. A case is recognised by its id or by the content of its images.
+    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. A base is included
+    if it is a folder on this machine. A case is recognised by its id or by the content of its images.
 
     Args:
-        cases: Cases to look up.
+        cases: Cases that may be training cases.
         checkpoint: Folder of the checkpoint.
     """
     names: set[str] = set()
@@ -56,6 +56,6 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
         run = folder.parent.parent if folder.name == "adapter" else folder.parent
         if (run / "run.json").is_file() and (run / FILE_NAME).is_file():
             yield read_run_split(run)
-            base = json.loads((run / "run.json").read_text())["config"]["base"]
+            base = read_json(run / "run.json")["config"]["base"]
             bases += [base] if base else []
         waiting += [checkpoint_folder(base) for base in bases if Path(base).is_dir()]

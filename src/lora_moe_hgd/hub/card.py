@@ -1,6 +1,7 @@
 """Model cards: training, usage, and scores by subset of the sequences.
 
-The metadata follow https://huggingface.co/docs/hub/model-cards. Scores are entries of `model-index`.
+The metadata follow https://huggingface.co/docs/hub/model-cards. The scores are entries of the field
+`model-index`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 ```
 
 or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If the
-package lora-moe-hgd is installed and imported, its own classes are used and no code of this repository is run:
+package lora-moe-hgd is installed and imported, its classes replace the code of this repository. Its command is
 `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
 def _use(repo: str, task: Task) -> str:
-    """Instructions for use of a network, with files of two of its sequences."""
+    """Instructions for use of a network. The example has files of two sequences."""
     files = {name: f'"{name}.nii.gz"' for name in task.modalities}
     given = ["t1c", "flair"] if task.is_brain_tumour else list(files)[-2:]
     return NETWORK_USE.format(
@@ -64,7 +65,7 @@ def read_scores(evaluation: Path) -> dict[str, Any]:
 
 
 def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:
-    """Mean Dice of each subset and region, and of all subsets together, in the form of the Hub's metadata."""
+    """Convert the mean Dice of each subset and region, and the mean over all subsets, to the Hub's metadata."""
     about = scores["about"]
     kind = "Brain-tumour segmentation" if task.is_brain_tumour else f"Segmentation of {task.name}"
     return [
@@ -93,7 +94,7 @@ def make_card(
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """Make the card of a network, or of an adapter if `adapter` gives its base and its preset."""
+    """Make the card of a network. If `adapter` is given (names of base and preset), make the card of an adapter."""
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter
@@ -124,12 +125,12 @@ def make_card(
 
 
 def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
-    """Return the card with scores and pictures of an evaluation in its metadata, instead of any earlier ones."""
+    """Replace the scores and pictures in the card's metadata by the results of an evaluation, and return the card."""
     if evaluation is None:
         return card
     data = ModelCardData(
         **{key: value for key, value in card.data.to_dict().items() if key not in ("model-index", "widget")},
-        # The Hub's `<Gallery />` shows these.
+        # The Hub shows these pictures in `<Gallery />`.
         widget=[{"text": text, "output": {"url": f"evaluation/{name}"}} for name, text in PICTURES.items()],
         model_name=name.rsplit("/", 1)[-1],
         eval_results=model_index(read_scores(evaluation), task),
@@ -145,6 +146,6 @@ def _scores_text(evaluation: Path | None) -> str:
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
         f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
-        f"{counted(about['cases'], 'case')} of {about['data']}, each on its own grid.\n\n"
+        f"{counted(about['cases'], 'case')} of {about['data']}. Each case is scored on its own voxel grid.\n\n"
         f"<Gallery />\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

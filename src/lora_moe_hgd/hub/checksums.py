@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: checksums of the files of a repository, in the format of `sha256sum --check`."""
+"""The file `SHA256SUMS`: checksums of all files of a repository, in the format of `sha256sum --check`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ CARD = "README.md"
 
 
 def write_sums(folder: Path) -> None:
-    """Write checksums of all files below `folder`, except the card, which is often edited on the Hub."""
+    """Write checksums of all files below `folder` except the card, because users edit cards on the Hub."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, CARD)]
     lines = [f"{file_fingerprint(path)}  {path.relative_to(folder).as_posix()}\n" for path in sorted(paths)]
     (folder / SUMS).write_text("".join(lines))
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Read the checksum of each file, by file name.
+    """Read the checksum of each file from `SHA256SUMS`, by file name.
 
     Raises:
-        ValueError: If the file has another format.
+        ValueError: If a line is not a SHA-256, two spaces and a name.
     """
     sums = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -43,4 +43,4 @@ def check_sums(folder: Path, sums: dict[str, str]) -> None:
         if name not in there:
             raise ValueError(f"{SUMS} lists {name}, but this file is missing.")
         if (found := file_fingerprint(there[name])) != checksum:
-            raise ValueError(f"{name} has the SHA-256 {found}, but {SUMS} lists {checksum}. Download it again.")
+            raise ValueError(f"{name} has the SHA-256 {found}, but {SUMS} lists {checksum}. Download {name} again.")

@@ -1,4 +1,4 @@
-"""Files that help others to try a pushed checkpoint: a notebook, a Space, and the wheel of this package for both."""
+"""Files with which others can try a pushed checkpoint: a notebook, a Space, and the wheel that these two install."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import base64
 import hashlib
 import json
 import shutil
+import tomllib
 import zipfile
-from importlib.metadata import distributions
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import SpaceCard, hf_hub_url
+
+from ..pretrained import shipped_names
 
 PACKAGE = Path(__file__).parents[1]
 NOTEBOOK = PACKAGE / "hub/segment_your_case.ipynb"
 SPACE = PACKAGE / "app/space"
 # The Hub shows buttons that open a notebook of this name in Colab and Kaggle.
 NOTEBOOK_ON_HUB = "notebook.ipynb"
-# The line of the notebook and of the Space that is set to the pushed checkpoint.
+# Line in the notebook and in the program of the Space that names the checkpoint. A push replaces the name.
 CHECKPOINT = 'CHECKPOINT = "glioma"'
 WHEEL = b"Wheel-Version: 1.0\nGenerator: lora-moe-hgd\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 REQUIREMENT = "lora-moe-hgd[app,scans]"
-# First cell of the notebook on the Hub. Only the requirements of the wheel come from PyPI.
+# Cell of the notebook on the Hub that installs the wheel. Only the wheel's requirements come from PyPI.
 INSTALL = """from huggingface_hub import hf_hub_download
 
 wheel = hf_hub_download({arguments})
@@ -32,16 +36,13 @@ wheel = hf_hub_download({arguments})
 def write_wheel(folder: Path) -> Path:
     """Pack the installed package into a wheel, and return the path of the wheel.
 
-    The package may be installed from a clone or from a wheel, and need not be on PyPI. The same files give the same
-    bytes.
+    The package may be installed from a clone or from a wheel, and need not be on PyPI. Other files in the package's
+    folder, such as checkpoints of the user, are left out. The same files give the same bytes.
     """
     installed = next(found for found in distributions(name="lora-moe-hgd") if found.read_text("METADATA"))
     information = f"lora_moe_hgd-{installed.version}.dist-info"
-    files = {
-        path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes()
-        for path in (PACKAGE.parent / "lora_moe_hgd_cli.py", *sorted(PACKAGE.rglob("*")))
-        if path.is_file() and path.suffix != ".pyc"
-    }
+    paths = sorted({path for path in _package_files(installed) if path.is_file() and path.suffix != ".pyc"})
+    files = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in paths}
     files[f"{information}/METADATA"] = str(installed.read_text("METADATA")).encode()
     files[f"{information}/entry_points.txt"] = str(installed.read_text("entry_points.txt")).encode()
     files[f"{information}/WHEEL"] = WHEEL
@@ -53,26 +54,43 @@ def write_wheel(folder: Path) -> Path:
     path = folder / f"lora_moe_hgd-{installed.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
-            # Without the date of today, a second push of the same package changes nothing on the Hub.
-            # Deflating weights and images again takes seconds and saves next to nothing.
+            # The date is fixed, so that a second push of the same package changes nothing on the Hub.
+            # Weights and compressed images are stored, because deflating takes seconds and saves next to nothing.
             method = zipfile.ZIP_STORED if name.endswith((".safetensors", ".gz")) else zipfile.ZIP_DEFLATED
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content, method)
     return path
 
 
+def _package_files(installed: Distribution) -> Iterator[Path]:
+    """Files of the package: by the build rules of a clone, otherwise by the record of the installed wheel."""
+    build_rules = PACKAGE.parents[1] / "pyproject.toml"
+    if not build_rules.is_file():
+        names = (PACKAGE.name, "lora_moe_hgd_cli.py")
+        yield from (PACKAGE.parent / file for file in installed.files or () if file.parts[0] in names)
+        return
+    setuptools = tomllib.loads(build_rules.read_text())["tool"]["setuptools"]
+    yield from (PACKAGE.parent / f"{module}.py" for module in setuptools["py-modules"])
+    yield from (path for path in PACKAGE.rglob("*.py") if (path.parent / "__init__.py").is_file())
+    shipped = [PACKAGE / "pretrained" / name for name in shipped_names()]
+    for pattern in setuptools["package-data"][PACKAGE.name]:
+        for path in PACKAGE.glob(pattern):
+            if PACKAGE / "pretrained" not in path.parents or path.parent in shipped:
+                yield path
+
+
 def _record_digest(content: bytes) -> str:
-    """SHA-256 as the file `RECORD` of a wheel spells it."""
+    """SHA-256 in the notation of the file `RECORD` of a wheel: URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
 def write_notebook(folder: Path, *, repo: str, revision: str | None, wheel: str) -> None:
-    """Write the notebook that segments a case with the checkpoint of a repository.
+    """Write a notebook that installs the wheel and segments a case with the checkpoint of a repository.
 
     Args:
         folder: Folder of the repository's files.
         repo: Name of the repository.
         revision: Branch of the repository; `None` means `main`.
-        wheel: Name of the wheel in the repository, which the notebook installs.
+        wheel: File name of the wheel in the repository.
     """
     book = json.loads(NOTEBOOK.read_text())
     book["cells"] = [
@@ -89,7 +107,7 @@ def write_notebook(folder: Path, *, repo: str, revision: str | None, wheel: str)
         "outputs": [],
     }
     install["source"] = INSTALL.format(arguments=arguments).splitlines(keepends=True)
-    # After the introduction.
+    # The first cell is the introduction.
     book["cells"].insert(1, install)
     (folder / NOTEBOOK_ON_HUB).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
@@ -99,10 +117,11 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
 
     Args:
         folder: Folder for the files.
-        repo: Name of the repository. It must be public, because the Space downloads from it without a token.
+        repo: Name of the repository. The repository must be public, because the Space downloads without a token.
         revision: Branch of the checkpoint; `None` means `main`.
-        commit: Commit of the repository from which the Space installs the wheel. A Space is built again if it changes.
-        wheel: Name of the wheel.
+        commit: Commit of the repository from which the Space installs the wheel. With another commit, the Hub builds
+            the Space again.
+        wheel: File name of the wheel in the repository.
     """
     shutil.copytree(SPACE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     app, card, needed = folder / "app.py", folder / "README.md", folder / "requirements.txt"
@@ -110,12 +129,12 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
     address = hf_hub_url(repo, wheel, revision=commit)
     needed.write_text(needed.read_text().replace(REQUIREMENT, f"{REQUIREMENT} @ {address}"))
     loaded = SpaceCard.load(card)
-    # The page of the model then links to the Space.
+    # With this entry, the Hub's page of the model links to the Space.
     loaded.data.models = [repo]
     loaded.save(card)
 
 
 def _with_checkpoint(text: str, repo: str, revision: str | None) -> str:
-    """Set the checkpoint in a program to that of the repository."""
+    """Replace the name of the checkpoint in the text of a program by the name of the repository."""
     name = f"{repo}@{revision}" if revision else repo
     return text.replace(CHECKPOINT, f'CHECKPOINT = "{name}"')

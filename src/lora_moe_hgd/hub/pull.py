@@ -16,10 +16,12 @@ from .checksums import CARD, SUMS, check_sums, read_sums
 
 
 def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
-    """Download a repository to the folder `out`, and return its commit. `out` appears only if the download succeeds.
+    """Download a repository to the new folder `out`, and return the downloaded commit.
+
+    If the download or a checksum fails, `out` is not created.
 
     Raises:
-        ValueError: If `out` exists, or if the repository has no checksums or wrong ones.
+        ValueError: If `out` exists, if the repository has no checksums, or if a checksum does not match.
     """
     if out.exists():
         raise ValueError(f"--out-path must be a new folder, but {out} exists already.")
@@ -28,7 +30,8 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
         sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
     except EntryNotFoundError as error:
         raise ValueError(
-            f"{repo} has no {SUMS}, so it cannot be verified. `hf download {repo}` downloads it without verification."
+            f"{repo} has no {SUMS}, so its files cannot be verified. To download the files without verification, run "
+            f"`hf download {repo}`."
         ) from error
     # Download only files with a checksum. Other files cannot be verified.
     found = Path(snapshot_download(repo, revision=commit, allow_patterns=[*sums, SUMS, CARD]))

@@ -27,7 +27,7 @@ from .checksums import CARD, write_sums
 from .companions import NOTEBOOK_ON_HUB, write_notebook, write_space, write_wheel
 
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
-# Files to delete in the repository, because an earlier push may have had more shards or other code files.
+# A push deletes these files in the repository first, because an earlier push may have had other shards or code files.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl", NOTEBOOK_ON_HUB]
 # The Hub ends the slug of a collection with 24 hexadecimal digits.
 SLUG = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
@@ -48,15 +48,15 @@ def stage(
 ) -> ModelCard:
     """Write all files of the repository into the folder `into`, and return the card.
 
-    Repositories for brain tumours also get a notebook, and the wheel that it installs.
+    If the task is brain tumour, the files include a notebook, and the wheel that the notebook installs.
 
     Raises:
         ValueError: If the evaluation belongs to other weights, or if an adapter's base is not on the Hub.
     """
     if evaluation is not None and read_scores(evaluation)["about"]["checkpoint"] != checkpoint_digest(folder):
         raise ValueError(
-            f"{evaluation} was made with other weights or settings than {folder}, or with another version of this "
-            "package. Run `lora-moe-hgd evaluate` on these weights."
+            f"The evaluation in {evaluation} was made with other weights or settings than those in {folder}, or with "
+            "another version of this package. Run `lora-moe-hgd evaluate` on these weights."
         )
     adapter = None
     if is_adapter(folder):
@@ -69,7 +69,7 @@ def stage(
             shutil.copyfile(folder / "preprocessor_config.json", into / "preprocessor_config.json")
     else:
         if base is not None:
-            raise ValueError(f"--base is for adapters, but {folder} contains a complete network. Leave it out.")
+            raise ValueError(f"--base is for adapters, but {folder} contains a complete network. Omit --base.")
         network, processor = load_checkpoint(folder)
         segmenter = BrainTumorSegmentationPipeline(model=network, image_processor=processor, device=-1)
         segmenter.save_pretrained(into, max_shard_size=max_shard_size)
@@ -77,7 +77,8 @@ def stage(
         (into / "evaluation").mkdir()
         for name in EVALUATION_FILES:
             shutil.copyfile(evaluation / name, into / "evaluation" / name)
-    # An adapter from training has this file. Other adapters have the task of their base, which may be elsewhere.
+    # Adapters that this package trained have this file, which contains the task. Other adapters do not record a task,
+    # and their base may not be on this machine, so they count as adapters for brain tumours.
     task = checkpoint_task(folder) if (folder / "preprocessor_config.json").is_file() else BRAIN_TUMOUR
     if task.is_brain_tumour:
         write_notebook(into, repo=repo, revision=revision, wheel=write_wheel(into).name)
@@ -102,10 +103,11 @@ def _base_on_the_hub(folder: Path, base: str | None) -> str:
     if on_this_machine and base is None:
         raise ValueError(
             f"The adapter's base {recorded} is only on this machine. Push the base too, and name its repository with "
-            "--base. Name that of a shipped base in LORA_MOE_HGD_HUB_IDS instead, if you like."
+            "--base. For a shipped base, you can set the environment variable LORA_MOE_HGD_HUB_IDS=tiny=OWNER/NAME "
+            "instead."
         )
     if not on_this_machine and base not in (None, recorded):
-        raise ValueError(f"The adapter was trained on the base {recorded}, so --base cannot be {base}.")
+        raise ValueError(f"The adapter was trained on the base {recorded}, so --base cannot be {base}. Omit --base.")
     return base or recorded
 
 
@@ -119,20 +121,20 @@ def publish(
     space: str | None,
     collection: str | None,
 ) -> None:
-    """Upload the repository, then its Space, then add both to a collection. Print the address of each.
+    """Upload a repository and its Space, and add both to a collection. Print the Hub address of each.
 
     Args:
         staged: Folder with all files of the repository.
         card: Card of the repository.
         repo: Name of the repository, which is created if necessary.
-        private: Create private repositories and collections.
+        private: Whether new repositories and collections are private.
         revision: Branch to push to; `None` means `main`.
-        space: Name of the Space; `None` pushes none.
-        collection: Slug of a collection, or a title among the collections of the owner of the repository; `None` adds
-            to none. A collection is created if none has this title.
+        space: Name of the Space. `None` means no Space.
+        collection: Slug of a collection, or title of a collection of the repository's owner. If there is no collection
+            with this title, it is created. `None` means no collection.
 
     Raises:
-        ValueError: If a step fails. The message names the step, and what is on the Hub already.
+        ValueError: If a step fails. The message names the failed step and lists the finished steps.
     """
     api, done = HfApi(), list[str]()
     with _step(f"The upload of {repo}", done):
@@ -140,8 +142,7 @@ def publish(
     _report(done, repo, commit.commit_url)
     if space is not None:
         with _step(f"The upload of the Space {space}", done), tempfile.TemporaryDirectory() as scratch:
-            (wheel,) = staged.glob("*.whl")
-            write_space(Path(scratch), repo=repo, revision=revision, commit=commit.oid, wheel=wheel.name)
+            _write_space(staged, Path(scratch), repo=repo, revision=revision, commit=commit.oid)
             address = api.create_repo(space, repo_type="space", space_sdk="gradio", exist_ok=True)
             api.upload_folder(
                 repo_id=space, repo_type="space", folder_path=scratch, commit_message=f"The page of {repo}"
@@ -160,26 +161,29 @@ def publish(
 
 
 def _report(done: list[str], name: str, address: str) -> None:
-    """Print what has been pushed, and remember it."""
+    """Print the name and address of a finished upload, and append the name to `done`."""
     done.append(name)
     print(f"Pushed {name}: {address}", flush=True)
 
 
 @contextmanager
 def _step(name: str, done: Sequence[str]) -> Iterator[None]:
-    """Name a step in its error, with what is on the Hub already and what to do. The message never shows the token."""
+    """Convert an error inside the `with` block to a `ValueError` that names the step, the finished steps and a remedy.
+
+    The message never contains the access token.
+    """
     try:
         yield
     except Exception as error:
         reason = reason_of(error)
         if token := get_token():
-            # An HTTP client may show a header that it cannot send.
+            # The error of an HTTP client may quote a header, and a header contains the token.
             reason = reason.replace(token, "[token]")
         already = f"Pushed before: {', '.join(done)}." if done else "Nothing was pushed."
-        # Without the cause, whose text may show the token in a traceback.
+        # `from None` hides the original error, because its text may contain the token.
         raise ValueError(
-            f"{name} failed: {reason.rstrip('.')}. {already} Remove the cause and run the same command again. What is "
-            "on the Hub already is not uploaded twice."
+            f"{name} failed: {reason.rstrip('.')}. {already} Remove the cause and run the same command again. Files "
+            "that are on the Hub already are not uploaded again."
         ) from None
 
 
@@ -192,13 +196,13 @@ def upload(
         staged: Folder with all files of the repository.
         card: Card of the repository.
         repo: Name of the repository.
-        private: The repository must be private.
+        private: Whether the repository must be private.
         revision: Branch to push to; `None` means `main`.
-        public: The repository must be public.
+        public: Whether the repository must be public.
 
     Raises:
-        ValueError: If the Hub rejects the card, or if the repository exists and is not as private or public as it
-            must be.
+        ValueError: If the Hub rejects the card, if an existing repository is public although `private` is set, or if
+            it is private although `public` is set.
     """
     api = HfApi()
     card.validate()
@@ -206,10 +210,12 @@ def upload(
     is_private = api.model_info(repo).private if private or public else None
     if private and not is_private:
         raise ValueError(
-            f"{repo} exists already and is public. Make it private on the Hub, or push to another repository."
+            f"{repo} exists already and is public. Make {repo} private on the Hub, or push to another repository."
         )
     if public and is_private:
-        raise ValueError(f"{repo} is private, and a Space cannot download from it. Make it public, or omit --space.")
+        raise ValueError(
+            f"A Space cannot download from the private repository {repo}. Make {repo} public, or omit --space."
+        )
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
     return api.upload_folder(
@@ -229,10 +235,10 @@ def build_parser() -> argparse.ArgumentParser:
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--evaluation", type=Path, help="output folder of `lora-moe-hgd evaluate` on these weights")
     scored.add_argument("--without-evaluation", action="store_true", help="push weights that were not evaluated")
-    parser.add_argument("--license", required=True, help="licence of the weights, such as mit, as named on the Hub")
+    parser.add_argument("--license", required=True, help="licence of the weights, named as on the Hub, such as mit")
     parser.add_argument("--training-data", required=True, help="text for the card: training data and their citation")
     parser.add_argument("--training-cost", help="text for the card: hardware and time of the training")
-    parser.add_argument("--base", help="repository of an adapter's base, if the base is a folder on this machine")
+    parser.add_argument("--base", help="Hub repository of an adapter's base, if the base is on this machine")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument(
@@ -240,14 +246,17 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="ID",
-        help="also push a Space, the page of `lora-moe-hgd app` with this checkpoint (default: named as --repo)",
+        help="also push a Space that serves the page of `lora-moe-hgd app` with this checkpoint (default name: as "
+        "--repo)",
     )
     parser.add_argument(
         "--collection",
         metavar="NAME_OR_SLUG",
-        help="also add the repository, and the Space if any, to this collection; it is created if it does not exist",
+        help="also add the repository and the Space to this collection, which is created if it does not exist",
     )
-    parser.add_argument("--max-shard-size", default="5GB", help="largest file of weights (default: 5GB)")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", help="size above which weights are split into several files (default: 5GB)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only show files and sizes, push nothing")
     return parser
 
@@ -276,9 +285,13 @@ def main(argv: Sequence[str]) -> None:
             revision=args.revision,
         )
         if space is not None and not any(staged.glob("*.whl")):
-            raise ValueError("--space is for brain tumours, but this checkpoint has a task of its own. Omit --space.")
+            raise ValueError(
+                "--space needs a checkpoint for brain tumours, but this checkpoint has another task. Omit --space."
+            )
         if args.dry_run:
-            print(_listing(staged))
+            print(_listing(staged, f"the repository {args.repo}"))
+            if space is not None:
+                print(_space_listing(staged, space, repo=args.repo, revision=args.revision))
             others = [f"the Space {space}"] if space else []
             others += [f"the collection {args.collection}"] if args.collection else []
             print(f"Nothing was pushed to {', '.join([args.repo, *others])}, because of --dry-run.")
@@ -303,8 +316,21 @@ def _check_name(option: str, name: str) -> None:
         raise ValueError(f"{option} must be OWNER/NAME, such as me/brats-tiny, got {name}.")
 
 
-def _listing(folder: Path) -> str:
-    """Size and name of every file."""
+def _write_space(staged: Path, into: Path, *, repo: str, revision: str | None, commit: str) -> None:
+    """Write the files of a Space for a staged repository into the folder `into`."""
+    (wheel,) = staged.glob("*.whl")
+    write_space(into, repo=repo, revision=revision, commit=commit, wheel=wheel.name)
+
+
+def _space_listing(staged: Path, space: str, *, repo: str, revision: str | None) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        # A commit exists only after a push. Every commit has 40 digits, so the sizes are correct.
+        _write_space(staged, Path(scratch), repo=repo, revision=revision, commit="0" * 40)
+        return _listing(Path(scratch), f"the Space {space}")
+
+
+def _listing(folder: Path, name: str) -> str:
+    """Size and name of every file in `folder`, below a line that names the repository or the Space."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder).as_posix()}" for path in paths]
-    return "\n".join(lines)
+    return "\n".join([f"Files of {name}:", *lines])

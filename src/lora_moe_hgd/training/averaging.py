@@ -13,8 +13,8 @@ from .sharding import gathered, laid_out_like
 class WeightAverage:
     """Moving average of the trained parameters.
 
-    The decay rises with the number of updates `n`, `min(decay, (1 + n) / (10 + n))`, so that the first weights do not
-    dominate a short run.
+    After `n` updates, the decay is `min(decay, (1 + n) / (10 + n))`. The decay is low at first, so that the initial
+    weights do not dominate the average of a short run.
 
     Args:
         network: Network whose trained parameters are averaged.
@@ -39,9 +39,9 @@ def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
 
 
 def gathered_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gather sharded tensors. Every process must call this.
+    """Gather sharded tensors. All processes must call this function together.
 
-    Tensors are gathered in the order of their names, because the order in a file may differ between processes.
+    Tensors are gathered in the order of their names, because all processes must gather them in the same order.
     """
     return {name: gathered(tensors[name].detach()) for name in sorted(tensors)}
 

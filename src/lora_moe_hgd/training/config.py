@@ -28,8 +28,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     """Read `--config FILE`, `--continue`, and options such as `--epochs 3` or `--data.num-workers 0`.
 
     Raises:
-        ValueError: If a key is unknown (the message names the most similar one), or a value has the wrong type or
-            breaks a rule.
+        ValueError: If a key is unknown, or if a value has the wrong type or breaks a rule. For an unknown key, the
+            message names the most similar known key.
     """
     parser = build_parser()
     options, names = _options(parser), spellings(parser)
@@ -49,11 +49,12 @@ def read_config(argv: Sequence[str]) -> RunConfig:
 
 
 def build_parser() -> ArgumentParser:
-    """Build the parser of the options. Its options have dotted names, such as `--data.num_workers`."""
+    """Build the parser of the options. The options have dotted names, such as `--data.num_workers`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
-        description="Train on a folder of cases or on phantoms. Options override the file. The last part of a name is "
-        "enough, with - or _: `--num-workers 0` sets `data.num_workers`. `--data FOLDER` sets `data.root`.",
+        description="Train on a folder of cases or on phantoms. Options on the command line override the file. The "
+        "last part of an option's name is enough, with - or _: `--num-workers 0` sets `data.num_workers`. "
+        "`--data FOLDER` sets `data.root`.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -63,7 +64,7 @@ def build_parser() -> ArgumentParser:
         "--continue",
         action="store_true",
         dest="continue_run",
-        help="continue the run in the output folder although its options have changed, and print what changed",
+        help="continue the run in the output folder although options have changed, and print the changes",
     )
     # Hide the options of jsonargparse that read one part from a separate file, such as `--sample FILE`.
     parts = {option.partition(".")[0] for option in _options(parser) if "." in option}
@@ -99,7 +100,7 @@ def _in_full(word: str, names: Mapping[str, str]) -> str:
 def _read_file(path: Path, options: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Dotted name and value of each option in a YAML file."""
     if not path.is_file():
-        raise ValueError(f"There is no configuration file {path}.")
+        raise ValueError(f"The configuration file {path} does not exist. Check the path.")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -109,7 +110,7 @@ def _read_file(path: Path, options: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _flatten(values: Any, options: Sequence[str], *, where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must hold keys and values, but is {values!r}.")
+        raise ValueError(f"{where} must contain keys and values, but is {values!r}.")
     for key, value in values.items():
         name = prefix + str(key).replace("-", "_")
         if name in options:

@@ -1,4 +1,4 @@
-"""Build everything that a run needs from its options, and train. The training steps are in `loop`."""
+"""Build network, data and objective of a run from its options, and train. The training steps are in `loop`."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
 
     Args:
         config: Options of the run.
-        build: Builds network and processor instead of `build_network`. The network must have the call signature of
-            the segmenter.
-        style: Ranges that phantoms are drawn from.
+        build: Function that builds network and processor instead of `build_network`. The network must have the call
+            signature of `LoraMoeHgdForSegmentation`.
+        style: Ranges of the random properties of phantoms.
 
     Raises:
-        ValueError: If the data, the base or the output folder cannot be used. It is raised before the first step.
+        ValueError: Before the first step, if the data, the base or the output folder cannot be used.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -134,7 +134,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
 
 
 def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]:
-    """Build the network to train, with its adapter, and its processor.
+    """Build the network to train, including its adapter, and the processor.
 
     Raises:
         ValueError: If the base cannot be used, or if an adapter is requested but the task changes the network.
@@ -153,11 +153,11 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
             if config.adapter != "none" and differing(processor.segmentation_task, given):
                 raise ValueError(
                     f"`adapter` must be none, but is {config.adapter}: {config.task} has other sequences or regions "
-                    f"than {config.base}, and an adapter for {config.base} cannot change those. Train all weights "
+                    f"than {config.base}, and an adapter cannot change these. Train all weights "
                     "with `--adapter none --lora null`. You can train adapters for the resulting network later."
                 )
             network, processor, lines = start_from(network, processor, given)
-            # Only the first process prints.
+            # With several processes, only the first process prints.
             PartialState().print("\n".join([f"{given.name} starts from {config.base}.", *lines]))
     if config.sample.spacing_mm is not None:
         processor.target_spacing_mm = [config.sample.spacing_mm] * 3

@@ -1,7 +1,7 @@
-"""The steps of a run through Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
+"""Training steps with Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
 
-A step depends on the state alone. Each sample has its own random generator, and each batch has its own seed for all
-other random numbers. A killed run therefore resumes bit for bit.
+A training step depends only on the saved state. Each sample has its own random generator, and each batch has its own
+seed for all other random numbers. A run that is killed and resumed therefore gives bit-identical weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TRAIN_DICE = re.compile(r"train_dice/\w+")
 
 
 class TrainingLoop:
-    """One run, from its first step, or from the step where it is resumed, to its last step.
+    """Training from the first step, or from the newest saved state, to the last step.
 
     Args:
         config: Options of the run.
@@ -58,7 +58,7 @@ class TrainingLoop:
         processor: Image processor that is saved with the network.
         source: Training cases.
         objective: Samples, loss and validation score.
-        run: Folder of the run, opened.
+        run: Folder of the run, after `RunFolder.open`.
         scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
 
@@ -86,8 +86,8 @@ class TrainingLoop:
         )
         optimizer = build_optimizer(network, config)
         self.experts_per_token = network.config.num_experts_per_tok
-        # The averaged weights are validated and saved. They need their own copy, because trained weights may be
-        # sharded.
+        # The averaged weights are validated and saved. They need their own copy of the network, because the trained
+        # weights may be sharded.
         self.averaged = copy.deepcopy(network).to(accelerator.device).eval()
         self.network, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.average = WeightAverage(self.bare, decay=config.optim.ema_decay)
@@ -103,7 +103,10 @@ class TrainingLoop:
         return self.accelerator.unwrap_model(self.network)
 
     def step_size(self, batch: int) -> int:
-        """Number of batches in the step that begins with batch number `batch`. The last step may have fewer."""
+        """Number of batches in the step that begins with batch number `batch`.
+
+        The last step of an epoch may have fewer batches than the others.
+        """
         return min(self.config.optim.accumulate, self.done.batches - batch)
 
     def progress(self, batch: int) -> float:
@@ -115,7 +118,7 @@ class TrainingLoop:
         """Train to the end, and return the folder of the best checkpoint.
 
         Raises:
-            SystemExit: After Ctrl-C or SIGTERM, once the state is saved.
+            SystemExit: After Ctrl-C or SIGTERM, when the state has been saved.
             ValueError: If many steps in a row have no finite gradient, or if a state cannot be written.
         """
         self._start_logs()
@@ -137,7 +140,7 @@ class TrainingLoop:
         skipped = f" Steps skipped: {self.done.skipped}." if self.done.skipped else ""
         self.accelerator.print(
             f"Best {self.objective.describe(self.done.best_score)}.{skipped} "
-            f"Checkpoints are in {self.run.path}: best, last."
+            f"The checkpoints best and last are in {self.run.path}."
         )
         return self.run.path / "best"
 
@@ -154,9 +157,9 @@ class TrainingLoop:
             self.metrics.append(values, step=self.done.step)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        """Stop after the current step. Stop at once during validation, which the next start repeats.
+        """Stop the run after the current step. During validation, or after a second signal, stop the run at once.
 
-        A second signal also stops at once.
+        A resumed run repeats an interrupted validation.
         """
         if self.stopping or self.validating:
             raise KeyboardInterrupt
@@ -200,7 +203,7 @@ class TrainingLoop:
                 self._save_state()
                 bar.close()
                 self.accelerator.print(
-                    f"Stopped after step {done.step}. The same command resumes the run. Its checkpoints so far are "
+                    f"Stopped after step {done.step}. The same command resumes the run. The checkpoints so far are "
                     f"in {self.run.path}."
                 )
                 self.accelerator.end_training()
@@ -210,14 +213,14 @@ class TrainingLoop:
         bar.close()
 
     def _step(self, batch: dict[str, Tensor], begin: int) -> tuple[Any, Tensor]:
-        """Run forward and backward and, after the last batch of a step, update the weights.
+        """Run the forward and the backward pass. After the last batch of a step, update the weights.
 
         Args:
             batch: The batch.
             begin: Number of the first batch of this step in the epoch.
 
         Returns:
-            The output, and the norm of the gradient, which is NaN before the last batch of a step.
+            The output of the network, and the norm of the gradient. The norm is NaN before the last batch of a step.
         """
         done, optim = self.done, self.config.optim
         progress = self.progress(begin)
@@ -241,10 +244,10 @@ class TrainingLoop:
         return output, norm
 
     def _skip(self, norm: Tensor) -> None:
-        """Skip a step because its gradient is not finite; the loss scaler of fp16 is still updated.
+        """Skip a step because its gradient is not finite. The loss scaler of fp16 is still updated.
 
         Raises:
-            ValueError: If the last steps were all skipped.
+            ValueError: If `MOST_SKIPPED_IN_A_ROW` steps in a row were skipped.
         """
         self.done.skipped += 1
         self.done.skipped_in_a_row += 1
@@ -254,7 +257,7 @@ class TrainingLoop:
             raise ValueError(
                 f"The gradient was not finite (norm {norm.item()}) in {MOST_SKIPPED_IN_A_ROW} steps in a row, the "
                 f"last of them step {self.done.step}. Lower `optim.lr`, or train with `--precision no`. The last "
-                f"good state and checkpoints are in {self.run.path}."
+                f"saved state and the checkpoints are in {self.run.path}."
             )
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
@@ -278,8 +281,8 @@ class TrainingLoop:
             score = self.objective.validate(self.averaged, epoch=self.done.epoch, log=self._log)
         except KeyboardInterrupt:
             self.accelerator.print(
-                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run with "
-                f"this validation. Its checkpoints so far are in {self.run.path}."
+                f"Stopped during the validation after epoch {self.done.epoch}. The same command resumes the run and "
+                f"repeats this validation. The checkpoints so far are in {self.run.path}."
             )
             raise SystemExit(130) from None
         self.validating = False
@@ -334,7 +337,7 @@ class TrainingLoop:
         self._take_up(state.progress)
 
     def _take_up(self, done: Progress) -> None:
-        """Resume from the progress of a state. Options may have changed since it was written."""
+        """Resume from the progress of a saved state. Options may have changed since this state was saved."""
         batches, scored_on = self.done.batches, self.done.scored_on
         self.accelerator.print(f"Resuming after step {done.step}, in epoch {done.epoch + 1}.")
         if done.batch and done.batches != batches:
@@ -343,13 +346,15 @@ class TrainingLoop:
             )
             done.batch = 0
         if done.scored_on != scored_on and done.best_score > -math.inf:
-            self.accelerator.print("The validation has changed, so the next validated weights replace `best`.")
+            self.accelerator.print(
+                "The validation has changed, so earlier scores do not count and the next checkpoint replaces `best`."
+            )
             done.best_score = -math.inf
         self.done = replace(done, batches=batches, scored_on=scored_on)
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices and kernels only. It is fused, so that a step copies no weights."""
+    """Build AdamW with weight decay on matrices and kernels only. AdamW is fused, so that steps copy no weights."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
@@ -372,7 +377,7 @@ def batch_seed(seed: int, epoch: int, batch: int, process: int) -> int:
 
 
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Yield each batch with the seconds spent waiting for it."""
+    """Yield the seconds of waiting for each batch, and the batch."""
     since = time.perf_counter()
     for batch in batches:
         yield time.perf_counter() - since, batch
@@ -381,7 +386,7 @@ def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[f
 
 @contextmanager
 def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let `handler` handle Ctrl-C and SIGTERM inside the block. Cluster queues send SIGTERM to stop a job."""
+    """Let `handler` handle Ctrl-C and SIGTERM inside the `with` block. Cluster queues send SIGTERM to stop a job."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Read all lines of a run's log. A last line that is incomplete because the run was killed is left out."""
+    """Read all lines of a run's log, without an incomplete last line, which a killed run may have left."""
     rows = []
     for line in (folder / FILE_NAME).read_text().splitlines():
         try:
@@ -61,7 +61,7 @@ class RunningDice:
         self.overlap = torch.zeros(2, len(task.modalities), len(task.regions), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
-        """Add logits and labels `(B, R, D, H, W)` with their mask `(B, M)`."""
+        """Add a batch: logits and labels `(B, R, D, H, W)`, and the mask of present sequences `(B, M)`."""
         predicted, truth = logits.detach() > 0, labels.bool()
         axes = (2, 3, 4)
         counted = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).float()
@@ -75,7 +75,7 @@ class RunningDice:
         return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`, as far as prediction or ground truth has a voxel."""
+        """Dice by `region/number of sequences`. Pairs with neither a predicted nor a true voxel are left out."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
@@ -86,9 +86,10 @@ class RunningDice:
 
 
 def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
-    """Share of the routing choices that go to each expert, and entropy of the routing probabilities, per MoE layer.
+    """Share of each expert in the routing choices, and entropy of the routing probabilities, per MoE layer.
 
-    `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so it must stay 0.
+    `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so `dropped_tokens` must
+    stay 0.
 
     Args:
         router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
@@ -111,7 +112,7 @@ def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int)
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process so far in 10^9 bytes: GPU memory if there is a GPU."""
+    """Peak memory of this process so far, in 10^9 bytes. With a GPU, only GPU memory is counted."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

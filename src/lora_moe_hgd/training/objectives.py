@@ -36,10 +36,10 @@ Log = Callable[[dict[str, float]], None]
 
 
 class Objective(Protocol):
-    """One kind of training.
+    """Interface of an objective, such as `SegmentationObjective`.
 
     Attributes:
-        sums: Running sums over the batches of this process. They are part of a saved state.
+        sums: Running sums over the batches of this process. A saved state contains these sums.
     """
 
     sums: Tensor
@@ -70,14 +70,14 @@ class Objective(Protocol):
 
 
 class SegmentationObjective:
-    """Segment the regions of the task from random subsets of the sequences, under the curriculum of `schedule`.
+    """Segment the regions of the task from random subsets of the sequences, with the curriculum of `schedule`.
 
     Args:
         config: Options of the run.
         accelerator: Devices, precision and processes.
-        processor: Preprocessing of the cases.
+        processor: Image processor that preprocesses the cases.
         data: Cases of the run.
-        run: Folder of the run. It gets a picture of each validation.
+        run: Folder of the run. A picture of each validation is written to this folder.
 
     Raises:
         ValueError: If no validation case has all sequences of a subset that must be scored.
@@ -138,7 +138,10 @@ class SegmentationObjective:
         return {f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean Dice over the subsets, the cases that have them, and the regions. The processes share the work."""
+        """Mean Dice over the subsets, over the cases that have all sequences of a subset, and over the regions.
+
+        The processes share the cases.
+        """
         own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []
         shows = self.accelerator.is_main_process
@@ -160,7 +163,7 @@ class SegmentationObjective:
                         tqdm.write(f"warning: epoch {epoch} has no picture: {reason}", file=sys.stderr)
                 dices = [dice(*pair) for pair in zip(predicted, truth, strict=True)]
                 scores.append((name, case["case_id"], dices))
-        # Sorted, because the mean must not depend on which process scored which case.
+        # Sort the scores, because the mean must not depend on which process scored which case.
         scores = sorted(gather_object(scores))
         means = []
         for name, able in self.scored.items():
@@ -183,7 +186,7 @@ class SegmentationObjective:
         return f"mean Dice {score:.3f}"
 
     def _draw(self, case: Case, subset: str, present: Mask, predicted: Tensor, *, epoch: int) -> None:
-        """Write `pictures/epoch_001.png`: the ground truth of a validation case above its segmentation."""
+        """Draw the ground truth of a validation case above its segmentation, in `pictures/epoch_001.png` and so on."""
         affine = np.diag([*self.processor.target_spacing_mm, 1.0])
         images = {
             name: nib.Nifti1Image(volume.numpy(), affine)
@@ -207,15 +210,15 @@ def predict(
     *,
     overlap: float = OVERLAP,
 ) -> Tensor:
-    """Segment one preprocessed case on the network's own grid: regions `(R, D, H, W)`, boolean.
+    """Segment one preprocessed case on the voxel grid of the network. Return the regions, `(R, D, H, W)` bool.
 
-    Nothing is resampled, so this is fast enough for use during training.
+    Nothing is resampled, so this function is fast enough for use during training.
 
     Args:
-        network: Network with the call signature of the segmenter.
+        network: Network with the call signature of `LoraMoeHgdForSegmentation`.
         pixel_values: `(M, D, H, W)`.
         subset: Sequences to use.
-        task: Regions, and which of them contain others.
+        task: Task of the network, which defines the regions and their nesting.
         overlap: Share of a window that overlaps with the next window.
     """
     mask = torch.tensor([subset], device=pixel_values.device)

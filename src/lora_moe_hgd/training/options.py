@@ -1,7 +1,7 @@
-"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of changing each.
+"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of a change.
 
 `None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
-is an error. An option that is not given gets its default if it has an effect.
+is an error. An option that is not given gets its default, unless the default would have no effect.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ..task_files import read_task
 
 DEFAULT_SUBSETS = ("all", "t1c+flair", "t1+t2", "flair", "t1c")
 
-# What happens when an option of a run in progress changes. An option without a mark changes how the run trains.
-# The result stays the same, bit for bit.
+# Marks of options. A mark says what a change of the option does to a run in progress. The change of an option without
+# a mark changes the training.
+# The option does not influence the result, which stays bit-identical.
 NOTHING = {"changes": "nothing"}
-# Later validation scores cannot be compared with earlier ones.
+# Later validation scores cannot be compared with earlier scores.
 SCORE = {"changes": "score"}
-# The weights so far would not fit: even `--continue` refuses.
+# The weights so far would not fit the network, so even `--continue` refuses the change.
 NETWORK = {"changes": "network"}
 
 
@@ -36,7 +37,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: bool, reason: str) -> None:
-    """Raise if one of these options is given although it has no effect, that is, unless `applies`."""
+    """Unless `applies`, raise if one of the options `names` is given, because it would have no effect."""
     for name in names:
         if getattr(part, name) is not None and not applies:
             option = name.replace("_", "-")
@@ -52,21 +53,23 @@ class DataConfig:
 
     Attributes:
         root: Folder of labelled cases.
-        dataset: Hub id or folder of a `datasets` dataset of labelled cases, instead of `root`.
+        dataset: Hub id or folder of labelled cases that the library `datasets` reads, instead of `root`.
         split: Split of `dataset`; `train` by default.
-        label_scheme: Label scheme of the segmentations. By default the file names decide; a `dataset` needs it.
+        label_scheme: Label scheme of the segmentations. The default is the scheme that the file names imply. With
+            `dataset`, this option is required.
         channel_order: Sequences of numbered channels in `root`, such as `[flair, t1, t1c, t2]`.
         skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
-        allow_skull: Accept cases with heads that still have their skull.
-        allow_partial: Accept cases that show only a part of a brain.
+        allow_skull: Accept heads with their skull.
+        allow_partial: Accept volumes that show only a part of a brain.
         phantoms: Number of phantoms to train on, alone or mixed with cases.
         phantom_share: Share of the samples that come from phantoms when there are also cases; 0.5 by default.
         label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
             built-in brain.
         val_phantoms: Number of further phantoms for validation when there are no cases; 8 by default.
         val_fraction: Share of the cases that is used for validation, at least one case; 0.2 by default.
-        folds: Number of folds of a cross-validation over the cases, drawn by the seed.
-        fold: Fold that is used for validation. `folds` counts from 0; a `split_file` has its own numbers.
+        folds: Number of folds of a cross-validation over the cases. The seed assigns the cases to folds.
+        fold: Number of the fold that is used for validation. With `folds`, numbers begin at 0. With `split_file`, the
+            file defines the numbers.
         split_file: CSV file or nnU-Net's `splits_final.json` that assigns cases to training and validation.
         val_on_train: Validate on the training cases, to see whether a network can overfit.
         cache_dir: Folder of preprocessed cases and phantoms.
@@ -79,14 +82,14 @@ class DataConfig:
     label_scheme: str | None = field(default=None, metadata=SCORE)
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
-    # These two may change, because the cases that they accept are compared directly.
+    # These two options may change, because `--continue` compares the accepted cases themselves.
     allow_skull: bool | None = field(default=None, metadata=NOTHING)
     allow_partial: bool | None = field(default=None, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)
     val_phantoms: int | None = field(default=None, metadata=SCORE)
-    # The options of the split may change, because the resulting split is compared directly.
+    # The options of the split may change, because `--continue` compares the resulting split itself.
     val_fraction: float | None = field(default=None, metadata=NOTHING)
     folds: int | None = field(default=None, metadata=NOTHING)
     fold: int | None = field(default=None, metadata=NOTHING)
@@ -108,7 +111,7 @@ class DataConfig:
 
     @property
     def has_cases(self) -> bool:
-        """Whether there are cases, not phantoms alone."""
+        """Whether the run uses cases, not only phantoms."""
         return self.root is not None or self.dataset is not None
 
     def _check_sources(self) -> None:
@@ -118,14 +121,14 @@ class DataConfig:
         )
         _require(
             self.root is None or self.dataset is None,
-            f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Give one of them.",
+            f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Omit one option.",
         )
         self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
         self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
         self._refuse_idle(
             "label_scheme",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): phantoms have their own labels",
+            reason="without cases (`data.root` or `data.dataset`), because phantoms have their own labels",
         )
         self._refuse_idle(
             *("allow_skull", "allow_partial"),
@@ -139,14 +142,14 @@ class DataConfig:
             reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
         )
         self._refuse_idle(
-            "val_phantoms", applies=not self.has_cases, reason="with cases: validation then uses cases, not phantoms"
+            "val_phantoms", applies=not self.has_cases, reason="with cases, because validation then uses cases"
         )
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values are names of the task.
+        """Check the options whose values depend on the task.
 
         Raises:
-            ValueError: If one is unknown, or has no effect.
+            ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.
         """
         if self.channel_order is not None:
             self.channel_order = parse_channel_order(",".join(self.channel_order), task)
@@ -157,7 +160,9 @@ class DataConfig:
                 f"{self.label_scheme or 'missing'}.",
             )
             return
-        self._refuse_idle("label_scheme", applies=False, reason=f"with the task {task.name}, which has one scheme")
+        self._refuse_idle(
+            "label_scheme", applies=False, reason=f"with the task {task.name}, which has one label scheme"
+        )
         _require(
             self.phantoms == 0,
             f"`data.phantoms` must be 0 with the task {task.name}, because phantoms show brain tumours. Give "
@@ -172,7 +177,7 @@ class DataConfig:
             "split_file",
             "val_on_train",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`): validation then uses other phantoms",
+            reason="without cases (`data.root` or `data.dataset`), because validation then uses phantoms",
         )
         chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
         if len(chosen) > 1:
@@ -181,7 +186,7 @@ class DataConfig:
             )
         _require(
             self.split_file is None or self.root is not None,
-            "`data.split_file` needs `data.root`: the cases of a dataset have no names.",
+            "`data.split_file` needs `data.root`, because the cases of a dataset have no names.",
         )
         self._refuse_idle(
             "fold",
@@ -251,8 +256,9 @@ class OptimConfig:
         max_grad_norm: Largest norm of the gradient. Gradients with a larger norm are scaled down.
         ema_decay: Decay of the moving average of the weights, which is validated and saved.
         accumulate: Number of batches per optimizer step.
-        precision: `no` for float32, `bf16` or `fp16`; `auto` is `bf16` on hardware that is fast in it, else `no`.
-        gradient_checkpointing: Save memory: compute the blocks of stem, encoder and decoder again in the backward
+        precision: `no` for float32, `bf16` or `fp16`. `auto` means `bf16` on hardware that computes bf16 fast, else
+            `no`.
+        gradient_checkpointing: Save memory by computing the blocks of stem, encoder and decoder again in the backward
             pass.
     """
 
@@ -283,13 +289,13 @@ class OptimConfig:
 
 @dataclass
 class ValidationConfig:
-    """When a run is validated, and on which sequences.
+    """Options of the validation: epochs, and subsets of the sequences.
 
     Attributes:
-        every: Epochs between validations; the last epoch is always validated.
-        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all of them. Each is scored on the
-            validation cases that have all of its sequences. By default: `all`, `t1c+flair`, `t1+t2`, `flair` and
-            `t1c`; for a task of your own, all sequences together and each sequence alone.
+        every: Number of epochs between validations. The last epoch is always validated.
+        subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all sequences together. Each subset is
+            scored on the validation cases that have all of its sequences. The default is `all`, `t1c+flair`, `t1+t2`,
+            `flair` and `t1c`; for a task of your own, all sequences together and each sequence alone.
     """
 
     every: int = 1
@@ -302,7 +308,7 @@ class ValidationConfig:
         _require(len(self.subsets) > 0, "`validation.subsets` must name at least one subset.")
 
     def fit_to(self, task: Task) -> None:
-        """Check that each subset is one of the task's sequences.
+        """Check that each subset consists of sequences of the task.
 
         Raises:
             ValueError: If a sequence is unknown, or a subset occurs twice.
@@ -322,17 +328,19 @@ class RunConfig:
     Attributes:
         objective: `segment`, or `reconstruct`, which trains only the encoder and needs no labels.
         base: Checkpoint to start from (shipped name, folder or Hub id); `null` to train from scratch.
-        task: YAML file of a task of your own, see docs/tasks.md. The default is the task of the base, or brain tumour.
+        task: YAML file of a task of your own, see docs/tasks.md. The default is the task of the base, or brain tumour
+            if there is no base.
         size: Size of a network that is trained from scratch: `tiny` or `base`.
         adapter: `lora` trains LoRA alone; `lora+decoder` trains LoRA, and stem, routers and decoder in full; `none`
             trains all weights.
-        lora: Options of PEFT's `LoraConfig`. By default rank `r` 8 on attention and experts, alpha twice the rank.
-        epochs: Passes over the cases.
-        seed: Seed of weights, split and samples.
+        lora: Options of PEFT's `LoraConfig`. By default, LoRA is added to attention and experts, the rank `r` is 8,
+            and alpha is twice the rank.
+        epochs: Number of passes over the training cases.
+        seed: Seed of initial weights, split and samples.
         output_dir: Folder of the run: `best`, `last`, logs, and the saved states from which the run is resumed.
-        save_every: Optimizer steps between two saved states. A state is also saved after each epoch.
+        save_every: Number of optimizer steps between two saved states. A state is also saved after each epoch.
         tracker: Experiment tracker of Accelerate, such as `tensorboard` or `wandb`, or `none`.
-        continue_run: Continue the run in `output_dir` although options have changed. Only `--continue` sets it.
+        continue_run: Continue the run in `output_dir` although options have changed (`--continue`).
     """
 
     objective: str = field(default="segment", metadata=NETWORK)
@@ -365,7 +373,7 @@ class RunConfig:
         )
         _require(
             (self.base is None) != (self.size is None),
-            "To start from a checkpoint, set `base`; to train from scratch, set `size`. Set the other one to null. "
+            "To start from a checkpoint, set `base`; to train from scratch, set `size`. Set the other option to null. "
             f"Here `base` is {self.base} and `size` is {self.size}.",
         )
         _require(
@@ -382,7 +390,7 @@ class RunConfig:
             "sample.",
             ("spacing_mm",),
             applies=self.adapter == "none",
-            reason=f"with `adapter: {self.adapter}`: an adapter works with the voxel size of its base",
+            reason=f"with `adapter: {self.adapter}`, because an adapter has the voxel size of its base",
         )
         _refuse_idle(
             self.validation,
@@ -401,10 +409,10 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values are names of the task. The run calls it again with the task of its base.
+        """Check the options whose values depend on the task. A run checks them again after loading its base.
 
         Raises:
-            ValueError: If one is unknown, or has no effect.
+            ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.
         """
         self.data.fit_to(task)
         self.validation.fit_to(task)
@@ -413,7 +421,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def values(self) -> dict[str, Any]:
-        """Each option by its dotted name."""
+        """Value of each option, by its dotted name."""
         return {".".join(path): value for path, value, _ in _leaves(self)}
 
     def marked(self, mark: Mapping[str, str]) -> set[str]:

@@ -1,9 +1,8 @@
-"""Plots of a run from its `metrics.jsonl`: training curves, and the share of routing choices of each expert."""
+"""Plots of a run from its `metrics.jsonl`: training curves, and the share of each expert in the routing choices."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..arguments import CommandParser
-from ..files import replacing
+from ..files import read_json, replacing
 from ..model.task import BRAIN_TUMOUR, Task
 from .metrics_log import FILE_NAME, read_metrics
 from .run_folder import RUN_FILE
@@ -23,7 +22,9 @@ Rows = Sequence[dict[str, float]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = CommandParser(description="Draw the training curves and the load of each expert of a run.")
+    parser = CommandParser(
+        description="Draw the training curves of a run and the share of each expert in the routing choices."
+    )
     parser.add_argument("run", type=Path, help="folder of the run, such as checkpoints")
     return parser
 
@@ -33,21 +34,21 @@ def main(argv: Sequence[str]) -> None:
     folder = build_parser().parse_args(argv).run
     if not (folder / FILE_NAME).is_file():
         raise ValueError(
-            f"{folder} is not the folder of a run: it holds no {FILE_NAME}. Name the folder of a run, such as "
-            "checkpoints."
+            f"{folder} is not the folder of a run, because it contains no {FILE_NAME}. Give the folder of a run, such "
+            "as checkpoints."
         )
     rows = read_metrics(folder)
     if not rows:
-        raise ValueError(f"{folder / FILE_NAME} holds no steps yet. Draw the curves after the first step.")
-    run = json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).is_file() else {}
+        raise ValueError(f"{folder / FILE_NAME} contains no steps yet. Draw the curves after the first step.")
+    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     task = Task.from_dict(run["task"]) if run.get("task") else BRAIN_TUMOUR
     _save(plot_curves(rows, task), folder / "curves.png")
     _save(plot_router_load(rows, task), folder / "router_load.png")
-    print(f"Pictures are in {folder}: curves.png, router_load.png.")
+    print(f"The plots curves.png and router_load.png are in {folder}.")
 
 
 def plot_curves(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Plot losses, Dice or error in training and validation, learning rate, gradient norm and time over the steps."""
+    """Plot over the steps: losses, Dice or reconstruction error, learning rate, gradient norm, and throughput."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True).flatten()
     parts = sorted({name for row in rows for name in row if name.startswith("loss/")})
@@ -83,7 +84,7 @@ def _dice_panels(training: Axes, validation: Axes, rows: Rows, task: Task) -> No
 
 
 def plot_router_load(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Plot the share of routing choices that go to each expert over the steps, for each MoE layer."""
+    """Plot the share of each expert in the routing choices over the steps, with one panel per MoE layer."""
     layers = sorted({int(name.split("/")[1]) for row in rows for name in row if name.startswith("router_load/")})
     figure = Figure(figsize=(12, 1 + 2 * max(len(layers), 1)), layout="constrained")
     for layer, panel in zip(layers, figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0], strict=True):
@@ -97,7 +98,7 @@ def plot_router_load(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
             load, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest", extent=(*steps, number - 0.5, -0.5)
         )
         panel.set_yticks(range(number), names, fontsize=8)
-        panel.set_title(f"mixture {layer + 1}: share of the choices", fontsize=10)
+        panel.set_title(f"MoE layer {layer + 1}: share of each expert in the choices", fontsize=10)
         figure.colorbar(image, ax=panel)
         panel.set_xlabel("step")
     return figure

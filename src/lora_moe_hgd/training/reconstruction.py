@@ -1,9 +1,10 @@
 """Masked pre-training: the encoder learns to predict hidden patches and hidden sequences.
 
-Hidden patches follow SimMIM (https://arxiv.org/abs/2111.09886). In their place, the stem gets zeros, the transformer a
-learned token. A linear head predicts them, and the loss is the absolute error over hidden voxels. Hidden sequences
-follow M3AE (https://arxiv.org/abs/2303.05302). They are absent for the network, which predicts them from the others.
-No label is read. The checkpoint is a segmenter with a trained encoder and an untrained decoder. Pass it as `--base`.
+Patches are hidden as in SimMIM (https://arxiv.org/abs/2111.09886). Instead of a hidden patch, the stem gets zeros and
+the transformer a learned token. A linear head predicts the hidden patches, and the loss is the absolute error over
+hidden voxels. Sequences are hidden as in M3AE (https://arxiv.org/abs/2303.05302): the network does not get a hidden
+sequence, and predicts it from the visible sequences. No label is read. The checkpoint is a segmenter with a trained
+encoder and an untrained decoder. A segmentation run starts from this checkpoint with `--base`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class ReconstructionOutput(ModelOutput):
     Attributes:
         loss: Scalar.
         losses: Parts of the loss by name.
-        predicted: `(B, M, D, H, W)`, all sequences at all voxels.
-        router_logits: One `(T, experts)` per block with experts.
+        predicted: `(B, M, D, H, W)`, predicted intensities of all sequences at all voxels.
+        router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
     """
 
     loss: Tensor | None = None
@@ -49,10 +50,10 @@ class ReconstructionOutput(ModelOutput):
 
 
 class MaskedReconstruction(nn.Module):
-    """The encoder of a segmenter, to which a mask token and a linear head are added.
+    """Encoder of a segmenter, with a mask token and a linear head for reconstruction.
 
     Args:
-        segmenter: Segmenter whose encoder is trained. Its decoder is frozen and is not run.
+        segmenter: Segmenter whose encoder is trained. The segmenter's decoder is frozen and is not run.
     """
 
     def __init__(self, segmenter: LoraMoeHgdForSegmentation) -> None:
@@ -120,7 +121,7 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
     Returns:
         Mask of visible sequences, `(M,)`: half of the acquired sequences, rounded up. Mask of hidden patches,
-        `(M, *grid)`: of each sequence, the share `HIDDEN_PATCHES` is hidden.
+        `(M, *grid)`: the share `HIDDEN_PATCHES` of the patches of each sequence.
     """
     present = torch.where(acquired)[0]
     order = torch.randperm(len(present), generator=generator)

@@ -1,9 +1,9 @@
-"""The folder of a run: its checkpoints, its records, and the saved states from which it is resumed.
+"""The folder of a run: its checkpoints, its records, and the saved states from which the run is resumed.
 
 run.json        options, fingerprints of the other inputs, and whether the run is finished
-split.csv       which cases trained and which validated, see `splits`
-resume/         states, see `states`
-best/, last/    checkpoints in `from_pretrained` form, with the adapter alone in `adapter/`
+split.csv       training and validation cases, see `splits`
+resume/         saved states, see `states`
+best/, last/    checkpoints for `from_pretrained`; the subfolder `adapter/` contains the adapter alone
 metrics.jsonl   losses and scores per step, see `metrics_log`
 pictures/       picture of a validation case after each validation
 """
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from ..adapters.card import write_run_card
 from ..adapters.presets import merged
 from ..adapters.saving import save_adapter
-from ..files import counted, remove_leftovers, replacing, replacing_folder
+from ..files import counted, read_json, remove_leftovers, replacing, replacing_folder
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import BRAIN_TUMOUR, Task
@@ -40,7 +40,7 @@ class RunFolder:
     """One output folder.
 
     Args:
-        config: Options of the run. The folder is `output_dir`.
+        config: Options of the run. The option `output_dir` is the path of the folder.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -48,9 +48,9 @@ class RunFolder:
         self.path = Path(config.output_dir)
 
     def open(self, split: Split, *, made_from: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> None:
-        """Prepare the folder: continue the run in it, or rename that run's folder and begin a new run.
+        """Prepare the folder: continue the run that it contains, or rename the folder and begin a new run.
 
-        An unfinished run is continued if no input has changed that would change its result. With `--continue`, a
+        An unfinished run is continued if all inputs that influence its result are unchanged. With `--continue`, a
         changed or finished run is continued too.
 
         Args:
@@ -59,7 +59,7 @@ class RunFolder:
             task: Sequences and regions.
 
         Raises:
-            ValueError: If the folder holds other files than a run, which are not touched. Also if `--continue` finds
+            ValueError: If the folder contains files but no run (the files are not changed), or if `--continue` finds
                 no run, or a run that cannot be continued with these options.
         """
         names = [*CHECKPOINTS, *(f"{name}.old" for name in CHECKPOINTS), RUN_FILE, SPLIT_FILE]
@@ -84,7 +84,7 @@ class RunFolder:
         keep_newest_state(self.path / STATES)
 
     def _continue_or_move_aside(self, split: Split, made_from: Mapping[str, Any]) -> None:
-        run = json.loads((self.path / RUN_FILE).read_text())
+        run = read_json(self.path / RUN_FILE)
         changes = self._changes(run, split, made_from)
         listed = "; ".join(changes.values())
         if self.config.continue_run:
@@ -98,12 +98,13 @@ class RunFolder:
             kind = "a finished run" if run["finished"] else "an unfinished run"
             differs = f"other options ({listed})" if changes else "the same options"
             print(
-                f"{self.path} held {kind} with {differs}. It is now in {aside}, and a new run begins. To continue it "
-                f"instead, stop, rename {aside.name} to {self.path.name} again and add `--continue`."
+                f"{self.path} contained {kind} with {differs}. This run is now in {aside}, and a new run begins. To "
+                f"continue the earlier run instead, stop the new run, delete {self.path}, rename {aside} to "
+                f"{self.path} and add `--continue`."
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
-        """Describe each changed input that changes the result, by its name."""
+        """Describe each changed input that influences the result, by the name of the input."""
         ignored = self.config.marked(NOTHING)
         pairs = [
             *((name, _value(run["config"], name), value) for name, value in _as_json(self.config.values()).items()),
@@ -138,16 +139,16 @@ class RunFolder:
             )
         if done is not None and done.epoch >= self.config.epochs and (run["finished"] or "epochs" in changes):
             raise ValueError(
-                f"The run in {self.path} has already done {counted(done.epoch, 'epoch')}. Continue it with more, such "
-                f"as `--epochs {2 * done.epoch}`."
+                f"The run in {self.path} has already done {counted(done.epoch, 'epoch')}. Continue it with more "
+                f"epochs, such as `--epochs {2 * done.epoch}`."
             )
         if done is not None and (self.path / SPLIT_FILE).is_file():
             trained = set(read_run_split(self.path).train)
             if gone := sorted(trained - set(split.train)):
                 raise ValueError(
-                    f"The run in {self.path} was trained on {', '.join(gone)}, but the new split does not train on "
-                    f"them. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new run in "
-                    "another `--output-dir`."
+                    f"The run in {self.path} was trained on {', '.join(gone)}, which the new split does "
+                    f"not train on. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new "
+                    "run in another `--output-dir`."
                 )
 
     def save_state(self, state: RunState) -> None:
@@ -155,11 +156,11 @@ class RunFolder:
         write_state(self.path / STATES, state)
 
     def read_state(self) -> tuple[RunState | None, list[str]]:
-        """Load the newest intact state, `None` at the start of a run, and warnings; see `states.read_state`."""
+        """Load the newest intact state and the warnings about damaged states; see `states.read_state`."""
         return read_state(self.path / STATES)
 
     def picture_path(self, epoch: int) -> Path:
-        """Path for the picture of a validation; its folder is created."""
+        """Path for the picture of the validation after an epoch. The folder of pictures is created."""
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         return folder / f"epoch_{epoch:03d}.png"
@@ -172,17 +173,17 @@ class RunFolder:
         *,
         score: str,
     ) -> None:
-        """Replace the checkpoint `name`: the merged network, its processor, and the adapter alone in `adapter/`.
+        """Replace the checkpoint `name` by the merged network, its processor and, in `adapter/`, the adapter alone.
 
         Raises:
-            OSError: If it cannot be written, for example on a full disk. The previous checkpoint is kept.
+            OSError: If the checkpoint cannot be written, as on a full disk. The previous checkpoint is kept.
         """
         try:
             self._write_checkpoint(name, network, processor, score)
         except SafetensorError as error:
             raise OSError(
                 f"The checkpoint could not be written to {self.path / name}: {error}. Free some space and start the "
-                "same command again; it resumes from the last state."
+                "same command again. The run then resumes from the last saved state."
             ) from error
 
     def _write_checkpoint(
@@ -213,7 +214,7 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(config: Any, name: str) -> Any:
-    """Value of the option with this dotted name in a configuration read from `run.json`; `None` if it has none."""
+    """Value of the option with this dotted name in a configuration from `run.json`; `None` for a missing option."""
     for key in name.split("."):
         config = config.get(key) if isinstance(config, dict) else None
     return config

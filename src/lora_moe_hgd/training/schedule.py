@@ -1,7 +1,7 @@
 """Schedules of a run, as pure functions of its progress from 0 to 1.
 
-The curriculum begins with the first region of the task, the whole tumour, and adds the others in their order, the core
-and the enhancing part. It begins with nearly complete cases and ends with all subsets of the sequences.
+The curriculum begins with the first region of the task and adds the other regions in their order: whole tumour, tumour
+core, enhancing tumour. Samples lose at most one sequence at first. Later they may lose all sequences but one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def region_weights(progress: float, regions: int = 3) -> tuple[float, ...]:
 
 
 def most_dropped(progress: float, sequences: int = 4) -> int:
-    """Largest number of sequences that may be dropped."""
+    """Largest number of sequences that a sample may lose at this progress."""
     if progress < ONE_DROPPED_UNTIL:
         return 1
     return 2 if progress < TWO_DROPPED_UNTIL else sequences - 1
@@ -55,8 +55,8 @@ def most_dropped(progress: float, sequences: int = 4) -> int:
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    A share of `COMPLETE_SHARE` of the samples keeps all of them. Each other sample keeps a non-empty subset that drops
-    at most `most_dropped` sequences. All such subsets are equally likely.
+    The share `COMPLETE_SHARE` of the samples keeps all sequences. Each other sample keeps a non-empty subset, in which
+    at most `most_dropped` sequences are missing. All such subsets are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor and return any other tensor as it is. All processes must call this together."""
+    """Gather a sharded tensor; return any other tensor unchanged. All processes must call this function together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -34,9 +34,9 @@ class RunData:
     """Training and validation cases of a run.
 
     Attributes:
-        train: Training cases, mixed with phantoms if the configuration asks for it.
+        train: Training cases, mixed with phantoms if the options request phantoms.
         validation: Validation cases.
-        split: Ids of the cases of both parts; phantoms are not listed.
+        split: Ids of the training and validation cases, without phantoms.
         content: Fingerprint of the content of all cases and phantoms.
     """
 
@@ -49,16 +49,16 @@ class RunData:
 def build_data(
     config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool, style: PhantomStyle = WIDE
 ) -> RunData:
-    """Find, preprocess and split the cases of a run. An invalid file raises here, before training.
+    """Find, preprocess and split the cases of a run. Invalid files raise an error here, before training.
 
     Args:
         config: Options of the run.
-        processor: Preprocessing.
+        processor: Image processor that preprocesses the cases.
         show: Whether to print progress, warnings about cases, and the cases that are left out.
-        style: Ranges that phantoms are drawn from.
+        style: Ranges of the random properties of phantoms.
 
     Raises:
-        ValueError: If a case cannot be used, if there are too few cases, or if the split file does not fit them.
+        ValueError: If a case cannot be used, if there are too few cases, or if the split file does not fit the cases.
     """
     data = config.data
     if data.val_phantoms is not None:
@@ -119,7 +119,7 @@ def _phantoms(
 def _cases_below(
     root: Path, config: RunConfig, processor: LoraMoeHgdImageProcessor, *, show: bool
 ) -> tuple[CaseDataset, Split]:
-    """Preprocess the cases of a folder, checked with the rules of `lora-moe-hgd check`, and split them.
+    """Check the cases of a folder by the rules of `lora-moe-hgd check`, preprocess them and split them.
 
     Raises:
         ValueError: If a case cannot be used and `data.skip_bad` is not set, or the split does not fit the cases.
@@ -146,8 +146,8 @@ def _cases_below(
     if findings and not data.skip_bad:
         shown = "".join(f"\n  {finding}" for finding in findings)
         raise ValueError(
-            f"Some cases in {root} cannot be used (errors: {len(findings)}). Correct them, or leave them out with "
-            f"`--skip-bad true`. `lora-moe-hgd check {root}` gives a full report.{shown}"
+            f"Some cases in {root} cannot be used (errors: {len(findings)}). Correct the cases, or leave them out "
+            f"with `--skip-bad true`. `lora-moe-hgd check {root}` gives a full report.{shown}"
         )
     for finding in findings if show else ():
         print(f"Case left out: {finding}", file=sys.stderr)
@@ -172,7 +172,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
     """Select the cases that a split file uses.
 
     Raises:
-        BadInputError: If one of these cases is missing.
+        BadInputError: If a case of the split file is missing.
     """
     wanted = {*split.train, *split.validation}
     there = {case.case_id for case in cases}
@@ -184,7 +184,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
 
 
 def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
-    """Split the cases at random, by the seed.
+    """Split the cases at random, with the seed of the run.
 
     Raises:
         ValueError: If there are too few cases.
@@ -194,7 +194,7 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
         return Split(list(case_ids), list(case_ids))
     least = data.folds or 2
     if len(case_ids) < least:
-        purpose = f"each of the {data.folds} folds needs one" if data.folds else "one of them for validation"
+        purpose = f"each of the {data.folds} folds needs a case" if data.folds else "one of them for validation"
         raise ValueError(
             f"{data.root or data.dataset} has {counted(len(case_ids), 'usable case')}, but training needs at least "
             f"{least}: {purpose}."

@@ -12,7 +12,7 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 
 # Tensors with one slice per sequence, region or routed expert: end of the name, axis of the slices, kind. The experts
-# of the sequences come before the free ones.
+# of the sequences come before the free experts.
 SEQUENCE, REGION, EXPERT = "sequence", "region", "expert"
 ROWS = (
     (r"stem\.full_resolution\.weight", 1, SEQUENCE),
@@ -33,7 +33,7 @@ def differing(old: Task, new: Task) -> bool:
 def start_from(
     network: LoraMoeHgdForSegmentation, processor: LoraMoeHgdImageProcessor, task: Task
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor, list[str]]:
-    """Build the network of a task, and copy the weights that a network of another task shares with it.
+    """Build the network of a task, and copy all weights that fit from a network of another task.
 
     Sequences and regions are matched by name. Weights of new sequences and heads of new regions are initialised
     randomly.
@@ -44,7 +44,7 @@ def start_from(
         task: The new task.
 
     Returns:
-        The network, its processor, and lines of text that list what was kept and what is new.
+        The network, its processor, and lines of text that list kept and new sequences, regions and weights.
     """
     old = processor.segmentation_task
     settings = {name: getattr(network.config, name) for name in LoraMoeHgdConfig.__annotations__}
@@ -83,14 +83,14 @@ def start_from(
 
 
 def _places(old: tuple[str, ...], new: tuple[str, ...]) -> list[int | None]:
-    """Index of each new name among the old ones, `None` if it is not there."""
+    """Index of each new name among the old names, `None` for a name that is not an old name."""
     return [old.index(name) if name in old else None for name in new]
 
 
 def _copy(
     name: str, weight: torch.Tensor, source: dict[str, torch.Tensor], places: dict[str, list[int | None]]
 ) -> int:
-    """Copy the matching values of the source into `weight`, and return their number."""
+    """Copy all values of `source` that fit into the tensor `weight`, and return the number of copied values."""
     expert = OWN_EXPERT.fullmatch(name)
     if expert is not None:
         place = places[EXPERT][int(expert[2])]

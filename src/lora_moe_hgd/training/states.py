@@ -1,6 +1,6 @@
-"""Saved states from which a run is resumed. Each is written completely or not at all, and is checked when read.
+"""Saved states from which a run is resumed. Each state is written atomically, and verified before it is used.
 
-step-00000120/   weights, moving average and optimizer as safetensors, progress.json, manifest.json with their hashes
+step-00000120/   weights, average and optimizer as safetensors, progress.json, manifest.json with hashes of all files
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..files import read_json
+
 KEPT_STATES = 2
 
 
@@ -29,9 +31,9 @@ class Progress:
         epoch: Number of complete epochs.
         batch: Number of completed batches in the current epoch.
         batches: Number of batches of an epoch.
-        step: Number of optimizer steps, skipped ones included.
+        step: Number of optimizer steps, including skipped steps.
         skipped: Number of steps that were skipped because their gradient was not finite.
-        skipped_in_a_row: Number of steps skipped since the last step that was not skipped.
+        skipped_in_a_row: Number of skipped steps since the last step that updated the weights.
         best_score: Best validation score so far.
         scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
@@ -48,7 +50,7 @@ class Progress:
 
 @dataclass
 class RunState:
-    """Everything that the next step depends on.
+    """Everything that the next training step depends on.
 
     Attributes:
         progress: Progress of the run.
@@ -72,10 +74,10 @@ class StateError(ValueError):
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Write `folder/step-...` under another name, rename it, and remove all but the newest `KEPT_STATES` states.
+    """Write a state to `folder/step-...` atomically, and remove all but the newest `KEPT_STATES` states.
 
     Raises:
-        StateError: If the disk is full or not writable. Older states are kept; the incomplete new state is removed.
+        StateError: If the disk is full or not writable. Older states are kept. The incomplete new state is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.progress.step:08d}"
@@ -105,7 +107,8 @@ def write_state(folder: Path, state: RunState) -> None:
         kept = _states(folder)
         raise StateError(
             f"The state of step {state.progress.step} could not be written to {folder}: {error.strerror}. Free some "
-            f"space and start the same command again; it resumes from {kept[0].name if kept else 'the beginning'}."
+            "space and start the same command again. The run then resumes from "
+            f"{kept[0].name if kept else 'the beginning'}."
         ) from error
     for old in _states(folder)[KEPT_STATES:]:
         shutil.rmtree(old)
@@ -115,7 +118,7 @@ def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
     """Load the newest intact state, and return a warning for each newer state that is damaged.
 
     Returns:
-        The state, or `None` if the folder has no states; and the warnings.
+        The state (`None` if the folder has no states), and the warnings.
 
     Raises:
         StateError: If there are states, but all of them are damaged.
@@ -134,7 +137,7 @@ def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
 def newest_progress(folder: Path) -> Progress | None:
     """Progress of the run in the newest intact state, or `None` if there is no such state."""
     path = next((path for path in _states(folder) if _damaged_file(path) is None), None)
-    return None if path is None else Progress(**json.loads((path / "progress.json").read_text())["progress"])
+    return None if path is None else Progress(**read_json(path / "progress.json")["progress"])
 
 
 def keep_newest_state(folder: Path) -> None:
@@ -151,7 +154,7 @@ def _states(folder: Path) -> list[Path]:
 def _damaged_file(path: Path) -> str | None:
     """Name of the first file of a state that does not match the manifest; `None` if the state is intact."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_json(path / "manifest.json")
     except (OSError, ValueError):
         return "manifest.json"
     for name in _FILES:
@@ -162,7 +165,7 @@ def _damaged_file(path: Path) -> str | None:
 
 
 def _load(path: Path) -> RunState:
-    text = json.loads((path / "progress.json").read_text())
+    text = read_json(path / "progress.json")
     tensors = {name: load((path / f"{name}.safetensors").read_bytes()) for name in _TENSORS}
     return RunState(
         progress=Progress(**text["progress"]),
@@ -179,7 +182,7 @@ _FILES = (*(f"{name}.safetensors" for name in _TENSORS), "progress.json")
 
 
 def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split the state of an optimizer into tensors, named `number/key`, and values that JSON can hold."""
+    """Split the state of an optimizer into tensors, named `number/key`, and values for a JSON file."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in state["state"].items():

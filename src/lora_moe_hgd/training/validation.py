@@ -21,8 +21,8 @@ def scored_subsets(
     """Find the validation cases on which each subset can be scored.
 
     Args:
-        subsets: Subsets that must all be scored, such as `t1c+flair`. `None` stands for `default_subsets`, of which at
-            least one must be scored.
+        subsets: Names of subsets, such as `t1c+flair`, which must all be scored. `None` means `default_subsets`, of
+            which at least one must be scored.
         acquired: Acquired sequences of each validation case, by case id.
         task: Sequences and regions.
 
@@ -31,7 +31,8 @@ def scored_subsets(
         default subset that no case has.
 
     Raises:
-        ValueError: If no case has all sequences of a requested subset, or if no case has those of any default subset.
+        ValueError: If no case has all sequences of a requested subset, or if no case has all sequences of any default
+            subset.
 
     Example:
         >>> scored_subsets(["t1c", "t1c+flair"], {"a": (False, True, False, True), "b": (False, True, True, False)})
@@ -52,7 +53,7 @@ def scored_subsets(
 
 
 def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
-    """Report for each subset on how many cases it is scored, and on which it cannot be scored."""
+    """Describe for each subset how many validation cases have all of its sequences, and which cases do not."""
     lines = []
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]

@@ -19,7 +19,7 @@ SubsetDraw = Callable[[Tensor, float, torch.Generator], Tensor]
 class CropDataset(Dataset):
     """Random augmented crops. A crop depends only on the seed, the epoch, its index and the case.
 
-    Subclasses define in `sample` what a sample contains.
+    The method `sample` of a subclass defines the content of a sample.
 
     Args:
         source: Cases to crop.
@@ -53,7 +53,7 @@ class CropDataset(Dataset):
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Build a sample from a crop that is already randomly mirrored. `acquired` is a mask of sequences, `(M,)`."""
+        """Build a sample from a randomly mirrored crop. `acquired` marks the acquired sequences, `(M,)` bool."""
         raise NotImplementedError
 
 
@@ -62,8 +62,8 @@ class SubsetCrops(CropDataset):
 
     Args:
         source: Cases to crop.
-        draw_subset: Function of the acquired sequences, the progress of the run and a random generator. It returns
-            the sequences that a sample keeps.
+        draw_subset: Function of the acquired sequences, the progress of the run and a random generator. The function
+            returns the sequences that a sample keeps.
         others: Other arguments of `CropDataset`.
     """
 
@@ -81,6 +81,6 @@ class SubsetCrops(CropDataset):
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Random generator that differs for each sample of each epoch of each run."""
+    """Random generator whose seed is different for each run, epoch and sample."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

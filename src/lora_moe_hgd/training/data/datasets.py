@@ -1,4 +1,4 @@
-"""Sources of preprocessed cases: phantoms, files, and mixtures of sources. Streams are in `streams`."""
+"""Sources of preprocessed cases: phantoms, files, and mixtures of sources. The module `streams` adds streams."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Case(TypedDict):
 
 
 class CaseSource(Protocol):
-    """Sequence of preprocessed cases, read by index."""
+    """Interface of a source of preprocessed cases, which are read by index."""
 
     def __len__(self) -> int: ...
 
@@ -71,15 +71,15 @@ class CaseSource(Protocol):
 
 
 class CachedCases(Dataset):
-    """Cases that are preprocessed once and then kept on disk, as safetensors in half precision.
+    """Cases that are preprocessed once and then cached on disk, as safetensors in half precision.
 
-    Reading a preprocessed case takes milliseconds. Unpacking and resampling its files takes seconds. Warnings about a
-    case are stored with it, so that every run prints them.
+    Reading a preprocessed case takes milliseconds. Unpacking and resampling the files of a case takes seconds.
+    Warnings about a case are cached with the case, so that every run prints them.
 
     Args:
-        processor: Preprocessing.
-        cache_dir: Folder for the preprocessed cases. Each version of the package, and of the code that prepares cases,
-            has its own folder in it.
+        processor: Image processor that preprocesses the cases.
+        cache_dir: Folder for preprocessed cases. Each version of the package and of its code for preprocessing has its
+            own subfolder.
     """
 
     def __init__(self, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
@@ -114,7 +114,7 @@ class CachedCases(Dataset):
         """Preprocess all cases that are not in the cache; return the error of each unusable case, by its index.
 
         Args:
-            num_workers: Number of further processes that preprocess cases.
+            num_workers: Number of worker processes that preprocess cases. With 0 or 1, no worker is used.
             progress: Whether to show progress and to print warnings about cases.
 
         Raises:
@@ -160,10 +160,10 @@ class CachedCases(Dataset):
         return fingerprint(kept)
 
     def _check_shared_inputs(self) -> None:
-        """Validate inputs that several cases share before any case is made. The default does nothing."""
+        """Validate inputs that several cases share before any case is preprocessed. The default does nothing."""
 
     def _prepare(self, index: int) -> Finding | None:
-        """Preprocess a case and write it to the cache, or return the reason why it cannot be used."""
+        """Preprocess a case and write it to the cache. If the case cannot be used, return the error."""
         try:
             self._keep(*self._preprocess(index), self._kept_at(index))
         except BadInputError as error:
@@ -191,11 +191,11 @@ class CachedCases(Dataset):
                 tqdm.write(printable(f"warning: {self._case_id(index)}: {text}"), file=sys.stderr)
 
     def _settings(self) -> dict[str, Any]:
-        """All settings of the processor that preprocessing reads."""
+        """Settings of the processor that influence the preprocessed cases."""
         return {name: value for name, value in self.processor.to_dict().items() if name not in OF_NO_EFFECT}
 
     def _preprocess(self, index: int) -> tuple[BatchFeature, Sequence[Finding]]:
-        """Make network input and labels of a case, and return them with the findings about the case.
+        """Compute network input and labels of a case, and return them with the findings about the case.
 
         Raises:
             BadInputError: If the case cannot be used.
@@ -206,31 +206,31 @@ class CachedCases(Dataset):
         raise NotImplementedError
 
     def _kept_at(self, index: int) -> Path:
-        """Path of the preprocessed case. It changes whenever an input of the preprocessing changes."""
+        """Path of the preprocessed case. The path changes whenever an input of the preprocessing changes."""
         raise NotImplementedError
 
 
 def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
     """Return a separate cache folder for each combination of `--allow-skull` and `--allow-partial`.
 
-    A case that was accepted and cached with one of these options must not be used without it. The options do not
-    change the fingerprint of a case.
+    A case that was cached because one of these options accepted it must not be used without this option. The
+    fingerprint of a case does not depend on the options.
     """
     allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
     return folder.with_name(folder.name + allowed)
 
 
 class PhantomDataset(CachedCases):
-    """Phantoms by number.
+    """Phantoms that are made from consecutive seeds.
 
     Args:
         size: Number of phantoms.
-        seed: Seed of the first phantom. The others use the following seeds.
+        seed: Seed of the first phantom. Each further phantom has the next seed.
         label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
-            built-in template.
-        processor: Preprocessing. Its target spacing is the voxel size of the phantoms.
+            built-in brain.
+        processor: Image processor that preprocesses the phantoms. Its target spacing is the phantoms' voxel size.
         cache_dir: Folder for preprocessed phantoms.
-        style: Ranges that phantoms are drawn from.
+        style: Ranges of the random properties of phantoms.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class PhantomDataset(CachedCases):
         self.seed = seed
         self.label_maps = label_map_files(label_maps) if label_maps else []
         self.style = style
-        # A phantom draws one of the maps by its index, so their order is part of the fingerprint.
+        # A phantom draws a label map by its index, so the order of the maps is part of the fingerprint.
         maps = [file_fingerprint(path) for path in self.label_maps]
         self.folder /= f"phantoms-{fingerprint(self._settings(), asdict(style), maps)}"
 
@@ -282,7 +282,7 @@ class CaseDataset(CachedCases):
 
     Args:
         cases: Files of the cases.
-        processor: Preprocessing.
+        processor: Image processor that preprocesses the cases.
         cache_dir: Folder for preprocessed cases.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -301,7 +301,7 @@ class CaseDataset(CachedCases):
         self.cases = list(cases)
         self.allow_skull, self.allow_partial = allow_skull, allow_partial
         self.folder = folder_of_allowed(self.folder, skull=allow_skull, partial=allow_partial) / "cases"
-        # Fingerprints by index, so that each file is read once for them, not once per epoch.
+        # Fingerprints by index. They are stored, so that each file is read once, not once per epoch.
         self._fingerprints: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -323,17 +323,17 @@ class CaseDataset(CachedCases):
         ).checked()
         if index in self._fingerprints and self._fingerprints[index] != self._made_from(index):
             raise BadInputError(
-                case.folder, "Files of this case have changed since the run began. Start the run again to use them."
+                case.folder, "Files of this case have changed since the run began. Start the run again."
             )
         inputs = self.processor(reading.settled)
         if "labels" not in inputs:
             regions = self.processor.segmentation_task.regions
             inputs["labels"] = torch.zeros(1, len(regions), *inputs["pixel_values"].shape[2:], dtype=torch.uint8)
-        # These findings name sequences, not files, so they stay true when the files of a cached case are moved.
+        # These findings name sequences, not files, so they remain correct when the files of a cached case are moved.
         return inputs, reading.settled.findings
 
     def without(self, indices: Collection[int]) -> CaseDataset:
-        """Return the cases except those at `indices`."""
+        """Return a data set without the cases at `indices`."""
         kept = [index for index in range(len(self)) if index not in indices]
         rest = CaseDataset(
             [self.cases[index] for index in kept],
@@ -373,11 +373,11 @@ class ChosenCases:
 
 
 class MixedCases:
-    """Cases of several sources, each with its share. Every case appears at least once.
+    """Cases of several sources, mixed by shares. Every case appears at least once.
 
     Args:
         sources: Sources to mix, none of them empty.
-        shares: Share of each source. All are positive and add up to 1.
+        shares: Share of each source. The shares are positive and add up to 1.
     """
 
     def __init__(self, sources: Sequence[CaseSource], shares: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Preprocessed cases of a `datasets` dataset, which are streamed once."""
+"""Preprocessed cases of a dataset that the library `datasets` streams once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a `datasets` dataset (Hub id or folder), streamed once and then read from the cache.
+    """Labelled cases of a dataset that the library `datasets` streams once. Then the cases are read from the cache.
 
-    The columns have the names of the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`) and `seg`.
-    Each is a `datasets.Nifti` with null for a sequence that was not acquired.
+    The columns are named after the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`). The column
+    `seg` contains the segmentations. All columns are of type `datasets.Nifti`, with null for a missing sequence.
 
     Args:
         name: First argument of `datasets.load_dataset`.
         split: Split of the dataset.
-        label_scheme: Scheme of the segmentations.
-        processor: Preprocessing.
+        label_scheme: Name of the label scheme of the segmentations.
+        processor: Image processor that preprocesses the cases.
         cache_dir: Folder for preprocessed cases.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -63,8 +63,8 @@ class StreamedCases(CachedCases):
             progress: Whether to show progress and to print warnings about cases.
 
         Returns:
-            An empty dictionary. A case that cannot be used raises, because its index in the stream does not help to
-            find it.
+            An empty dictionary. A case that cannot be used raises an error instead, because users cannot easily find
+            a case by its index in a stream.
 
         Raises:
             ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
@@ -89,12 +89,12 @@ class StreamedCases(CachedCases):
         return dict(zip(self.case_ids, self._contents, strict=True))
 
     def _stream(self, *, begin: int = 0) -> Iterable[dict[str, Any]]:
-        """Yield the files of each case by column, not decoded, from index `begin` on.
+        """Yield the undecoded files of each case by column, beginning with case number `begin`.
 
         Raises:
             ValueError: If the dataset lacks a column.
         """
-        # The import takes about a second, so only streamed cases pay for it.
+        # This import takes about a second, so it is done only where cases are streamed.
         from datasets import Nifti, load_dataset
 
         stream = load_dataset(self.name, split=self.split, streaming=True)
@@ -102,16 +102,17 @@ class StreamedCases(CachedCases):
         names = self.processor.modalities
         columns = [name for name in (*names, *(["t1ce"] if "t1c" in names else []), "seg") if name in features]
         if "seg" not in columns or len(columns) < 2 or not all(isinstance(features[name], Nifti) for name in columns):
+            found = ", ".join(f"{name} ({kind})" for name, kind in features.items()) or "none"
             raise ValueError(
-                f"A dataset must have some of the columns {', '.join(names)}, and seg, all of type Nifti; "
-                f"{self.name} has {', '.join(f'{name} ({kind})' for name, kind in features.items()) or 'none'}."
+                f"A dataset must have the column seg and at least one of the columns {', '.join(names)}, all of type "
+                f"Nifti. The columns of {self.name} are: {found}."
             )
         # `cast_column` would not help: a stream from the Hub is decoded by threads even if its columns were cast.
         for example in stream.decode(False).skip(begin):
             yield {name: example[name] for name in columns if example[name] is not None}
 
     def _path_of(self, versions: Mapping[str, str]) -> Path:
-        """Path of the preprocessed case whose files have these fingerprints, by sequence."""
+        """Path of a preprocessed case. `versions` are the fingerprints of its files, by sequence."""
         made_from = fingerprint(self._settings(), self.label_scheme, versions)
         return self.folder / f"{made_from}.safetensors"
 
@@ -120,7 +121,7 @@ class StreamedCases(CachedCases):
 
         where = f"Case number {index} of {self.name}"
         if "seg" not in files:
-            raise ValueError(f"{where} has no segmentation. Training needs one for each case.")
+            raise ValueError(f"{where} has no segmentation. Training needs a segmentation of each case.")
         images = {_sequence(name): Nifti().decode_example(file) for name, file in files.items()}
         segmentation = images.pop("seg")
         try:
@@ -143,7 +144,7 @@ class StreamedCases(CachedCases):
         versions = {_sequence(name): _version(file) for name, file in (files or {}).items()}
         if files is None or self._path_of(versions) != self.kept[index]:
             raise ValueError(
-                f"Case number {index} of {self.name} has changed since the run began. Start the run again to use it."
+                f"Case number {index} of {self.name} has changed since the run began. Start the run again."
             )
         return self._decoded(index, files)
 
@@ -160,7 +161,7 @@ def _sequence(column: str) -> str:
 
 
 def _version(file: Mapping[str, Any]) -> str:
-    """Fingerprint of a file of a stream: hash of its content, or its address, which on the Hub names the commit."""
+    """Fingerprint of a streamed file: hash of its content, or its address on the Hub, which contains the commit."""
     if file["bytes"] is not None:
         return hashlib.sha256(file["bytes"]).hexdigest()
     local = Path(file["path"])

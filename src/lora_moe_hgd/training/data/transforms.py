@@ -24,9 +24,10 @@ SCALES = (0.7, 1.4)
 def random_crop(
     pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut out a box of `size`, three times in four around a voxel of a random region.
+    """Cut out a box of `size` voxels at a random position. Small cases are zero-padded.
 
-    One box in five is rotated and scaled. Small cases are zero-padded.
+    With probability `FOREGROUND_SHARE`, the box is near a voxel of a random region. With probability `TURNED_SHARE`,
+    the box is rotated and scaled.
     """
     shape = pixel_values.shape[1:]
     centre = [int(torch.randint(edge, (), generator=generator)) for edge in shape]
@@ -36,7 +37,7 @@ def random_crop(
             region = regions[int(torch.randint(len(regions), (), generator=generator))]
             places = torch.nonzero(region)
             centre = places[int(torch.randint(len(places), (), generator=generator))].tolist()
-            # Shift the crop, because at inference tumours also lie at the border of a window.
+            # Shift the crop, because at inference the border of a window often cuts a tumour.
             jitter = [int(torch.randint(-(edge // 4), edge // 4 + 1, (), generator=generator)) for edge in size]
             centre = [middle + shift for middle, shift in zip(centre, jitter, strict=True)]
     padding = [0] * 6
@@ -54,7 +55,7 @@ def random_crop(
 
 
 def random_turn(generator: torch.Generator) -> Tensor:
-    """Rotation by up to `MOST_TURNED` about each axis, times a scale for each axis, `(3, 3)`."""
+    """Random matrix `(3, 3)`: a scale for each axis, then a rotation by up to `MOST_TURNED` about each axis."""
     matrix = torch.diag(torch.tensor([uniform(*SCALES, generator) for _ in range(3)]))
     for axis in range(3):
         angle = uniform(-MOST_TURNED, MOST_TURNED, generator)
