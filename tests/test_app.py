@@ -255,10 +255,10 @@ def test_errors_are_the_packages_own_and_the_app_goes_on(server: Server, dummy_r
     assert str(server.sessions.root) not in shown
     second = upload(visitor, [damaged])
     twice = segment(visitor, server, second)
-    assert "Several are FLAIR: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
+    assert "FLAIR is chosen more than once: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
     assert "No sequence is chosen" in segment(visitor, server, second, [LEFT_OUT] * MAX_ROWS)
     # What was chosen for these files says nothing about others that came while the job waited.
-    assert "The images have changed meanwhile" in segment(visitor, server, first)
+    assert "The images have changed in the meantime" in segment(visitor, server, first)
     visitor.predict(api_name="/clear")
     third = upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])
     assert "<th>WT</th>" in segment(visitor, server, third, None, PARTIAL)
@@ -458,7 +458,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     }
     calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert "Doubtful" not in calm
-    assert "Errors are possible all the same" in calm
+    assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
     # Visitors learn no folders of the server.
     assert str(tmp_path.parent) not in calm
@@ -531,7 +531,7 @@ def test_a_request_longer_than_it_says_is_refused(server: Server) -> None:
 
 def test_with_an_unknown_gradio_the_app_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Block, "async_move_resource_to_block_cache")
-    with pytest.raises(ValueError, match="the app cannot keep visitors from the files"):
+    with pytest.raises(ValueError, match="the app cannot prevent visitors from reading files"):
         create_app(AppOptions("tiny"))
 
 
@@ -544,7 +544,7 @@ def test_without_the_extra_the_command_names_what_installs_it(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        'error: The app needs a further package (gradio): pip install ".[app]" in a clone of the repository\n'
+        'error: The app needs the package gradio. Install it: pip install ".[app]" in a clone of the repository\n'
     )
 
 

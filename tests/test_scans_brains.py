@@ -245,4 +245,4 @@ def test_a_prepared_case_has_no_face_to_remove(tmp_path: Path, capsys, small_shi
         lmh.segment(lmh.example_case(), deface=True)
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(lmh.example_case()), "--out-path", str(tmp_path / "out"), "--deface"])
-    assert "--deface has no effect on a case that is prepared already" in capsys.readouterr().err
+    assert "--deface has an effect on DICOM files only" in capsys.readouterr().err

@@ -29,9 +29,11 @@ from .report import NO_WARNINGS
 
 PAGES = files(__package__) / "pages"
 MARGIN = 12
-# Grey levels, the finest first. Noise compresses badly, so a coarser scale is taken if the page would be too large.
+# Possible numbers of grey levels, the finest scale first. Noise compresses badly, so a coarser scale is used if the
+# page would be too large.
 LEVELS = (254, 126, 62)
-# The sequences of a page fill at most this many bytes, if LEVELS allow it. The viewer and a picture need 1.3 MB more.
+# Largest size of all sequences of a page, in bytes, unless even the coarsest scale needs more. The viewer and a
+# picture add 1.3 MB.
 MOST_BYTES = 6_000_000
 SEGMENTATION, TRUTH = "segmentation", "ground truth"
 
@@ -57,14 +59,14 @@ def write_case_page(
     Args:
         path: HTML file, written atomically.
         images: Sequences by name, all on one grid.
-        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET for brain tumours.
+        regions: `(R, D, H, W)` bool on the grid of the images: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
         task: Names of the regions.
         truth: Regions of the ground truth, like `regions`.
-        truth_note: File of the ground truth, or the reason why the page does not show it.
+        truth_note: File name of the ground truth, or the reason why the page shows no ground truth.
         probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
         uncertainty: Entropy in bits, `(D, H, W)`.
-        picture: Picture of the result, for browsers that cannot show slices.
+        picture: File with a picture of the result, for browsers that cannot show slices.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
@@ -127,7 +129,7 @@ def write_case_page(
 
 @cache
 def _niivue() -> str:
-    """NiiVue, after its licence and those of the libraries that it contains."""
+    """Code of NiiVue, preceded by the licences of NiiVue and of the libraries that it contains."""
     licences = "\n\n".join(
         (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
     )
@@ -144,15 +146,15 @@ def _gzip_base64(content: bytes) -> str:
 
 
 def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
-    """Fill a template of the folder `pages` with the common style and its script.
+    """Fill a template of the folder `pages` with the common style and the template's script.
 
-    The page's Content-Security-Policy lets a browser run these scripts alone, and no network access at all.
+    The page's Content-Security-Policy makes a browser run only these scripts and refuse all network access.
 
     Args:
         template: File name of the template.
-        script_file: File name of its script.
-        unpacked_script: Another script, which the first one adds to the page.
-        parts: HTML by the name of its place in the template. Free text must be escaped.
+        script_file: File name of the template's script.
+        unpacked_script: Another script, which the template's script adds to the page.
+        parts: HTML for each placeholder of the template. Free text must be escaped.
     """
     style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))
     allowed = " ".join(_hash(text) for text in (script, unpacked_script) if text)
@@ -170,8 +172,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    The first axis runs fastest. Each voxel is stored as its difference from the mean of its three neighbours with a
-    lower index, which compresses images by another tenth to fifth.
+    The first axis varies fastest. Each voxel is stored as its difference from the mean of its three neighbours with a
+    lower index, because compressed images are then 10 to 20 % smaller.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -182,7 +184,7 @@ def packed(volume: np.ndarray) -> str:
 
 
 def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Number of grey levels, and the sequences with as many levels as MOST_BYTES allows."""
+    """Return the highest number of grey levels that MOST_BYTES allows, and the sequences encoded with it."""
     for levels in LEVELS:
         encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
         if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:
@@ -191,7 +193,7 @@ def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int,
 
 
 def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
-    """Convert a volume to grey levels from 1 to `levels`; 0 is outside the brain."""
+    """Convert a volume to grey levels from 1 to `levels`. Voxels outside the brain become 0."""
     brain = volume != 0
     dark, bright = window_of(volume, brain, found)
     low, high = np.percentile(volume[brain], (0.1, 99.95)).tolist() if brain.any() else (dark, bright)
@@ -203,16 +205,16 @@ def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
 
 
 def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
-    """Convert a map from 0 to `most` to 8 bits."""
+    """Convert a map with values from 0 to `most` to 8 bits."""
     step = max(most, 1e-6) / 255
     scaled = (volume / step).clip(0, 255).round().astype(np.uint8)
-    # Values below a third of the highest one get no colour, so that the image can be seen.
+    # Values below a third of the highest value get no colour, so that the image below the map can be seen.
     shown_as = {"window": [85 * step, 255 * step], "colours": "map", "slope": step}
     return {"data": packed(scaled), "first": 0, "low": 0.0, "step": step, **shown_as}
 
 
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """Matrix `(4, 4)` from voxels of the box, in canonical order, to voxels of the case's own array."""
+    """Matrix `(4, 4)` that maps voxels of the box, in canonical order, to voxels of the case's own array."""
     axes, flips = orientation(affine)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -223,7 +225,7 @@ def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice,
 
 
 def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
-    """Header of a NIfTI file of uint8 voxels, up to its first voxel."""
+    """All bytes of a NIfTI file of uint8 voxels that come before the first voxel."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
@@ -235,7 +237,7 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name and colour of each region, in bit order."""
+    """Name and colour of each region, in the order of the regions' bits."""
     return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 
@@ -244,7 +246,7 @@ def _rgb(colour: str) -> list[int]:
 
 
 def _state(report: Mapping[str, Any], task: Task) -> str:
-    """What the reader must know first: the warnings, and whether anything was found."""
+    """HTML for the top of the page: the warnings, and whether any region was found."""
     target = html.escape(task.target)
     heads = []
     if not report[f"{task.target}_found"]:
@@ -289,7 +291,7 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
 
 
 def _picture(path: Path | None) -> str:
-    """The picture as an image element, compressed."""
+    """Image element with the compressed picture; empty without a picture."""
     if path is None:
         return ""
     buffer = io.BytesIO()
