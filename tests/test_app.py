@@ -187,6 +187,21 @@ def test_uploads_beyond_the_cap_are_refused_and_not_kept(
     assert not list(server.sessions.incoming.iterdir())
 
 
+def test_the_example_case_has_its_name_source_and_licence(
+    server: Server, dummy_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+    monkeypatch.setattr(server.worker, "run", lambda job, stop: iter([jobs.append(job), End("done")]))
+    visitor = server.visitor()
+    source = "BraTS-SSA-00041-000 is from BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0"
+    listing = visitor.predict(api_name="/example")
+    assert source in listing[0]
+    segment(visitor, server, listing)
+    assert [job.case_id for job in jobs] == ["BraTS-SSA-00041-000"]
+    visitor.predict(api_name="/clear")
+    assert source not in upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])[1]
+
+
 def test_visitors_do_not_see_each_others_cases(server: Server, dummy_root: Path) -> None:
     one, other = server.visitor(), server.visitor()
     listing = upload(one, [dummy_root / "case_000/T1c.nii.gz"])
@@ -447,6 +462,7 @@ def test_a_study_and_whole_heads_are_prepared_first(
 
 def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     report: dict[str, Any] = {
+        "case_id": "case",
         "warnings": [],
         "tumour_found": True,
         "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
@@ -460,6 +476,9 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     assert "Doubtful" not in calm
     assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
+    assert "CC BY" not in calm
+    example = result_html(report | {"case_id": "BraTS-SSA-00041-000"}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
+    assert "Images: BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0" in example
     # Visitors learn no folders of the server.
     assert str(tmp_path.parent) not in calm
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)

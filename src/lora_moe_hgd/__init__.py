@@ -11,8 +11,7 @@
 Other names in this module:
 - adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
 - classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
-  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. The `Auto` classes and `pipeline` of transformers know
-  these classes.
+  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `AutoModel` and `pipeline` know these classes.
 """
 
 from __future__ import annotations

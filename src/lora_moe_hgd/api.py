@@ -8,6 +8,7 @@ from typing import Any
 
 from .cases.case_files import given_case
 from .cases.layouts import find_case
+from .inference.report import EXAMPLE_ID
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.scanned import segment_scan
 from .inference.segmentation import Segmentation
@@ -33,9 +34,8 @@ def segment(
     """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
     Args:
-        case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, array or tensor.
-            Arrays and tensors are `(D, H, W)` in RAS order with voxels of 1 mm. If the extra `scans` is installed,
-            also the folder or zip file of a DICOM study.
+        case: Folder of a case or of a DICOM study, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image,
+            array or tensor. Arrays and tensors are `(D, H, W)` in RAS order with voxels of 1 mm.
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
@@ -48,9 +48,8 @@ def segment(
         deface: Remove the face from the pictures that `save` makes of DICOM files.
 
     Returns:
-        Segmentation with `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the
-        order WT, TC, ET), `volumes_ml`, `confidence` and `warnings`. Images and arrays are on the grid of the first
-        sequence. `save(folder)` writes the result files.
+        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the order WT, TC, ET),
+        `volumes_ml`, `confidence` and `warnings`, all on the grid of the first sequence. `save(folder)` writes them.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The message says why and what to do.
@@ -83,7 +82,7 @@ def segment(
 def example_case() -> Path:
     """Return the folder of a real case that ships with the package: four sequences and the experts' label map."""
     # example/README.md names the source. The case was used neither for training nor for design choices.
-    return Path(__file__).parent / "example" / "BraTS-SSA-00041-000"
+    return Path(__file__).parent / "example" / EXAMPLE_ID
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:

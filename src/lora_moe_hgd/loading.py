@@ -98,14 +98,30 @@ def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
 
     Raises:
         BadInputError: If the task is invalid.
+        ValueError: If the folder contains no checkpoint.
     """
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         task = json.loads(settings.read_text()).get("task")
         return BRAIN_TUMOUR if task is None else Task.from_dict(task)
-    # An adapter without this file has the task of its base. Any other folder without this file raises an error later,
-    # when the network is loaded.
-    return checkpoint_task(find_base(folder, base)) if is_adapter(folder) else BRAIN_TUMOUR
+    # An adapter without this file has the task of its base.
+    if is_adapter(folder):
+        return checkpoint_task(find_base(folder, base))
+    _require_network(folder)
+    return BRAIN_TUMOUR
+
+
+def _require_network(folder: Path) -> None:
+    """Check that a folder without an adapter contains a network.
+
+    Raises:
+        ValueError: If the folder has no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the folder of "
+            "a network or an adapter."
+        )
 
 
 def is_adapter(folder: Path) -> bool:
@@ -252,22 +268,16 @@ def load_checkpoint(
     """Load a network in evaluation mode and its processor. An adapter is merged into its base.
 
     Args:
-        name: Network or adapter: name of a shipped checkpoint, folder or Hub id. A Hub id may end with `@` and a
-            revision.
+        name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If the checkpoint is not found or is a pickle file, or if `base` is not the network on which the
-            adapter was trained.
+        ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the "
-                "folder of a network or an adapter."
-            )
+        _require_network(folder)
         with _without_bars():
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
         # PEFT records this name as the base of new adapters. Unlike the path of the installed package, a shipped name

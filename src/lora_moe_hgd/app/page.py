@@ -15,7 +15,7 @@ import gradio as gr
 
 from ..api import example_case
 from ..cases.case_files import EXTENSIONS
-from ..inference.report import NOTICE
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, NOTICE
 from ..model.task import Task
 from ..scans.prepared import FILE_NAMES
 from ..subsets import sequence_shown
@@ -223,7 +223,8 @@ class Actions:
         with session.held():
             found, token = find(session, self.task, study), _token(session, study)
         problem = f"**{_plain(found.problem)}**" if found.problem else ""
-        status = "\n\n".join(filter(None, [remark, problem, found.status])) or "No images yet."
+        source = f"{EXAMPLE_ID} is from {EXAMPLE_SOURCE}." if session.case_id == EXAMPLE_ID else ""
+        status = "\n\n".join(filter(None, [remark, problem, source, found.status])) or "No images yet."
         studies = [(label, number) for number, label in found.studies]
         choice = gr.update(choices=studies, value=study, visible=bool(studies))
         return status, token, choice, NO_RESULT, *self._rows(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..inference.report import KEYS, NO_WARNINGS
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
 from ..model.confidence import LOW_CONFIDENCE
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
@@ -81,9 +81,10 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
     words = {key: word for word, key in KEYS.items()}
     labels = sorted((label, words.get(key, key)) for key, label in report["label_scheme"].items() if key != "name")
     scheme = ", ".join(f"{label} {word}" for label, word in labels)
+    source = f" Images: {EXAMPLE_SOURCE}." if report["case_id"] == EXAMPLE_ID else ""
     facts = (
         f"<p>Segmented from {used} with the checkpoint {html.escape(checkpoint_name(report['checkpoint']))} in "
-        f"{report['seconds']:.0f} s. Labels: {html.escape(scheme)}.</p>"
+        f"{report['seconds']:.0f} s. Labels: {html.escape(scheme)}.{source}</p>"
     )
     known = [name for name in FILES if name in files]
     others = sorted(set(files) - set(FILES))

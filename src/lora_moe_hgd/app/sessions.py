@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ..cases.case_files import safe_name, stem_of
 from ..files import listed
+from ..inference.report import EXAMPLE_ID
 from ..model.findings import BadInputError
 from ..scans.archives import unpack
 from ..scans.raw import is_dicom, is_zip
@@ -146,7 +147,7 @@ class Session:
                 copy = _new(self.folder / "images", _end(path.name))
                 shutil.copyfile(path, copy)
                 self.images.append(Upload(copy, path.name))
-            self.case_id = "example"
+            self.case_id = EXAMPLE_ID
 
     def _add(self, uploads: Sequence[tuple[Path, str]], max_bytes: int) -> str:
         self._changed()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lora_moe_hgd_cli import SEGMENT_USES
+
 from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
@@ -24,24 +26,12 @@ from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequence
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
-# The most frequent uses. `--help` shows them, and so does the command without arguments.
-USUAL = """most frequent uses:
-  %(prog)s --in-path CASE --out-path OUT
-      segment the folder CASE with some of T1, T1c, T2 and FLAIR, and write the results to OUT
-  %(prog)s --in-path CASE --out-path OUT --sequences t1c,flair --html
-      use only two sequences of the case, and also write a page with all slices
-  %(prog)s --in-path COHORT --out-path OUT
-      segment every case below the folder COHORT
-  %(prog)s --t1c T1C.nii.gz --flair FLAIR.nii.gz --out-path OUT
-      segment these files
-"""
-
 
 def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     """Build the parser of the options. Each sequence of the task is an option."""
     parser = CommandParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device.",
-        epilog=USUAL,
+        epilog=SEGMENT_USES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_in_path(
@@ -102,12 +92,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
     task = _task_of(argv)
-    parser = build_parser(task)
-    if not argv:
-        print(f"error: Name a case and a folder for the results.\n\n{USUAL}" % {"prog": parser.prog}, file=sys.stderr)
-        print(f"{parser.prog} --help lists all options.", file=sys.stderr)
-        raise SystemExit(2)
-    args = parser.parse_args(argv)
+    args = build_parser(task).parse_args(argv)
     options = ResultOptions(
         sequences=None if args.sequences is None else parse_sequences(args.sequences),
         label_scheme=args.label_scheme,
@@ -139,39 +124,39 @@ def main(argv: Sequence[str]) -> None:
     for case, folder in targets:
         _refuse_same_folder(folder, case.folder)
     if one is not None:
-        # Report bad input before the network is loaded.
+        # Report an invalid option and bad input before the network is loaded.
+        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         used = choose_sequences(one, options.sequences)
         if not args.quiet:
             print("\n".join(used.mapping()))
-        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         found = segmenter.write(one, args.out_path, progress=not args.quiet)
         if not args.quiet:
             _print_result(found, args.out_path, options)
         return
     state = started_processes()
-    if state.is_main_process and cases and not args.quiet:
-        print("\n".join(f"files of {line}" for line in namings(cases)))
     device = device_of_process(state, args.device)
     segmenter = CaseSegmenter(args.checkpoint, options, device=device, base=args.base)
+    if state.is_main_process and cases and not args.quiet:
+        print("\n".join(f"files of {line}" for line in namings(cases)))
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
-        whole = len(cases) + len(bad) - failed
+        done = len(cases) + len(bad) - failed
         every = counted(len(cases) + len(bad), "case")
-        print(f"Segmented: {whole} of {every}. Summary table: {args.out_path / SUMMARY}.")
+        print(f"Segmented: {done} of {every}. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """Read the task of the checkpoint on the command line. Its sequences become options of the command."""
+    """Read the task of the checkpoint on the command line. Its sequences become options of the command.
+
+    Raises:
+        ValueError: If the checkpoint is not found, so that this error comes before any work on the case.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
-    try:
-        known = parser.parse_known_args(argv)[0]
-        return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
-    except (ValueError, OSError):
-        # Loading the checkpoint raises the same error later, after the files of the case have been printed.
-        return BRAIN_TUMOUR
+    known = parser.parse_known_args(argv)[0]
+    return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
 
 
 def _is_study(path: Path | None) -> bool:

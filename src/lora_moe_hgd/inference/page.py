@@ -8,7 +8,8 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,13 +23,14 @@ from PIL import Image
 from ..files import printable, replacing
 from ..masks import bounds
 from ..model.brain import brain_of
-from ..model.geometry import orientation, to_canonical
+from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
-from .report import NO_WARNINGS
+from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS
 
 PAGES = files(__package__) / "pages"
-MARGIN = 12
+# Margin around the brain, in which the letters for the directions are drawn. It may reach beyond the images.
+MARGIN_MM = 15.0
 # Possible numbers of grey levels, the finest scale first. Noise compresses badly, so a coarser scale is used if the
 # page would be too large.
 LEVELS = (254, 126, 62)
@@ -76,19 +78,22 @@ def write_case_page(
     bits = {
         name: to_canonical(np.packbits(sets, axis=0, bitorder="little")[0], affine) for name, sets in labels.items()
     }
-    box = bounds(np.logical_or.reduce([brain, *(found > 0 for found in bits.values())]), MARGIN)
+    box = _with_margin(
+        bounds(np.logical_or.reduce([brain, *(found > 0 for found in bits.values())]), 0), canonical_spacing_mm(affine)
+    )
     own = _to_own_voxels(affine, regions.shape[1:], box)
-    canonical = np.stack([to_canonical(region, affine)[box] for region in regions])
+    canonical = np.stack([_cut(to_canonical(region, affine), box) for region in regions])
     found = np.any(canonical, axis=0)
-    levels, sequences = _encoded({name: volume[box] for name, volume in volumes.items()}, found)
+    levels, sequences = _encoded({name: _cut(volume, box) for name, volume in volumes.items()}, found)
     maps: dict[str, Any] = {}
     if probabilities is not None:
         for region, volume in zip(task.regions, probabilities, strict=True):
-            maps[f"probability of {shown(region)}"] = _map(to_canonical(volume, affine)[box], 1.0)
+            maps[f"probability of {shown(region)}"] = _map(_cut(to_canonical(volume, affine), box), 1.0)
     if uncertainty is not None:
-        maps["uncertainty, bits"] = _map(to_canonical(uncertainty, affine)[box], float(uncertainty.max()))
+        maps["uncertainty, bits"] = _map(_cut(to_canonical(uncertainty, affine), box), float(uncertainty.max()))
     bit_volumes = {
-        name: {"data": packed(volume[box]), "window": [0, 255], "colours": "gray"} for name, volume in bits.items()
+        name: {"data": packed(_cut(volume, box)), "window": [0, 255], "colours": "gray"}
+        for name, volume in bits.items()
     }
     for volume in (*sequences.values(), *maps.values(), *bit_volumes.values()):
         header = _nifti_header(found.shape, affine @ own, slope=volume.pop("slope", 1.0))
@@ -98,7 +103,11 @@ def write_case_page(
         "shape": found.shape,
         "affine": (affine @ own).tolist(),
         "own": own.tolist(),
-        "start": planes_through(canonical, brain[box], task),
+        "start": planes_through(canonical, _cut(brain, box), task),
+        "inside": [
+            (max(-part.start, 0), min(part.stop, edge) - part.start - 1)
+            for part, edge in zip(box, brain.shape, strict=True)
+        ],
         "levels": levels,
         "sequences": sequences,
         "maps": maps,
@@ -115,7 +124,9 @@ def write_case_page(
         notice=html.escape(report["notice"]),
         target=html.escape(task.target),
         state=_state(report, task),
-        regions=_region_table(report, task),
+        regions=_region_table(
+            report, task, None if truth is None else (truth.sum(axis=(1, 2, 3)) * voxel_ml(affine)).tolist()
+        ),
         facts=_facts(report, truth_note),
         picture=_picture(picture),
         version=json.loads((PAGES / "niivue/version.json").read_text())["version"],
@@ -213,6 +224,21 @@ def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
     return {"data": packed(scaled), "first": 0, "low": 0.0, "step": step, **shown_as}
 
 
+def _with_margin(box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> tuple[slice, ...]:
+    """Enlarge a box by MARGIN_MM on each side. The result may reach beyond the array."""
+    margins = [math.ceil(MARGIN_MM / edge) for edge in spacing_mm]
+    return tuple(slice(part.start - margin, part.stop + margin) for part, margin in zip(box, margins, strict=True))
+
+
+def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """Cut a box out of a volume. Voxels of the box beyond the volume are zero."""
+    cut = np.zeros([part.stop - part.start for part in box], volume.dtype)
+    inside = [slice(max(part.start, 0), min(part.stop, edge)) for part, edge in zip(box, volume.shape, strict=True)]
+    target = [slice(own.start - part.start, own.stop - part.start) for own, part in zip(inside, box, strict=True)]
+    cut[tuple(target)] = volume[tuple(inside)]
+    return cut
+
+
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
     """Matrix `(4, 4)` that maps voxels of the box, in canonical order, to voxels of the case's own array."""
     axes, flips = orientation(affine)
@@ -259,8 +285,15 @@ def _state(report: Mapping[str, Any], task: Task) -> str:
     return f'<div class="calm"><p>{NO_WARNINGS}</p></div>'
 
 
-def _region_table(report: Mapping[str, Any], task: Task) -> str:
-    """Table of the regions with a checkbox that shows or hides each."""
+def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[float] | None) -> str:
+    """Table of the regions with a checkbox that shows or hides each.
+
+    Args:
+        report: Result of `report.make_report`.
+        task: Names of the regions.
+        truth_ml: Volumes of the regions of the ground truth in millilitres; `None` without a ground truth.
+    """
+    columns = ["region", SEGMENTATION, *([] if truth_ml is None else [TRUTH]), "expected Dice"]
     rows = []
     for number, (region, colour) in enumerate(zip(task.regions, colours_of(task).values(), strict=True)):
         confidence = report["confidence"][region]
@@ -268,10 +301,11 @@ def _region_table(report: Mapping[str, Any], task: Task) -> str:
         box = f'<input type="checkbox" id="region-{number}" checked disabled>'
         swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"
-        volume = f'<td class="number">{report["volumes_ml"][region]:.1f}</td>'
-        rows.append(f'<tr><td>{label}</td>{volume}<td class="number">{dice}</td></tr>')
-    head = '<th scope="col">region</th><th scope="col">volume found, mL</th><th scope="col">expected Dice</th>'
-    return f"<table><caption>Regions</caption><tr>{head}</tr>{''.join(rows)}</table>"
+        volumes = [report["volumes_ml"][region], *([] if truth_ml is None else [truth_ml[number]])]
+        cells = "".join(f'<td class="number">{text}</td>' for text in (*(f"{volume:.1f}" for volume in volumes), dice))
+        rows.append(f"<tr><td>{label}</td>{cells}</tr>")
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    return f"<table><caption>Volumes of the regions in mL</caption><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def _facts(report: Mapping[str, Any], truth_note: str) -> str:
@@ -280,10 +314,11 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
         "resampled to the common grid": ", ".join(report["interpolated"]) or "none",
-        "ground truth": truth_note,
+        TRUTH: truth_note,
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
         f"{' x '.join(f'{edge:g}' for edge in report['spacing_mm'])} mm",
         "weights": report["checkpoint"],
+        **({"source": EXAMPLE_SOURCE} if report["case_id"] == EXAMPLE_ID else {}),
         "versions": ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
     }
     cells = (f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>' for name, text in rows.items())

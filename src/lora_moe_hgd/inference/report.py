@@ -23,6 +23,9 @@ KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
 # Text of the pages for a result without warnings.
 NO_WARNINGS = "The program has no warnings. The result can still be wrong."
+# Name and source of the example case. Its licence asks for the source wherever the images are shown.
+EXAMPLE_ID = "BraTS-SSA-00041-000"
+EXAMPLE_SOURCE = "BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0, cropped to the brain"
 
 
 def make_report(

@@ -155,7 +155,7 @@ BRAIN_TUMOUR = Task(
     sequences=dict.fromkeys(MODALITIES, ()),
     # The default of a checkpoint (brats2023) is in its processor, not here.
     schemes=LABEL_SCHEMES,
-    without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
+    without={"t1c": "Only T1c shows contrast uptake. Without T1c, TC and ET are unreliable and may be missed."},
 )
 
 KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "without")

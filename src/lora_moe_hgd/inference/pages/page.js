@@ -1,5 +1,6 @@
 "use strict";
-// The page of a case. `about` is what page.py wrote; volumes are unpacked when they are first shown.
+// The page of a case. `about` is what page.py wrote; volumes are unpacked when they are first shown. The volumes have a
+// margin around the images, which the crosshair cannot enter: `about.inside` has the first and last voxel without it.
 const about = JSON.parse(element("case").textContent);
 const [width, height, depth] = about.shape;
 const PLANES = [
@@ -184,7 +185,7 @@ function zoom() {
 }
 
 function move(to) {
-  about.shape.forEach((edge, axis) => { position[axis] = Math.min(Math.max(Math.round(to[axis]), 0), edge - 1); });
+  about.inside.forEach(([low, high], axis) => { position[axis] = Math.min(Math.max(Math.round(to[axis]), low), high); });
   for (const {viewer} of views) {
     viewer.scene.crosshairPos = viewer.vox2frac(position);
     viewer.drawScene();
@@ -220,7 +221,8 @@ function moved() {
   position.forEach((value, axis) => {
     const slider = element(`slice-${axis}`);
     slider.value = value;
-    slider.setAttribute("aria-valuetext", `slice ${value + 1} of ${about.shape[axis]}`);
+    const [low, high] = about.inside[axis];
+    slider.setAttribute("aria-valuetext", `slice ${value - low + 1} of ${high - low + 1}`);
   });
 }
 
@@ -330,8 +332,8 @@ function drag() {
 
 function connect() {
   for (const name of Object.keys(LAYOUTS)) added(element("layout"), "option", {value: name, textContent: name});
-  about.shape.forEach((edge, axis) => {
-    const slider = Object.assign(element(`slice-${axis}`), {min: 0, max: edge - 1, value: position[axis]});
+  about.inside.forEach(([min, max], axis) => {
+    const slider = Object.assign(element(`slice-${axis}`), {min, max, value: position[axis]});
     slider.addEventListener("input", () => follow(position.map((value, other) => (other === axis ? slider.value : value))));
   });
   about.regions.forEach((_, number) => {
