@@ -11,16 +11,16 @@ const PLANES = [
   {name: "sagittal", right: [1, -1], up: [2, 1], through: [0, 1]},
 ];
 // Numbers of NiiVue's `SLICE_TYPE`. Tiles: left, top, width and height as fractions of the picture, which may be wide, very
-// wide or high.
+// wide or high. Gaps between tiles keep the letters of neighbouring planes apart.
 const RENDER = 4;
 const LAYOUTS = {
   "all three": {
-    row: [[0, 0, 0, 0.32, 1], [1, 0.32, 0, 0.32, 1], [2, 0.64, 0, 0.36, 1]],
-    wide: [[0, 0, 0, 0.58, 1], [1, 0.58, 0, 0.42, 0.5], [2, 0.58, 0.5, 0.42, 0.5]],
-    high: [[0, 0, 0, 1, 0.62], [1, 0, 0.62, 0.46, 0.38], [2, 0.46, 0.62, 0.54, 0.38]],
+    row: [[0, 0, 0, 0.31, 1], [1, 0.33, 0, 0.31, 1], [2, 0.66, 0, 0.34, 1]],
+    wide: [[0, 0, 0, 0.57, 1], [1, 0.59, 0, 0.41, 0.5], [2, 0.59, 0.5, 0.41, 0.5]],
+    high: [[0, 0, 0, 1, 0.62], [1, 0, 0.62, 0.45, 0.38], [2, 0.47, 0.62, 0.53, 0.38]],
   },
   "all three and 3-D": {
-    wide: [[0, 0, 0, 0.5, 0.5], [1, 0.5, 0, 0.5, 0.5], [2, 0, 0.5, 0.5, 0.5], [RENDER, 0.5, 0.5, 0.5, 0.5]],
+    wide: [[0, 0, 0, 0.49, 0.5], [1, 0.51, 0, 0.49, 0.5], [2, 0, 0.5, 0.49, 0.5], [RENDER, 0.51, 0.5, 0.49, 0.5]],
   },
   axial: {wide: [[0, 0, 0, 1, 1]]},
   coronal: {wide: [[1, 0, 0, 1, 1]]},
