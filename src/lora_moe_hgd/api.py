@@ -42,17 +42,18 @@ def segment(
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
         label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
             own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
-        mirror: Average over the case and its left-right mirror image. This takes twice as long.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
         allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
         deface: Remove the face from the pictures that `save` makes of DICOM files.
 
     Returns:
         `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the order WT, TC, ET),
-        `volumes_ml`, `confidence` and `warnings`, all on the grid of the first sequence. `save(folder)` writes them.
+        `volumes_ml`, `confidence` and `warnings`, all on the grid of the first sequence. `save(folder)` writes the
+        result files.
 
     Raises:
-        ValueError: If the case, the checkpoint or an option cannot be used. The message says why and what to do.
+        ValueError: If the case, the checkpoint or an option cannot be used. The message names cause and remedy.
     """
     if isinstance(sequences, str):
         raise ValueError(f"`sequences` must be a list such as {sequences.split(',')}, got {sequences!r}.")
@@ -86,7 +87,7 @@ def example_case() -> Path:
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
-    """Return the files of the case, or its sequences by name if at least one sequence is in memory.
+    """Return the files of the case, or the images of its sequences if at least one image is in memory.
 
     Raises:
         ValueError: If no sequence is found, or a sequence name is unknown.

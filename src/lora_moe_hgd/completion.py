@@ -1,7 +1,7 @@
 """`lora-moe-hgd completion`: a script that completes commands, options and their values in a shell.
 
-The script contains every word that it can complete, except file names. So the shell does not start Python when the
-user presses Tab.
+The script contains every word that it can complete, except file names, so that the shell need not start Python when
+the user presses Tab.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Atomic write of a folder: the yielded folder replaces `path` on success and is deleted on error.
 
-    If the process is killed, `path` is missing or is the old or the new folder. It is never a mixture of the two.
+    If the process is killed, `path` is missing, is the old folder or is the new folder, but is never a mixture.
 
     Example:
         >>> import tempfile
@@ -94,7 +94,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Remove the temporary files that a killed process left in `folder` when it wrote files of these names.
 
-    Temporary folders are removed, too. Do not call this function while another process writes to `folder`: the
+    Temporary folders are removed as well. Do not call this function while another process writes to `folder`: the
     temporary files of that process would be removed.
 
     Example:

@@ -92,13 +92,13 @@ def images_fingerprint(case: FilesOfCase) -> str:
 
 
 def combined_fingerprint(contents: Mapping[str, str]) -> str:
-    """SHA-256 of the file fingerprints of all sequences. It does not depend on the package's version."""
+    """SHA-256 of the file fingerprints of all sequences. The package's version does not influence it."""
     return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def code_fingerprint(*modules: str) -> str:
-    """Fingerprint of the code of these modules and of all modules of this package that they import.
+    """Fingerprint of the code of `modules` and of all modules of this package that `modules` import.
 
     Indirect imports are included. Comments, docstrings and formatting are ignored. The package's version is not
     enough, because the code in a checkout can change while the version stays the same.

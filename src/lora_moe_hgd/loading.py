@@ -231,7 +231,9 @@ def local_folder(name: str | Path) -> Path | None:
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
-        raise ValueError(f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}.")
+        raise ValueError(
+            f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}. Check the path."
+        )
     return None
 
 
@@ -265,7 +267,7 @@ def _without_bars() -> Iterator[None]:
 def load_checkpoint(
     name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu", base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network in evaluation mode and its processor. An adapter is merged into its base.
+    """Load a network in evaluation mode, and its image processor. An adapter is merged into its base.
 
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 
 def dice(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Dice coefficient of two masks of the same shape. Two empty masks agree, so they score 1.
+    """Dice coefficient of two masks of the same shape. Two empty masks agree, so their Dice is 1.
 
     Raises:
         ValueError: If the shapes differ.

@@ -71,10 +71,10 @@ def save_overlay(
 ) -> None:
     """Write a PNG that shows each set of regions over three planes, with one row per set and background.
 
-    Outermost regions, such as WT, are outlined on FLAIR or, if it is missing, on the best other sequence. Regions
-    inside others, such as TC and ET, are outlined on T1c or, if it is missing, on the best other sequence. The planes
+    Outermost regions, such as WT, are outlined on FLAIR, or on the best other sequence if FLAIR is missing. Regions
+    inside others, such as TC and ET, are outlined on T1c, or on the best other sequence if T1c is missing. The planes
     pass through the largest connected part of the core in the first set. Without a core, the planes pass through the
-    other regions. Without any region, they pass through the brain.
+    other regions. Without any region, the planes pass through the brain.
 
     The patient's left is on the right of axial and coronal planes, in the radiological convention. The patient's front
     is on the left of the sagittal plane.
@@ -177,7 +177,7 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
     """Index of a plane along each axis: the plane with most voxels of the largest connected part of the core.
 
-    Without a core, all regions are used instead. Without any region, the brain is used.
+    Without a core, all regions are used instead of the core. Without any region, the brain is used.
     """
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.logical_or.reduce(inner) if inner else np.zeros_like(brain)
@@ -270,7 +270,7 @@ def _border(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _plane(volume: np.ndarray, through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Cut a plane out of `volume`. Its array has the vertical axis first and the horizontal axis second."""
+    """Cut a plane out of `volume`. The plane has the vertical axis first and the horizontal axis second."""
     # `take` keeps the order of the two other axes. In every plane of PLANES, the horizontal axis comes before the
     # vertical one.
     return volume.take(cut[through], axis=through).T

@@ -91,8 +91,8 @@ def main_process_first(state: PartialState) -> Iterator[None]:
 def is_fast_in_bf16() -> bool:
     """Whether this machine computes faster in bfloat16 than in float32.
 
-    CPUs without bfloat16 instructions emulate them. With emulation, a training step takes forty times as long (EPYC
-    with AVX2).
+    CPUs without bfloat16 instructions emulate these instructions. With emulation, a training step takes forty times as
+    long (EPYC with AVX2).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,4 +1,4 @@
-"""Split of the cases into training and validation. Each run draws it from the seed or reads it from a file."""
+"""Split of the cases into training and validation. Each run draws the split from a seed or reads it from a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Split:
         train: Cases that a network is trained on.
         validation: Cases on which the network is scored during training.
         contents: Fingerprint of the images of each case, by case id. Cases without a recorded fingerprint are missing.
-            Renaming a case does not change its fingerprint.
+            The name of a case does not influence its fingerprint.
     """
 
     train: list[str]

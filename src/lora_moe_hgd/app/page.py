@@ -236,7 +236,7 @@ class Actions:
 
 
 def _token(session: Session, study: str | None) -> str:
-    """Token of the list of files that the browser shows. It changes with the files and the study."""
+    """Token of the list of files that the browser shows. The token changes with the files and the study."""
     return f"{session.version} {study or ''}"
 
 
@@ -270,7 +270,7 @@ def build(actions: Actions) -> gr.Blocks:
         gr.Markdown("## 2. Segment")
         checkpoints = list(actions.checkpoints)
         checkpoint = gr.Dropdown(label="Checkpoint", choices=checkpoints, value=checkpoints[0])
-        images = gr.CheckboxGroup(label="If your images need it", choices=[SKULL, PARTIAL])
+        images = gr.CheckboxGroup(label="Unusual images", choices=[SKULL, PARTIAL])
         with gr.Row():
             start = gr.Button("Segment", variant="primary")
             stop = gr.Button("Stop")

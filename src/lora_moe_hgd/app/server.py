@@ -1,4 +1,4 @@
-"""Server of the app: uploads, results, and the page of Gradio. By default, only this computer can reach it."""
+"""Server of the app: uploads, results, and the page of Gradio. By default, only this computer can reach the server."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
         folder = sessions.result(token)
         # Accept only names of files in the folder, so that no path leads out of the folder.
         if folder is None or not folder.is_dir() or name not in os.listdir(folder):
-            raise HTTPException(404, "There is no such result. It may have been deleted.")
+            raise HTTPException(404, "There is no such result. The result may have been deleted.")
         headers = {"Cache-Control": "no-store", "Content-Security-Policy": RESULT_POLICY}
         inline = name.endswith((".html", ".png"))
         return FileResponse(

@@ -23,7 +23,7 @@ from ..scans.archives import unpack
 from ..scans.raw import is_dicom, is_zip
 
 MAX_FILES = 5000
-# Largest ratio of unpacked to uploaded bytes. Zip files of DICOM files usually have a third of their size.
+# Largest ratio of unpacked to uploaded bytes. A zip file usually has a third of the size of its DICOM files.
 UNPACKED_PER_UPLOADED = 4
 # Seconds after its last use until a session is deleted.
 SESSION_SECONDS = 3600.0
@@ -50,7 +50,7 @@ class Session:
     """Files and computation of one visitor.
 
     Attributes:
-        folder: Folder of this session. It contains all files of the visitor.
+        folder: Folder of this session, which contains all files of the visitor.
         images: NIfTI files, in the order of their upload.
         size: Total size of the uploaded files, in bytes.
         unpacked: Total size of the files from zip files, in bytes.
@@ -157,7 +157,8 @@ class Session:
         count = self.count + len(uploads) - len(zips)
         if size > max_bytes or count > MAX_FILES:
             raise ValueError(
-                f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. These files were not kept."
+                f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. The uploaded "
+                "files were not kept."
             )
         # Keep the new files in a separate folder until nothing can fail any more.
         waiting = _new(self.folder)
@@ -175,7 +176,9 @@ class Session:
                             max_members=MAX_FILES - count,
                         )
                     except BadInputError as error:
-                        raise ValueError(f"{name}: {error.finding.message} These files were not kept.") from error
+                        raise ValueError(
+                            f"{name}: {error.finding.message} The uploaded files were not kept."
+                        ) from error
                     count += len(os.listdir(folder))
                 elif is_dicom(path):
                     path.rename(_new(waiting / "study"))
@@ -234,7 +237,7 @@ class Sessions:
         threading.Thread(target=self._sweep_now_and_then, name="sessions", daemon=True).start()
 
     def of(self, key: str) -> Session:
-        """Session of a browser tab. It is created if it does not exist."""
+        """Return the session of a browser tab. A missing session is created."""
         with self._lock:
             session = self._sessions.get(key)
             if session is None:

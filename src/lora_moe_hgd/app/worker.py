@@ -40,7 +40,7 @@ class Job:
 
     Attributes:
         name: Name of the checkpoint in reports, which must not name a folder of the server.
-        checkpoint: Folder of the network or adapter. The job downloads nothing.
+        checkpoint: Folder of the network or adapter. The job itself downloads nothing.
         base: Folder of an adapter's base.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """Current step of a job, and the finished share of the step from 0 to 1; `None` if unknown."""
+    """Current step of a job. `share` is the finished part of the step from 0 to 1, if it is known."""
 
     text: str
     share: float | None = None
@@ -122,7 +122,7 @@ def _segmenter(
 
 
 def work(pipe: Connection) -> None:
-    """Do the jobs from the pipe one after another until it is closed. The process runs this function."""
+    """Run as the process: do the jobs from the pipe one after another until the pipe is closed."""
     # Ignore Ctrl-C, which also reaches this process. The server ends the process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

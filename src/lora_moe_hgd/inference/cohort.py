@@ -101,7 +101,7 @@ def _refuse_other_files(folder: Path) -> None:
     if others:
         raise ValueError(
             f"{folder} also contains files that are not results ({', '.join(others[:3])}). Replacing the results "
-            "would delete these files. Move them, or choose another --out-path."
+            "would delete these files. Move the files, or choose another --out-path."
         )
 
 

@@ -23,7 +23,8 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
     Args:
         path: HTML file, written atomically. The folders of the cases must be in the same folder.
         rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
-            the volumes, `warnings` and the lowest `confidence` of its regions, `None` if no region was found.
+            the volumes, `warnings`, and `confidence`, which is the lowest of its regions or `None` if no region was
+            found.
         task: Names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
@@ -63,7 +64,7 @@ def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
 
 
 def _row(row: Mapping[str, Any], task: Task) -> str:
-    """Table row of a case. Its CSS class is `failed`, `doubtful` or `calm`."""
+    """Table row of a case. The CSS class of the row is `failed`, `doubtful` or `calm`."""
     name = html.escape(row["case"])
     if row["status"] != "done":
         empty = "<td></td>" + _number(None, "") * (len(task.regions) + 2)
@@ -83,6 +84,6 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
 
 
 def _number(value: float | None, text: str) -> str:
-    """Table cell by whose number the page sorts and filters. `None` means that the cell has no number."""
+    """Table cell with the number by which the page sorts and filters. `None` means that the cell has no number."""
     given = "" if value is None else f"{value:g}"
     return f'<td class="number" data-number data-value="{given}">{html.escape(text)}</td>'

@@ -148,10 +148,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """Read the task of the checkpoint on the command line. Its sequences become options of the command.
+    """Read the task of the checkpoint on the command line. The sequences of the task become options.
 
     Raises:
-        ValueError: If the checkpoint is not found, so that this error comes before any work on the case.
+        ValueError: If the checkpoint is not found. The error comes before any work on the case.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)

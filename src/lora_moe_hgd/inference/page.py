@@ -64,7 +64,7 @@ def write_case_page(
         regions: `(R, D, H, W)` bool on the grid of the images: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
         task: Names of the regions.
-        truth: Regions of the ground truth, like `regions`.
+        truth: Regions of the ground truth, `(R, D, H, W)` bool on the grid of the images.
         truth_note: File name of the ground truth, or the reason why the page shows no ground truth.
         probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
         uncertainty: Entropy in bits, `(D, H, W)`.
@@ -183,8 +183,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    The first axis varies fastest. Each voxel is stored as its difference from the mean of its three neighbours with a
-    lower index, because compressed images are then 10 to 20 % smaller.
+    In the packed bytes, the first axis varies fastest. Each voxel is stored as its difference from the mean of its
+    three neighbours with a lower index, because compressed images are then 10 to 20 % smaller.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -195,7 +195,7 @@ def packed(volume: np.ndarray) -> str:
 
 
 def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Return the highest number of grey levels that MOST_BYTES allows, and the sequences encoded with it."""
+    """Return the highest number of grey levels that MOST_BYTES allows, and the encoded sequences."""
     for levels in LEVELS:
         encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
         if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:

@@ -84,16 +84,17 @@ def make_report(
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Keep the segmentation if the block cannot write its file. The report then says why.
+    """Keep the segmentation if the block cannot write its file. The report then says why the file is missing.
 
     Args:
         name: Name of the file that the block writes, such as a picture or a page.
-        report: Report of the result. If the block fails, a warning and an entry of `not_written` are added.
+        report: Report of the result. If the block fails, a warning and an entry of `not_written` are added to the
+            report.
     """
     try:
         yield
     except Exception as error:
-        message = f"{name} could not be made ({reason_of(error)}). The segmentation is complete without it."
+        message = f"{name} could not be made ({reason_of(error)}). The segmentation itself is complete."
         print(f"warning: {message}", file=sys.stderr)
         report["warnings"].append(message)
         report["not_written"].append(name)

@@ -46,7 +46,7 @@ class ResultOptions:
         strict: Refuse cases with warnings about their images.
         allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        mirror: Average over the case and its left-right mirror image. This takes twice as long.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
@@ -64,7 +64,7 @@ class ResultOptions:
     html: bool = False
 
     def check(self, task: Task) -> None:
-        """Check the names against the task of a checkpoint.
+        """Check that the task of a checkpoint has the sequences and the label scheme of these options.
 
         Raises:
             ValueError: If a sequence or the label scheme is unknown.
@@ -285,6 +285,6 @@ def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
         return name
     if not case.label_schemes:
         raise ValueError(
-            f"The file names of {case.case_id} do not determine a label scheme. Name one with --label-scheme."
+            f"The file names of {case.case_id} do not determine a label scheme. Give one with --label-scheme."
         )
     return case.label_schemes[0]

@@ -54,12 +54,12 @@ class Segmentation:
         geometry: Bounding box of the brain, and grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
-            docs/confidence.md shows how reliable it is.
+            docs/confidence.md shows how reliable the confidence is.
         warnings: Warnings about the case and the result. Each warning has one or more sentences.
         images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         case: Files of the case; `None` for a case in memory or of raw images.
-        task: Sequences and regions.
+        task: Task, which names the sequences and regions.
         scan: Prepared case and its original grids; `None` for a case that was not made from raw images.
     """
 
@@ -103,7 +103,7 @@ class Segmentation:
         deleted. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
-            folder: Output folder. It is created if it does not exist.
+            folder: Output folder. A missing folder is created.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices in linked planes. The page shows the ground truth if
@@ -187,7 +187,7 @@ class Segmentation:
         write_report(folder / "report.json", report)
 
     def _truth(self) -> tuple[np.ndarray | None, str]:
-        """Return the regions and the file name of the ground truth, or `None` and the reason why the page lacks it."""
+        """Return the regions and the file name of the ground truth, or `None` and the reason why it is not shown."""
         if self.case is None or self.case.segmentation is None:
             return None, "none"
         name = safe_name(self.case.segmentation.name)

@@ -10,7 +10,7 @@ from ..model.task import BRAIN_TUMOUR, Task
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
     """Entropy in bits of the class of each voxel, `(D, H, W)`.
 
-    The classes of a brain tumour are: outside, oedema, non-enhancing core, ET. Regions that are not nested in each
+    The classes of a brain tumour are outside, oedema, non-enhancing core and ET. Regions that are not nested in each
     other are assumed to be independent, given the region that contains them.
 
     Args:
