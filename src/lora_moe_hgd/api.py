@@ -49,8 +49,7 @@ def segment(
 
     Returns:
         `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the order WT, TC, ET),
-        `volumes_ml`, `confidence` and `warnings`, all on the grid of the first sequence. `save(folder)` writes the
-        result files.
+        `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The message names cause and remedy.
