@@ -92,7 +92,7 @@ def images_fingerprint(case: FilesOfCase) -> str:
 
 
 def combined_fingerprint(contents: Mapping[str, str]) -> str:
-    """SHA-256 of the file fingerprints of all sequences. The package's version does not influence it."""
+    """SHA-256 of the file fingerprints of all sequences, without the package's version."""
     return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
 
 

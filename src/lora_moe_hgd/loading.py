@@ -173,8 +173,9 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
         ) from error
     if digest is not None and (got := tensors_digest(found)) != digest:
         raise ValueError(
-            f"The adapter in {folder} was trained on the base {_called(adapter_base(folder))} with the weights "
-            f"{digest[:12]}, but {name} has the weights {got[:12]}. Name the folder or Hub id of the base with --base."
+            f"The adapter in {folder} was trained on the base {_called(adapter_base(folder))} (digest of the weights: "
+            f"{digest[:12]}), but {name} has other weights (digest: {got[:12]}). Name the folder or Hub id of the "
+            "adapter's own base with --base."
         )
     return found
 

@@ -45,7 +45,7 @@ class Found:
     Attributes:
         rows: Files or series that can be used.
         status: Sentences about all files together.
-        problem: Reason why no case can be segmented yet; empty if there is none.
+        problem: Reason why no case can be segmented yet; empty if a case can be segmented.
         studies: Number and description of each DICOM study, if there are several.
         is_study: Whether the rows are series of DICOM files.
         automatic: Number of the series that the package chooses for each sequence.
@@ -159,7 +159,7 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 
     Args:
         rows: Rows of the list.
-        roles: Role of each row as the visitor chose it.
+        roles: Role that the visitor chose for each row.
         task: Sequences of the checkpoint.
 
     Raises:

@@ -54,8 +54,8 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     Args:
         options: Options of the app.
-        only_this_computer: Refuse requests whose header `Host` does not name this computer. A foreign web page could
-            otherwise send requests by pointing its own host name at this computer.
+        only_this_computer: Refuse requests whose header `Host` does not name this computer. Otherwise, a web page from
+            elsewhere could reach the app through a host name that points to this computer.
 
     Raises:
         ValueError: If the checkpoint, the device or the version of Gradio cannot be used.

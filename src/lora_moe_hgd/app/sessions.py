@@ -278,7 +278,7 @@ class Sessions:
         return token, folder
 
     def result(self, token: str) -> Path | None:
-        """Folder of the result with this token; `None` if there is none."""
+        """Folder of the result with this token; `None` if the token is unknown."""
         with self._lock:
             session, folder = self._results.get(token, (None, None))
             if session is not None:

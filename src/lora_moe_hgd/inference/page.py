@@ -60,7 +60,7 @@ def write_case_page(
 
     Args:
         path: HTML file, written atomically.
-        images: Sequences by name, all on one grid.
+        images: Images by the name of their sequence, all on one grid.
         regions: `(R, D, H, W)` bool on the grid of the images: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
         task: Names of the regions.

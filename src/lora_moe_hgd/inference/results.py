@@ -91,7 +91,7 @@ class ResultOptions:
 
 
 def parse_sequences(names: str) -> tuple[str, ...]:
-    """Split a list of sequence names, separated by commas.
+    """Split a text with sequence names that are separated by commas.
 
     Example:
         >>> parse_sequences("t1c, FLAIR")
@@ -285,6 +285,7 @@ def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
         return name
     if not case.label_schemes:
         raise ValueError(
-            f"The file names of {case.case_id} do not determine a label scheme. Give one with --label-scheme."
+            f"The file names of {case.case_id} do not determine a label scheme. Name a label scheme with "
+            "--label-scheme."
         )
     return case.label_schemes[0]
