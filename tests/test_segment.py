@@ -13,6 +13,7 @@ from PIL import Image
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.inference import results
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
@@ -84,11 +85,15 @@ def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
     assert "not a medical device" in report["notice"]
 
 
-def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(tmp_path: Path, capsys) -> None:
+def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "load_checkpoint", lambda *args, **options: pytest.fail("The network was loaded."))
     (tmp_path / "case").mkdir()
     for name in ("ax_t2_flair", "t1_mprage_gad", "ADC", "brain_mask"):
         (tmp_path / f"case/{name}.nii.gz").touch()
-    words = ["--out-path", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "nowhere")]
+    # The files are empty, so each command ends when it reads them.
+    words = ["--out-path", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(tmp_path / "case"), *words])
     assert capsys.readouterr().out.splitlines() == [
