@@ -12,6 +12,8 @@ import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
 
 # Each subcommand is the `main` of a module, whose `build_parser` defines its options. The module is imported only when
 # its command is run.
@@ -38,6 +40,17 @@ EXAMPLES = {
     "lora-moe-hgd check --in-path DATA": "find the errors in your cases first",
     "lora-moe-hgd evaluate --in-path DATA --out-path OUT": "score a checkpoint on labelled cases, over all subsets",
 }
+# The most frequent uses of `segment`. `--help` shows them, and so does the command without arguments.
+SEGMENT_USES = """most frequent uses:
+  %(prog)s --in-path CASE --out-path OUT
+      segment the folder CASE with some of T1, T1c, T2 and FLAIR, and write the results to OUT
+  %(prog)s --in-path CASE --out-path OUT --sequences t1c,flair --html
+      use only two sequences of the case, and also write a page with all slices
+  %(prog)s --in-path COHORT --out-path OUT
+      segment every case below the folder COHORT
+  %(prog)s --t1c T1C.nii.gz --flair FLAIR.nii.gz --out-path OUT
+      segment these files
+"""
 
 
 def run(command: str, argv: Sequence[str] | None = None) -> None:
@@ -45,6 +58,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
     Invalid input leads to a one-line message on standard error and exit code 2.
     """
+    words = sys.argv[1:] if argv is None else argv
+    if command == "segment" and not words:
+        _refuse_no_arguments()
     from transformers.utils.logging import disable_progress_bar
 
     # Transformers would show a progress bar for every loaded file, which hides the bars of the commands.
@@ -54,7 +70,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     module = importlib.import_module(COMMANDS[command][0])
     try:
-        module.main(sys.argv[1:] if argv is None else argv)
+        module.main(words)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -80,6 +96,14 @@ def main() -> None:
     # `argparse` shows this name in its help.
     sys.argv[0] = f"lora-moe-hgd {words[0]}"
     run(words[0], words[1:])
+
+
+def _refuse_no_arguments() -> NoReturn:
+    """Print the most frequent uses of `segment` and exit. The package is not imported, because that takes seconds."""
+    program = Path(sys.argv[0]).name
+    print(f"error: Name a case and a folder for the results.\n\n{SEGMENT_USES}" % {"prog": program}, file=sys.stderr)
+    print(f"{program} --help lists all options.", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _usage() -> str:

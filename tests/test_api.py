@@ -109,7 +109,7 @@ def test_a_large_case_fits_because_probabilities_are_kept_only_around_the_brain(
 
 
 def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root: Path) -> None:
-    assert "TC and ET are guesses" in found.warnings[0]
+    assert "TC and ET are unreliable and may be missed" in found.warnings[0]
     doubtful = [name.upper() for name, value in found.confidence.items() if value < LOW_CONFIDENCE]
     assert doubtful
     assert [warning.split(": The expected Dice")[0] for warning in found.warnings[1:]] == doubtful

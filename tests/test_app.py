@@ -187,6 +187,21 @@ def test_uploads_beyond_the_cap_are_refused_and_not_kept(
     assert not list(server.sessions.incoming.iterdir())
 
 
+def test_the_example_case_has_its_name_source_and_licence(
+    server: Server, dummy_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+    monkeypatch.setattr(server.worker, "run", lambda job, stop: iter([jobs.append(job), End("done")]))
+    visitor = server.visitor()
+    source = "BraTS-SSA-00041-000 is from BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0"
+    listing = visitor.predict(api_name="/example")
+    assert source in listing[0]
+    segment(visitor, server, listing)
+    assert [job.case_id for job in jobs] == ["BraTS-SSA-00041-000"]
+    visitor.predict(api_name="/clear")
+    assert source not in upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])[1]
+
+
 def test_visitors_do_not_see_each_others_cases(server: Server, dummy_root: Path) -> None:
     one, other = server.visitor(), server.visitor()
     listing = upload(one, [dummy_root / "case_000/T1c.nii.gz"])
@@ -255,10 +270,10 @@ def test_errors_are_the_packages_own_and_the_app_goes_on(server: Server, dummy_r
     assert str(server.sessions.root) not in shown
     second = upload(visitor, [damaged])
     twice = segment(visitor, server, second)
-    assert "Several are FLAIR: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
+    assert "FLAIR is chosen more than once: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
     assert "No sequence is chosen" in segment(visitor, server, second, [LEFT_OUT] * MAX_ROWS)
     # What was chosen for these files says nothing about others that came while the job waited.
-    assert "The images have changed meanwhile" in segment(visitor, server, first)
+    assert "The images have changed in the meantime" in segment(visitor, server, first)
     visitor.predict(api_name="/clear")
     third = upload(visitor, [dummy_root / "case_000/T1c.nii.gz"])
     assert "<th>WT</th>" in segment(visitor, server, third, None, PARTIAL)
@@ -371,7 +386,7 @@ def test_nothing_of_an_upload_is_kept_if_one_of_its_zip_files_is_bad(sessions: S
     image.write_bytes(b"x")
     bad.write_bytes(b"PK\x03\x04 and no more")
     uploads = [(image, "t1.nii"), (zipped(sessions, {"a": b"one"}), "good.zip"), (bad, "bad.zip")]
-    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* These files were not kept\."):
+    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* The uploaded files were not kept\."):
         session.add(uploads, max_bytes=10**6)
     assert not session.images
     assert not list(session.folder.rglob("*"))
@@ -447,6 +462,7 @@ def test_a_study_and_whole_heads_are_prepared_first(
 
 def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     report: dict[str, Any] = {
+        "case_id": "case",
         "warnings": [],
         "tumour_found": True,
         "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
@@ -458,8 +474,11 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     }
     calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert "Doubtful" not in calm
-    assert "Errors are possible all the same" in calm
+    assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
+    assert "CC BY" not in calm
+    example = result_html(report | {"case_id": "BraTS-SSA-00041-000"}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
+    assert "Images: BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0" in example
     # Visitors learn no folders of the server.
     assert str(tmp_path.parent) not in calm
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
@@ -470,7 +489,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     assert "No tumour was found" not in result_html(report, [], "x", BRAIN_TUMOUR)
     nothing = result_html(report | {"tumour_found": False}, [], "x", BRAIN_TUMOUR)
     assert "Doubtful" in nothing
-    assert "No tumour was found. This does not mean that there is none." in nothing
+    assert "No tumour was found. Look at the images: the program can miss a tumour." in nothing
 
 
 def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) -> None:
@@ -531,7 +550,7 @@ def test_a_request_longer_than_it_says_is_refused(server: Server) -> None:
 
 def test_with_an_unknown_gradio_the_app_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Block, "async_move_resource_to_block_cache")
-    with pytest.raises(ValueError, match="the app cannot keep visitors from the files"):
+    with pytest.raises(ValueError, match="the app cannot prevent visitors from reading files"):
         create_app(AppOptions("tiny"))
 
 
@@ -544,7 +563,7 @@ def test_without_the_extra_the_command_names_what_installs_it(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        'error: The app needs a further package (gradio): pip install ".[app]" in a clone of the repository\n'
+        'error: The app needs the package gradio. Install it: pip install ".[app]" in a clone of the repository\n'
     )
 
 

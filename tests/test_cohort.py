@@ -315,7 +315,7 @@ def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
     monkeypatch.setattr(segmentation, "save_overlay", fails)
     monkeypatch.setattr(segmentation, "write_case_page", fails)
     run("segment", words)
-    said = "could not be made (TypeError: no such colour). The segmentation is complete without it."
+    said = "could not be made (TypeError: no such colour). The segmentation itself is complete."
     for row in table(out).values():
         assert row["status"] == "done"
         assert f"overlay.png {said}" in row["warnings"]

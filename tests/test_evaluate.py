@@ -463,7 +463,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     reason = str(error) if isinstance(error, ValueError) else type(error).__name__
     assert f"failed: case_001: {reason}" in said.err
     assert "2 of 3 cases could be scored. These cases failed:\n  case_001: " in said.err
-    note = "1 of 3 cases could not be scored and is left out (findings.csv says why)."
+    note = "Not scored: 1 of 3 cases. findings.csv says why."
     assert note in said.out
     assert note in (tmp_path / "out/table.md").read_text()
     assert json.loads((tmp_path / "out/table.json").read_text())["about"]["failed"] == 1
@@ -476,7 +476,7 @@ def test_whatever_a_case_raises_the_others_are_scored(
     scorer.news()
     run("evaluate", words)
     assert scorer.news() == [("case_001", "flair")]
-    assert "could not be scored" not in (tmp_path / "out/table.md").read_text()
+    assert "Not scored" not in (tmp_path / "out/table.md").read_text()
     assert len(pd.read_csv(tmp_path / "out/findings.csv")) == 0
 
 
@@ -502,7 +502,7 @@ def test_what_is_odd_about_a_case_is_printed_and_recorded_also_when_its_scores_a
         run("evaluate", ["--data", str(own_cases), "--out", str(out), "--subsets", "flair"])
         said = capsys.readouterr()
         assert f"warning: case_001: {path}: " in said.err
-        assert "1 of 2 cases has warnings (findings.csv lists them)." in said.out
+        assert "With warnings: 1 of 2 cases. findings.csv lists the warnings." in said.out
     findings = pd.read_csv(out / "findings.csv")
     assert set(zip(findings["case_id"], findings["level"], findings["where"], strict=True)) == {
         ("case_001", "warning", str(path))
@@ -683,8 +683,7 @@ def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
     said = f"warning: This checkpoint was trained on {len(known)} of 3 cases: {', '.join(known)}."
     captured = capsys.readouterr()
     assert said in captured.err
-    were = "were" if len(known) > 1 else "was"
-    assert f"{len(known)} of 3 cases {were} used to train the checkpoint" in captured.out
+    assert f"Used to train the checkpoint: {len(known)} of 3 cases. Such scores prove nothing" in captured.out
     about = json.loads((trained.parent / "out/table.json").read_text())["about"]
     assert about["trained_on"] == len(known)
 

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lora_moe_hgd.api import example_case
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference import page as page_module
@@ -95,7 +96,11 @@ def at_same_places(image: nib.Nifti1Image, values: np.ndarray) -> np.ndarray:
     millimetres = nib.affines.apply_affine(image.affine, index.T)
     own = nib.affines.apply_affine(np.linalg.inv(AFFINE), millimetres)
     np.testing.assert_allclose(own, own.round(), atol=1e-3)
-    return values[tuple(own.round().astype(int).T)].reshape(image.shape)
+    own = own.round().astype(int)
+    # The page has a margin beyond the images, which is empty.
+    within = ((own >= 0) & (own < values.shape)).all(axis=1)
+    own = np.where(within[:, None], own, 0)
+    return np.where(within, values[tuple(own.T)], 0).reshape(image.shape)
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_scripts(page: Path) -> None:
@@ -170,6 +175,24 @@ def test_regions_of_the_page_are_exact_and_where_they_were(page: Path) -> None:
     assert regions[(1, *start)]
 
 
+def test_all_planes_have_a_margin_for_the_letters_which_the_crosshair_cannot_enter(page: Path) -> None:
+    images, _ = made_up()
+    case = embedded(page)
+    shown = unpacked(case, case["sequences"]["t1c"])
+    brain = np.asarray(shown.dataobj) > 0
+    spacing = nib.affines.voxel_sizes(np.array(case["affine"]))
+    for axis in range(3):
+        filled = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
+        margins = np.array([filled[0], brain.shape[axis] - 1 - filled[-1]]) * spacing[axis]
+        assert margins.min() >= page_module.MARGIN_MM
+    # The first and last voxel for the crosshair belong to the images, and the next ones do not.
+    for step, within in ((0, True), (1, False)):
+        low, high = (np.array([ends[end] for ends in case["inside"]]) for end in (0, 1))
+        for corner in (low - step, high + step):
+            own = (np.array(case["own"]) @ [*corner, 1])[:3]
+            assert (((own >= 0) & (own < images["t1c"].shape)) == within).all()
+
+
 def test_grey_values_of_the_page_differ_by_less_than_a_level(page: Path) -> None:
     images, _ = made_up()
     case = embedded(page)
@@ -206,6 +229,18 @@ def test_maps_and_ground_truth_are_shown_if_there_are_any(page: Path, tmp_path: 
     np.testing.assert_array_equal(np.asarray(labels.dataobj), at_same_places(labels, expected))
     # Side by side are the segmentation and the ground truth.
     assert case["second"][1] == "ground truth"
+    # The table has the volumes of everything that can be shown, 3 mm3 per voxel.
+    text = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "page").read_text()).split())
+    volumes = [f"{region.sum() * 0.003:.1f}" for region in truth]
+    assert f"region segmentation ground truth expected Dice WT 12.3 {volumes[0]} 0.91 TC 5.6 {volumes[1]} 0.52" in text
+    assert len({*volumes, "12.3", "5.6", "0.0"}) == 6
+
+
+def test_the_page_of_the_example_case_names_its_source_and_licence(tmp_path: Path) -> None:
+    for case_id, named in ((example_case().name, True), ("BraTS-SSA-00041-001", False)):
+        write_case_page(tmp_path / "page", *made_up(), REPORT | {"case_id": case_id})
+        text = (tmp_path / "page").read_text()
+        assert ("BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0" in text) == named
 
 
 def test_a_page_that_would_be_too_large_gets_fewer_grey_levels(

@@ -244,9 +244,15 @@ def test_keys_click_and_wheel_move_the_crosshair_in_all_planes(browser: Any) -> 
     ActionChains(browser).scroll_from_origin(origin, 0, 100).perform()
     until(browser, lambda: js(browser, "position") != clicked)
     assert js(browser, "position")[:2] == clicked[:2]
-    set_to(browser, "element('slice-0')", 7)
-    assert js(browser, "position")[0] == 7
-    assert js(browser, "views[0].viewer.frac2vox(views[0].viewer.scene.crosshairPos)[0]") == 7
+    set_to(browser, "element('slice-0')", 27)
+    assert js(browser, "position")[0] == 27
+    assert js(browser, "views[0].viewer.frac2vox(views[0].viewer.scene.crosshairPos)[0]") == 27
+    # The margin around the images is for the letters only.
+    set_to(browser, "element('slice-0')", 0)
+    lowest = js(browser, "about.inside[0][0]")
+    assert js(browser, "position")[0] == lowest > 0
+    press(Keys.ARROW_RIGHT)
+    assert js(browser, "position")[0] == lowest
     click(browser, "home")
     assert js(browser, "position") == start
 

@@ -102,11 +102,11 @@ def test_a_base_elsewhere_is_named_and_one_of_other_weights_is_refused(base: Pat
     )
     assert_close(logits_of(load_checkpoint(tmp_path / "whole")[0]), expected, **ROUNDING)
     small_network(2).save_pretrained(other)
-    rule = r"trained over best with the weights [0-9a-f]{12}, but .*other has the weights [0-9a-f]{12}\. Name"
+    rule = r"trained on the base best \(digest of the weights: [0-9a-f]{12}\), but .*other has other weights \(digest"
     with pytest.raises(ValueError, match=rule):
         load_checkpoint(adapter, base=other)
     shutil.move(other, base)
-    with pytest.raises(ValueError, match="trained over best with the weights"):
+    with pytest.raises(ValueError, match="trained on the base best "):
         AutoModel.from_pretrained(adapter)
     for command in ("segment", "evaluate"):
         with pytest.raises(SystemExit):

@@ -292,7 +292,7 @@ def test_a_case_without_dicom_refuses_their_options(dicom: Path, tmp_path: Path)
     assert json.loads((case / PREPARED).read_text())["case_id"] == "case 7"
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(case), "--out-path", str(tmp_path / "out"), "--study", "1"])
-    with pytest.raises(ValueError, match="Only a case of raw images"):
+    with pytest.raises(ValueError, match="The case was not made from raw images"):
         lmh.segment(case).save(tmp_path / "out", on_all=True)
     assert not (tmp_path / "out").exists()
 

@@ -241,8 +241,8 @@ def test_pictures_show_no_face_if_asked(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_prepared_case_has_no_face_to_remove(tmp_path: Path, capsys, small_shipped: None) -> None:
-    with pytest.raises(ValueError, match="`deface` has no effect"):
+    with pytest.raises(ValueError, match="`deface` has an effect on DICOM files only"):
         lmh.segment(lmh.example_case(), deface=True)
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(lmh.example_case()), "--out-path", str(tmp_path / "out"), "--deface"])
-    assert "--deface has no effect on a case that is prepared already" in capsys.readouterr().err
+    assert "--deface has an effect on DICOM files only" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.inference import results
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
@@ -84,11 +85,15 @@ def test_the_report_says_what_was_used_and_found(segmented: Path) -> None:
     assert "not a medical device" in report["notice"]
 
 
-def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(tmp_path: Path, capsys) -> None:
+def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "load_checkpoint", lambda *args, **options: pytest.fail("The network was loaded."))
     (tmp_path / "case").mkdir()
     for name in ("ax_t2_flair", "t1_mprage_gad", "ADC", "brain_mask"):
         (tmp_path / f"case/{name}.nii.gz").touch()
-    words = ["--out-path", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "nowhere")]
+    # The files are empty, so each command ends when it reads them.
+    words = ["--out-path", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(tmp_path / "case"), *words])
     assert capsys.readouterr().out.splitlines() == [
@@ -124,8 +129,8 @@ def test_without_t1c_the_core_is_said_to_be_a_guess(dummy_root: Path, tmp_path: 
         found = CaseSegmenter("tiny", ResultOptions(sequences=sequences)).write(
             find_case(dummy_root / "case_000"), tmp_path / sequences[0]
         )
-        assert any("TC and ET are guesses" in warning for warning in found.warnings) == warned
-        assert ("TC and ET are guesses" in capsys.readouterr().err) == warned
+        assert any("TC and ET are unreliable and may be missed" in warning for warning in found.warnings) == warned
+        assert ("TC and ET are unreliable and may be missed" in capsys.readouterr().err) == warned
 
 
 def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: Path) -> None:
@@ -205,13 +210,15 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
             ["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/b.pt"],
             "There is no checkpoint folder",
         ),
+        (["--in-path", "nowhere", "--out-path", "{tmp}/out", "--checkpoint", "glioam"], "Did you mean 'glioma'?"),
+        (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{case}"], "contains no checkpoint"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--sequences", "t3"], "Unknown sequence t3"),
         (
             ["--in-path", "{case}", "--out-path", "{tmp}/out", "--device", "abacus"],
             "device 'abacus' cannot",
         ),
     ],
-    ids=["no case", "out is in", "pickle", "no checkpoint", "no sequence", "no device"],
+    ids=["no case", "out is in", "pickle", "no checkpoint", "mistyped", "a case", "no sequence", "no device"],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
     dummy_root: Path, tmp_path: Path, capsys, arguments: list[str], message: str
@@ -220,9 +227,12 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
     words = [word.format(case=dummy_root / "case_000", tmp=tmp_path) for word in arguments]
     with pytest.raises(SystemExit) as stopped:
         run("segment", words)
-    errors = capsys.readouterr().err.strip().splitlines()
+    said = capsys.readouterr()
+    errors = said.err.strip().splitlines()
     assert stopped.value.code == 2
     assert message in errors[-1]
     assert errors[-1].startswith("error: ")
+    # The error comes before the files of the case are listed.
+    assert said.out == ""
     assert not (tmp_path / "out").exists()
     assert not (dummy_root / "case_000/report.json").exists()

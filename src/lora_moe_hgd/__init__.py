@@ -11,7 +11,7 @@
 Other names in this module:
 - adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
 - classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
-  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `Auto` classes and `pipeline` know them.
+  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `AutoModel` and `pipeline` know these classes.
 """
 
 from __future__ import annotations
@@ -51,5 +51,6 @@ LoraMoeHgdConfig.register_for_auto_class()
 LoraMoeHgdForSegmentation.register_for_auto_class("AutoModel")
 LoraMoeHgdImageProcessor.register_for_auto_class()
 
-# `help(lora_moe_hgd)` explains only these names, so that it fits on two screens. Other names are exported as well.
+# `help(lora_moe_hgd)` explains only the names below, so that the help fits on two screens. The other imported names
+# are public as well.
 __all__ = ["example_case", "load_checkpoint", "pretrained_path", "segment"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from .cases.case_files import given_case
 from .cases.layouts import find_case
+from .inference.report import EXAMPLE_ID
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.scanned import segment_scan
 from .inference.segmentation import Segmentation
@@ -34,25 +35,25 @@ def segment(
     """Segment the tumour of one case, like `lora-moe-hgd segment`.
 
     Args:
-        case: Folder of the case, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image, array or tensor
-            `(D, H, W)` (in RAS order with voxels of 1 mm). With the extra `scans` also the DICOM files of one study.
+        case: Folder of a case or of a DICOM study, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image,
+            array or tensor. Arrays and tensors are `(D, H, W)` in RAS order with voxels of 1 mm.
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
-        sequences: Use only these sequences. `None` means all available ones.
+        sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
         label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
             own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
-        mirror: Average over the case and its mirror image. This takes twice as long.
-        allow_skull: Accept heads with their skull, which are refused by default.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
-        deface: Leave the face out of the pictures of DICOM files.
+        deface: Remove the face from the pictures that `save` makes of DICOM files.
 
     Returns:
-        `label_map` (nibabel image), `regions` and `probabilities` `(R, D, H, W)` in the order WT, TC, ET,
-        `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence; `save(folder)` writes them.
+        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the order WT, TC, ET),
+        `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
 
     Raises:
-        ValueError: If the case, the checkpoint or an option cannot be used. The message says why and what to do.
+        ValueError: If the case, the checkpoint or an option cannot be used. The message names cause and remedy.
     """
     if isinstance(sequences, str):
         raise ValueError(f"`sequences` must be a list such as {sequences.split(',')}, got {sequences!r}.")
@@ -70,23 +71,23 @@ def segment(
         if isinstance(case, Mapping) or not is_raw(Path(case)):
             raise
         require_extra()
-        # Only now, because it needs the extra.
+        # Import it only here, because it needs the extra `scans`.
         from .scans.prepare import ScanOptions
 
         return segment_scan(segmenter, Path(case), ScanOptions(sequences=options.sequences, deface=deface))
     if deface:
-        raise ValueError("`deface` has no effect on a case that is prepared already. Leave it out.")
+        raise ValueError("`deface` has an effect on DICOM files only. Leave it out.")
     return segmenter.segment(found)
 
 
 def example_case() -> Path:
     """Return the folder of a real case that ships with the package: four sequences and the experts' label map."""
-    # Its README.md names the source. The case was used neither for training nor for design choices.
-    return Path(__file__).parent / "example" / "BraTS-SSA-00041-000"
+    # example/README.md names the source. The case was used neither for training nor for design choices.
+    return Path(__file__).parent / "example" / EXAMPLE_ID
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
-    """Find the files of the case, or return its sequences by name if some of them are in memory.
+    """Return the files of the case, or the images of its sequences if at least one image is in memory.
 
     Raises:
         ValueError: If no sequence is found, or a sequence name is unknown.

@@ -1,4 +1,4 @@
-"""Options of several commands, defined once so that each has the same name and meaning everywhere."""
+"""Options that several commands share, with the same name and meaning in every command."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import NoReturn
 from .pretrained import DEFAULT_CHECKPOINT
 from .sequence_names import sequence_hint
 
-# How `argparse` reports the value of an option that has choices. Python 3.12 and later write no quotes.
+# Error message of `argparse` for a value that is not among the choices of an option. Python 3.12 and later write the
+# choices without quotes.
 WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (?P<value>--[^\s=]+)")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser whose errors name the most similar option or choice."""
+    """Parser whose error messages suggest the most similar option or choice."""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
@@ -42,7 +43,7 @@ def add_checkpoint(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
-        help=f"shipped name, folder or Hub id of a network or an adapter (default: {DEFAULT_CHECKPOINT})",
+        help=f"name of a shipped checkpoint, folder or Hub id (default: {DEFAULT_CHECKPOINT})",
     )
     add_base(parser)
 
@@ -50,12 +51,12 @@ def add_checkpoint(parser: argparse._ActionsContainer) -> None:
 def add_task(parser: argparse._ActionsContainer) -> None:
     """Add `--task`."""
     parser.add_argument(
-        "--task", type=Path, metavar="FILE", help="YAML file of a task of your own; brain tumour if left out"
+        "--task", type=Path, metavar="FILE", help="YAML file that defines your own task (default: brain tumour)"
     )
 
 
 def add_base(parser: argparse._ActionsContainer) -> None:
-    """Add `--base`, the place of an adapter's base."""
+    """Add `--base`, the folder or Hub id of an adapter's base."""
     parser.add_argument(
         "--base", help="folder or Hub id of an adapter's base (default: the base that the adapter names)"
     )
@@ -63,7 +64,7 @@ def add_base(parser: argparse._ActionsContainer) -> None:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Add `--device`."""
-    parser.add_argument("--device", help="where to compute, such as cpu or cuda:0 (default: a GPU if there is one)")
+    parser.add_argument("--device", help="device such as cpu or cuda:0 (default: a GPU if there is one)")
 
 
 def add_quiet(parser: argparse._ActionsContainer) -> None:

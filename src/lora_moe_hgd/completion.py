@@ -1,6 +1,7 @@
 """`lora-moe-hgd completion`: a script that completes commands, options and their values in a shell.
 
-The script holds everything that it completes, except files: the shell starts no Python when the user presses Tab.
+The script contains every word that it can complete, except file names, so that the shell need not start Python when
+the user presses Tab.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .training import config
 
 PROGRAM = "lora-moe-hgd"
 SHELLS = ("bash", "zsh", "fish")
-# Options of `train` that are paths. Their type is `str`, because `null` unsets them.
+# Options of `train` that are paths. Their type is `str`, so that the value `null` can unset them.
 TRAINING_PATHS = {
     "config": shtab.FILE,
     "task": shtab.FILE,
@@ -33,26 +34,26 @@ TRAINING_PATHS = {
     "data.cache_dir": shtab.DIRECTORY,
     "output_dir": shtab.DIRECTORY,
 }
-# The header that shtab writes names other folders for the script than docs/use.md.
+# Header that shtab writes. It is replaced, because it names other folders for the script than docs/use.md.
 SHTAB_HEADER = re.compile(r"# AUTOMATICALLY GENERATED.*?# See also: \S+\n", re.DOTALL)
-HEADER = "# Completion of lora-moe-hgd, made with shtab. docs/use.md says into which file to write it.\n"
-# Names under which commands take a checkpoint.
+HEADER = "# Shell completion of lora-moe-hgd, made with shtab. docs/use.md names the file for this script.\n"
+# Options and arguments whose value is a checkpoint.
 CHECKPOINTS = ("checkpoint", "base", "adapters")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Print a script that completes commands, options, checkpoints, label schemes and files. Write it "
-        "to the file where your shell looks for it, for bash "
-        "~/.local/share/bash-completion/completions/lora-moe-hgd. docs/use.md names those of zsh and fish."
+        description="Print a script that completes commands, options, checkpoints, label schemes and files. For bash, "
+        "write the script to ~/.local/share/bash-completion/completions/lora-moe-hgd. docs/use.md names the files for "
+        "zsh and fish."
     )
     parser.add_argument("shell", choices=SHELLS, help="your shell")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the script."""
+    """Print the completion script."""
     print(script(build_parser().parse_args(argv).shell))
 
 
@@ -64,7 +65,8 @@ def script(shell: str) -> str:
     for name, (module, purpose) in COMMANDS.items():
         own = importlib.import_module(module).build_parser()
         commands.add_parser(name, help=purpose, description=purpose, parents=[own], add_help=False)
-        # Only now: two actions may not have the same name when they are added, but one of these two is never shown.
+        # Add the short names last, because argparse refuses two actions with the same name. Of two such actions here,
+        # one is hidden from the help.
         if name == "train":
             _add_short_names(own)
         _complete_values(own)
@@ -81,7 +83,7 @@ def _add_short_names(parser: Any) -> None:
 
 
 def _complete_values(parser: argparse.ArgumentParser) -> None:
-    """Say which values are files, folders and checkpoints. Choices need no word."""
+    """Mark the options whose values are files, folders or checkpoints. shtab completes choices by itself."""
     for action in parser._actions:
         how: Any = None
         if isinstance(action, argparse._SubParsersAction):
@@ -98,7 +100,7 @@ def _complete_values(parser: argparse.ArgumentParser) -> None:
 
 
 def _checkpoints() -> dict[str, Any]:
-    """Completion of a checkpoint: the shipped names, and folders."""
+    """Completion rule for a checkpoint: the names of the shipped checkpoints, and folders."""
     names, function = " ".join(shipped_names()), "_lora_moe_hgd_checkpoints"
     bash = f'{function}() {{\n  compgen -W "{names}" -- "$1"\n  compgen -d -S / -- "$1"\n}}'
     zsh = f"{function}() {{\n  _alternative 'names:shipped checkpoint:({names})' 'folders:folder:_files -/'\n}}"

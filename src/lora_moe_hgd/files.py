@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Atomic write: the file is renamed to `path` on success and deleted on error.
+    """Atomic write: the yielded scratch file is renamed to `path` on success and deleted on error.
 
     Example:
         >>> import tempfile
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Atomic write of a new folder: it is renamed to `path` on success and deleted on error.
+    """Atomic write of a new folder: the yielded folder is renamed to `path` on success and deleted on error.
 
     Raises:
         FileExistsError: If `path` exists. Nothing is overwritten.
@@ -69,7 +69,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         False
     """
     if path.exists():
-        raise FileExistsError(f"{path} exists already. Choose another folder or remove it.")
+        raise FileExistsError(f"{path} exists already. Choose another folder, or remove the existing one.")
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     scratch.mkdir(parents=True)
     try:
@@ -81,9 +81,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Atomic write of a folder: on success it replaces an existing folder at `path`, on error it is deleted.
+    """Atomic write of a folder: the yielded folder replaces `path` on success and is deleted on error.
 
-    If the process is killed, `path` is the old folder, the new folder or missing, but never a mixture.
+    If the process is killed, `path` is missing, is the old folder or is the new folder, but is never a mixture.
 
     Example:
         >>> import tempfile
@@ -111,9 +111,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove temporary files and folders that a killed process left while it wrote these names in `folder`.
+    """Remove the temporary files that a killed process left in `folder` when it wrote files of these names.
 
-    Do not call this while another process writes to `folder`: its temporary files would be removed too.
+    Temporary folders are removed as well. Do not call this function while another process writes to `folder`: the
+    temporary files of that process would be removed.
 
     Example:
         >>> import tempfile
@@ -135,9 +136,9 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 
 def printable(text: object) -> str:
-    r"""Replace characters that cannot be encoded, so that text can be printed and written anywhere.
+    r"""Replace the characters of a text that cannot be encoded, so that the text can be printed and written.
 
-    File names are bytes. In Python, bytes that are not UTF-8 become surrogates, which no encoding accepts.
+    In file names, Python replaces bytes that are not UTF-8 by surrogates, which no encoding accepts.
 
     Example:
         >>> print(printable(b"M\xfcller".decode("utf-8", "surrogateescape")))
@@ -147,7 +148,7 @@ def printable(text: object) -> str:
 
 
 def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> str:
-    """Join the words. Only the first `most` are named, and the others are counted.
+    """Join words to one text. If there are more than `most` words, the others are only counted.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)
@@ -159,12 +160,12 @@ def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> st
 
 
 def counted(count: int, thing: str, things: str | None = None) -> str:
-    """A number with its noun, in the singular or the plural.
+    """Write a number with its noun in the singular or the plural.
 
     Args:
-        count: How many there are.
-        thing: The noun.
-        things: Its plural. `None` adds an `s`.
+        count: Number of things.
+        thing: Noun in the singular.
+        things: Noun in the plural. `None` means the singular with an `s`.
 
     Example:
         >>> counted(1, "case"), counted(0, "case"), counted(2, "series", "series")
@@ -174,7 +175,7 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of this package, for messages.
+    """Text for messages: the command that installs an extra of this package.
 
     Example:
         >>> print(install_command("scans"))
@@ -184,7 +185,7 @@ def install_command(extra: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Question about the known name that is most similar to a mistyped one, for the end of a message.
+    """End of an error message: suggest the known name that is most similar to the mistyped `name`.
 
     Example:
         >>> did_you_mean("gliom", ["glioma", "tiny"]), did_you_mean("resnet", ["glioma", "tiny"])
@@ -195,7 +196,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Message of an error on one line. The type of the error is added if the message alone may be unclear.
+    """Message of an error on one line. The type of the error is added if the message may be unclear without it.
 
     Example:
         >>> reason_of(ValueError("The case has no T1.")), reason_of(KeyError("t1"))

@@ -1,7 +1,7 @@
 """Fingerprints of all inputs of a result, a score or a preprocessed case.
 
 A stored file is reused only if its fingerprint equals the fingerprint of the current inputs. Fingerprints cover the
-complete content of the inputs. For a case of BraTS-Africa (9 MB) this takes 10 ms on one core.
+complete content of the inputs. The fingerprint of a case of BraTS-Africa (9 MB) takes 10 ms on one core.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def file_fingerprint(path: Path) -> str:
 
 
 def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
-    """Fingerprint of what is read from a case: names and contents of its files, channels and label schemes.
+    """Fingerprint of the inputs from a case: names and contents of its files, channels and label schemes.
 
-    The folder is not included, so a case that was moved keeps its fingerprint.
+    The path of the folder is not included, so a case keeps its fingerprint when it is moved.
 
     Args:
         case: Files of the case.
@@ -92,16 +92,16 @@ def images_fingerprint(case: FilesOfCase) -> str:
 
 
 def combined_fingerprint(contents: Mapping[str, str]) -> str:
-    """SHA-256 of the fingerprints of files by sequence. Unlike `fingerprint`, it ignores the package's version."""
+    """SHA-256 of the file fingerprints of all sequences, without the package's version."""
     return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def code_fingerprint(*modules: str) -> str:
-    """Fingerprint of modules of this package and of all its modules that they import, directly or indirectly.
+    """Fingerprint of the code of `modules` and of all modules of this package that `modules` import.
 
-    Comments, docstrings and formatting are ignored. The package's version is not enough, because the code in a
-    checkout can change while the version stays the same.
+    Indirect imports are included. Comments, docstrings and formatting are ignored. The package's version is not
+    enough, because the code in a checkout can change while the version stays the same.
 
     Args:
         modules: Full module names, such as `__name__`.

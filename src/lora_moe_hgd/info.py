@@ -24,7 +24,7 @@ FOR_DEVELOPERS = {"dev", "docs", "test"}
 
 
 def describe() -> dict[str, Any]:
-    """Collect all facts in a dictionary for JSON."""
+    """Collect everything that the command prints in a dictionary that can be written as JSON."""
     tasks = {name: checkpoint_task(checkpoint_folder(name)) for name in shipped_names()}
     return {
         "version": metadata.version(PACKAGE),
@@ -51,7 +51,7 @@ def _described(task: Task) -> dict[str, Any]:
 
 
 def extras_found() -> dict[str, bool]:
-    """Whether all packages of each extra are installed, by the name of the extra."""
+    """Map the name of each extra to whether all of its packages are installed."""
     about = metadata.metadata(PACKAGE)
     requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
     names = sorted(set(about.get_all("Provides-Extra") or ()) - FOR_DEVELOPERS)
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print all facts."""
+    """Print versions, device, checkpoints, label schemes and extras."""
     args = build_parser().parse_args(argv)
     found = describe()
     print(json.dumps(found, indent=2) if args.json else "\n".join(_lines(found)))

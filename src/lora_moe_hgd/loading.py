@@ -1,7 +1,7 @@
 """Load checkpoints by name.
 
-A name is the name of a shipped checkpoint, a folder, `X.pt` for the folder `X`, or a Hub id, optionally followed by
-`@` and a branch, tag or commit. A checkpoint is either a complete network or a PEFT adapter of a network.
+A checkpoint is named by its shipped name, by its folder `X` (or `X.pt`), or by a Hub id. A Hub id may end with `@` and
+a branch, tag or commit. A checkpoint is either a complete network or a PEFT adapter of a network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .model.task import BRAIN_TUMOUR, Task
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
 
-# Key of `auto_mapping` in adapter_config.json, where PEFT keeps what helps to find the base.
+# Key in the section `auto_mapping` of adapter_config.json, which PEFT reserves for facts about the base.
 BASE_DIGEST = "base_weights_sha256"
 
 
@@ -38,7 +38,7 @@ def checkpoint_folder(name: str | Path) -> Path:
     """Return the local folder of a checkpoint. A Hub repository is downloaded to the Hub's cache.
 
     Raises:
-        ValueError: If `name` is a pickle file, or is not a folder, a shipped name or a Hub id.
+        ValueError: If `name` is a pickle file, or is neither a folder nor a shipped name nor a Hub id.
     """
     folder = local_folder(name)
     if folder is not None:
@@ -48,7 +48,7 @@ def checkpoint_folder(name: str | Path) -> Path:
         validate_repo_id(repo)
     except HFValidationError:
         repo = ""
-    # No repository of this network has a name without an owner, so such a name is a typing error.
+    # Every Hub repository of this network has an owner, so a name without an owner is a typing error.
     if "/" not in repo:
         shipped = shipped_names()
         raise ValueError(
@@ -75,8 +75,8 @@ def weights_digest(folder: Path, *, base: str | Path | None = None) -> str:
 def tensors_digest(folder: Path) -> str:
     """SHA-256 of the tensors of a checkpoint and, for an adapter, of its base.
 
-    It depends neither on the settings beside the weights nor on the number of files: a network on the Hub has the
-    digest of the folder that it was pushed from.
+    The digest of a network depends neither on its settings nor on the number of its weight files. So a network on the
+    Hub has the same digest as the folder from which it was pushed.
     """
     found = hashlib.sha256()
     tensors: dict[str, Tensor] = {}
@@ -95,17 +95,34 @@ def tensors_digest(folder: Path) -> str:
 
 
 def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
-    """Read the task of a checkpoint, without its weights.
+    """Read the task of a checkpoint without loading the weights.
 
     Raises:
         BadInputError: If the task is invalid.
+        ValueError: If the folder contains no checkpoint.
     """
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         task = json.loads(settings.read_text()).get("task")
         return BRAIN_TUMOUR if task is None else Task.from_dict(task)
-    # An adapter has the task of its base. Loading of any other folder without this file raises an error later.
-    return checkpoint_task(find_base(folder, base)) if is_adapter(folder) else BRAIN_TUMOUR
+    # An adapter without this file has the task of its base.
+    if is_adapter(folder):
+        return checkpoint_task(find_base(folder, base))
+    _require_network(folder)
+    return BRAIN_TUMOUR
+
+
+def _require_network(folder: Path) -> None:
+    """Check that a folder without an adapter contains a network.
+
+    Raises:
+        ValueError: If the folder has no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the folder of "
+            "a network or an adapter."
+        )
 
 
 def is_adapter(folder: Path) -> bool:
@@ -128,7 +145,7 @@ def adapter_base(folder: Path) -> str:
 
 
 def base_digest(folder: Path) -> str | None:
-    """`tensors_digest` of the base that the adapter in `folder` was trained over, if it is recorded."""
+    """`tensors_digest` of the base on which the adapter in `folder` was trained; `None` if it is not recorded."""
     return (json.loads((folder / "adapter_config.json").read_text()).get("auto_mapping") or {}).get(BASE_DIGEST)
 
 
@@ -137,17 +154,17 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of the base, instead of the one that the adapter names.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If it is not found, or has other weights than the adapter was trained over.
+        ValueError: If the base is not found, or is not the network on which the adapter was trained.
     """
     digest = base_digest(folder)
     # The base may be one of the shipped networks, whose digests are computed first.
     digest_of = functools.cache(tensors_digest)
     if base is None:
         for name in shipped_names() if digest else ():
-            # Whatever it was called where the adapter was trained.
+            # A shipped network with equal weights is the base, whatever its name was when the adapter was trained.
             if not is_adapter(pretrained_path(name)) and digest_of(pretrained_path(name)) == digest:
                 return pretrained_path(name)
     name = str(base or adapter_base(folder))
@@ -155,30 +172,32 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
         found = checkpoint_folder(name)
     except ValueError as error:
         raise ValueError(
-            f"The base of the adapter in {folder} is not found: {error} Name its place with --base."
+            f"The base of the adapter in {folder} is not found: {error} Name its folder or Hub id with --base."
         ) from error
     if digest is not None and (got := digest_of(found)) != digest:
         raise ValueError(
-            f"The adapter in {folder} was trained over {_called(adapter_base(folder))} with the weights "
-            f"{digest[:12]}, but {name} has the weights {got[:12]}. Name the folder or Hub id of its base with --base."
+            f"The adapter in {folder} was trained on the base {_called(adapter_base(folder))} (digest of the weights: "
+            f"{digest[:12]}), but {name} has other weights (digest: {got[:12]}). Name the folder or Hub id of the "
+            "adapter's own base with --base."
         )
     return found
 
 
 def _called(base: str) -> str:
-    """Name of a base for messages, without the folders around it."""
+    """Name of a base for messages. Of a full path, only the last part is shown."""
     return Path(base).name if Path(base).is_absolute() else base
 
 
 def base_reference(name: str | Path, *, adapter: Path) -> str:
-    """How an adapter names its base so that it is found on other computers.
+    """Name of a base to store in an adapter, so that other computers find the base.
 
     Args:
         name: Name of the base.
         adapter: Folder of the adapter.
 
     Returns:
-        Shipped name or Hub id; for another folder the way to it from that of the adapter, which begins with a dot.
+        Shipped name or Hub id. For any other folder, its path relative to the adapter's folder, which begins with a
+        dot.
     """
     folder = local_folder(name)
     if folder is None:
@@ -190,12 +209,12 @@ def base_reference(name: str | Path, *, adapter: Path) -> str:
 
 
 def _shipped_name(folder: Path) -> str | None:
-    """Name of a shipped checkpoint from its folder; `None` of any other folder."""
+    """Name of the shipped checkpoint in this folder; `None` for any other folder."""
     return next((name for name in shipped_names() if pretrained_path(name).resolve() == folder.resolve()), None)
 
 
 def base_name(name: str | Path) -> str:
-    """Name of this checkpoint in an adapter's configuration: a Hub id unchanged, a folder as full path."""
+    """Name of a base for an adapter's configuration: a Hub id stays unchanged, a folder becomes a full path."""
     folder = local_folder(name)
     return str(name) if folder is None else str(folder.resolve())
 
@@ -216,12 +235,14 @@ def local_folder(name: str | Path) -> Path | None:
     if path.suffix == ".pt" and path.with_suffix("").is_dir():
         return path.with_suffix("")
     if path.is_absolute() or path.suffix == ".pt" or str(name).startswith("."):
-        raise ValueError(f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}.")
+        raise ValueError(
+            f"There is no checkpoint folder {path.with_suffix('') if path.suffix == '.pt' else path}. Check the path."
+        )
     return None
 
 
 def usable_device(name: str | None) -> str:
-    """Check the name of a device. `None` means `cuda` where there is a GPU, else `cpu`.
+    """Return the name of a device after checking it. `None` means `cuda` if there is a GPU, otherwise `cpu`.
 
     Raises:
         ValueError: If this machine has no such device.
@@ -239,7 +260,7 @@ def usable_device(name: str | None) -> str:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, because weights load in less than a second. Downloads still show one."""
+    """Hide the loading bars of transformers: weights load in less than a second. Downloads still show a bar."""
     before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     try:
         yield
@@ -250,26 +271,23 @@ def _without_bars() -> Iterator[None]:
 def load_checkpoint(
     name: str | Path = DEFAULT_CHECKPOINT, *, device: str = "cpu", base: str | Path | None = None
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-    """Load a network in evaluation mode and its processor. An adapter is merged into its base.
+    """Load a network in evaluation mode, and its image processor. An adapter is merged into its base.
 
     Args:
-        name: Network or adapter: shipped name, folder, or Hub id, optionally followed by `@` and a revision.
+        name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If the checkpoint cannot be found or is a pickle file, or an adapter's base has other weights.
+        ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.
     """
     folder = checkpoint_folder(name)
     if not is_adapter(folder):
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the "
-                "folder of a network or an adapter."
-            )
+        _require_network(folder)
         with _without_bars():
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
-        # PEFT records it as the base of adapters: where the package is installed means nothing to others.
+        # PEFT records this name as the base of new adapters. Unlike the path of the installed package, a shipped name
+        # is valid on every computer.
         network.name_or_path = _shipped_name(folder) or str(folder)
         network.to(device)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
@@ -278,7 +296,7 @@ def load_checkpoint(
         # The adapter may have been trained at another voxel size than its base.
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    # PEFT records this name as base in new adapters of this network.
+    # PEFT records this name as the base of new adapters.
     adapted.name_or_path = _shipped_name(folder) or str(folder)
     # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

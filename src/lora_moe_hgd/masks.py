@@ -8,7 +8,7 @@ from scipy import ndimage
 
 
 def dice(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Dice coefficient of two masks of the same shape. Two empty masks agree, so they score 1.
+    """Dice coefficient of two masks of the same shape. Two empty masks agree, so their Dice is 1.
 
     Raises:
         ValueError: If the shapes differ.
@@ -25,13 +25,13 @@ def dice(prediction: ArrayLike, target: ArrayLike) -> float:
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask whose voxels are connected through faces.
+    """Return the largest connected part of a mask. Voxels are connected if they share a face.
 
     Example:
         >>> largest_part(np.array([True, False, True, True])).tolist()
         [False, False, True, True]
     """
-    # Only the box around the mask is labelled, because the array of part numbers takes several times the memory.
+    # Label only the box around the mask, because the array of part numbers takes several times the memory of a mask.
     box = bounds(mask, 0)
     parts, count = ndimage.label(mask[box])
     if count <= 1:
@@ -42,7 +42,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Box around `mask`, wider by `margin` voxels on each side; the whole array if the mask is empty.
+    """Bounding box of `mask`, enlarged by `margin` voxels on each side. An empty mask gives the full array.
 
     Example:
         >>> bounds(np.array([False, False, True, True, False]), 1)

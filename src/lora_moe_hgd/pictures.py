@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Colour-blind safe (Okabe and Ito), bright on grey.
 PALETTE = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#ffffff")
 LINE_WIDTH = 1.6
-# Length of a dash and of the gap after it, in line widths. Dashes mark the border of a region where it is also that of
-# a region around it, whose line is seen in the gaps.
+# Length of a dash and of the gap after it, in line widths. Where two regions share a border, the line of the inner
+# region is dashed, so that the line of the outer region shows in the gaps.
 DASHES = (2.5, 2.5)
 DOUBT = "#ff8c1a"
 # The sequence that shows oedema best comes first.
@@ -35,7 +35,7 @@ BEST_FOR_INNER = ("t1c", "t1", "t2", "flair")
 MOST_WARNINGS = 6
 WIDTH_IN = 9.6
 MARGIN = 2
-# Strip around each plane, in which the letters stand.
+# Width of the strip around each plane in which the orientation letters are written.
 STRIP_IN = 0.17
 
 
@@ -52,9 +52,10 @@ def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER)
 
 COLOURS = colours_of(BRAIN_TUMOUR)
 
-# Each plane shows two canonical axes (across, up), cut at the third.
+# Canonical axes of each plane: the horizontal axis, the vertical axis, and the axis that the plane cuts.
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-# Letters of the two ends of each canonical axis, the upper end first. Horizontal axes have it on the left.
+# Letters at the two ends of each canonical axis. The first letter is at the top of a vertical axis and on the left of
+# a horizontal axis.
 ENDS = (("R", "L"), ("A", "P"), ("S", "I"))
 
 
@@ -68,26 +69,27 @@ def save_overlay(
     warnings: Sequence[str] = (),
     task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Draw each set of regions over three planes, one row per set and background, and write a PNG.
+    """Write a PNG that shows each set of regions over three planes, with one row per set and background.
 
-    Outermost regions, such as WT, are outlined on FLAIR or the best present substitute. Regions inside others, such as
-    TC and ET, are outlined on T1c or the best present substitute. The planes pass through the largest connected part
-    of the core in the first set. Without a core they pass through the other regions, and without any region through
-    the brain.
+    Outermost regions, such as WT, are outlined on FLAIR, or on the best other sequence if FLAIR is missing. Regions
+    inside others, such as TC and ET, are outlined on T1c, or on the best other sequence if T1c is missing. The planes
+    pass through the largest connected part of the core in the first set. Without a core, the planes pass through the
+    other regions. Without any region, the planes pass through the brain.
 
-    The patient's left is on the right of axial and coronal planes, in the radiological convention. The front is on the
-    left of the sagittal plane.
+    The patient's left is on the right of axial and coronal planes, in the radiological convention. The patient's front
+    is on the left of the sagittal plane.
 
     Args:
         path: PNG file, written atomically.
         images: Sequences to draw on, all on one grid, zero outside the brain.
-        sets: Name of each set and its regions, `(R, D, H, W)` on the grid of the images.
+        sets: Regions of each set, `(R, D, H, W)` on the grid of the images, by the name of the set.
         title: Title of the picture.
         volumes_ml: Volume of each region in millilitres, for the legend.
-        warnings: Warnings about the result. If there are any, the picture gets a frame and lists them.
+        warnings: Warnings about the result. If there is at least one warning, the picture has a frame and lists the
+            warnings.
         task: Names of the regions, and which of them contain others.
     """
-    # Only now, because it takes half a second, which `import lora_moe_hgd` does not need.
+    # Import matplotlib only here, because the import takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -97,7 +99,7 @@ def save_overlay(
     volumes = {name: canonical_view(np.asarray(images[name].dataobj), affine) for name in dict(views)}
     brain = brain_of(volumes.values())
     box = bounds(brain, MARGIN)
-    # Only masks are copied, and only in the box: a case may have 10^8 voxels.
+    # Copy only masks, and only inside the box, because a case may have 10^8 voxels.
     brain = np.ascontiguousarray(brain[box])
     volumes = {name: volume[box].astype(np.float32, copy=False) for name, volume in volumes.items()}
     regions = {name: canonical_view(masks, affine)[:, *box].copy() for name, masks in sets.items()}
@@ -173,9 +175,9 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Index of a plane along each axis: the one with most voxels of the largest connected part of the core.
+    """Index of a plane along each axis: the plane with most voxels of the largest connected part of the core.
 
-    Without a core it is that of all regions, and without any region that of the brain.
+    Without a core, all regions are used instead of the core. Without any region, the brain is used.
     """
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.logical_or.reduce(inner) if inner else np.zeros_like(brain)
@@ -185,10 +187,10 @@ def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[
 
 
 def window_of(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """Values to draw as black and as white.
+    """Image values that are drawn as black and as white.
 
-    They cover 99.2 % of the brain and 99 % of the segmented voxels. Otherwise a small bright tumour would be a white
-    spot without structure.
+    The window covers 99.2 % of the brain and 99 % of the segmented voxels. A window for the brain alone would show a
+    small bright tumour as a white spot without structure.
     """
     if not brain.any():
         return 0.0, 1.0
@@ -220,7 +222,7 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
 
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write the anatomical direction at each of the four sides, outside the brain."""
+    """Write a letter for the anatomical direction at each of the four sides of a plane, outside the brain."""
 
     def write(x: float, y: float, letter: str, **aligned: Any) -> None:
         axis.text(x, y, letter, color="white", fontsize=8, transform=axis.transAxes, **aligned)
@@ -232,9 +234,9 @@ def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
 
 
 def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
-    """Draw the borders of masks on a plane, each in its colour. A mask comes after those around it.
+    """Draw the borders of masks on a plane, by colour. A mask must come after the masks that contain it.
 
-    Where a border is also that of an earlier mask, it is dashed, so that both colours are seen.
+    Where a border coincides with the border of an earlier mask, the line is dashed, so that both colours show.
     """
     from matplotlib.collections import LineCollection
 
@@ -247,7 +249,7 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
             also = np.array([(x, y) in earlier for x, y in line.tolist()])
             ends = np.flatnonzero(np.diff(also)) + 1
             for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
-                # The next point is included, so that no gap opens between a solid and a dashed part.
+                # Include the next point, so that no gap opens between a solid and a dashed part.
                 (shared if also[start] else own).append(line[start : end + 1])
         axis.add_collection(LineCollection(own, colors=colour, linewidths=LINE_WIDTH))
         axis.add_collection(LineCollection(shared, colors=colour, linewidths=LINE_WIDTH, linestyles=[(0, DASHES)]))
@@ -255,11 +257,12 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
 
 
 def _border(mask: np.ndarray) -> list[np.ndarray]:
-    """Lines around a mask, `(points, 2)` as x and y, also at the plane's edge and if it is one voxel wide."""
-    # It comes with matplotlib.
+    """Closed lines around a mask of any width, each `(points, 2)` with x and y in pixels."""
+    # A dependency of matplotlib.
     from contourpy import LineType, contour_generator
 
-    # Contours need two rows and two columns, and are open at the edge. A frame of zeros solves both.
+    # contourpy needs at least two rows and two columns, and leaves lines open at the edge. A frame of zeros avoids
+    # both problems.
     rows, columns = (np.arange(-1, edge + 1) for edge in mask.shape)
     padded = np.pad(mask, 1).astype(np.float32)
     generator = contour_generator(columns, rows, padded, name="serial", line_type=LineType.Separate)
@@ -267,6 +270,7 @@ def _border(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _plane(volume: np.ndarray, through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Cut a plane out of `volume`. Its rows run along the axis `up` and its columns along the axis `across`."""
-    # The two remaining axes keep their order, and `across` comes before `up` in every plane.
+    """Cut a plane out of `volume`. The plane has the vertical axis first and the horizontal axis second."""
+    # `take` keeps the order of the two other axes. In every plane of PLANES, the horizontal axis comes before the
+    # vertical one.
     return volume.take(cut[through], axis=through).T

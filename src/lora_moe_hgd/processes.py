@@ -1,4 +1,4 @@
-"""Work in several processes that a launcher has started."""
+"""Sharing of work among several processes that a launcher has started."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def refuse_lone_process() -> None:
     """Raise if several processes were requested but only one was started.
 
     Raises:
-        ValueError: If only one process was started. The launcher itself does not report this mistake.
+        ValueError: If several processes were requested but only one was started. The launcher does not report this
+            mistake.
     """
     # `accelerate launch --cpu --num_processes 2` sets the address for several processes, but starts only one.
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
-            "Several processes were requested, but `accelerate launch` started only one. It does so with --cpu. For "
+            "Several processes were requested, but `accelerate launch` started only one, as always with --cpu. For "
             "several processes on the CPU use `accelerate launch --config_file "
             "configs/accelerate/cpu_two_processes.yaml`."
         )
@@ -41,7 +42,7 @@ def started_processes() -> PartialState:
 
 
 def device_of_process(state: PartialState, name: str | None) -> str | None:
-    """Return the device for this process: the requested one, or with several processes the one of the launcher.
+    """Return the device for this process: `name`, or the launcher's choice if there are several processes.
 
     Raises:
         ValueError: If a device is requested, but there are several processes.
@@ -55,14 +56,15 @@ def device_of_process(state: PartialState, name: str | None) -> str | None:
 
 @contextmanager
 def main_process_first(state: PartialState) -> Iterator[None]:
-    """Run the block first in the main process, then in the others, which may have to wait for hours.
+    """Run the block first in the main process, then in the other processes, which may wait for hours.
 
-    Accelerate's method of this name waits in the default process group, which times out after ten minutes (NCCL) or
-    half an hour (Gloo). Here a separate process group has a longer timeout. If a process dies, the others stop waiting
-    at once.
+    Accelerate's method of the same name waits in the default process group, which times out after ten minutes (NCCL)
+    or half an hour (Gloo). This function waits in a separate process group with a longer timeout. If a process dies,
+    the other processes stop waiting at once.
 
     Raises:
-        SystemExit: In the other processes, if the block fails in the main process, which alone reports the error.
+        SystemExit: In every process except the main process, if the block fails in the main process. Only the main
+            process reports the error.
     """
     if state.num_processes == 1:
         yield
@@ -89,7 +91,8 @@ def main_process_first(state: PartialState) -> Iterator[None]:
 def is_fast_in_bf16() -> bool:
     """Whether this machine computes faster in bfloat16 than in float32.
 
-    CPUs without bfloat16 instructions emulate them. A training step then takes forty times as long (EPYC with AVX2).
+    CPUs without bfloat16 instructions emulate these instructions. With emulation, a training step takes forty times as
+    long (EPYC with AVX2).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,4 +1,4 @@
-"""Split of the cases into training and validation: drawn by the seed or read from a file, and stored by each run."""
+"""Split of the cases into training and validation. Each run draws the split from a seed or reads it from a file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Split:
     Attributes:
         train: Cases that a network is trained on.
         validation: Cases on which the network is scored during training.
-        contents: Fingerprint of the images of each case by its id, as far as known. Renaming a case does not change
-            it.
+        contents: Fingerprint of the images of each case, by case id. Cases without a recorded fingerprint are missing.
+            The name of a case does not influence its fingerprint.
     """
 
     train: list[str]
@@ -40,7 +40,7 @@ class Split:
 
 
 def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Split:
-    """Draw the validation cases: `val_fraction` of the cases, but at least one, and never all.
+    """Draw the share `val_fraction` of the cases for validation, but at least one case and never all cases.
 
     Example:
         >>> draw_split(["a", "b", "c", "d"], seed=0, val_fraction=0.25)
@@ -51,7 +51,7 @@ def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Sp
 
 
 def draw_fold(case_ids: Sequence[str], *, seed: int, folds: int, fold: int) -> Split:
-    """Draw fold `fold`, counted from 0, of a cross-validation. Every case is in exactly one fold's validation part.
+    """Draw fold `fold`, counted from 0, of a cross-validation. Every case is a validation case of exactly one fold.
 
     Example:
         >>> [draw_fold(["a", "b", "c"], seed=0, folds=2, fold=fold).validation for fold in (0, 1)]
@@ -66,8 +66,8 @@ def read_split(path: Path, fold: int | None) -> Split:
     A CSV file has the columns `case` and `role`. Without a fold, the role `fit` means training and `validate` means
     validation. With a fold, the file also needs the column `fold`: the `fit` cases of that fold are used for
     validation, and the other `fit` cases for training. Cases of any other role are left out. A run's own `split.csv`
-    has `part` (`train`, `validation`) instead of `role`. The JSON file is a list with a
-    `{"train": [...], "val": [...]}` for each fold, counted from 0.
+    has `part` (`train`, `validation`) instead of `role`. The JSON file is a list with one object `{"train": [...],
+    "val": [...]}` for each fold, counted from 0.
 
     Raises:
         BadInputError: If the file cannot be read, lacks a column or the fold, or names a case twice, or if there is no
@@ -99,7 +99,7 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 
 
 def read_run_split(run_folder: Path) -> Split:
-    """Read the training and validation cases of a run. Both are empty for a run on phantoms alone.
+    """Read the training and validation cases of a run. Both lists are empty for a run on phantoms only.
 
     Runs of earlier versions did not record the fingerprints of the cases.
 
@@ -165,7 +165,7 @@ def _read_json(path: Path, fold: int | None) -> Split:
         raise BadInputError(path, f"The file is not valid JSON ({error}).") from error
     if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
         raise BadInputError(
-            path, 'A JSON split file must be a list with a {"train": [...], "val": [...]} for each fold.'
+            path, 'A JSON split file must be a list with one object {"train": [...], "val": [...]} for each fold.'
         )
     if fold is None:
         raise BadInputError(

@@ -12,7 +12,7 @@ Mask = tuple[bool, ...]
 
 
 def every_subset(sequences: Sequence[str]) -> tuple[Mask, ...]:
-    """Every non-empty subset, sorted from one sequence to all of them."""
+    """Masks of all non-empty subsets, sorted by the number of sequences."""
     masks = itertools.product([True, False], repeat=len(sequences))
     return tuple(sorted((mask for mask in masks if any(mask)), key=sum))
 
@@ -21,7 +21,7 @@ EVERY_SUBSET = every_subset(MODALITIES)
 
 
 def subset_name(mask: Mask, sequences: Sequence[str] = MODALITIES) -> str:
-    """Name of a subset, its sequences in channel order.
+    """Name of a subset: the names of its sequences in channel order, joined by plus signs.
 
     Example:
         >>> subset_name((False, True, False, True))
@@ -36,10 +36,10 @@ def sequences_of(mask: Mask, sequences: Sequence[str] = MODALITIES) -> list[str]
 
 
 def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
-    """Mask of a subset written as names joined by plus signs, or `all`.
+    """Mask of a subset that is written as sequence names joined by plus signs, or as `all`.
 
     Raises:
-        ValueError: If a name is unknown or none is given.
+        ValueError: If a name is unknown or empty.
 
     Example:
         >>> parse_subset("flair+t1c")

@@ -15,7 +15,7 @@ MAX_BYTES = 65536
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses duplicate keys. Otherwise the last one would silently replace the others."""
+    """YAML loader that refuses duplicate keys. PyYAML alone would silently use only the last value of a key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -41,5 +41,5 @@ def read_task(path: str | Path) -> Task:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(path, f"This is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise BadInputError(path, "A task file contains keys and values. docs/tasks.md shows an example.")
+        raise BadInputError(path, "A task file must contain keys and values. docs/tasks.md shows an example.")
     return make_task(content, where=path)

@@ -1,1 +1,1 @@
-"""A page in the browser that segments cases. It needs the extra `app`."""
+"""Web page that segments cases. The page needs the extra `app`."""

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd app`: serve a page that segments cases."""
+"""`lora-moe-hgd app`: serve a web page that segments cases."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from ..arguments import CommandParser, add_checkpoint, add_device
 from ..files import install_command
 
-# Megabytes that a visitor may upload, unless the command line says otherwise: a study of a head has 50 to 500.
+# Default of `--max-upload-mb`. A study of a head has 50 to 500 MB.
 MAX_UPLOAD_MB = 1000
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Serve a page that segments cases: drop files, correct what they were taken for, look at the "
-        "result, download it. Nothing leaves this computer. Research use only. This is not a medical device."
+        description="Serve a web page that segments cases: upload files, check the sequence of each file, look at the "
+        "result, and download it. No data leave this computer. Research use only. This is not a medical device."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this computer)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if args.max_upload_mb < 1:
         raise ValueError(f"--max-upload-mb must be at least 1, got {args.max_upload_mb}.")
     require_extra()
-    # Only now, because it needs the extra and takes seconds.
+    # Import it only here, because it needs the extra and takes seconds.
     from .server import AppOptions, serve
 
     serve(
@@ -53,7 +53,7 @@ def require_extra() -> None:
     """Check that the extra `app` is installed.
 
     Raises:
-        ValueError: If it is missing; the message has the command that installs it.
+        ValueError: If the extra is missing. The message names the command that installs it.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError(f"The app needs a further package (gradio): {install_command('app')}")
+        raise ValueError(f"The app needs the package gradio. Install it: {install_command('app')}")

@@ -1,4 +1,4 @@
-"""What the uploaded files and series are taken for, as rows that the visitor can correct."""
+"""List of the uploaded files or series with their recognised sequences, which the visitor can correct."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MAX_ROWS = 32
 
 @dataclass(frozen=True)
 class Row:
-    """A file or series.
+    """Uploaded NIfTI file, or series of an uploaded DICOM study.
 
     Attributes:
         key: Number of the file or of the series.
         label: File name, or description of the series.
-        why: What it is taken for, and the reason.
-        role: Name of the sequence, or `LEFT_OUT`.
+        why: Recognised sequence, and the reason.
+        role: Name of the sequence as which the file or series is used, or `LEFT_OUT`.
     """
 
     key: str
@@ -40,12 +40,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that a session has uploaded.
+    """List of everything that a session has uploaded.
 
     Attributes:
-        rows: What can be used.
-        status: Sentences about the whole.
-        problem: Why nothing can be used yet; empty if something can.
+        rows: Files or series that can be used.
+        status: Sentences about all files together.
+        problem: Reason why no case can be segmented yet; empty if a case can be segmented.
         studies: Number and description of each DICOM study, if there are several.
         is_study: Whether the rows are series of DICOM files.
         automatic: Number of the series that the package chooses for each sequence.
@@ -62,10 +62,10 @@ class Found:
 def find(session: Session, task: Task, study: str | None = None) -> Found:
     """List what a session has uploaded.
 
-    As on the command line, DICOM files are ignored if a NIfTI file is a sequence.
+    As on the command line, DICOM files are ignored if at least one NIfTI file is a sequence.
 
     Args:
-        session: Its files are read.
+        session: Session whose files are listed.
         task: Sequences of the checkpoint.
         study: Number of the DICOM study, if there are several.
     """
@@ -77,25 +77,26 @@ def find(session: Session, task: Task, study: str | None = None) -> Found:
     problem = ""
     if len(rows) > MAX_ROWS:
         problem = f'At most {MAX_ROWS} image files can be listed. Press "Delete the files" and upload fewer.'
-    status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check what each is taken for."
+    status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check the sequence of each file."
     return Found(rows[:MAX_ROWS], "" if problem else status, problem)
 
 
 def _image_rows(images: Sequence[Upload], task: Task) -> tuple[Row, ...]:
-    # Two files may have one name. Only the last part of such a path decides about the role.
+    # Two files may have the same name, so each path begins with a number. Only the last part of a path determines
+    # the role.
     paths = [Path(str(number)) / upload.name for number, upload in enumerate(images)]
     named = read_names(paths, task)
     roles = {path: role for role, files in named.roles.items() if role != "seg" for path in files}
     rows = []
     for number, path in enumerate(paths):
         if role := roles.get(path):
-            why = f"{sequence_shown(role)}, by its name"
+            why = f"{sequence_shown(role)}, according to its name"
         elif path in named.left_out:
-            why = "not a sequence, by its name"
+            why = "not a sequence, according to its name"
         elif path in named.roles.get("seg", ()):
-            why = "a label map, by its name"
+            why = "a label map, according to its name"
         else:
-            why = "Its name does not tell what it is. Choose a sequence to use it."
+            why = "The name does not say which sequence the file is. Choose a sequence to use the file."
         rows.append(Row(str(number), path.name, why, role or LEFT_OUT))
     return tuple(rows)
 
@@ -103,7 +104,7 @@ def _image_rows(images: Sequence[Upload], task: Task) -> tuple[Row, ...]:
 def _found_in_study(folder: Path, study: str | None) -> Found:
     try:
         require_extra()
-        # Only now, because these need the extra `scans`.
+        # Import them only here, because they need the extra `scans`.
         from ..scans.choice import choose
         from ..scans.recognise import recognise
         from ..scans.studies import choose_study, read_studies, shown_date, unreadable_files
@@ -116,7 +117,9 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
             for rows in [[row for row in series if row.study == uid]]
         )
         if len(studies) > 1 and study not in dict(studies):
-            return Found(problem="There are several studies. Choose one.", studies=studies, is_study=True)
+            return Found(
+                problem="The files are from several studies. Choose one study.", studies=studies, is_study=True
+            )
         series = choose_study(series, study if len(studies) > 1 else None, where=folder)
     except BadInputError as error:
         return Found(problem=error.finding.message, is_study=True)
@@ -125,10 +128,10 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
     try:
         automatic = {name: str(row.number) for name, row in choose(series, {}, where=folder).chosen.items()}
     except BadInputError:
-        # The visitor may know better what the series are.
+        # The package cannot choose the series, but the visitor can.
         automatic = {}
     chosen = {number: name for name, number in automatic.items()}
-    # `choose` refuses other series.
+    # `choose` refuses all series except these.
     usable = [row for row in series if row.shape[2] >= 2 and row.plane != "none"]
     usable.sort(key=lambda row: (str(row.number) not in chosen, row.number))
     rows = []
@@ -138,12 +141,14 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
         taken = guess.sequence and sequence_shown(guess.sequence)
         why = f"{row.plane}, {size} mm, {counted(row.shape[2], 'slice')}. {taken or 'Not used'}: {guess.why}"
         if taken and not used:
-            why += ". Another series is preferred"
+            why += ". Another series of this sequence is preferred"
         label = f"Series {row.number}: {row.acquisition.description or 'no description'}"
         rows.append(Row(str(row.number), label, why, used or LEFT_OUT))
-    status = f"A DICOM study with {len(series)} series. Check what each is taken for."
+    status = f"A DICOM study with {len(series)} series. Check the sequence of each series."
     if len(series) > len(rows):
-        status += f" Not listed: {len(series) - len(rows)}, which are no volumes or come after the first {MAX_ROWS}."
+        status += (
+            f" Not listed: {len(series) - len(rows)} series that are not volumes or come after the first {MAX_ROWS}."
+        )
     if unreadable:
         status += f" {unreadable_files(unreadable)}"
     return Found(tuple(rows), status, "", studies if len(studies) > 1 else (), True, automatic)
@@ -153,19 +158,19 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
     """File or series of each sequence, in channel order.
 
     Args:
-        rows: What was listed.
-        roles: Role of each row as the visitor chose it.
+        rows: Rows of the list.
+        roles: Role that the visitor chose for each row.
         task: Sequences of the checkpoint.
 
     Raises:
-        ValueError: If no sequence is chosen, or one is chosen twice.
+        ValueError: If no sequence is chosen, or a sequence is chosen twice.
     """
     picked = [(role, row) for role, row in zip(roles, rows, strict=True) if role != LEFT_OUT]
     double = {role for role, count in Counter(role for role, _ in picked).items() if count > 1}
     for role in task.modalities:
         if role in double:
             names = listed(row.label for other, row in picked if other == role)
-            raise ValueError(f"Several are {sequence_shown(role)}: {names}. Leave out all but one.")
+            raise ValueError(f"{sequence_shown(role)} is chosen more than once: {names}. Leave out all but one.")
     if not picked:
         names = ", ".join(map(sequence_shown, task.modalities))
         raise ValueError(f"No sequence is chosen. Choose at least one of {names} for your files.")
@@ -175,7 +180,8 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 def scan_options(found: Found, chosen: Mapping[str, Row]) -> dict[str, Any]:
     """Options of `scans.prepare.ScanOptions` for the chosen series.
 
-    Only corrections are named, so that the package warns about its own choices as it does on the command line.
+    Only series that the visitor has corrected are named, so that the package warns about its own choices as on the
+    command line.
     """
     series = {name: row.key for name, row in chosen.items() if found.automatic.get(name) != row.key}
     return {"series": series, "sequences": tuple(chosen)}

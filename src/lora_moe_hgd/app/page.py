@@ -1,4 +1,4 @@
-"""The page of the app: its controls, and what they do."""
+"""Web page of the app: its controls and their actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gradio as gr
 
 from ..api import example_case
 from ..cases.case_files import EXTENSIONS
-from ..inference.report import NOTICE
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, NOTICE
 from ..model.task import Task
 from ..scans.prepared import FILE_NAMES
 from ..subsets import sequence_shown
@@ -33,18 +33,18 @@ INTRODUCTION = """# Find the {target} in MRI
 Give one or more of {sequences} of one case: NIfTI files, or a DICOM study as a zip file or a folder.
 A case may have {most} MB.
 
-**{notice}** Your files are used for this alone, and are deleted when you close this page.
+**{notice}** Your files are used for the segmentation only, and are deleted when you close this page.
 """
 
 
 @dataclass(frozen=True)
 class AppOptions:
-    """What the page offers.
+    """Options of the app.
 
     Attributes:
-        checkpoint: Checkpoint that is chosen first.
-        base: Base of that checkpoint, if it is an adapter; `None` means the base that the adapter names.
-        device: Where to compute; `None` means a GPU if there is one.
+        checkpoint: Checkpoint that is selected when the page opens.
+        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         max_upload_mb: Megabytes that a visitor may upload.
     """
 
@@ -55,19 +55,19 @@ class AppOptions:
 
     @property
     def max_bytes(self) -> int:
-        """Largest sum of the files of a visitor."""
+        """Largest total size of the files of a visitor, in bytes."""
         return self.max_upload_mb * 10**6
 
 
 class Offered(NamedTuple):
-    """Folders of a checkpoint and, for an adapter, of its base."""
+    """Folder of a checkpoint that visitors can choose, and for an adapter the folder of its base."""
 
     folder: Path
     base: Path | None
 
 
 class Actions:
-    """What the controls do. Each method is the function of an event; `request` tells the session."""
+    """Actions of the controls. Each public method handles an event; its `request` identifies the session."""
 
     def __init__(
         self, options: AppOptions, task: Task, checkpoints: dict[str, Offered], sessions: Sessions, worker: Worker
@@ -76,7 +76,7 @@ class Actions:
         self.sessions, self.worker = sessions, worker
 
     def add(self, files: Any, request: gr.Request) -> tuple[Any, ...]:
-        """Take the uploaded files. `files` has, for each, its path on the server and the visitor's name for it."""
+        """Add uploaded files. Each item of `files` has the path on the server and the visitor's file name."""
         session = self._session(request)
         given = files if isinstance(files, list) else [files] if files else []
         try:
@@ -90,7 +90,7 @@ class Actions:
         return (None, *self._listing(session, remark=_plain(remark)))
 
     def example(self, request: gr.Request) -> tuple[Any, ...]:
-        """Use the case that ships with the package."""
+        """Replace the files of the session by the example case that ships with the package."""
         session = self._session(request)
         files = sorted(example_case().iterdir())
         session.use_example([path for path in files if path.name.endswith(EXTENSIONS) and "-seg." not in path.name])
@@ -109,9 +109,10 @@ class Actions:
     def segment(
         self, request: gr.Request, listed: str, study: str | None, checkpoint: str, images: list[str], *roles: str
     ) -> Iterator[str]:
-        """Segment the case, and yield HTML until it is done.
+        """Segment the case. Yield HTML with the progress and finally with the result.
 
-        `listed` is the token of the list to which the roles belong: while a job waits, the files may change.
+        `listed` is the token of the list for which the roles were chosen. The files may change while the job waits in
+        the queue.
         """
         session = self._session(request)
         session.stop.clear()
@@ -119,7 +120,7 @@ class Actions:
         started = time.monotonic()
         job: Job | None = None
         try:
-            # The lock is free again while the job runs, so that others can stop it and delete its files.
+            # Release the lock before the job runs, so that other events can stop the job and delete its files.
             with session.held():
                 version = session.version
                 token, job = self._job(session, listed, study, checkpoint, images, roles)
@@ -139,24 +140,24 @@ class Actions:
         finally:
             session.busy = False
             session.touched = time.monotonic()
-            # Others may have deleted the files before the job had written its own.
+            # Another event may have deleted the files of the session before the job wrote its results.
             if job is not None and session.version != version:
                 shutil.rmtree(job.out, ignore_errors=True)
             if session.ended:
                 shutil.rmtree(session.folder, ignore_errors=True)
 
     def stop(self, request: gr.Request) -> Any:
-        """Stop the job of the session. Gradio closes the generator of one that runs, and forgets one that waits."""
+        """Stop the job of the session. Gradio closes the generator of a running job and drops a waiting job."""
         session = self._session(request)
         session.stop.set()
         if not session.unfinished:
-            # A result stays.
+            # The job has ended. Keep its result on the page.
             return gr.skip()
         session.unfinished = False
         return problem_html("Stopped.")
 
     def end(self, request: gr.Request) -> None:
-        """Forget the session, because its tab was closed."""
+        """End the session, because its browser tab was closed."""
         self.sessions.end(str(request.session_hash))
 
     def _session(self, request: gr.Request) -> Session:
@@ -172,12 +173,14 @@ class Actions:
         roles: tuple[str, ...],
     ) -> tuple[str, Job]:
         if checkpoint not in self.checkpoints:
-            raise ValueError(f"There is no checkpoint '{checkpoint}' here.")
+            raise ValueError(f"This app does not offer the checkpoint '{checkpoint}'.")
         found = find(session, self.task, study)
         if found.problem or not found.rows:
             raise ValueError(found.problem or "There are no images yet. Upload some, or use the example case.")
         if listed != _token(session, study):
-            raise ValueError("The images have changed meanwhile. Check what each is taken for and segment again.")
+            raise ValueError(
+                "The images have changed in the meantime. Check the sequence of each image and segment again."
+            )
         chosen = sequences_chosen(found.rows, roles[: len(found.rows)], self.task)
         paths: dict[str, Path] | None = None
         raw, scan = session.study, scan_options(found, chosen)
@@ -188,7 +191,7 @@ class Actions:
             paths = {}
             for name, row in chosen.items():
                 upload = session.images[int(row.key)]
-                # Under such a name every command finds the sequence, and messages name it.
+                # With this file name, every command recognises the sequence, and messages name it.
                 start = FILE_NAMES.get(name, name).partition(".")[0]
                 paths[name] = raw / (start + "".join(upload.path.suffixes))
                 paths[name].hardlink_to(upload.path)
@@ -213,31 +216,32 @@ class Actions:
         return result_html(report, [path.name for path in folder.iterdir()], f"results/{token}", self.task)
 
     def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:
-        """New values of the status, its token, the choice of a study, the result, and the rows.
+        """New values of the status, the token of the list, the choice of a study, the result, and the rows.
 
-        A result of other files must not stay beside these.
+        The result is cleared, because it belongs to other files.
         """
         with session.held():
             found, token = find(session, self.task, study), _token(session, study)
         problem = f"**{_plain(found.problem)}**" if found.problem else ""
-        status = "\n\n".join(filter(None, [remark, problem, found.status])) or "No images yet."
+        source = f"{EXAMPLE_ID} is from {EXAMPLE_SOURCE}." if session.case_id == EXAMPLE_ID else ""
+        status = "\n\n".join(filter(None, [remark, problem, source, found.status])) or "No images yet."
         studies = [(label, number) for number, label in found.studies]
         choice = gr.update(choices=studies, value=study, visible=bool(studies))
         return status, token, choice, NO_RESULT, *self._rows(found)
 
     def _rows(self, found: Found) -> list[Any]:
         shown = [gr.update(label=row.label, info=row.why, value=row.role, visible=True) for row in found.rows]
-        # An update for each: Gradio changes them.
+        # Make a separate update for each row, because Gradio modifies the updates.
         return shown + [gr.update(value=LEFT_OUT, visible=False) for _ in range(MAX_ROWS - len(shown))]
 
 
 def _token(session: Session, study: str | None) -> str:
-    """Says which list of files the browser shows."""
+    """Token of the list of files that the browser shows. The token changes with the files and the study."""
     return f"{session.version} {study or ''}"
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown means nothing: file names are full of stars and underscores."""
+    """Escape all signs of Markdown in a text, because file names often contain stars and underscores."""
     return "".join(f"\\{sign}" if sign in r"\`*_{}[]()<>#+-!|~" else sign for sign in text)
 
 
@@ -266,7 +270,7 @@ def build(actions: Actions) -> gr.Blocks:
         gr.Markdown("## 2. Segment")
         checkpoints = list(actions.checkpoints)
         checkpoint = gr.Dropdown(label="Checkpoint", choices=checkpoints, value=checkpoints[0])
-        images = gr.CheckboxGroup(label="If your images need it", choices=[SKULL, PARTIAL])
+        images = gr.CheckboxGroup(label="Unusual images", choices=[SKULL, PARTIAL])
         with gr.Row():
             start = gr.Button("Segment", variant="primary")
             stop = gr.Button("Stop")
@@ -275,7 +279,8 @@ def build(actions: Actions) -> gr.Blocks:
         listed = gr.Textbox("", label="list", visible=False)
 
         listing = [status, listed, study, result, *rows]
-        # Without the checks of Gradio, which expect that it has stored the files. `Actions.add` has its own.
+        # Switch off the checks of Gradio, which accept only files that Gradio has stored. `Actions.add` checks the
+        # files itself.
         taking: dict[str, Any] = {"preprocess": False, "concurrency_id": "files", "concurrency_limit": 2}
         drop.upload(actions.add, drop, [drop, *listing], api_name="add", **taking)
         folder.upload(actions.add, folder, [folder, *listing], api_visibility="private", **taking)

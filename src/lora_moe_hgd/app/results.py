@@ -1,4 +1,4 @@
-"""HTML of what the app shows while a case is segmented, and of its result."""
+"""HTML that the app shows during a segmentation, and for its result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..inference.report import KEYS, NO_WARNINGS
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
 from ..model.confidence import LOW_CONFIDENCE
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
 from .worker import ALL_FILES, Step
 
-# What each file is, in the order of the list of downloads.
+# Description of each result file, in the order of the list of downloads.
 FILES = {
     ALL_FILES: "all files",
     "seg.nii.gz": "label map, NIfTI",
@@ -40,29 +40,29 @@ CSS = """
 
 
 def step_html(step: Step, seconds: float) -> str:
-    """What a job does now, and for how long it runs."""
+    """HTML with the current step of a job and its running time in seconds."""
     bar = "<progress></progress>" if step.share is None else f'<progress value="{step.share:.3f}"></progress>'
     return f'<div class="lmh-result" role="status">{html.escape(step.text)} ({seconds:.0f} s)<br>{bar}</div>'
 
 
 def problem_html(text: str) -> str:
-    """Why there is no result."""
+    """HTML with the reason why there is no result."""
     return f'<div class="lmh-error" role="alert">{html.escape(text)}</div>'
 
 
 def result_html(report: Mapping[str, Any], files: Collection[str], address: str, task: Task) -> str:
-    """A result: doubts first, then volumes and confidence, the page, and the files.
+    """HTML of a result: first warnings, then volumes and confidence, the page with all slices, and the files.
 
     Args:
         report: Content of `report.json`.
         files: Names of the files that exist.
-        address: Where they are served, without a slash at the end.
+        address: Address at which the files are served, without a slash at the end.
         task: Names of the regions.
     """
     doubts = [html.escape(text) for text in report["warnings"]]
-    # The volumes of the report are rounded, so a small tumour may have none.
+    # The volumes of the report are rounded, so the volume of a small tumour may be 0.
     if not report[f"{task.target}_found"]:
-        doubts.insert(0, f"No {task.target} was found. This does not mean that there is none.")
+        doubts.insert(0, f"No {task.target} was found. Look at the images: the program can miss a {task.target}.")
     if doubts:
         count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"
         items = "".join(f"<li>{text}</li>" for text in doubts)
@@ -81,9 +81,10 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
     words = {key: word for word, key in KEYS.items()}
     labels = sorted((label, words.get(key, key)) for key, label in report["label_scheme"].items() if key != "name")
     scheme = ", ".join(f"{label} {word}" for label, word in labels)
+    source = f" Images: {EXAMPLE_SOURCE}." if report["case_id"] == EXAMPLE_ID else ""
     facts = (
         f"<p>Segmented from {used} with the checkpoint {html.escape(checkpoint_name(report['checkpoint']))} in "
-        f"{report['seconds']:.0f} s. Labels: {html.escape(scheme)}.</p>"
+        f"{report['seconds']:.0f} s. Labels: {html.escape(scheme)}.{source}</p>"
     )
     known = [name for name in FILES if name in files]
     others = sorted(set(files) - set(FILES))
@@ -103,16 +104,16 @@ def _confidence(value: float | None) -> str:
 
 
 def checkpoint_name(checkpoint: str) -> str:
-    """Name of a checkpoint: that of its folder, a shipped name, or a Hub id."""
+    """Name of a checkpoint for display: the name of its folder, a shipped name, or a Hub id."""
     return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
 
 
 def _page(files: Collection[str], address: str) -> str:
     if "report.html" in files:
-        # Without the right to this origin, nothing in the page can reach the app.
+        # The sandbox does not grant the page the origin of the app, so no script in it can reach the app.
         return (
             f'<iframe class="lmh-page" title="All slices of the result" sandbox="allow-scripts" '
-            # Notice and warnings stand above the frame. With `#inside`, the page leaves them out.
+            # The app shows notice and warnings above the frame. With `#inside`, the page leaves them out.
             f'src="{address}/report.html#inside"></iframe>'
             f'<p><a href="{address}/report.html" target="_blank" rel="noopener">Open the page in a new tab</a></p>'
         )

@@ -1,4 +1,4 @@
-"""The server of the app: uploads, results, and the page of Gradio, for this computer alone unless told otherwise."""
+"""Server of the app: uploads, results, and the page of Gradio. By default, only this computer can reach the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# Gradio reads these when it is imported or started.
+# Set these variables before the import of Gradio, which reads them when it is imported or started.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -32,7 +32,7 @@ from .sessions import Sessions
 from .worker import Worker
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# The browser refuses everything from other hosts, whatever a library asks for.
+# With this policy, the browser refuses to load anything from other hosts, whatever a library requests.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
@@ -40,11 +40,12 @@ POLICY = (
 if "SPACE_ID" in os.environ:
     # The Hub shows a Space in a frame of its own page.
     POLICY += " https://huggingface.co"
-# Pages of results run their own scripts, and may reach nothing else.
+# With this policy, a result page may run its own scripts but cannot load anything else.
 RESULT_POLICY = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; "
 RESULT_POLICY += "style-src 'unsafe-inline'; img-src data: blob:; connect-src data: blob:; worker-src blob: data:"
 MARGIN_BYTES = 10**6
-# What the page of Gradio asks for. Others of its routes serve files by path, and fetch addresses for a client.
+# Routes that the page of Gradio needs. Other routes of Gradio serve files by path or fetch addresses for a client, so
+# they are closed.
 GRADIO_ROUTES = ("info", "startup-events", "app_id", "queue/", "heartbeat/", "cancel", "reset", "upload")
 
 
@@ -52,18 +53,19 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
     """Build the app.
 
     Args:
-        options: What the page offers.
-        only_this_computer: Refuse requests that name another host, such as those of a web page that pretends to be
-            this computer.
+        options: Options of the app.
+        only_this_computer: Refuse requests whose header `Host` does not name this computer. Otherwise, a web page from
+            elsewhere could reach the app through a host name that points to this computer.
 
     Raises:
         ValueError: If the checkpoint, the device or the version of Gradio cannot be used.
     """
-    # Of any input that looks like a file, Gradio would copy what is at the path, or fetch what is at the address.
+    # If an input of a client looks like a file, Gradio would copy the file at this path or fetch this address. Replace
+    # the method that does so.
     if not hasattr(Block, "async_move_resource_to_block_cache"):
         raise ValueError(
-            f"With Gradio {gr.__version__}, the app cannot keep visitors from the files of this computer. Install the "
-            f"version that it needs: {install_command('app')}"
+            f"With Gradio {gr.__version__}, the app cannot prevent visitors from reading files of this computer. "
+            f"Install the supported version: {install_command('app')}"
         )
     Block.async_move_resource_to_block_cache = _untouched  # type: ignore[assignment, method-assign]
     folder = checkpoint_folder(options.checkpoint)
@@ -71,11 +73,11 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
     task = checkpoint_task(folder, base=base)
     usable_device(options.device)
     shipped = [name for name in shipped_names() if checkpoint_task(checkpoint_folder(name)) == task]
-    # Visitors see no folders of this computer. A checkpoint given by its folder has the name of that folder.
+    # Visitors must not see paths of this computer. Of a checkpoint's folder, they see only the name.
     checkpoints = {checkpoint_name(options.checkpoint): Offered(folder, base)}
     checkpoints |= {name: Offered(checkpoint_folder(name), None) for name in shipped if name not in checkpoints}
     sessions, worker = Sessions(), Worker()
-    # Gradio stores nothing of a case. What it stores is deleted with the rest.
+    # Gradio stores no file of a case. Its other files are deleted together with the sessions.
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.root / "gradio")
     actions = Actions(options, task, checkpoints, sessions, worker)
 
@@ -95,7 +97,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     @app.post("/gradio_api/upload")
     async def upload(request: Request, upload_id: str = "") -> Response:
-        """Store uploads, instead of Gradio, which would use the names that the visitor gave as paths."""
+        """Store uploads. The same route of Gradio would use the visitor's file names as paths."""
         uploading.add(upload_id)
         try:
             return await store(request)
@@ -109,7 +111,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
         async with request.form(max_files=1000, max_fields=10) as form:
             for file in form.getlist("files"):
                 if isinstance(file, str):
-                    raise HTTPException(400, "`files` must be files.")
+                    raise HTTPException(400, "Each value of `files` must be a file.")
                 paths.append(path := sessions.new_upload())
                 with path.open("xb") as target:
                     await run_in_threadpool(shutil.copyfileobj, file.file, target, 1024**2)
@@ -133,9 +135,9 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
     @app.get("/results/{token}/{name}")
     async def result(token: str, name: str) -> Response:
         folder = sessions.result(token)
-        # Only names that are in the folder, so no path leads out of it.
+        # Accept only names of files in the folder, so that no path leads out of the folder.
         if folder is None or not folder.is_dir() or name not in os.listdir(folder):
-            raise HTTPException(404, "There is no such result. It may have been deleted.")
+            raise HTTPException(404, "There is no such result. The result may have been deleted.")
         headers = {"Cache-Control": "no-store", "Content-Security-Policy": RESULT_POLICY}
         inline = name.endswith((".html", ".png"))
         return FileResponse(
@@ -146,7 +148,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
         )
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    # The usual grey of these texts is too pale to read.
+    # Gradio's own grey is too pale to read for these texts.
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     gr.mount_gradio_app(
         app,
@@ -157,7 +159,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
         max_file_size=options.max_bytes,
         ssr_mode=False,
         enable_monitoring=False,
-        # Otherwise, the browser keeps what its user does.
+        # Otherwise, the browser stores a history of the visitor's runs.
         run_history=False,
         footer_links=[],
         pwa=False,
@@ -172,12 +174,12 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
 
 async def _untouched(block: Block, url_or_file_path: str | Path | None) -> str | None:
-    """The path that a client gave, unread. `Actions.add` alone uses it, if it is that of an upload."""
+    """Return the path that a client sent without reading it. `Actions.add` accepts only paths of uploads."""
     return None if url_or_file_path is None else str(url_or_file_path)
 
 
 class Guard:
-    """Refuses requests that are too long or come from other web pages, and keeps the browser from other hosts."""
+    """Refuse requests that are too long or come from other web pages, and send the policy to the browser."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -194,7 +196,7 @@ class Guard:
             return
         problem: tuple[str, int] | None = None
         if b"transfer-encoding" in headers:
-            # Servers go by it even if there is a Content-Length.
+            # With this header, servers ignore the Content-Length, so it limits nothing.
             problem = "The request must state its Content-Length, and have no Transfer-Encoding.", 411
         elif scope["method"] not in ("GET", "HEAD"):
             length = headers.get(b"content-length", b"")
@@ -233,12 +235,12 @@ class Guard:
 
 
 def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request comes from another web page, by what the browser says."""
+    """Whether a request comes from another web page, according to the headers of the browser."""
     site = headers.get(b"sec-fetch-site")
     if site is not None:
-        # No page can change this header, and a server in front of the app may change the Host.
+        # Prefer this header: web pages cannot change it, but a server in front of the app may change `Host`.
         return site not in (b"same-origin", b"none")
-    # Browsers leave it out where there is no encryption, except for this computer.
+    # Without encryption, browsers send `Sec-Fetch-Site` only to this computer, so compare `Origin` with `Host`.
     origin = headers.get(b"origin")
     return origin is not None and urlsplit(origin).netloc.lower() != headers.get(b"host", b"").lower()
 
@@ -253,5 +255,5 @@ def serve(options: AppOptions, *, host: str, port: int) -> None:
     print(f"Open http://{f'[{host}]' if ':' in host else host}:{port} in a browser. Ctrl-C stops the app.", flush=True)
     if host not in LOOPBACK:
         print("warning: Other computers can reach the app, without encryption and without a login.", flush=True)
-    # Open pages hold a connection, which must not keep the server from stopping.
+    # An open page keeps a connection. After three seconds, the server stops all the same.
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=3)

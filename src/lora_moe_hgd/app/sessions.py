@@ -1,4 +1,4 @@
-"""The files of the app's visitors: a folder for each session, under a name that nobody can guess."""
+"""Files of the app's visitors. Each session has a folder with a name that nobody can guess."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from pathlib import Path, PurePosixPath
 
 from ..cases.case_files import safe_name, stem_of
 from ..files import listed
+from ..inference.report import EXAMPLE_ID
 from ..model.findings import BadInputError
 from ..scans.archives import unpack
 from ..scans.raw import is_dicom, is_zip
 
 MAX_FILES = 5000
-# DICOM files shrink to a third or so when they are packed.
+# Largest ratio of unpacked to uploaded bytes. A zip file usually has a third of the size of its DICOM files.
 UNPACKED_PER_UPLOADED = 4
 # Seconds after its last use until a session is deleted.
 SESSION_SECONDS = 3600.0
 SWEEP_SECONDS = 60.0
-# An image keeps the end of its name, because readers check it against the content.
+# A stored image keeps the extension of its name, because readers compare extension and content.
 NIFTI_ENDS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image file.
+    """Uploaded image file.
 
     Attributes:
-        path: Where it is stored, under a name of our own.
-        name: Name that the visitor's file has. It is shown to the visitor, and is never used as a path.
+        path: Path of the stored file, whose name the app has chosen.
+        name: File name of the visitor, which is shown to the visitor and never used as a path.
     """
 
     path: Path
@@ -46,22 +47,22 @@ class Upload:
 
 @dataclass
 class Session:
-    """What one visitor has uploaded and computed.
+    """Files and computation of one visitor.
 
     Attributes:
-        folder: Folder of this session. Everything of the visitor is in it.
-        images: NIfTI files, in the order in which they came.
-        size: Bytes that were uploaded.
-        unpacked: Bytes of the files that were in zip files.
-        count: Number of files. Those of a zip file count, instead of the zip file.
-        version: Grows with each change of the files.
-        case_id: Name of the case in pictures and reports. It never contains a file name of a visitor.
-        stop: Set to stop the computation of this session.
-        busy: Whether a computation runs.
-        unfinished: Whether the page shows a computation that has not come to its end.
-        ended: Whether the visitor has left. Whoever still writes into the folder then deletes it.
-        touched: Time of the last use, by the clock of `time.monotonic`.
-        lock: Held while the files are listed or changed.
+        folder: Folder of this session, which contains all files of the visitor.
+        images: NIfTI files, in the order of their upload.
+        size: Total size of the uploaded files, in bytes.
+        unpacked: Total size of the files from zip files, in bytes.
+        count: Number of files. A zip file counts as the files in it.
+        version: Number that grows with each change of the files.
+        case_id: Name of the case in pictures and reports. The name never contains a file name of a visitor.
+        stop: Event that stops the computation of this session when it is set.
+        busy: Whether a computation is running.
+        unfinished: Whether the page shows a computation that has not ended.
+        ended: Whether the visitor has left. Code that still writes into the folder must then delete the folder.
+        touched: Time of the last use, in seconds of the clock `time.monotonic`.
+        lock: Lock that is held while the files are listed or changed.
     """
 
     folder: Path
@@ -86,7 +87,7 @@ class Session:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nobody else read or change the files during the block.
+        """Hold the lock during the block, so that no other event reads or changes the files.
 
         Raises:
             ValueError: If the visitor has left.
@@ -97,12 +98,13 @@ class Session:
                     raise ValueError("The page was closed. Open it again.")
                 yield
         finally:
-            # After the lock is released, because `end` deletes the folder itself if it finds the lock free.
+            # Check this after the lock is released. From then on, `end` can take the lock and delete the folder
+            # itself.
             if self.ended:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """Stop the computation and delete the files; if the lock is held, its holder deletes them at last."""
+        """Stop the computation and delete the files. If the lock is held, its holder deletes the files later."""
         self.ended = True
         self.stop.set()
         if self.lock.acquire(blocking=False):
@@ -115,15 +117,15 @@ class Session:
         """Move uploaded files into the session, and unpack zip files.
 
         Args:
-            uploads: Stored file and the visitor's name for it. Files that are not kept are deleted.
-            max_bytes: Largest sum of all files that are uploaded into the session.
+            uploads: Path and visitor's file name of each uploaded file. Files that are not kept are deleted.
+            max_bytes: Largest total size of all uploaded files of the session, in bytes.
 
         Returns:
-            A sentence about files that are not kept; empty if there are none.
+            A sentence that names the files that are not kept; empty if all files are kept.
 
         Raises:
-            ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. None of the files is
-                kept.
+            ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. In all these cases,
+                none of the uploaded files is kept.
         """
         try:
             with self.held():
@@ -138,14 +140,14 @@ class Session:
             self._clear()
 
     def use_example(self, files: Sequence[Path]) -> None:
-        """Have these images of the example case instead of what was uploaded."""
+        """Replace the uploaded files by these images of the example case."""
         with self.held():
             self._clear()
             for path in files:
                 copy = _new(self.folder / "images", _end(path.name))
                 shutil.copyfile(path, copy)
                 self.images.append(Upload(copy, path.name))
-            self.case_id = "example"
+            self.case_id = EXAMPLE_ID
 
     def _add(self, uploads: Sequence[tuple[Path, str]], max_bytes: int) -> str:
         self._changed()
@@ -155,9 +157,10 @@ class Session:
         count = self.count + len(uploads) - len(zips)
         if size > max_bytes or count > MAX_FILES:
             raise ValueError(
-                f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. These files were not kept."
+                f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. The uploaded "
+                "files were not kept."
             )
-        # In a folder of its own until nothing can fail any more.
+        # Keep the new files in a separate folder until nothing can fail any more.
         waiting = _new(self.folder)
         waiting.mkdir()
         images, ignored = [], []
@@ -173,7 +176,9 @@ class Session:
                             max_members=MAX_FILES - count,
                         )
                     except BadInputError as error:
-                        raise ValueError(f"{name}: {error.finding.message} These files were not kept.") from error
+                        raise ValueError(
+                            f"{name}: {error.finding.message} The uploaded files were not kept."
+                        ) from error
                     count += len(os.listdir(folder))
                 elif is_dicom(path):
                     path.rename(_new(waiting / "study"))
@@ -201,28 +206,28 @@ class Session:
         self.images, self.size, self.unpacked, self.count, self.case_id = [], 0, 0, 0, "case"
 
     def _changed(self) -> None:
-        """Stop what computes with the files as they were."""
+        """Count a change of the files, and stop the computation with the old files."""
         self.version += 1
         self.stop.set()
 
 
 def _new(folder: Path, end: str = "") -> Path:
-    """Path of a new file or folder, whose name has this end."""
+    """Path of a new file or folder with a random name that ends with `end`."""
     folder.mkdir(exist_ok=True)
     return folder / (secrets.token_hex(8) + end)
 
 
 def _end(name: str) -> str:
-    """What the name of a NIfTI file ends in."""
+    """Extension of the name of a NIfTI file."""
     return next(end for end in NIFTI_ENDS if name.lower().endswith(end))
 
 
 class Sessions:
-    """All sessions of an app, and what is being uploaded."""
+    """All sessions of an app, and the uploads that do not belong to a session yet."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="lora-moe-hgd-app-"))
-        # Uploaded files until an event of their session takes them.
+        # Folder of the uploaded files, until an event of their session moves them.
         self.incoming = self.root / "incoming"
         self.incoming.mkdir()
         self._sessions: dict[str, Session] = {}
@@ -232,7 +237,7 @@ class Sessions:
         threading.Thread(target=self._sweep_now_and_then, name="sessions", daemon=True).start()
 
     def of(self, key: str) -> Session:
-        """Session of a browser tab, which is made if it does not exist."""
+        """Return the session of a browser tab. A missing session is created."""
         with self._lock:
             session = self._sessions.get(key)
             if session is None:
@@ -247,10 +252,10 @@ class Sessions:
         return self.incoming / secrets.token_hex(16)
 
     def uploaded(self, path: str) -> Path:
-        """The uploaded file that a browser names.
+        """Return the uploaded file at the path that a browser sent.
 
         Raises:
-            ValueError: If it is no uploaded file, or an event has taken it already.
+            ValueError: If the path is not an uploaded file, or an event has already moved the file.
         """
         place = self.incoming / Path(path).name
         if Path(path) != place or not place.is_file():
@@ -258,7 +263,7 @@ class Sessions:
         return place
 
     def new_result(self, session: Session) -> tuple[str, Path]:
-        """Token and folder for the result of a session. Whoever has the token may read the folder.
+        """Create a token and a folder for the result of a session. Everybody with the token can read the folder.
 
         An earlier result of the session is deleted.
         """
@@ -273,7 +278,7 @@ class Sessions:
         return token, folder
 
     def result(self, token: str) -> Path | None:
-        """Folder of the result with this token; `None` if there is none."""
+        """Folder of the result with this token; `None` if the token is unknown."""
         with self._lock:
             session, folder = self._results.get(token, (None, None))
             if session is not None:
@@ -292,7 +297,7 @@ class Sessions:
         """Delete sessions and uploads that nobody has used for an hour.
 
         Args:
-            now: By the clock of `time.monotonic`.
+            now: Current time, in seconds of the clock `time.monotonic`.
         """
         with self._lock:
             old = [
@@ -304,17 +309,17 @@ class Sessions:
             self.end(key)
         age = now - time.monotonic() + time.time()
         for path in self.incoming.iterdir():
-            # An event of a session may take the file just now.
+            # An event of a session may move the file at the same moment.
             with suppress(FileNotFoundError):
                 if age - path.stat().st_mtime > SESSION_SECONDS:
                     path.unlink()
 
     def close(self) -> None:
-        """End all sessions and delete everything."""
+        """End all sessions and delete all files."""
         self._closed.set()
         for key, session in list(self._sessions.items()):
             self.end(key)
-            # Files that are still being written would be left when the process ends.
+            # Wait until no file is being written, because such a file would be left when the process ends.
             with session.lock:
                 pass
         shutil.rmtree(self.root, ignore_errors=True)
@@ -324,6 +329,6 @@ class Sessions:
             try:
                 self.sweep(time.monotonic())
             except Exception as error:
-                # Without this thread, nothing would be deleted any more.
+                # Do not let the error end this thread, because then nothing would be deleted any more.
                 print(f"{type(error).__name__} while old files of the app were deleted", file=sys.stderr)
                 traceback.print_tb(error.__traceback__)

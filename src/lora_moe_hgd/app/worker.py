@@ -1,7 +1,7 @@
-"""A process that segments cases for the app.
+"""Separate process that segments the cases of the app.
 
-A process can be killed, and a thread cannot: a stopped job stops at once, and a crash of native code or a lack of
-memory ends one job only. The process keeps the network between jobs.
+Unlike a thread, a process can be killed, so a stopped job ends at once. A crash of native code or a lack of memory
+ends one job and not the app. The process keeps the network in memory between jobs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..inference.results import CaseSegmenter, ResultOptions
 from ..inference.scanned import segment_scan
 from ..model import sliding_window
 
-# Seconds between two looks at whether the job was stopped.
+# Seconds between two checks whether the job was stopped.
 POLL_SECONDS = 0.3
 ALL_FILES = "all_files.zip"
 
@@ -39,13 +39,13 @@ class Job:
     """A case to segment.
 
     Attributes:
-        name: Name of the checkpoint in reports, which name no folder of the server.
-        checkpoint: Folder of the network or adapter. The job downloads nothing.
+        name: Name of the checkpoint in reports, which must not name a folder of the server.
+        checkpoint: Folder of the network or adapter. The job itself downloads nothing.
         base: Folder of an adapter's base.
-        device: Where to compute.
-        allow_partial: Accept images of a part of a brain.
-        images: File of each sequence of a case without skull.
-        raw: Folder of raw images, instead of `images`.
+        device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
+        allow_partial: Accept volumes that show only a part of a brain.
+        images: File of each sequence of a skull-stripped case; `None` for a case of raw images.
+        raw: Folder of raw images, which are prepared if `images` is `None`.
         scan: Options of `scans.prepare.ScanOptions` for raw images.
         case_id: Name of the case.
         out: Folder for the results.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """What a job does now, and its share from 0 to 1 if that is known."""
+    """Current step of a job. `share` is the finished part of the step from 0 to 1, if it is known."""
 
     text: str
     share: float | None = None
@@ -75,13 +75,13 @@ class Step:
 
 @dataclass(frozen=True)
 class End:
-    """A job is done. `problem` says why it failed, and is empty if it did not."""
+    """End of a job. `problem` says why the job failed, and is empty if it succeeded."""
 
     problem: str = ""
 
 
 def segment_job(job: Job, send: Callable[[Step], object]) -> None:
-    """Segment a case and write its files, and a zip file with all of them.
+    """Segment a case, and write its result files and a zip file with all result files.
 
     Raises:
         ValueError: If the case cannot be used.
@@ -95,11 +95,11 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
     else:
         assert job.raw is not None
         send(Step("Removing the skull and bringing the sequences to one grid. This takes a minute or two"))
-        # Only now, because it needs the extra `scans`.
+        # Import it only here, because it needs the extra `scans`.
         from ..scans.prepare import ScanOptions
 
         def say(text: str) -> None:
-            # Tables are for the terminal: the visitor sees the series already.
+            # Tables are for the terminal. The page already lists the series.
             if "\n" not in text:
                 send(Step(text))
 
@@ -122,8 +122,8 @@ def _segmenter(
 
 
 def work(pipe: Connection) -> None:
-    """Do one job after the other until the pipe is closed. This is the main function of the process."""
-    # Ctrl-C also reaches this process. The server ends it.
+    """Run as the process: do the jobs from the pipe one after another until the pipe is closed."""
+    # Ignore Ctrl-C, which also reaches this process. The server ends the process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def counted(batches: Sequence[int], **options: Any) -> Iterator[int]:
@@ -131,31 +131,31 @@ def work(pipe: Connection) -> None:
             pipe.send(Step("Segmenting", number / len(batches)))
             yield batch
 
-    # The progress bar of the terminal has no callback. This process shows none.
+    # Replace the progress bar of the terminal, which has no callback.
     vars(sliding_window)["tqdm"] = counted
     while True:
         try:
             job: Job = pipe.recv()
         except EOFError:
             return
-        # With the job's own folder for temporary files, nothing is left behind when this process is killed.
+        # Put temporary files into the job's own folder, so that none is left behind when this process is killed.
         tempfile.tempdir = str(job.scratch)
         try:
             segment_job(job, pipe.send)
         except (ValueError, OSError) as error:
             pipe.send(End(own_names(reason_of(error), *folders_of(job))))
         except Exception as error:
-            # The message may contain something of the case, so it is shown to its visitor and never logged.
+            # The message may contain data of the case, so it is shown to the visitor of the case and never logged.
             print(f"{type(error).__name__} in a job of the app", file=sys.stderr)
             traceback.print_tb(error.__traceback__)
             reason = own_names(reason_of(error), *folders_of(job))
-            pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app goes on."))
+            pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app is still running."))
         else:
             pipe.send(End())
 
 
 def own_names(message: str, *folders: Path) -> str:
-    """Message without the paths of these folders."""
+    """Remove the paths of these folders from a message."""
     for folder in sorted(map(str, folders), key=len, reverse=True):
         message = message.replace(f"{folder}/", "").replace(f"{folder}:", "The images:")
         message = message.replace(folder, "a folder of the app")
@@ -163,13 +163,13 @@ def own_names(message: str, *folders: Path) -> str:
 
 
 def folders_of(job: Job) -> set[Path]:
-    """Folders of the session."""
+    """Folders of the job, whose paths visitors must not see."""
     images = {path.parent for path in (job.images or {}).values()}
     return images | {job.out.parent, job.out, job.scratch} | ({job.raw} if job.raw else set())
 
 
 class Worker:
-    """The process, and the one job that it may have at a time."""
+    """The process, which does one job at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -188,14 +188,15 @@ class Worker:
         return self._pipe
 
     def run(self, job: Job, stop: threading.Event) -> Iterator[Step | End | None]:
-        """Do a job.
+        """Do a job in the process.
 
         Args:
-            job: What to do.
-            stop: Kills the job once it is set.
+            job: Job to do.
+            stop: Event that kills the job when it is set.
 
         Yields:
-            Steps of the job; `None` while nothing happens; at last an `End`, except if the job was stopped.
+            Each step of the job, and `None` while no new step arrives. The last item is an `End`, except if the job
+            was stopped.
         """
         with self._lock:
             job.scratch.mkdir()
@@ -204,7 +205,7 @@ class Worker:
                 pipe = self.start()
                 pipe.send(job)
                 while not isinstance(message, End) and not stop.is_set():
-                    # Also true if the process has died.
+                    # `poll` is also true if the process has died.
                     message = pipe.recv() if pipe.poll(POLL_SECONDS) else None
                     yield message
             except (EOFError, OSError):
@@ -227,7 +228,7 @@ class Worker:
                 children = []
             self._process.kill()
             for child in children:
-                # It may have ended by itself.
+                # The child may have ended by itself.
                 try:
                     child.kill()
                 except psutil.NoSuchProcess:

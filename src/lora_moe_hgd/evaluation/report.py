@@ -372,13 +372,10 @@ def _notes(about: Mapping[str, Any]) -> list[str]:
     """Notes on cases that failed, have warnings, or were used to train the checkpoint."""
     total = about["cases"]
     facts = (
-        (about["failed"], total + about["failed"], "could not be scored and {are} left out ({findings} says why)."),
-        (about["with_warnings"], total, "{have} warnings ({findings} lists them)."),
-        (about["trained_on"], total, "{were} used to train the checkpoint: such scores prove nothing for new cases."),
+        ("Not scored", about["failed"], total + about["failed"], f"{FINDINGS} says why."),
+        ("With warnings", about["with_warnings"], total, f"{FINDINGS} lists the warnings."),
+        ("Used to train the checkpoint", about["trained_on"], total, "Such scores prove nothing for new cases."),
     )
-    one, several = {"are": "is", "have": "has", "were": "was"}, {"are": "are", "have": "have", "were": "were"}
     return [
-        f"{count} of {counted(number, 'case')} {fact.format(**(one if count == 1 else several), findings=FINDINGS)}"
-        for count, number, fact in facts
-        if count
+        f"{what}: {count} of {counted(number, 'case')}. {advice}" for what, count, number, advice in facts if count
     ]

@@ -34,16 +34,17 @@ def segment_cohort(
     root: Path,
     progress: bool = True,
 ) -> int:
-    """Write `out/CASE` for each case and `out/summary.csv`; return how many cases failed.
+    """Write the results of each case and a summary table. Return the number of failed cases.
 
-    A case is skipped if its results exist and were made from the same weights, options, code and files. Results are
-    written atomically, so earlier results are replaced only by complete ones. If a case raises an exception, it is
-    reported and the other cases are still segmented. Under `accelerate launch` the processes share the cases.
+    Results are written to `out/CASE`, and the table to `out/summary.csv`. A case is skipped if its results exist and
+    were made from the same weights, options, code and files. Results are written atomically, so earlier results are
+    replaced only by complete results. If a case raises an exception, the exception is printed and the other cases are
+    still segmented. Under `accelerate launch` the processes share the cases.
 
     Args:
-        segmenter: Segments a case.
+        segmenter: Segmenter with the checkpoint and the options.
         cases: All cases, with distinct ids.
-        bad: Errors of folders that could not be recognised as a case. Each counts as a failed case.
+        bad: Errors of folders that could not be recognised as a case. Each error counts as a failed case.
         out: Folder for the results.
         progress: Show progress bars.
         root: Folder of the cohort.
@@ -83,13 +84,13 @@ def segment_cohort(
         (out / INDEX).unlink(missing_ok=True)
         if segmenter.options.html:
             write_cohort_index(out / INDEX, rows, segmenter.task)
-    # Wait, because the launcher kills all other processes when one exits with an error.
+    # Wait for all processes, because the launcher kills the other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed) + len(bad)
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:
-    """Names of everything that this module writes below the output folder."""
+    """Names of all files and folders that this module writes in the output folder."""
     folders = [case.case_id for case in cases]
     return [SUMMARY, INDEX, *folders, *(f"{name}.old" for name in folders)]
 
@@ -100,14 +101,14 @@ def _refuse_other_files(folder: Path) -> None:
     if others:
         raise ValueError(
             f"{folder} also contains files that are not results ({', '.join(others[:3])}). Replacing the results "
-            "would delete them. Move them, or choose another --out-path."
+            "would delete these files. Move the files, or choose another --out-path."
         )
 
 
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """One row for each case. Segmented cases also have the lowest confidence of their regions."""
+    """Rows of the summary table, one for each case. The row of a segmented case also has its lowest confidence."""
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}

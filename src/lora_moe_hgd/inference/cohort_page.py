@@ -16,14 +16,15 @@ from .report import NOTICE
 
 
 def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
-    """Write the index page of a cohort, with links to the pages of its cases. Readers can sort and filter it.
+    """Write the index page of a cohort, with links to the pages of its cases. Readers can sort and filter the cases.
 
     Failed cases come first, then cases with the most remarks, then cases with the lowest confidence.
 
     Args:
         path: HTML file, written atomically. The folders of the cases must be in the same folder.
         rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
-            the volumes, `warnings` and the lowest `confidence` of its regions, `None` if no region was found.
+            the volumes, `warnings`, and `confidence`, which is the lowest of its regions or `None` if no region was
+            found.
         task: Names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
@@ -55,7 +56,7 @@ def _oddness(row: Mapping[str, Any], task: Task) -> tuple[float, float]:
 
 
 def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
-    """Sentence that says how many cases need a look."""
+    """HTML paragraph with the number of cases that failed or have remarks."""
     done = [row for row in rows if row["status"] == "done"]
     failed, doubtful = len(rows) - len(done), sum(bool(_remarks(row, task)) for row in done)
     words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
@@ -63,7 +64,7 @@ def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
 
 
 def _row(row: Mapping[str, Any], task: Task) -> str:
-    """A table row. Its class says what happened: `failed`, `doubtful` or `calm`."""
+    """Table row of a case. The CSS class of the row is `failed`, `doubtful` or `calm`."""
     name = html.escape(row["case"])
     if row["status"] != "done":
         empty = "<td></td>" + _number(None, "") * (len(task.regions) + 2)
@@ -83,6 +84,6 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
 
 
 def _number(value: float | None, text: str) -> str:
-    """Cell with a number that the page sorts and filters by; `None` means that there is none."""
+    """Table cell with the number by which the page sorts and filters. `None` means that the cell has no number."""
     given = "" if value is None else f"{value:g}"
     return f'<td class="number" data-number data-value="{given}">{html.escape(text)}</td>'

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lora_moe_hgd_cli import SEGMENT_USES
+
 from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import CaseFiles, given_case, namings
 from ..cases.channels import parse_channel_order
@@ -24,34 +26,23 @@ from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequence
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
-# What people type most, shown by `--help` and instead of an error where nothing is given.
-USUAL = """most frequent uses:
-  %(prog)s --in-path CASE --out-path OUT
-      segment the folder CASE with some of T1, T1c, T2 and FLAIR, and write the results to OUT
-  %(prog)s --in-path CASE --out-path OUT --sequences t1c,flair --html
-      use two of its sequences, and write a page with all slices too
-  %(prog)s --in-path COHORT --out-path OUT
-      segment every case below the folder COHORT
-  %(prog)s --t1c T1C.nii.gz --flair FLAIR.nii.gz --out-path OUT
-      segment these files
-"""
-
 
 def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     """Build the parser of the options. Each sequence of the task is an option."""
     parser = CommandParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device.",
-        epilog=USUAL,
+        epilog=SEGMENT_USES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_in_path(
         parser,
-        help="folder of a case, 4-D file of a case, or folder of many cases; or the folder, zip file or DICOMDIR of a "
-        "DICOM study",
+        help="folder or 4-D file of a case, folder of many cases, or folder, zip file or DICOMDIR of a DICOM study",
     )
     for name in task.modalities:
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"file of {name}, instead of --in-path")
-    add_out_path(parser, help="folder for the results; a cohort gets one folder per case in it")
+        parser.add_argument(
+            f"--{name}", type=Path, metavar="FILE", help=f"image file of the sequence {name}, instead of --in-path"
+        )
+    add_out_path(parser, help="folder for the results; for a cohort, with one subfolder per case")
     add_checkpoint(parser)
     parser.add_argument(
         "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
@@ -59,19 +50,21 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-scheme",
         choices=[*task.schemes, INPUT_SCHEME],
-        help="label numbers of seg.nii.gz; `input` means those of the case's own label map (default: the checkpoint's "
-        "scheme)",
+        help="label numbers of seg.nii.gz; `input` means the scheme of the case's own label map (default: the "
+        "checkpoint's scheme)",
     )
     parser.add_argument(
-        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+        "--channel-order", metavar="NAMES", help="sequences in the order of numbered channels, such as flair,t1,t1c,t2"
     )
     parser.add_argument(
-        "--reference", choices=task.modalities, help="sequence whose grid the result has (default: the first one)"
+        "--reference", choices=task.modalities, help="sequence whose grid the result has (default: the first sequence)"
     )
     parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
     parser.add_argument(
-        "--mirror", action="store_true", help="average over the case and its mirror image; takes twice as long"
+        "--mirror",
+        action="store_true",
+        help="average over the case and its left-right mirror image; takes twice as long",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"
@@ -85,10 +78,12 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     raw = parser.add_argument_group("for DICOM files")
     add_scan_options(raw)
     raw.add_argument(
-        "--on", choices=["all"], help="also write seg_on_SEQUENCE.nii.gz: on the grid on which each was scanned"
+        "--on",
+        choices=["all"],
+        help="also write seg_on_SEQUENCE.nii.gz: the label map on the original grid of each sequence",
     )
-    raw.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the prepared case here")
-    raw.add_argument("--deface", action="store_true", help="leave the face out of overlay.png and report.html")
+    raw.add_argument("--keep", type=Path, metavar="FOLDER", help="folder in which to keep the prepared case")
+    raw.add_argument("--deface", action="store_true", help="remove the face from overlay.png and report.html")
     add_device(parser)
     add_quiet(parser)
     return parser
@@ -97,12 +92,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
     task = _task_of(argv)
-    parser = build_parser(task)
-    if not argv:
-        print(f"error: Name a case and a folder for the results.\n\n{USUAL}" % {"prog": parser.prog}, file=sys.stderr)
-        print(f"{parser.prog} --help lists all options.", file=sys.stderr)
-        raise SystemExit(2)
-    args = parser.parse_args(argv)
+    args = build_parser(task).parse_args(argv)
     options = ResultOptions(
         sequences=None if args.sequences is None else parse_sequences(args.sequences),
         label_scheme=args.label_scheme,
@@ -127,57 +117,57 @@ def main(argv: Sequence[str]) -> None:
         return
     if given := given_scan_options(args):
         raise ValueError(
-            f"{', '.join(given)} has no effect on a case that is prepared already. Leave it out, or see "
-            "`lora-moe-hgd prepare` for NIfTI files with the skull."
+            f"{', '.join(given)} has an effect on DICOM files only. Leave it out. For NIfTI files with the skull, run "
+            "`lora-moe-hgd prepare` first."
         )
     targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
     for case, folder in targets:
         _refuse_same_folder(folder, case.folder)
     if one is not None:
-        # Report bad input before the network is loaded.
+        # Report an invalid option and bad input before the network is loaded.
+        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         used = choose_sequences(one, options.sequences)
         if not args.quiet:
             print("\n".join(used.mapping()))
-        segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         found = segmenter.write(one, args.out_path, progress=not args.quiet)
         if not args.quiet:
             _print_result(found, args.out_path, options)
         return
     state = started_processes()
-    if state.is_main_process and cases and not args.quiet:
-        print("\n".join(f"files of {line}" for line in namings(cases)))
     device = device_of_process(state, args.device)
     segmenter = CaseSegmenter(args.checkpoint, options, device=device, base=args.base)
+    if state.is_main_process and cases and not args.quiet:
+        print("\n".join(f"files of {line}" for line in namings(cases)))
     failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
-        whole = len(cases) + len(bad) - failed
+        done = len(cases) + len(bad) - failed
         every = counted(len(cases) + len(bad), "case")
-        print(f"Segmented: {whole} of {every}. Summary table: {args.out_path / SUMMARY}.")
+        print(f"Segmented: {done} of {every}. Summary table: {args.out_path / SUMMARY}.")
     if failed:
         raise SystemExit(1)
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """Read the task of the checkpoint on the command line. Its sequences become options of the command."""
+    """Read the task of the checkpoint on the command line. The sequences of the task become options.
+
+    Raises:
+        ValueError: If the checkpoint is not found. The error comes before any work on the case.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
-    try:
-        known = parser.parse_known_args(argv)[0]
-        return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
-    except (ValueError, OSError):
-        # Loading the checkpoint raises the same error later, after the files of the case have been printed.
-        return BRAIN_TUMOUR
+    known = parser.parse_known_args(argv)[0]
+    return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
 
 
 def _is_study(path: Path | None) -> bool:
-    """Whether the path has DICOM files and is no case."""
+    """Whether `path` contains DICOM files."""
     return path is not None and is_raw(path)
 
 
 def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
-    """Segment the study of DICOM files at `--in-path`."""
+    """Segment the DICOM study at `--in-path`."""
     require_extra()
-    # Only now, because these need the extra.
+    # Import them only here, because they need the extra `scans`.
     from ..scans.choice import parse_series
     from ..scans.prepare import ScanOptions
     from ..scans.prepared import check_output
@@ -218,15 +208,16 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
 def _refuse_same_folder(out: Path, folder: Path) -> None:
     if out.resolve() == folder.resolve():
         raise ValueError(
-            f"--out-path must not be the folder of the case: {folder}. Its label map could be overwritten."
+            f"--out-path must not be the folder of the case, {folder}, because the label map of the case could be "
+            "overwritten. Choose another folder."
         )
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """Find one case (from its folder or from single files), or the cases of a cohort and errors in other folders.
+    """Find one case, or the cases of a cohort and the errors in its other folders.
 
     Raises:
-        ValueError: If both `--in-path` and single files are given, or none of them.
+        ValueError: If both `--in-path` and single files are given, or neither.
         BadInputError: If there is no case.
     """
     given = {name: getattr(args, name) for name in task.modalities if getattr(args, name) is not None}

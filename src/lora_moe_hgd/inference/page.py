@@ -8,7 +8,8 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,16 +23,19 @@ from PIL import Image
 from ..files import printable, replacing
 from ..masks import bounds
 from ..model.brain import brain_of
-from ..model.geometry import orientation, to_canonical
+from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
-from .report import NO_WARNINGS
+from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS
 
 PAGES = files(__package__) / "pages"
-MARGIN = 12
-# Grey levels, the finest first. Noise compresses badly, so a coarser scale is taken if the page would be too large.
+# Margin around the brain, in which the letters for the directions are drawn. It may reach beyond the images.
+MARGIN_MM = 15.0
+# Possible numbers of grey levels, the finest scale first. Noise compresses badly, so a coarser scale is used if the
+# page would be too large.
 LEVELS = (254, 126, 62)
-# The sequences of a page fill at most this many bytes, if LEVELS allow it. The viewer and a picture need 1.3 MB more.
+# Largest size of all sequences of a page, in bytes, unless even the coarsest scale needs more. The viewer and a
+# picture add 1.3 MB.
 MOST_BYTES = 6_000_000
 SEGMENTATION, TRUTH = "segmentation", "ground truth"
 
@@ -56,15 +60,15 @@ def write_case_page(
 
     Args:
         path: HTML file, written atomically.
-        images: Sequences by name, all on one grid.
-        regions: `(R, D, H, W)` bool on the same grid: WT, TC and ET for brain tumours.
+        images: Images by the name of their sequence, all on one grid.
+        regions: `(R, D, H, W)` bool on the grid of the images: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
         task: Names of the regions.
-        truth: Regions of the ground truth, like `regions`.
-        truth_note: File of the ground truth, or the reason why the page does not show it.
+        truth: Regions of the ground truth, `(R, D, H, W)` bool on the grid of the images.
+        truth_note: File name of the ground truth, or the reason why the page shows no ground truth.
         probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
         uncertainty: Entropy in bits, `(D, H, W)`.
-        picture: Picture of the result, for browsers that cannot show slices.
+        picture: File with a picture of the result, for browsers that cannot show slices.
     """
     affine = next(iter(images.values())).affine
     volumes = {name: to_canonical(np.asarray(image.dataobj, np.float32), affine) for name, image in images.items()}
@@ -74,19 +78,22 @@ def write_case_page(
     bits = {
         name: to_canonical(np.packbits(sets, axis=0, bitorder="little")[0], affine) for name, sets in labels.items()
     }
-    box = bounds(np.logical_or.reduce([brain, *(found > 0 for found in bits.values())]), MARGIN)
+    box = _with_margin(
+        bounds(np.logical_or.reduce([brain, *(found > 0 for found in bits.values())]), 0), canonical_spacing_mm(affine)
+    )
     own = _to_own_voxels(affine, regions.shape[1:], box)
-    canonical = np.stack([to_canonical(region, affine)[box] for region in regions])
+    canonical = np.stack([_cut(to_canonical(region, affine), box) for region in regions])
     found = np.any(canonical, axis=0)
-    levels, sequences = _encoded({name: volume[box] for name, volume in volumes.items()}, found)
+    levels, sequences = _encoded({name: _cut(volume, box) for name, volume in volumes.items()}, found)
     maps: dict[str, Any] = {}
     if probabilities is not None:
         for region, volume in zip(task.regions, probabilities, strict=True):
-            maps[f"probability of {shown(region)}"] = _map(to_canonical(volume, affine)[box], 1.0)
+            maps[f"probability of {shown(region)}"] = _map(_cut(to_canonical(volume, affine), box), 1.0)
     if uncertainty is not None:
-        maps["uncertainty, bits"] = _map(to_canonical(uncertainty, affine)[box], float(uncertainty.max()))
+        maps["uncertainty, bits"] = _map(_cut(to_canonical(uncertainty, affine), box), float(uncertainty.max()))
     bit_volumes = {
-        name: {"data": packed(volume[box]), "window": [0, 255], "colours": "gray"} for name, volume in bits.items()
+        name: {"data": packed(_cut(volume, box)), "window": [0, 255], "colours": "gray"}
+        for name, volume in bits.items()
     }
     for volume in (*sequences.values(), *maps.values(), *bit_volumes.values()):
         header = _nifti_header(found.shape, affine @ own, slope=volume.pop("slope", 1.0))
@@ -96,7 +103,11 @@ def write_case_page(
         "shape": found.shape,
         "affine": (affine @ own).tolist(),
         "own": own.tolist(),
-        "start": planes_through(canonical, brain[box], task),
+        "start": planes_through(canonical, _cut(brain, box), task),
+        "inside": [
+            (max(-part.start, 0), min(part.stop, edge) - part.start - 1)
+            for part, edge in zip(box, brain.shape, strict=True)
+        ],
         "levels": levels,
         "sequences": sequences,
         "maps": maps,
@@ -113,7 +124,9 @@ def write_case_page(
         notice=html.escape(report["notice"]),
         target=html.escape(task.target),
         state=_state(report, task),
-        regions=_region_table(report, task),
+        regions=_region_table(
+            report, task, None if truth is None else (truth.sum(axis=(1, 2, 3)) * voxel_ml(affine)).tolist()
+        ),
         facts=_facts(report, truth_note),
         picture=_picture(picture),
         version=json.loads((PAGES / "niivue/version.json").read_text())["version"],
@@ -127,7 +140,7 @@ def write_case_page(
 
 @cache
 def _niivue() -> str:
-    """NiiVue, after its licence and those of the libraries that it contains."""
+    """Code of NiiVue, preceded by the licences of NiiVue and of the libraries that it contains."""
     licences = "\n\n".join(
         (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
     )
@@ -144,15 +157,15 @@ def _gzip_base64(content: bytes) -> str:
 
 
 def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
-    """Fill a template of the folder `pages` with the common style and its script.
+    """Fill a template of the folder `pages` with the common style and the template's script.
 
-    The page's Content-Security-Policy lets a browser run these scripts alone, and no network access at all.
+    The page's Content-Security-Policy makes a browser run only these scripts and refuse all network access.
 
     Args:
         template: File name of the template.
-        script_file: File name of its script.
-        unpacked_script: Another script, which the first one adds to the page.
-        parts: HTML by the name of its place in the template. Free text must be escaped.
+        script_file: File name of the template's script.
+        unpacked_script: Another script, which the template's script adds to the page.
+        parts: HTML for each placeholder of the template. Free text must be escaped.
     """
     style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))
     allowed = " ".join(_hash(text) for text in (script, unpacked_script) if text)
@@ -170,8 +183,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    The first axis runs fastest. Each voxel is stored as its difference from the mean of its three neighbours with a
-    lower index, which compresses images by another tenth to fifth.
+    In the packed bytes, the first axis varies fastest. Each voxel is stored as its difference from the mean of its
+    three neighbours with a lower index, because compressed images are then 10 to 20 % smaller.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -182,7 +195,7 @@ def packed(volume: np.ndarray) -> str:
 
 
 def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Number of grey levels, and the sequences with as many levels as MOST_BYTES allows."""
+    """Return the highest number of grey levels that MOST_BYTES allows, and the encoded sequences."""
     for levels in LEVELS:
         encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
         if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:
@@ -191,7 +204,7 @@ def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int,
 
 
 def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
-    """Convert a volume to grey levels from 1 to `levels`; 0 is outside the brain."""
+    """Convert a volume to grey levels from 1 to `levels`. Voxels outside the brain become 0."""
     brain = volume != 0
     dark, bright = window_of(volume, brain, found)
     low, high = np.percentile(volume[brain], (0.1, 99.95)).tolist() if brain.any() else (dark, bright)
@@ -203,16 +216,31 @@ def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
 
 
 def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
-    """Convert a map from 0 to `most` to 8 bits."""
+    """Convert a map with values from 0 to `most` to 8 bits."""
     step = max(most, 1e-6) / 255
     scaled = (volume / step).clip(0, 255).round().astype(np.uint8)
-    # Values below a third of the highest one get no colour, so that the image can be seen.
+    # Values below a third of the highest value get no colour, so that the image below the map can be seen.
     shown_as = {"window": [85 * step, 255 * step], "colours": "map", "slope": step}
     return {"data": packed(scaled), "first": 0, "low": 0.0, "step": step, **shown_as}
 
 
+def _with_margin(box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> tuple[slice, ...]:
+    """Enlarge a box by MARGIN_MM on each side. The result may reach beyond the array."""
+    margins = [math.ceil(MARGIN_MM / edge) for edge in spacing_mm]
+    return tuple(slice(part.start - margin, part.stop + margin) for part, margin in zip(box, margins, strict=True))
+
+
+def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """Cut a box out of a volume. Voxels of the box beyond the volume are zero."""
+    cut = np.zeros([part.stop - part.start for part in box], volume.dtype)
+    inside = [slice(max(part.start, 0), min(part.stop, edge)) for part, edge in zip(box, volume.shape, strict=True)]
+    target = [slice(own.start - part.start, own.stop - part.start) for own, part in zip(inside, box, strict=True)]
+    cut[tuple(target)] = volume[tuple(inside)]
+    return cut
+
+
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """Matrix `(4, 4)` from voxels of the box, in canonical order, to voxels of the case's own array."""
+    """Matrix `(4, 4)` that maps voxels of the box, in canonical order, to voxels of the case's own array."""
     axes, flips = orientation(affine)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -223,7 +251,7 @@ def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice,
 
 
 def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
-    """Header of a NIfTI file of uint8 voxels, up to its first voxel."""
+    """All bytes of a NIfTI file of uint8 voxels that come before the first voxel."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
@@ -235,7 +263,7 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name and colour of each region, in bit order."""
+    """Name and colour of each region, in the order of the regions' bits."""
     return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 
@@ -244,7 +272,7 @@ def _rgb(colour: str) -> list[int]:
 
 
 def _state(report: Mapping[str, Any], task: Task) -> str:
-    """What the reader must know first: the warnings, and whether anything was found."""
+    """HTML for the top of the page: the warnings, and whether any region was found."""
     target = html.escape(task.target)
     heads = []
     if not report[f"{task.target}_found"]:
@@ -257,8 +285,15 @@ def _state(report: Mapping[str, Any], task: Task) -> str:
     return f'<div class="calm"><p>{NO_WARNINGS}</p></div>'
 
 
-def _region_table(report: Mapping[str, Any], task: Task) -> str:
-    """Table of the regions with a checkbox that shows or hides each."""
+def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[float] | None) -> str:
+    """Table of the regions with a checkbox that shows or hides each.
+
+    Args:
+        report: Result of `report.make_report`.
+        task: Names of the regions.
+        truth_ml: Volumes of the regions of the ground truth in millilitres; `None` without a ground truth.
+    """
+    columns = ["region", SEGMENTATION, *([] if truth_ml is None else [TRUTH]), "expected Dice"]
     rows = []
     for number, (region, colour) in enumerate(zip(task.regions, colours_of(task).values(), strict=True)):
         confidence = report["confidence"][region]
@@ -266,10 +301,12 @@ def _region_table(report: Mapping[str, Any], task: Task) -> str:
         box = f'<input type="checkbox" id="region-{number}" checked disabled>'
         swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"
-        volume = f'<td class="number">{report["volumes_ml"][region]:.1f}</td>'
-        rows.append(f'<tr><td>{label}</td>{volume}<td class="number">{dice}</td></tr>')
-    head = '<th scope="col">region</th><th scope="col">volume found, mL</th><th scope="col">expected Dice</th>'
-    return f"<table><caption>Regions</caption><tr>{head}</tr>{''.join(rows)}</table>"
+        volumes = [report["volumes_ml"][region], *([] if truth_ml is None else [truth_ml[number]])]
+        cells = "".join(f'<td class="number">{text}</td>' for text in (*(f"{volume:.1f}" for volume in volumes), dice))
+        rows.append(f"<tr><td>{label}</td>{cells}</tr>")
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    table = f"<table><caption>Volumes of the regions in mL</caption><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="wide">{table}</div>'
 
 
 def _facts(report: Mapping[str, Any], truth_note: str) -> str:
@@ -278,10 +315,11 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
         "resampled to the common grid": ", ".join(report["interpolated"]) or "none",
-        "ground truth": truth_note,
+        TRUTH: truth_note,
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
         f"{' x '.join(f'{edge:g}' for edge in report['spacing_mm'])} mm",
         "weights": report["checkpoint"],
+        **({"source": EXAMPLE_SOURCE} if report["case_id"] == EXAMPLE_ID else {}),
         "versions": ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
     }
     cells = (f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>' for name, text in rows.items())
@@ -289,7 +327,7 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
 
 
 def _picture(path: Path | None) -> str:
-    """The picture as an image element, compressed."""
+    """Image element with the compressed picture; empty without a picture."""
     if path is None:
         return ""
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Report of an inference run as JSON. It contains no text from image headers."""
+"""Report of an inference run as JSON. The report contains no text from image headers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from ..model.task import BRAIN_TUMOUR, Task
 # Labels whose key in the report has another spelling.
 KEYS = {"oedema": "edema"}
 NOTICE = "Research use only. This is not a medical device. Look at the images."
-# What pages say of a result without warnings.
-NO_WARNINGS = "The program has no warnings. Errors are possible all the same."
+# Text of the pages for a result without warnings.
+NO_WARNINGS = "The program has no warnings. The result can still be wrong."
+# Name and source of the example case. Its licence asks for the source wherever the images are shown.
+EXAMPLE_ID = "BraTS-SSA-00041-000"
+EXAMPLE_SOURCE = "BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0, cropped to the brain"
 
 
 def make_report(
@@ -46,11 +49,11 @@ def make_report(
 ) -> dict[str, Any]:
     """Collect the report.
 
-    `files` has the file name of each sequence that was used. `left_out` names volumes that are not sequences. Volumes
-    are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the expected Dice,
-    see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names the sequences
-    that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and files.
-    `not_written` lists pictures and pages that could not be made.
+    `files` has the file name of each sequence that was used. `left_out` names image files that are not used as a
+    sequence. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
+    expected Dice, see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names
+    the sequences that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and
+    files. `not_written` lists pictures and pages that could not be made.
     """
     return {
         "case_id": case_id,
@@ -81,16 +84,17 @@ def make_report(
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Keep the segmentation if the picture or page in the block fails. The report then says why it failed.
+    """Keep the segmentation if the block cannot write its file. The report then says why the file is missing.
 
     Args:
-        name: File that the block writes.
-        report: On failure, a warning and the name under `not_written` are added to it.
+        name: Name of the file that the block writes, such as a picture or a page.
+        report: Report of the result. If the block fails, a warning and an entry of `not_written` are added to the
+            report.
     """
     try:
         yield
     except Exception as error:
-        message = f"{name} could not be made ({reason_of(error)}). The segmentation is complete without it."
+        message = f"{name} could not be made ({reason_of(error)}). The segmentation itself is complete."
         print(f"warning: {message}", file=sys.stderr)
         report["warnings"].append(message)
         report["not_written"].append(name)

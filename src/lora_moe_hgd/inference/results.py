@@ -1,4 +1,4 @@
-"""Segment a case on disk or in memory, and write the folder of its results."""
+"""Segment a case on disk or in memory, and write its results to a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 INPUT_SCHEME = "input"
 
 Case = CaseFiles | Mapping[str, Any]
-"""The files of a case, or its sequences by name, at least one of them in memory."""
+"""Files of a case, or a mapping from sequence names to images, at least one of which is in memory."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class ResultOptions:
     """Options for the input and the output of a case.
 
     Attributes:
-        sequences: Use only these sequences. `None` means all available ones.
-        label_scheme: Scheme of the label map. `None` means the checkpoint's scheme, and `input` the scheme that the
-            file names imply.
-        reference: Sequence whose grid the result has. `None` means the first one.
+        sequences: Use only these sequences. `None` means all available sequences.
+        label_scheme: Scheme of the label numbers. `None` means the checkpoint's scheme. `input` means the scheme that
+            the file names imply.
+        reference: Sequence whose grid the result has. `None` means the first sequence.
         strict: Refuse cases with warnings about their images.
-        allow_skull: Accept heads with their skull.
+        allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        mirror: Take the mean over the case and its mirror image.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
@@ -65,7 +65,7 @@ class ResultOptions:
     html: bool = False
 
     def check(self, task: Task) -> None:
-        """Check the names against the task of a checkpoint.
+        """Check that the task of a checkpoint has the sequences and the label scheme of these options.
 
         Raises:
             ValueError: If a sequence or the label scheme is unknown.
@@ -81,8 +81,8 @@ class ResultOptions:
             label_scheme(str(self.label_scheme), task.schemes)
 
     def files(self) -> tuple[str, ...]:
-        """Names of the files that are written."""
-        # Those of raw images are written by `Segmentation.save` alone.
+        """Names of the files that these options request."""
+        # No option requests SCAN_FILES: `Segmentation.save` writes them for raw images.
         asked = {
             **dict.fromkeys(SCAN_FILES, False),
             "report.html": self.html,
@@ -93,7 +93,7 @@ class ResultOptions:
 
 
 def parse_sequences(names: str) -> tuple[str, ...]:
-    """Split a list of sequence names, separated by commas.
+    """Split a text with sequence names that are separated by commas.
 
     Example:
         >>> parse_sequences("t1c, FLAIR")
@@ -124,13 +124,14 @@ class CaseSegmenter:
     """Segments cases with one checkpoint, which is loaded when it is first needed.
 
     Args:
-        checkpoint: Network or adapter: shipped name, folder or Hub id.
-        options: Options for input and output.
-        device: Device such as `cpu` or `cuda:1`. `None` means a GPU if there is one.
+        checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
+        options: Options for the input and the output of a case.
+        device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If there is no such checkpoint, an option does not fit its task, or the device cannot be used.
+        ValueError: If the checkpoint is not found, an option does not fit the checkpoint's task, or the device cannot
+            be used.
     """
 
     def __init__(
@@ -150,18 +151,18 @@ class CaseSegmenter:
 
     @cached_property
     def loaded(self) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-        """Network and processor."""
+        """Network and image processor, loaded on first use."""
         return load_checkpoint(self.folder, device=self.device, base=self.base)
 
     def fingerprint(self, case: CaseFiles) -> str | None:
         """Fingerprint of all inputs of a result: weights, options, code, and the files that are used.
 
-        It is `None` if a file cannot be read. No stored result has this fingerprint, so the case is then read again,
-        which reports the error.
+        The fingerprint is `None` if a file cannot be read. No stored result has the fingerprint `None`, so the case is
+        read again, and reading reports the error.
         """
         wanted = self.options.sequences
         try:
-            # The page shows the ground truth.
+            # The page shows the ground truth, so `html` makes the label map an input.
             files = case_fingerprint(case if wanted is None else case.only(wanted), labels=self.options.html)
         except OSError:
             return None
@@ -173,7 +174,7 @@ class CaseSegmenter:
             report = json.loads((folder / "report.json").read_text())
             made_from, not_written = report["made_from"], report["not_written"]
         except (ValueError, LookupError, TypeError, RecursionError, OSError):
-            # There is no report, or it is damaged, or another version wrote it.
+            # The report is missing or damaged, or another version wrote it.
             return False
         complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)
         return complete and made_from is not None and made_from == self.fingerprint(case)
@@ -186,15 +187,16 @@ class CaseSegmenter:
         Args:
             case: Case to segment.
             progress: Show a progress bar.
-            warn: Called with each finding: before the network runs for those about the case, afterwards for those
-                about the result.
+            warn: Function that is called with each finding. Findings about the case come before the network runs,
+                findings about the result afterwards.
 
         Raises:
             ValueError: If the case cannot be used or lacks a requested sequence.
         """
         started = time.perf_counter()
         options = self.options
-        # Take the fingerprint before reading. If a file changes meanwhile, the results then do not match the new file.
+        # Take the fingerprint before reading. If a file changes in the meantime, the results do not match the
+        # fingerprint of the new file.
         made_from = self.fingerprint(case) if isinstance(case, CaseFiles) else None
         rules = {name: getattr(options, name) for name in ("reference", "allow_skull", "allow_partial")}
         rules["task"] = self.task
@@ -213,7 +215,7 @@ class CaseSegmenter:
         scheme = processor.scheme(scheme_name)
         inputs = processor(reading.settled)
         (geometry,) = inputs["geometry"]
-        # A large case fits into memory if its probabilities stay in the box of the brain.
+        # Keep the probabilities in the bounding box of the brain, so that a large case fits into memory.
         in_box, probabilities = find_in_box(network, processor, inputs, mirror=options.mirror, progress=progress)
         volumes_ml = {
             name: float(region.sum()) * geometry.voxel_ml
@@ -251,7 +253,7 @@ class CaseSegmenter:
             regions=geometry.to_own_grid(in_box),
             probabilities_in_box=probabilities,
             geometry=geometry,
-            # As in the report, so that both show the same numbers.
+            # Copy the rounded numbers of the report, so that both show the same numbers.
             volumes_ml=dict(report["volumes_ml"]),
             confidence=dict(report["confidence"]),
             warnings=warnings,
@@ -285,6 +287,7 @@ def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
         return name
     if not case.label_schemes:
         raise ValueError(
-            f"The file names of {case.case_id} do not determine a label scheme. Name one with --label-scheme."
+            f"The file names of {case.case_id} do not determine a label scheme. Name a label scheme with "
+            "--label-scheme."
         )
     return case.label_schemes[0]

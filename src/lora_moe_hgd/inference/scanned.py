@@ -1,4 +1,4 @@
-"""Raw images to their segmentation: prepare the case, segment it, keep the way back to the scanner's grids."""
+"""Segmentation of raw images: prepare the case, segment it, and keep the transforms back to the scanner's grids."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ def segment_scan(
     """Segment a study of raw images. The extra `scans` must be installed.
 
     Args:
-        segmenter: Segments the prepared case.
+        segmenter: Segmenter with the checkpoint and the options.
         path: Folder, zip file or DICOMDIR with DICOM files.
-        options: How the images are prepared.
-        keep: Folder for the prepared case, which is removed otherwise.
-        steps: Finished steps of a run that was stopped; `None` stores none.
+        options: Options of the preparation.
+        keep: Folder in which to keep the prepared case. `None` means that the prepared case is deleted.
+        steps: Store for the finished steps, with which a stopped run resumes. `None` means that no steps are stored.
         progress: Show a progress bar.
-        say: Called with the table of series and a line for each step.
-        warn: Called with each finding.
+        say: Function that is called with the table of series and with a line for each step.
+        warn: Function that is called with each finding.
 
     Raises:
         ValueError: If the images cannot be used.
     """
-    # Only now, because it needs the extra.
+    # Import it only here, because it needs the extra `scans`.
     from ..scans.prepare import prepare
 
     if not segmenter.task.is_brain_tumour:
         raise ValueError(
-            f"{path} holds images from the scanner. Of these, only T1, T1c, T2 and FLAIR are recognised, and the "
-            f"network segments {segmenter.task.name}. Bring its sequences to one grid without skull yourself."
+            f"{path} contains raw images from the scanner. The package can prepare only T1, T1c, T2 and FLAIR, but "
+            f"the checkpoint is for the task {segmenter.task.name}. Remove the skull and bring all sequences to one "
+            "grid yourself."
         )
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"

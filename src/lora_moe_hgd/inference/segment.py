@@ -42,14 +42,14 @@ def find_in_box(
     """Segment one case that the processor has preprocessed, inside the bounding box of its brain.
 
     Args:
-        network: Segments the case.
-        processor: Resamples the logits to the voxels of the case.
-        inputs: Result of the processor. Channels that `modality_mask` marks as absent are never read.
-        mirror: Average over the case and its mirror image.
+        network: Network in evaluation mode.
+        processor: Image processor, which resamples the logits to the voxels of the case.
+        inputs: Output of the processor for one case. Channels that `modality_mask` marks as absent are never read.
+        mirror: Average over the case and its left-right mirror image, which takes twice as long.
         progress: Show a progress bar.
 
     Returns:
-        Regions, bool, and their probabilities, float32, both as in `processor.post_process_in_box`.
+        Regions (bool) and their probabilities (float32), both as in `processor.post_process_in_box`.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),

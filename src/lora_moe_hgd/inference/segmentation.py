@@ -25,7 +25,7 @@ from .page import write_case_page
 from .report import not_at_the_cost_of_the_result, write_report
 from .uncertainty import voxel_entropy
 
-# Written for cases of raw images alone.
+# Files that are written only for cases of raw images.
 SCAN_FILES = ("seg.dcm", *(f"seg_on_{name}.nii.gz" for name in MODALITIES))
 # Deletion order. `report.json` goes first: its presence marks the folder as complete.
 RESULT_FILES = (
@@ -41,26 +41,26 @@ RESULT_FILES = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """Regions of a case, on the grid of its reference sequence, which is the first one by default.
+    """Segmentation of a case on the grid of its reference sequence, which is the first sequence by default.
 
-    For brain tumours, the order of regions is WT, TC, ET, and each contains the next. `D, H, W` are the axes of the
-    case's own array.
+    For brain tumours, the order of regions is WT, TC, ET, and each region contains the next. `D, H, W` are the axes of
+    the case's own array.
 
     Attributes:
         label_map: `(D, H, W)` uint8 with the affine of the case.
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
         probabilities_in_box: Probabilities in the bounding box of the brain, in canonical order, float32 in [0, 1].
-        geometry: The bounding box, and the grid of the case.
+        geometry: Bounding box of the brain, and grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
-            docs/confidence.md shows how reliable it is.
-        warnings: Warnings about the case and the result, one or more sentences each.
+            docs/confidence.md shows how reliable the confidence is.
+        warnings: Warnings about the case and the result. Each warning has one or more sentences.
         images: Sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
         case: Files of the case; `None` for a case in memory or of raw images.
-        task: Sequences and regions.
-        scan: The prepared case, if it was made from raw images; `None` for other cases.
+        task: Task, which names the sequences and regions.
+        scan: Prepared case and its original grids; `None` for a case that was not made from raw images.
     """
 
     label_map: nib.Nifti1Image
@@ -79,7 +79,7 @@ class Segmentation:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Probabilities of the regions, `(R, D, H, W)` float32 in [0, 1], a new array each time."""
+        """Probabilities of the regions, `(R, D, H, W)` float32 in [0, 1]. Each access makes a new array."""
         return self.geometry.to_own_grid(self.probabilities_in_box)
 
     def __repr__(self) -> str:
@@ -98,30 +98,31 @@ class Segmentation:
     ) -> None:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
-        If the case came as DICOM, `seg.dcm` is written as well: a DICOM segmentation over the slices of the reference.
-        Pictures show a case of raw images with its skull. Earlier results in the folder are deleted. If a picture, the
-        page or `seg.dcm` cannot be made, `report.json` says why.
+        If the case was made from DICOM files, `seg.dcm` is written as well: a DICOM segmentation on the slices of the
+        reference sequence. The pictures of a case of raw images show the skull. Earlier results in the folder are
+        deleted. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
-            folder: Output folder. It is created if it does not exist.
+            folder: Output folder. A missing folder is created.
             probabilities: Also write `probabilities.nii.gz`, `(D, H, W, R)` float32.
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
-            html: Also write `report.html`, a page with all slices in linked planes. It shows the ground truth if the
-                case has one, and the maps that `probabilities` and `uncertainty` ask for.
-            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the grid on which each sequence was
-                scanned. Only a case of raw images has these.
+            html: Also write `report.html`, a page with all slices in linked planes. The page shows the ground truth if
+                the case has one, and the maps that `probabilities` and `uncertainty` request.
+            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the original grid of each sequence. Only
+                a case of raw images has such grids.
 
         Raises:
-            ValueError: If `on_all` is asked for another case; or if the folder is that of a case, whose ground truth
-                would be deleted.
+            ValueError: If `on_all` is requested for a case that was not made from raw images, or if `folder` is the
+                folder of a case, whose ground truth would be deleted.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
         if on_all and self.scan is None:
-            raise ValueError("Only a case of raw images has other grids than its own. Leave out `--on all`.")
+            raise ValueError("The case was not made from raw images, so it has only one grid. Leave out `--on all`.")
         if self.case is not None and folder.resolve() == self.case.folder.resolve():
             raise ValueError(
-                f"{folder} is the folder of the case. Its label map could be overwritten. Choose another folder."
+                f"{folder} is the folder of the case. The label map of the case could be overwritten. Choose another "
+                "folder."
             )
         if folder.is_dir() and not (folder / "report.json").is_file() and (folder / "seg.nii.gz").is_file():
             others = sorted({path.name for path in folder.glob("[!.]*")} - set(RESULT_FILES))
@@ -147,7 +148,7 @@ class Segmentation:
                 save_image(folder / f"seg_on_{name}.nii.gz", own)
         if self.scan is not None and self.scan.headers and self.regions.any():
             with not_at_the_cost_of_the_result("seg.dcm", report):
-                # Only now, because it needs further packages.
+                # Import it only here, because it needs the extra `scans`.
                 from ..scans.dicom_seg import write_dicom_seg
 
                 write_dicom_seg(
@@ -186,7 +187,7 @@ class Segmentation:
         write_report(folder / "report.json", report)
 
     def _truth(self) -> tuple[np.ndarray | None, str]:
-        """Regions of the ground truth, and its file name. Without one, a reason for the reader of the page."""
+        """Return the regions and the file name of the ground truth, or `None` and the reason why it is not shown."""
         if self.case is None or self.case.segmentation is None:
             return None, "none"
         name = safe_name(self.case.segmentation.name)

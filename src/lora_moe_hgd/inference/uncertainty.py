@@ -10,11 +10,12 @@ from ..model.task import BRAIN_TUMOUR, Task
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
     """Entropy in bits of the class of each voxel, `(D, H, W)`.
 
-    The classes of a brain tumour are: outside, oedema, non-enhancing core, ET. Regions that are not nested in each
+    The classes of a brain tumour are outside, oedema, non-enhancing core and ET. Regions that are not nested in each
     other are assumed to be independent, given the region that contains them.
 
     Args:
-        probabilities: Probabilities of the regions, `(R, D, H, W)`. Each is at most that of a region that contains it.
+        probabilities: Probabilities of the regions, `(R, D, H, W)`. The probability of a region is at most the
+            probability of a region that contains it.
         task: Regions, and which of them contain others.
 
     Example:
@@ -39,7 +40,7 @@ def _chain(number: int | None, parents: list[int | None]) -> list[int]:
 
 
 def _chain_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy of the class of a voxel among nested regions."""
+    """Entropy in bits of the class of each voxel, if every region contains the next."""
     outside, inside = np.ones_like(probabilities[:1]), np.zeros_like(probabilities[:1])
     nested = np.concatenate([outside, probabilities, inside])
     classes = nested[:-1] - nested[1:]

@@ -158,7 +158,7 @@ BRAIN_TUMOUR = Task(
     sequences=dict.fromkeys(MODALITIES, ()),
     # The image processor, not the task, stores the default scheme of a checkpoint (brats2023).
     schemes=LABEL_SCHEMES,
-    without={"t1c": "TC and ET are guesses, because only T1c shows contrast uptake. Do not rely on them."},
+    without={"t1c": "Only T1c shows contrast uptake. Without T1c, TC and ET are unreliable and may be missed."},
 )
 
 KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "without")

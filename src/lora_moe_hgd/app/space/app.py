@@ -1,12 +1,12 @@
-"""The page of lora-moe-hgd as a Space."""
+"""The page of lora-moe-hgd as a Space of Hugging Face."""
 
 import os
 
 from lora_moe_hgd.app.server import AppOptions, serve
 
-# Shipped name or Hub id. The variable `CHECKPOINT` of the Space overrides it.
+# Shipped name or Hub id of the checkpoint. The variable `CHECKPOINT` of the Space overrides it.
 CHECKPOINT = "glioma"
 
-# The process that computes imports this file again.
+# The process that segments imports this file again, and must not start a second server.
 if __name__ == "__main__":
     serve(AppOptions(os.environ.get("CHECKPOINT", CHECKPOINT), max_upload_mb=500), host="0.0.0.0", port=7860)

@@ -1,5 +1,6 @@
 "use strict";
-// The page of a case. `about` is what page.py wrote; volumes are unpacked when they are first shown.
+// The page of a case. `about` is what page.py wrote; volumes are unpacked when they are first shown. The volumes have a
+// margin around the images, which the crosshair cannot enter: `about.inside` has the first and last voxel without it.
 const about = JSON.parse(element("case").textContent);
 const [width, height, depth] = about.shape;
 const PLANES = [
@@ -10,16 +11,16 @@ const PLANES = [
   {name: "sagittal", right: [1, -1], up: [2, 1], through: [0, 1]},
 ];
 // Numbers of NiiVue's `SLICE_TYPE`. Tiles: left, top, width and height as fractions of the picture, which may be wide, very
-// wide or high.
+// wide or high. Gaps between tiles keep the letters of neighbouring planes apart.
 const RENDER = 4;
 const LAYOUTS = {
   "all three": {
-    row: [[0, 0, 0, 0.32, 1], [1, 0.32, 0, 0.32, 1], [2, 0.64, 0, 0.36, 1]],
-    wide: [[0, 0, 0, 0.58, 1], [1, 0.58, 0, 0.42, 0.5], [2, 0.58, 0.5, 0.42, 0.5]],
-    high: [[0, 0, 0, 1, 0.62], [1, 0, 0.62, 0.46, 0.38], [2, 0.46, 0.62, 0.54, 0.38]],
+    row: [[0, 0, 0, 0.31, 1], [1, 0.33, 0, 0.31, 1], [2, 0.66, 0, 0.34, 1]],
+    wide: [[0, 0, 0, 0.57, 1], [1, 0.59, 0, 0.41, 0.5], [2, 0.59, 0.5, 0.41, 0.5]],
+    high: [[0, 0, 0, 1, 0.62], [1, 0, 0.62, 0.45, 0.38], [2, 0.47, 0.62, 0.53, 0.38]],
   },
   "all three and 3-D": {
-    wide: [[0, 0, 0, 0.5, 0.5], [1, 0.5, 0, 0.5, 0.5], [2, 0, 0.5, 0.5, 0.5], [RENDER, 0.5, 0.5, 0.5, 0.5]],
+    wide: [[0, 0, 0, 0.49, 0.5], [1, 0.51, 0, 0.49, 0.5], [2, 0, 0.5, 0.49, 0.5], [RENDER, 0.51, 0.5, 0.49, 0.5]],
   },
   axial: {wide: [[0, 0, 0, 1, 1]]},
   coronal: {wide: [[1, 0, 0, 1, 1]]},
@@ -184,7 +185,7 @@ function zoom() {
 }
 
 function move(to) {
-  about.shape.forEach((edge, axis) => { position[axis] = Math.min(Math.max(Math.round(to[axis]), 0), edge - 1); });
+  about.inside.forEach(([low, high], axis) => { position[axis] = Math.min(Math.max(Math.round(to[axis]), low), high); });
   for (const {viewer} of views) {
     viewer.scene.crosshairPos = viewer.vox2frac(position);
     viewer.drawScene();
@@ -220,7 +221,8 @@ function moved() {
   position.forEach((value, axis) => {
     const slider = element(`slice-${axis}`);
     slider.value = value;
-    slider.setAttribute("aria-valuetext", `slice ${value + 1} of ${about.shape[axis]}`);
+    const [low, high] = about.inside[axis];
+    slider.setAttribute("aria-valuetext", `slice ${value - low + 1} of ${high - low + 1}`);
   });
 }
 
@@ -330,8 +332,8 @@ function drag() {
 
 function connect() {
   for (const name of Object.keys(LAYOUTS)) added(element("layout"), "option", {value: name, textContent: name});
-  about.shape.forEach((edge, axis) => {
-    const slider = Object.assign(element(`slice-${axis}`), {min: 0, max: edge - 1, value: position[axis]});
+  about.inside.forEach(([min, max], axis) => {
+    const slider = Object.assign(element(`slice-${axis}`), {min, max, value: position[axis]});
     slider.addEventListener("input", () => follow(position.map((value, other) => (other === axis ? slider.value : value))));
   });
   about.regions.forEach((_, number) => {
