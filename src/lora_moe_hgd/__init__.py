@@ -8,7 +8,7 @@
     seg.save("outputs/case_000")                        # what `lora-moe-hgd segment` writes
     model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
 
-Other names in this module:
+This module also exports:
 - adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
 - classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
   `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `AutoModel` and `pipeline` know these classes.

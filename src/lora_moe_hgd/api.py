@@ -53,7 +53,7 @@ def segment(
         `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
 
     Raises:
-        ValueError: If the case, the checkpoint or an option cannot be used. The message names cause and remedy.
+        ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.
     """
     if isinstance(sequences, str):
         raise ValueError(f"`sequences` must be a list such as {sequences.split(',')}, got {sequences!r}.")

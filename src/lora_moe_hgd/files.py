@@ -19,7 +19,8 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON. The message names the file.
+        ValueError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON. The error message names the
+            file.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has more than {MAX_JSON_BYTES} bytes, so this package did not write it. Replace it.")

@@ -29,7 +29,7 @@ def read_task(path: str | Path) -> Task:
     """Read a task from its YAML file, see docs/tasks.md.
 
     Raises:
-        BadInputError: If the file cannot be read or a value is invalid. The message names file, key and remedy.
+        BadInputError: If the file cannot be read or a value is invalid. The error message names file, key and remedy.
     """
     path = Path(path)
     if not path.is_file():

@@ -53,7 +53,7 @@ def require_extra() -> None:
     """Check that the extra `app` is installed.
 
     Raises:
-        ValueError: If the extra is missing. The message names the command that installs it.
+        ValueError: If the extra is missing. The error message names the command that installs it.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError(f"The app needs the package gradio. Install it: {install_command('app')}")

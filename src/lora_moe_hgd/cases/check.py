@@ -152,7 +152,8 @@ def check_cohort(
     Args:
         root: Folder of cases.
         labels: Whether to read the segmentation of each case, which must then exist.
-        label_scheme: Scheme of the segmentations. `None` means the scheme that the file names imply.
+        label_scheme: Label scheme, the meaning of each value in the segmentations. `None` means the scheme that the
+            file names imply.
         channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.

@@ -36,7 +36,7 @@ def check_sums(folder: Path, sums: dict[str, str]) -> None:
     """Check that the files in `folder` have the checksums `sums`.
 
     Raises:
-        ValueError: If a file is missing or has another checksum. The message names the file.
+        ValueError: If a file is missing or has another checksum. The error message names the file.
     """
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     for name, checksum in sums.items():

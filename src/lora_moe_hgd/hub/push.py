@@ -134,7 +134,7 @@ def publish(
             with this title, it is created. `None` means no collection.
 
     Raises:
-        ValueError: If a step fails. The message names the failed step and lists the finished steps.
+        ValueError: If a step fails. The error message names the failed step and lists the finished steps.
     """
     api, done = HfApi(), list[str]()
     with _step(f"The upload of {repo}", done):
@@ -170,7 +170,7 @@ def _report(done: list[str], name: str, address: str) -> None:
 def _step(name: str, done: Sequence[str]) -> Iterator[None]:
     """Convert an error inside the `with` block to a `ValueError` that names the step, the finished steps and a remedy.
 
-    The message never contains the access token.
+    The error message never contains the access token.
     """
     try:
         yield

@@ -195,7 +195,7 @@ def packed(volume: np.ndarray) -> str:
 
 
 def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Return the highest number of grey levels that MOST_BYTES allows, and the encoded sequences."""
+    """Encode the sequences with as many grey levels as the size limit of the page allows; return both."""
     for levels in LEVELS:
         encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
         if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:

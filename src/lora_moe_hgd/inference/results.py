@@ -41,8 +41,8 @@ class ResultOptions:
 
     Attributes:
         sequences: Use only these sequences. `None` means all available sequences.
-        label_scheme: Scheme of the label numbers. `None` means the checkpoint's scheme. `input` means the scheme that
-            the file names imply.
+        label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
+            `input` means the scheme that the file names imply.
         reference: Sequence whose grid the result has. `None` means the first sequence.
         strict: Refuse cases with warnings about their images.
         allow_skull: Accept images with the skull.

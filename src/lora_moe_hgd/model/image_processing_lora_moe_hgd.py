@@ -52,8 +52,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         modalities: Sequences in channel order. `None` means the sequences of the task.
         target_spacing_mm: Voxel size of the network's input, along the canonical axes.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
-        label_scheme: Default scheme of label maps, see `label_schemes`. `None` means brats2023 for brain tumours, and
-            the only scheme of any other task.
+        label_scheme: Default label scheme, the meaning of each value in a label map, see `label_schemes`. `None` means
+            brats2023 for brain tumours, and the only scheme of any other task.
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
         confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
@@ -156,7 +156,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 `settle` are also accepted.
             segmentation_maps: Label map of each case, in the same forms as the sequences. A result of `settle` already
                 contains its label map.
-            label_scheme: Scheme of the label maps. `None` means the processor's default scheme.
+            label_scheme: Label scheme, the meaning of each value in the label maps. `None` means the processor's
+                default scheme.
             spacing_mm: Voxel size of arrays without an affine, which must be in RAS order. `None` means 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
@@ -169,7 +170,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             also `labels (B, R, D, H, W)`, uint8, the masks of the regions.
 
         Raises:
-            ValueError: If a case cannot be used. The message names the case, the sequence and the remedy.
+            ValueError: If a case cannot be used. The error message names the case, the sequence and the remedy.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(
@@ -272,7 +273,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: The `geometry` that `preprocess` returned for these cases.
-            label_scheme: Scheme of the label maps. `None` means the processor's default scheme.
+            label_scheme: Label scheme, the meaning of each value in the label maps. `None` means the processor's
+                default scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.

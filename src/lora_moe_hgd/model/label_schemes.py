@@ -80,8 +80,8 @@ class LabelScheme:
         Labels may be floats that differ from an integer by up to 1e-3.
 
         Raises:
-            LabelMapError: If a value is not an integer or not a label of this scheme. The message lists the wrong
-                values.
+            LabelMapError: If a value is not an integer or not a label of this scheme. The error message lists the
+                wrong values.
 
         Example:
             >>> LABEL_SCHEMES["brats2018"].decode(np.array([0, 1, 2, 4])).astype(int)
@@ -153,7 +153,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
     """Return the scheme called `name` among `schemes`.
 
     Raises:
-        ValueError: If no scheme has this name. The message lists the names of all schemes.
+        ValueError: If no scheme has this name. The error message lists the names of all schemes.
     """
     if name not in schemes:
         raise ValueError(f"Unknown label scheme '{name}'. The names are: {', '.join(schemes)}.")
@@ -164,8 +164,8 @@ def label_values(labels: np.ndarray) -> set[int]:
     """Return all values of a label map.
 
     Raises:
-        LabelMapError: If a value differs from an integer by more than 1e-3. The message lists up to five of the wrong
-            values.
+        LabelMapError: If a value differs from an integer by more than 1e-3. The error message lists up to five of the
+            wrong values.
     """
     found = np.unique(np.asarray(labels))
     with np.errstate(invalid="ignore"):

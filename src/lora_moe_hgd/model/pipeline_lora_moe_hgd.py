@@ -156,8 +156,8 @@ def _read_folder(
         from lora_moe_hgd.cases.reading import read_case
     except ImportError as error:
         raise ValueError(
-            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install the "
-            "package, or give a dict from sequence name to file or array."
+            f"Reading the folder {folder} needs the package lora-moe-hgd, which is not installed. Install "
+            "lora-moe-hgd, or give a dict from sequence name to file or array."
         ) from error
     reading = read_case(
         find_case(Path(folder), task=task), allow_skull=allow_skull, allow_partial=allow_partial

@@ -182,7 +182,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
         where: File or other source of the description, for error messages.
 
     Raises:
-        BadInputError: If a key is unknown or missing, or a value is invalid. The message names the key and the remedy.
+        BadInputError: If a key is unknown or missing, or a value is invalid. The error message names the key and the
+            remedy.
     """
     rules = _Rules(where)
     for key in content:

@@ -42,7 +42,8 @@ def pretrained_path(name: str) -> Path:
     """Return the folder of a shipped network or adapter, in `from_pretrained` form.
 
     Raises:
-        ValueError: If no shipped checkpoint has this name. The message lists the shipped names.
+        ValueError: If no shipped checkpoint has this name. The error message lists the names of the shipped
+            checkpoints.
     """
     if name not in shipped_names():
         raise ValueError(

@@ -71,7 +71,7 @@ def require_extra() -> None:
     """Check that the packages of the extra `scans` are installed.
 
     Raises:
-        ValueError: If a package is missing. The message contains the command that installs it.
+        ValueError: If a package is missing. The error message contains the command that installs it.
     """
     missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:

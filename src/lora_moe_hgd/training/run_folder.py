@@ -124,7 +124,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If the run cannot be continued. The message says why and what to do.
+            ValueError: If the run cannot be continued. The error message says why and what to do.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:

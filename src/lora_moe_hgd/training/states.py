@@ -70,7 +70,7 @@ class RunState:
 
 
 class StateError(ValueError):
-    """A state cannot be written or read. The message says why and what to do."""
+    """A state cannot be written or read. The error message says why and what to do."""
 
 
 def write_state(folder: Path, state: RunState) -> None:
