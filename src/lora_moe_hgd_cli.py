@@ -1,7 +1,7 @@
 """The console script `lora-moe-hgd`. The launchers in the repository's root also use it.
 
-This module is outside the package, because importing the package registers the network with transformers. That takes
-seconds, which `--help` does not need.
+This module is outside the package, because importing the package registers the network with transformers, which takes
+seconds. `--help` needs no network.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def role_of(description: str) -> Role | None:
     """Identify a name as a sequence, as a tumour segmentation (`seg`), or as another kind of image (`other`).
 
     Args:
-        description: File name without its extension, or any other description. It may contain the patient's name.
+        description: File name without its extension, or any other description, which may contain the patient's name.
 
     Returns:
         The role, or `None` if the name contains no known word or contradicts itself.

@@ -99,7 +99,7 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 
 
 def read_run_split(run_folder: Path) -> Split:
-    """Read the training and validation cases of a run. Both lists are empty for a run on phantoms only.
+    """Read the training and validation cases of a run, two lists. A run on phantoms only has no cases.
 
     Runs of earlier versions did not record the fingerprints of the cases.
 

@@ -29,7 +29,7 @@ def add_adapter(
     """Freeze `network` and add a LoRA adapter, which changes no output until it is trained.
 
     Args:
-        network: Network to adapt. It is modified in place.
+        network: Network to adapt, modified in place.
         preset: `lora` or `lora+decoder`.
         options: Options of PEFT's `LoraConfig`, which override the options of the preset. By default, the rank is 8,
             and alpha is twice the rank.

@@ -97,7 +97,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     @app.post("/gradio_api/upload")
     async def upload(request: Request, upload_id: str = "") -> Response:
-        """Store uploads. The same route of Gradio would use the visitor's file names as paths."""
+        """Store uploads. Gradio's own route for uploads would use the visitor's file names as paths."""
         uploading.add(upload_id)
         try:
             return await store(request)

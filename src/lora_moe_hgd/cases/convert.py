@@ -145,8 +145,8 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
             raise BadInputError(
                 case.images[role],
-                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample the file, or "
-                "choose a layout with one file per sequence.",
+                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample this file "
+                f"to the grid of {wanted[0]}, or choose a layout with one file per sequence.",
             )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
 

@@ -70,8 +70,7 @@ class _Content:
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
     """Read one 3-D volume as float32 with nibabel's affine. Trailing axes of length one are dropped.
 
-    A `.npy` array has no geometry. Such an array is assumed to be in RAS order, with voxels of
-    `npy_spacing_mm`.
+    A `.npy` array has no geometry, so the array is assumed to be in RAS order, with voxels of `npy_spacing_mm`.
 
     Raises:
         BadInputError: If the file is missing, damaged, too large, of another format or not 3-D, or if its affine is

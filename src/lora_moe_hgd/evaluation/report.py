@@ -374,7 +374,12 @@ def _notes(about: Mapping[str, Any]) -> list[str]:
     facts = (
         ("Not scored", about["failed"], total + about["failed"], f"{FINDINGS} says why."),
         ("With warnings", about["with_warnings"], total, f"{FINDINGS} lists the warnings."),
-        ("Used to train the checkpoint", about["trained_on"], total, "Such scores prove nothing for new cases."),
+        (
+            "Used to train the checkpoint",
+            about["trained_on"],
+            total,
+            "Scores of training cases prove nothing for new cases.",
+        ),
     )
     return [
         f"{what}: {count} of {counted(number, 'case')}. {advice}" for what, count, number, advice in facts if count

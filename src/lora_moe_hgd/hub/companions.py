@@ -37,7 +37,7 @@ def write_wheel(folder: Path) -> Path:
     """Pack the installed package into a wheel, and return the path of the wheel.
 
     The package may be installed from a clone or from a wheel, and need not be on PyPI. Other files in the package's
-    folder, such as checkpoints of the user, are left out. The same files give the same bytes.
+    folder, such as checkpoints of the user, are left out. Equal files give equal wheels, byte by byte.
     """
     installed = next(found for found in distributions(name="lora-moe-hgd") if found.read_text("METADATA"))
     information = f"lora_moe_hgd-{installed.version}.dist-info"

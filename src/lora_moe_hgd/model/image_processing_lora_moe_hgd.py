@@ -309,7 +309,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_in_box(self, logits: Tensor, geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
         """Convert the logits of one case like `post_process_regions`, but only inside the bounding box of its brain.
 
-        Both results are zero outside the box. `geometry.to_own_grid` pastes both results into the case's own grid.
+        Regions and probabilities are zero outside the box. `geometry.to_own_grid` pastes them into the case's own
+        grid.
 
         Args:
             logits: `(R, D, H, W)`.

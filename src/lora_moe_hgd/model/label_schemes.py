@@ -22,7 +22,7 @@ class LabelScheme:
             regions. Therefore each region needs a label that belongs to no later region.
         words: One word for each region: the word for the part of the region outside all later regions. The default is
             the name of the region.
-        others: Labels outside all regions, such as a resection cavity. These labels are read, but never written.
+        others: Labels outside all regions, such as a resection cavity, that are read but never written.
         target: Word for the segmented object, such as `tumour`.
     """
 

@@ -127,7 +127,7 @@ class Presence(ABC):
 
 @dataclass
 class PackedPresence(Presence):
-    """Presence that computes only the present volumes.
+    """Layout of a batch in which only the present volumes are computed.
 
     Attributes:
         counts: Number of present volumes of each case, at least 1.
@@ -179,7 +179,7 @@ class PackedPresence(Presence):
 
 @dataclass
 class DensePresence(Presence):
-    """Presence that computes every volume, absent volumes as zeros, so that no shape depends on the mask.
+    """Layout of a batch in which every volume is computed, absent volumes as zeros: no shape depends on the mask.
 
     The mask is applied wherever volumes of a case are combined. A case without any sequence gives NaN and no error,
     because a graph cannot check the mask.

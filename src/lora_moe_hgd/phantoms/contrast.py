@@ -67,7 +67,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """`(x - median) / MAD` over the brain. Lesion levels are in the same unit."""
+    """`(x - median) / MAD` over the brain, the unit of the lesion levels."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()

@@ -228,7 +228,8 @@ class PhantomDataset(CachedCases):
         seed: Seed of the first phantom. Each further phantom has the next seed.
         label_maps: Folder of FreeSurfer-style label maps of brains from which phantoms are made, in addition to the
             built-in brain.
-        processor: Image processor that preprocesses the phantoms. Its target spacing is the phantoms' voxel size.
+        processor: Image processor that preprocesses the phantoms. The target spacing of the processor is the phantoms'
+            voxel size.
         cache_dir: Folder for preprocessed phantoms.
         style: Ranges of the random properties of phantoms.
     """
