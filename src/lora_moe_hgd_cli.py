@@ -56,7 +56,8 @@ SEGMENT_USES = """most frequent uses:
 def run(command: str, argv: Sequence[str] | None = None) -> None:
     """Run a subcommand with the given arguments, or with those of the process.
 
-    Invalid input leads to a one-line message on standard error and exit code 2.
+    Invalid input leads to a one-line message on standard error and exit code 2. `segment` without arguments also shows
+    its most frequent uses.
     """
     words = sys.argv[1:] if argv is None else argv
     if command == "segment" and not words:

@@ -683,7 +683,7 @@ def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
     said = f"warning: This checkpoint was trained on {len(known)} of 3 cases: {', '.join(known)}."
     captured = capsys.readouterr()
     assert said in captured.err
-    assert f"Used to train the checkpoint: {len(known)} of 3 cases. Scores of training cases" in captured.out
+    assert f"Used to train the checkpoint: {len(known)} of 3 cases. Scores on training cases" in captured.out
     about = json.loads((trained.parent / "out/table.json").read_text())["about"]
     assert about["trained_on"] == len(known)
 

@@ -145,7 +145,7 @@ def test_each_step_is_said_before_it_begins_and_nothing_with_quiet(
         "flair": "flair: finding the brain",
         "registration": "flair: registering it to t1c",
     }
-    kept = "registration found nothing better than the position that the image headers give, so that position is used"
+    kept = "registration found no clearly better position than the image headers give, so their position is used"
     assert f"flair to t1c: {kept}\n" in capfd.readouterr().out
     quicken(monkeypatch)
     run("prepare", [*words, "--quiet"])
@@ -186,9 +186,12 @@ def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference
         (Motion(np.diag([1, 1, 1, 1.001]), 0.1, 0.1, 5.0, 5.0), "error: flair: The registration to t1c failed"),
         (
             Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 40.0, 5.0),
-            "Registration to t1c turned this image by 40 degrees",
+            "warning: flair: Registration to t1c turned this image by 40 degrees",
         ),
-        (Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 5.0, 80.0), "Registration to t1c turned this image by 5 degrees"),
+        (
+            Motion(np.diag([1, 1, 1, 1.001]), 0.2, 0.9, 5.0, 80.0),
+            "warning: flair: Registration to t1c turned this image by 5 degrees",
+        ),
     ],
     ids=["nothing in common", "turned far", "moved far"],
 )

@@ -43,7 +43,8 @@ def add_checkpoint(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
-        help=f"name of a shipped checkpoint, folder or Hub id (default: {DEFAULT_CHECKPOINT})",
+        help=f"name of a shipped checkpoint, or folder or Hub id of a network or an adapter (default: "
+        f"{DEFAULT_CHECKPOINT})",
     )
     add_base(parser)
 

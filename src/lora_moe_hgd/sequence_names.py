@@ -162,7 +162,9 @@ def sequence_hint(name: str, known: Sequence[str]) -> str:
     if name in known:
         return ""
     own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
-    return f" '{name}' is named '{own}' here." if own in known else did_you_mean(name, known)
+    # An option of several words, such as --no-t1, is no sequence.
+    is_other_name = own in known and "-" not in name.removeprefix("--")
+    return f" '{name}' is named '{own}' here." if is_other_name else did_you_mean(name, known)
 
 
 def _kinds(description: str) -> list[str]:

@@ -194,7 +194,7 @@ class Session:
         finally:
             shutil.rmtree(waiting, ignore_errors=True)
         self.images += [Upload(self.folder / "images" / stored, name) for stored, name in images]
-        self.size, self.unpacked, self.count, self.case_id = size, unpacked, count, "case"
+        self.size, self.unpacked, self.count = size, unpacked, count
         if not ignored:
             return ""
         return f"Not kept, because they are neither NIfTI, DICOM nor zip files: {listed(ignored, most=5)}."

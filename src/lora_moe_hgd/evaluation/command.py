@@ -38,7 +38,7 @@ from .evaluate import Scorer, score_cases
 from .lesions import LESION_RULES
 from .metrics import CONVENTIONS
 from .predictions import PredictionScorer, find_predictions, folders_of_subsets
-from .report import write_report
+from .report import TRAINED_ON_NOTE, write_report
 from .score_files import read_scores, task_of
 from .scoring import CaseScores, NetworkScorer, Rules
 from .subset_table import FORMATS, subset_table
@@ -328,12 +328,12 @@ def _warn(
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
             what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all sequences of"
-            print(f"warning: only {able} of {counted(len(cases), 'case')} have {what} {name}", file=sys.stderr)
+            print(f"warning: cases with {what} {name}: {able} of {len(cases)}", file=sys.stderr)
     if trained_on:
         print(
             printable(
                 f"warning: This checkpoint was trained on {len(trained_on)} of {counted(len(cases), 'case')}: "
-                f"{listed(trained_on)}. Scores on training cases prove nothing for new cases."
+                f"{listed(trained_on)}. {TRAINED_ON_NOTE}"
             ),
             file=sys.stderr,
         )

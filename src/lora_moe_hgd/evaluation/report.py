@@ -28,6 +28,7 @@ CONFIDENCE = 0.95
 Reliability = Mapping[tuple[str, str], Any]
 
 FINDINGS = "findings.csv"
+TRAINED_ON_NOTE = "Scores on training cases prove nothing for new cases."
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 # Columns that are not scores.
@@ -378,7 +379,7 @@ def _notes(about: Mapping[str, Any]) -> list[str]:
             "Used to train the checkpoint",
             about["trained_on"],
             total,
-            "Scores of training cases prove nothing for new cases.",
+            TRAINED_ON_NOTE,
         ),
     )
     return [

@@ -151,12 +151,18 @@ def _task_of(argv: Sequence[str]) -> Task:
     """Read the task of the checkpoint on the command line. The sequences of the task become options.
 
     Raises:
-        ValueError: If the checkpoint is not found. The error comes before any work on the case.
+        ValueError: If the checkpoint is not found, unless only `--help` is wanted. The error comes before any work on
+            the case.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
     known = parser.parse_known_args(argv)[0]
-    return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
+    try:
+        return checkpoint_task(checkpoint_folder(known.checkpoint), base=known.base)
+    except (ValueError, OSError):
+        if {"-h", "--help"} & {*argv}:
+            return BRAIN_TUMOUR
+        raise
 
 
 def _is_study(path: Path | None) -> bool:

@@ -25,7 +25,9 @@ NOTICE = "Research use only. This is not a medical device. Look at the images."
 NO_WARNINGS = "The program has no warnings. The result can still be wrong."
 # Name and source of the example case. Its licence asks for the source wherever the images are shown.
 EXAMPLE_ID = "BraTS-SSA-00041-000"
-EXAMPLE_SOURCE = "BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0, cropped to the brain"
+EXAMPLE_SOURCE = (
+    "BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0; the case that ships with the package is cropped to the brain"
+)
 
 
 def make_report(

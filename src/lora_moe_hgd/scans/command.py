@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         "places", nargs="*", type=Path, metavar="RAW OUT", help="the same as --in-path RAW --out-path OUT"
     )
     add_in_path(
-        parser, help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files"
+        parser,
+        help="folder, zip file or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files that "
+        "still show the skull",
     )
     add_out_path(parser, required=False, help="folder for the case")
     parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")

@@ -229,8 +229,8 @@ def _motion(
     motion = steps.motion(name, reference, images, masks, found)
     if motion.is_none:
         say(
-            f"{name} to {reference}: registration found nothing better than the position that the image headers give, "
-            "so that position is used"
+            f"{name} to {reference}: registration found no clearly better position than the image headers give, "
+            "so their position is used"
         )
     else:
         say(

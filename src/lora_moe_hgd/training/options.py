@@ -82,14 +82,14 @@ class DataConfig:
     label_scheme: str | None = field(default=None, metadata=SCORE)
     channel_order: tuple[str, ...] | None = field(default=None, metadata=SCORE)
     skip_bad: bool | None = field(default=None, metadata=NOTHING)
-    # These two options may change, because `--continue` compares the accepted cases themselves.
+    # These two options may change, because each start of a run compares the accepted cases themselves.
     allow_skull: bool | None = field(default=None, metadata=NOTHING)
     allow_partial: bool | None = field(default=None, metadata=NOTHING)
     phantoms: int = 0
     phantom_share: float | None = None
     label_maps: str | None = field(default=None, metadata=SCORE)
     val_phantoms: int | None = field(default=None, metadata=SCORE)
-    # The options of the split may change, because `--continue` compares the resulting split itself.
+    # The options of the split may change, because each start of a run compares the resulting split itself.
     val_fraction: float | None = field(default=None, metadata=NOTHING)
     folds: int | None = field(default=None, metadata=NOTHING)
     fold: int | None = field(default=None, metadata=NOTHING)

@@ -1,6 +1,6 @@
 "use strict";
 // The page of a case. `about` is what page.py wrote; volumes are unpacked when they are first shown. The volumes have a
-// margin around the images, which the crosshair cannot enter: `about.inside` has the first and last voxel without it.
+// margin around the brain. The crosshair stays within the images: `about.inside` has their first and last voxel.
 const about = JSON.parse(element("case").textContent);
 const [width, height, depth] = about.shape;
 const PLANES = [

@@ -81,6 +81,6 @@ class SubsetCrops(CropDataset):
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Random generator whose seed is different for each run, epoch and sample."""
+    """Random generator with its own seed for each seed of a run, epoch and sample."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
