@@ -190,7 +190,6 @@ def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> No
             "'t1gd' is named 't1c' here.",
         ),
         (["segment", "--out-path", "o", "--t1gd", "a.nii.gz"], "'--t1gd' is named '--t1c' here."),
-        (["segment", "--out-path", "o", "--no-t1"], "unrecognized arguments: --no-t1"),
         (["segment", "--out-path", "o", "--reference", "T1CE"], "'T1CE' is named 't1c' here."),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",

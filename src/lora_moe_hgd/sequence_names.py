@@ -156,8 +156,8 @@ def sequence_hint(name: str, known: Sequence[str]) -> str:
     Example:
         >>> print(sequence_hint("T1gd", ["t1", "t1c"]), sequence_hint("--t1ce", ["--t1", "--t1c"]))
          'T1gd' is named 't1c' here.  '--t1ce' is named '--t1c' here.
-        >>> print(sequence_hint("flare", ["t1", "flair"]))
-         Did you mean 'flair'?
+        >>> print(sequence_hint("flare", ["t1", "flair"]), sequence_hint("--no-t1", ["--t1", "--t1c"]))
+         Did you mean 'flair'?  Did you mean '--t1'?
     """
     if name in known:
         return ""

@@ -113,8 +113,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 raise ValueError(
                     f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
                     " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in the"
-                    " checkpoint's preprocessor_config.json, or, if the checkpoint was trained from a shipped one, copy"
-                    " the `confidence_weights` of the shipped one."
+                    " checkpoint's preprocessor_config.json, or, if the checkpoint was trained from a shipped one,"
+                    " copy the `confidence_weights` of the shipped one."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
