@@ -484,12 +484,6 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert 'role="alert"' in doubtful
     assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
-    report["volumes_ml"] = dict.fromkeys(("wt", "tc", "et"), 0.0)
-    # A volume that is rounded to zero.
-    assert "No tumour was found" not in result_html(report, [], "x", BRAIN_TUMOUR)
-    nothing = result_html(report | {"tumour_found": False}, [], "x", BRAIN_TUMOUR)
-    assert "Doubtful" in nothing
-    assert "No tumour was found. Look at the images: the program can miss a tumour." in nothing
 
 
 def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) -> None:

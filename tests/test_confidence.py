@@ -44,6 +44,11 @@ def test_a_region_with_a_low_confidence_gets_a_warning_that_names_it() -> None:
     assert "0.59" in finding.message
 
 
+def test_a_result_without_any_region_has_a_warning() -> None:
+    (finding,) = confidence_warnings(dict.fromkeys(("wt", "tc", "et")))
+    assert str(finding) == "No tumour was found. Look at the images: the program can miss a tumour."
+
+
 def test_without_weights_the_confidence_is_what_the_probabilities_imply() -> None:
     probabilities = np.array([[[[1.0, 0.0]]], [[[0.75, 0.25]]], [[[0.75, 0.25]]]], dtype=np.float32)
     found = LoraMoeHgdImageProcessor().confidence(probabilities, probabilities > 0.5, voxel_ml=1.0, present=PRESENT)

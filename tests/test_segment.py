@@ -183,8 +183,13 @@ def test_a_case_without_tumour_is_said_to_have_none(dummy_root: Path, tmp_path: 
 
     monkeypatch.setattr(LoraMoeHgdForSegmentation, "segment_volume", nothing)
     run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
-    assert "No tumour was found." in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())["tumour_found"] is False
+    said = capsys.readouterr()
+    assert "No tumour was found." in said.out
+    missed = "No tumour was found. Look at the images: the program can miss a tumour."
+    assert f"warning: {missed}" in said.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["tumour_found"] is False
+    assert report["warnings"] == [missed]
     assert (tmp_path / "overlay.png").stat().st_size > 10_000
 
 

@@ -8,10 +8,9 @@
     seg.save("outputs/case_000")                        # what `lora-moe-hgd segment` writes
     model, processor = lmh.load_checkpoint()            # a transformers model and its image processor
 
-This module also exports:
-- adapters: `save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`, `combine_adapters`, `merge_adapter`;
-- classes: `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`, `LoraMoeHgdForSegmentation`,
-  `LoraMoeHgdImageProcessor`, `BrainTumorSegmentationPipeline`. `AutoModel` and `pipeline` know these classes.
+This module also exports functions for adapters (`save_adapter`, `load_adapters`, `using_adapter`, `adapter_disabled`,
+`combine_adapters`, `merge_adapter`) and the classes `Segmentation`, `LoraMoeHgdConfig`, `LoraMoeHgdModel`,
+`LoraMoeHgdForSegmentation`, `LoraMoeHgdImageProcessor` and `BrainTumorSegmentationPipeline`.
 """
 
 from __future__ import annotations

@@ -60,9 +60,6 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         task: Names of the regions.
     """
     doubts = [html.escape(text) for text in report["warnings"]]
-    # The volumes of the report are rounded, so the volume of a small tumour may be 0.
-    if not report[f"{task.target}_found"]:
-        doubts.insert(0, f"No {task.target} was found. Look at the images: the program can miss a {task.target}.")
     if doubts:
         count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"
         items = "".join(f"<li>{text}</li>" for text in doubts)

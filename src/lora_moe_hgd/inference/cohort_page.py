@@ -37,28 +37,23 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
         state=_state(rows, task),
         choices="".join(reversed(choices)),
         head="".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads),
-        rows="\n".join(_row(row, task) for row in sorted(rows, key=lambda row: _oddness(row, task))),
+        rows="\n".join(_row(row, task) for row in sorted(rows, key=_oddness)),
     )
     with replacing(path) as scratch:
         scratch.write_text(printable(page), encoding="utf-8")
 
 
-def _remarks(row: Mapping[str, Any], task: Task) -> list[str]:
-    """Reasons to look at the result of a segmented case."""
-    return [*row["warnings"], *([f"No {task.target} was found."] if row["confidence"] is None else [])]
-
-
-def _oddness(row: Mapping[str, Any], task: Task) -> tuple[float, float]:
+def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
     """Sort key of the index: cases that need a review come first."""
     if row["status"] != "done":
         return (-math.inf, 0.0)
-    return (-len(_remarks(row, task)), 0.0 if row["confidence"] is None else row["confidence"])
+    return (-len(row["warnings"]), 0.0 if row["confidence"] is None else row["confidence"])
 
 
 def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
     """HTML paragraph with the number of cases that failed or have remarks."""
     done = [row for row in rows if row["status"] == "done"]
-    failed, doubtful = len(rows) - len(done), sum(bool(_remarks(row, task)) for row in done)
+    failed, doubtful = len(rows) - len(done), sum(bool(row["warnings"]) for row in done)
     words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
     return f'<p class="{"doubt" if failed or doubtful else "calm"}">{words}</p>'
 
@@ -71,7 +66,7 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
         return f'<tr class="failed"><td>{name}</td>{empty}<td>failed: {html.escape(row["message"])}</td></tr>'
     link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
     volumes = [_number(row[f"{region}_ml"], f"{row[f'{region}_ml']:.1f}") for region in task.regions]
-    confidence, remarks = row["confidence"], _remarks(row, task)
+    confidence, remarks = row["confidence"], row["warnings"]
     cells = [
         f"<td>{link}</td>",
         f"<td>{html.escape(row['sequences'].replace('+', ' + '))}</td>",

@@ -254,7 +254,7 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
     if found.report[f"{found.task.target}_found"]:
         print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
     else:
-        print(f"No {found.task.target} was found. Look at the images: the program can miss a {found.task.target}.")
+        print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in RESULT_FILES if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -223,7 +223,7 @@ class CaseSegmenter:
         }
         (present,) = inputs["modality_mask"].tolist()
         confidence = processor.confidence(probabilities, in_box, voxel_ml=geometry.voxel_ml, present=present)
-        doubts = confidence_warnings(confidence)
+        doubts = confidence_warnings(confidence, self.task.target)
         for finding in doubts:
             if warn is not None:
                 warn(finding)

@@ -162,7 +162,9 @@ def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
     """Warnings that depend only on the available sequences, not on the images."""
     present = set(names)
-    return tuple(Finding(WHOLE_CASE, warning) for name, warning in task.without.items() if name not in present)
+    return tuple(
+        Finding(WHOLE_CASE, warning) for absent, warning in task.without.items() if not present & {*absent.split("+")}
+    )
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:

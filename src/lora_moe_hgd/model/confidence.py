@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .findings import Finding
+from .findings import WHOLE_CASE, Finding
 from .task import shown
 
 # A region with a lower expected Dice should not be used without correction.
@@ -63,8 +63,16 @@ def calibrated_dice(
     return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, features, strict=True))))
 
 
-def confidence_warnings(confidence: Mapping[str, float | None]) -> list[Finding]:
-    """Return a warning for each region with a low confidence."""
+def confidence_warnings(confidence: Mapping[str, float | None], target: str = "tumour") -> list[Finding]:
+    """Return a warning for each region with a low confidence, or one warning if no region was found.
+
+    Args:
+        confidence: Expected Dice of each region by its name; `None` for a region that was not found.
+        target: Word for the segmented object.
+    """
+    if all(value is None for value in confidence.values()):
+        message = f"No {target} was found. Look at the images: the program can miss a {target}."
+        return [Finding(WHOLE_CASE, message)]
     return [
         Finding(
             shown(name),

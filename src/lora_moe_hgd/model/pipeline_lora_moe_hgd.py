@@ -133,13 +133,14 @@ class BrainTumorSegmentationPipeline(Pipeline):
         confidence = self.image_processor.confidence(
             probabilities, regions, voxel_ml=geometry.voxel_ml, present=present
         )
+        doubts = confidence_warnings(confidence, self.image_processor.segmentation_task.target)
         return {
             "segmentation": scheme.encode(regions),
             "probabilities": probabilities,
             "volumes_ml": volumes_ml,
             "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
             "affine": geometry.affine,
-            "warnings": [*geometry.warnings, *map(str, confidence_warnings(confidence))],
+            "warnings": [*geometry.warnings, *map(str, doubts)],
         }
 
 

@@ -75,7 +75,8 @@ class Task:
             empty, the built-in words are used.
         schemes: Label schemes by name, all with the same regions.
         label_map: Words in file names that identify the label map. If empty, the built-in words are used.
-        without: Warning about the result of a case without a sequence, by the name of the sequence.
+        without: Warning about the result of a case without a sequence, by the name of the sequence. Names joined by
+            `+` mean a case that lacks all of these sequences.
     """
 
     name: str
@@ -158,7 +159,10 @@ BRAIN_TUMOUR = Task(
     sequences=dict.fromkeys(MODALITIES, ()),
     # The image processor, not the task, stores the default scheme of a checkpoint (brats2023).
     schemes=LABEL_SCHEMES,
-    without={"t1c": "Only T1c shows contrast uptake. Without T1c, TC and ET are unreliable and may be missed."},
+    without={
+        "t1c": "Only T1c shows contrast uptake. Without T1c, TC and ET are unreliable and may be missed.",
+        "t2+flair": "Only T2 and FLAIR show oedema well. Without both, WT is unreliable and may be missed.",
+    },
 )
 
 KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "without")
@@ -230,7 +234,7 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
         rules.refuse(
             "without", "Give a sentence for each sequence, such as `flair: Most lesions are visible only on FLAIR.`"
         )
-    if unknown := sorted(set(map(str, without)) - set(sequences)):
+    if unknown := sorted({name for names in map(str, without) for name in names.split("+")} - set(sequences)):
         rules.refuse(
             f"without.{unknown[0]}", f"This is not a sequence of the task. The sequences are {', '.join(sequences)}."
         )

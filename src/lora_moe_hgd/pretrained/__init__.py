@@ -42,8 +42,7 @@ def pretrained_path(name: str) -> Path:
     """Return the folder of a shipped network or adapter, in `from_pretrained` form.
 
     Raises:
-        ValueError: If no shipped checkpoint has this name. The error message lists the names of the shipped
-            checkpoints.
+        ValueError: If no shipped checkpoint has this name. The error message lists the shipped checkpoints.
     """
     if name not in shipped_names():
         raise ValueError(
