@@ -19,6 +19,7 @@ import lora_moe_hgd
 from lora_moe_hgd.adapters.saving import record_base
 from lora_moe_hgd.adapters.switching import blend
 from lora_moe_hgd.loading import adapter_base, checkpoint_folder, is_adapter, load_checkpoint
+from lora_moe_hgd.pretrained import shipped_names
 
 PRETRAINED = Path(lora_moe_hgd.__file__).parent / "pretrained"
 WEIGHTS = "adapter_model.safetensors"
@@ -55,7 +56,7 @@ def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
         ValueError: If the adapter's base is not shipped.
     """
     base = checkpoint_folder(adapter_base(checkpoint))
-    if base.parent != PRETRAINED:
+    if base.parent != PRETRAINED or base.name not in shipped_names():
         raise ValueError(f"The base of a shipped adapter must be shipped, got {base}.")
     start = load_checkpoint(base)[0].state_dict()
     tensors = {}
@@ -78,7 +79,11 @@ def ship_adapter(checkpoint: Path, scratch: Path, *, scale: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder of the network or adapter")
-    parser.add_argument("name", help="name of the shipped checkpoint")
+    parser.add_argument(
+        "name",
+        choices=shipped_names(),
+        help="name of the shipped checkpoint (add a new name to `shipped_names` and to `package-data` first)",
+    )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the weight change to ship, from 0 to 1 (default: 1)"
     )

@@ -54,7 +54,8 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     code, text = check(capsys, str(cohort))
     assert code == 1
     first, second, third, *numbers = text.splitlines()
-    assert first.startswith("error    damaged/x_flair.nii.gz: The compressed file ends too early.")
+    end = "The compressed file ends too early. Copy or download the file again."
+    assert first == f"error    damaged/x_flair.nii.gz: {end}"
     assert second.startswith("error    mixed: Several files may be t2: x_t2.nii.gz, y_t2.nii.gz.")
     assert third == "warning  odd/x_seg.nii.gz: The label map contains no tumour."
     assert numbers == [

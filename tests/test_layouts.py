@@ -218,6 +218,22 @@ def test_cases_below_a_root_come_in_order_of_name(tmp_path: Path) -> None:
     assert [case.case_id for case in find_cases(tmp_path / "a")] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"case_id": "p7"}', "p7"),
+        ('{"case_id": "p7"}' + 1_000_000 * " ", "a"),
+        ('{"case_id": "p7"', "a"),
+        (100_000 * "[", "a"),
+        ("{}", "a"),
+    ],
+    ids=["valid", "too large", "truncated", "nested too deep", "without a name"],
+)
+def test_a_prepared_case_keeps_its_name_if_its_record_is_valid(tmp_path: Path, text: str, name: str) -> None:
+    (touch(tmp_path / "a", "T1.nii.gz") / "prepare.json").write_text(text)
+    assert find_case(tmp_path / "a").case_id == name
+
+
 def test_a_sequence_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
     touch(tmp_path / "a", "T1.nii.gz", "T2.mha", "FLAIR.img", "FLAIR.hdr", "seg.nrrd")
     touch(tmp_path / "b", "T1.nii.gz", "T1.mgz", "ADC.mha", "notes.txt")

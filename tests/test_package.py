@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from packaging.requirements import Requirement
 
 import lora_moe_hgd
 from lora_moe_hgd import load_checkpoint, pretrained_path
-from lora_moe_hgd.loading import base_name, checkpoint_folder
+from lora_moe_hgd.loading import base_name, checkpoint_folder, checkpoint_task
+from lora_moe_hgd.pretrained import shipped_names
 from lora_moe_hgd_cli import COMMANDS, main
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
@@ -173,8 +176,20 @@ def test_an_adapter_names_its_base_so_that_it_is_found_again(tmp_path: Path, mon
 
 
 def test_a_folder_without_weights_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path} contains no checkpoint"):
-        load_checkpoint(tmp_path)
+    # Settings of the image processor are no checkpoint.
+    shutil.copy(pretrained_path("tiny") / "preprocessor_config.json", tmp_path)
+    for read in (load_checkpoint, checkpoint_task):
+        with pytest.raises(ValueError, match=f"{tmp_path} contains no checkpoint"):
+            read(tmp_path)
+
+
+def test_the_build_rules_include_the_shipped_checkpoints_and_no_others() -> None:
+    build = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())
+    rules = build["tool"]["setuptools"]["package-data"][PACKAGE.name]
+    names = {Path(rule).parts[1] for rule in rules if rule.startswith("pretrained/")}
+    assert sorted(names) == shipped_names()
+    included = {path for rule in rules for path in PACKAGE.glob(rule)}
+    assert included > {path for name in shipped_names() for path in pretrained_path(name).iterdir()}
 
 
 @pytest.mark.parametrize(

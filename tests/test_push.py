@@ -368,7 +368,10 @@ def test_the_wheel_holds_the_package_with_what_a_push_needs(tmp_path: Path, monk
 
 
 # Files that lie in the folder of a package but are no part of it.
-OWN_FILES = ("pretrained/mine/model.safetensors", "pretrained/tiny/optimizer.pt", "pretrained/tiny/resume/a.json")
+OWN_FILES = (
+    *(f"pretrained/mine/{name}" for name in ("config.json", "model.safetensors", "split.csv")),
+    *("pretrained/tiny/optimizer.pt", "pretrained/tiny/resume/a.json"),
+)
 
 
 def test_the_wheel_of_a_clone_holds_what_its_build_rules_include(tmp_path: Path, monkeypatch) -> None:
@@ -386,19 +389,60 @@ def test_the_wheel_of_a_clone_holds_what_its_build_rules_include(tmp_path: Path,
     assert "lora_moe_hgd/hub/notes.txt" not in names
 
 
-def test_the_wheel_of_an_installed_package_holds_what_its_record_lists(tmp_path: Path, monkeypatch) -> None:
-    site = tmp_path / "site"
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which the small package is installed from its wheel, beside another project's build rules."""
+    project = tmp_path / "project"
+    site = project / "src"
     monkeypatch.setattr(companions, "PACKAGE", small_package(tmp_path / "clone"))
     with zipfile.ZipFile(companions.write_wheel(tmp_path)) as archive:
-        names = archive.namelist()
         archive.extractall(site)
-    for name in OWN_FILES:
-        (site / "lora_moe_hgd" / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / "lora_moe_hgd" / name).touch()
+    (project / "pyproject.toml").write_text('[project]\nname = "other"\n[tool.setuptools]\npy-modules = ["other"]\n')
     monkeypatch.setattr(companions, "PACKAGE", site / "lora_moe_hgd")
     monkeypatch.setattr(companions, "distributions", lambda name: metadata.distributions(name=name, path=[str(site)]))
+    return site
+
+
+@pytest.mark.parametrize("folder", ["src", "vendor"])
+def test_the_wheel_of_an_installed_package_holds_what_its_record_lists(
+    site: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = site.parent / "pyproject.toml"
+    if folder == "vendor":
+        # Even our own build rules are those of a clone only if the package is in `src`.
+        rules.write_text((tmp_path / "clone/pyproject.toml").read_text())
+        site = site.rename(site.with_name(folder))
+        monkeypatch.setattr(companions, "PACKAGE", site / "lora_moe_hgd")
+        monkeypatch.setattr(
+            companions, "distributions", lambda name: metadata.distributions(name=name, path=[str(site)])
+        )
+    (record,) = site.glob("*.dist-info/RECORD")
+    names = [row[0] for row in csv.reader(io.StringIO(record.read_text()))]
+    for name in (*OWN_FILES, "own.py"):
+        (site / "lora_moe_hgd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / "lora_moe_hgd" / name).touch()
     with zipfile.ZipFile(companions.write_wheel(tmp_path)) as archive:
         assert archive.namelist() == names
+
+
+@pytest.mark.parametrize("lost", ["the record", "the rows of the package"])
+def test_no_wheel_is_made_from_an_installation_without_a_record_of_its_files(
+    site: Path, tmp_path: Path, lost: str
+) -> None:
+    (wheel,) = tmp_path.glob("*.whl")
+    wheel.unlink()
+    (record,) = site.glob("*.dist-info/RECORD")
+    rest = [row for row in record.read_text().splitlines(keepends=True) if ".dist-info/" in row]
+    record.unlink() if lost == "the record" else record.write_text("".join(rest))
+    with pytest.raises(ValueError, match=rf"lora-moe-hgd in {site} does not record its files \(RECORD\)"):
+        companions.write_wheel(tmp_path)
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_recorded_files_that_are_missing_are_named(site: Path, tmp_path: Path) -> None:
+    (site / "lora_moe_hgd/api.py").unlink()
+    with pytest.raises(ValueError, match=rf"missing in {site}: lora_moe_hgd/api\.py\. Restore them"):
+        companions.write_wheel(tmp_path)
 
 
 def small_package(clone: Path) -> Path:

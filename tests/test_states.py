@@ -100,6 +100,15 @@ def test_a_manifest_that_is_too_large_is_damaged(tmp_path: Path) -> None:
         read_state(tmp_path)
 
 
+def test_an_intact_state_of_any_size_is_read(tmp_path: Path) -> None:
+    written = replace(state_of(1), scaler={"text": 1_000_000 * "a"})
+    write_state(tmp_path, written)
+    assert newest_progress(tmp_path) == written.progress
+    read, _ = read_state(tmp_path)
+    assert read is not None
+    assert read.scaler == written.scaler
+
+
 def test_a_write_that_fails_leaves_the_older_states_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
     write_state(tmp_path, state_of(1))
 

@@ -15,6 +15,7 @@ from small_runs import ROOT, small_run
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.evaluation.trained_on import trained_among
+from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.splits import Split, read_run_split
 from lora_moe_hgd.training import plot
 from lora_moe_hgd.training.config import read_config
@@ -117,11 +118,15 @@ def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
     content = record.read_text()
     for changed, rule in (
         (content + 1_000_000 * " ", "has more than 1000000 bytes"),
-        (content[:-1], "not valid JSON"),
+        (content[:-1], "is not valid JSON"),
     ):
         record.write_text(changed)
-        for read in (runs.open, lambda: trained_among([], runs.path / "best"), lambda: plot.main([str(runs.path)])):
-            with pytest.raises(ValueError, match=rf"run\.json (is )?{rule}"):
+        for read, remedy in (
+            (runs.open, "Restore it, or choose another `--output-dir`"),
+            (lambda: trained_among([], runs.path / "best"), "Restore it, or copy the checkpoint alone"),
+            (lambda: plot.main([str(runs.path)]), "Restore it\\. If the task is brain tumours, metrics"),
+        ):
+            with pytest.raises(BadInputError, match=rf"run\.json: The file {rule}.* {remedy}"):
                 read()
 
 

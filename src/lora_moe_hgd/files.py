@@ -11,23 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .model.findings import BadInputError
+
 MAX_JSON_BYTES = 1_000_000
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, remedy: str = "") -> Any:
     """Read a JSON file that a user may have brought.
+
+    Args:
+        path: The file.
+        remedy: Sentences for the error message: what the file is for, and what to do. Callers that catch the error
+            need none.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON. The error message names the
-            file.
+        BadInputError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MAX_JSON_BYTES} bytes, so this package did not write it. Replace it.")
+        raise BadInputError(path, f"The file has more than {MAX_JSON_BYTES} bytes, which is too much. {remedy}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Replace it.") from error
+        raise BadInputError(path, f"The file is not valid JSON ({error}). {remedy}") from error
 
 
 @contextmanager

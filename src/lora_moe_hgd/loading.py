@@ -101,6 +101,7 @@ def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
         BadInputError: If the task is invalid.
         ValueError: If the folder contains no checkpoint.
     """
+    _require_checkpoint(folder)
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         task = json.loads(settings.read_text()).get("task")
@@ -108,17 +109,16 @@ def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
     # An adapter without this file has the task of its base.
     if is_adapter(folder):
         return checkpoint_task(find_base(folder, base))
-    _require_network(folder)
     return BRAIN_TUMOUR
 
 
-def _require_network(folder: Path) -> None:
-    """Check that a folder without an adapter contains a network.
+def _require_checkpoint(folder: Path) -> None:
+    """Check that a folder contains a network or an adapter.
 
     Raises:
-        ValueError: If the folder has no config.json.
+        ValueError: If the folder has neither config.json nor adapter_config.json.
     """
-    if not (folder / "config.json").is_file():
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} contains no checkpoint: neither config.json nor adapter_config.json exists. Give the folder of "
             "a network or an adapter."
@@ -282,8 +282,8 @@ def load_checkpoint(
         ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.
     """
     folder = checkpoint_folder(name)
+    _require_checkpoint(folder)
     if not is_adapter(folder):
-        _require_network(folder)
         with _without_bars():
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
         # PEFT records this name as the base of new adapters. Unlike the path of the installed package, a shipped name

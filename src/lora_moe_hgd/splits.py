@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .files import counted, replacing
+from .files import counted, read_json, replacing
 from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
@@ -75,7 +74,7 @@ def read_split(path: Path, fold: int | None) -> Split:
     """
     if not path.is_file():
         raise BadInputError(path, "There is no such split file.")
-    split = _read_json(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
+    split = _read_folds(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
     for use, names in (("train", split.train), ("validate", split.validation)):
         if not names:
             raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one.")
@@ -158,11 +157,8 @@ def _read_csv(path: Path, fold: int | None) -> Split:
     return Split([row["case"] for row in trains], [row["case"] for row in validates])
 
 
-def _read_json(path: Path, fold: int | None) -> Split:
-    try:
-        folds = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInputError(path, f"The file is not valid JSON ({error}).") from error
+def _read_folds(path: Path, fold: int | None) -> Split:
+    folds = read_json(path, remedy="Give the `splits_final.json` of nnU-Net, or a CSV file.")
     if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
         raise BadInputError(
             path, 'A JSON split file must be a list with one object {"train": [...], "val": [...]} for each fold.'

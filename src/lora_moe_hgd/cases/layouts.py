@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..files import listed
+from ..files import listed, read_json
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in
@@ -18,8 +17,6 @@ from .families import BY_WORDS, in_other_formats, name_files, nothing_found, rea
 
 # Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
-# Largest `prepare.json` that is read. Those from this package have some kilobytes.
-MAX_PREPARED_BYTES = 1_000_000
 # Folders of a BIDS data set that contain processed images, or the sources of its images, but no cases.
 NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
@@ -178,12 +175,9 @@ def _case_id(root: Path, folder: Path) -> str:
 
 def _prepared_name(folder: Path) -> str | None:
     """Name of the case in the folder's `prepare.json`; `None` if there is no valid `prepare.json`."""
-    path = folder / PREPARED
     try:
-        if path.stat().st_size > MAX_PREPARED_BYTES:
-            return None
-        name = json.loads(path.read_text(encoding="utf-8"))["case_id"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        name = read_json(folder / PREPARED)["case_id"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return safe_name(name) if isinstance(name, str) and name else None
 

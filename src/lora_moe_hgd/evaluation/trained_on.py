@@ -56,6 +56,11 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
         run = folder.parent.parent if folder.name == "adapter" else folder.parent
         if (run / "run.json").is_file() and (run / FILE_NAME).is_file():
             yield read_run_split(run)
-            base = read_json(run / "run.json")["config"]["base"]
+            record = read_json(
+                run / "run.json",
+                remedy="It records the run that trained the checkpoint. Restore it, or copy the checkpoint alone to "
+                "another folder.",
+            )
+            base = record["config"]["base"]
             bases += [base] if base else []
         waiting += [checkpoint_folder(base) for base in bases if Path(base).is_dir()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import SpaceCard, hf_hub_url
 
-from ..pretrained import shipped_names
+from ..files import listed
 
 PACKAGE = Path(__file__).parents[1]
 NOTEBOOK = PACKAGE / "hub/segment_your_case.ipynb"
@@ -38,15 +38,29 @@ def write_wheel(folder: Path) -> Path:
 
     The package may be installed from a clone or from a wheel, and need not be on PyPI. Other files in the package's
     folder, such as checkpoints of the user, are left out. Equal files give equal wheels, byte by byte.
+
+    Raises:
+        ValueError: If the installation does not record its files, or if files of the package are missing.
     """
     installed = next(found for found in distributions(name="lora-moe-hgd") if found.read_text("METADATA"))
     information = f"lora_moe_hgd-{installed.version}.dist-info"
-    paths = sorted({path for path in _package_files(installed) if path.is_file() and path.suffix != ".pyc"})
+    paths = sorted({path for path in _package_files(installed) if path.suffix != ".pyc"})
+    if not paths or installed.files is None:
+        raise ValueError(
+            f"The installation of lora-moe-hgd in {PACKAGE.parent} does not record its files (RECORD), so no wheel "
+            "can be made from it. Install the package again with pip."
+        )
+    if missing := [path for path in paths if not path.is_file()]:
+        names = listed(path.relative_to(PACKAGE.parent).as_posix() for path in missing)
+        raise ValueError(
+            f"Files of the package are missing in {PACKAGE.parent}: {names}. Restore them, or install the package "
+            "again with pip."
+        )
     files = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in paths}
     files[f"{information}/METADATA"] = str(installed.read_text("METADATA")).encode()
     files[f"{information}/entry_points.txt"] = str(installed.read_text("entry_points.txt")).encode()
     files[f"{information}/WHEEL"] = WHEEL
-    for licence in installed.files or ():
+    for licence in installed.files:
         if "licenses" in licence.parts and licence.parts[0].endswith(".dist-info"):
             files[Path(information, *licence.parts[1:]).as_posix()] = Path(str(licence.locate())).read_bytes()
     record = [f"{name},sha256={_record_digest(content)},{len(content)}" for name, content in files.items()]
@@ -63,19 +77,26 @@ def write_wheel(folder: Path) -> Path:
 
 def _package_files(installed: Distribution) -> Iterator[Path]:
     """Files of the package: by the build rules of a clone, otherwise by the record of the installed wheel."""
-    build_rules = PACKAGE.parents[1] / "pyproject.toml"
-    if not build_rules.is_file():
+    setuptools = _build_rules()
+    if setuptools is None:
         names = (PACKAGE.name, "lora_moe_hgd_cli.py")
         yield from (PACKAGE.parent / file for file in installed.files or () if file.parts[0] in names)
         return
-    setuptools = tomllib.loads(build_rules.read_text())["tool"]["setuptools"]
     yield from (PACKAGE.parent / f"{module}.py" for module in setuptools["py-modules"])
     yield from (path for path in PACKAGE.rglob("*.py") if (path.parent / "__init__.py").is_file())
-    shipped = [PACKAGE / "pretrained" / name for name in shipped_names()]
     for pattern in setuptools["package-data"][PACKAGE.name]:
-        for path in PACKAGE.glob(pattern):
-            if PACKAGE / "pretrained" not in path.parents or path.parent in shipped:
-                yield path
+        yield from (path for path in PACKAGE.glob(pattern) if path.is_file())
+
+
+def _build_rules() -> dict[str, Any] | None:
+    """Section `tool.setuptools` of the clone that contains the package; `None` if the package is not in a clone."""
+    path = PACKAGE.parents[1] / "pyproject.toml"
+    # With `pip install --target`, the folder above may belong to another project.
+    if PACKAGE.parent.name != "src" or not path.is_file():
+        return None
+    rules = tomllib.loads(path.read_text(encoding="utf-8"))
+    ours = rules.get("project", {}).get("name") == "lora-moe-hgd"
+    return rules["tool"]["setuptools"] if ours else None
 
 
 def _record_digest(content: bytes) -> str:

@@ -14,9 +14,12 @@ _FOLDER = Path(__file__).parent
 
 
 def shipped_names() -> list[str]:
-    """Names of the shipped networks and adapters, in alphabetical order."""
-    kinds = ("config.json", "adapter_config.json")
-    return sorted({path.parent.name for kind in kinds for path in _FOLDER.glob(f"*/{kind}")})
+    """Names of the shipped networks and adapters, in alphabetical order.
+
+    The list is fixed, because the folder may also contain checkpoints of the user, which are not shipped. The wheel
+    contains the same checkpoints (`package-data` in `pyproject.toml`).
+    """
+    return ["glioma", "tiny"]
 
 
 def hub_id(name: str) -> str | None:
@@ -47,6 +50,6 @@ def pretrained_path(name: str) -> Path:
     if name not in shipped_names():
         raise ValueError(
             f"No shipped checkpoint is named '{name}'.{did_you_mean(name, shipped_names())} The names are: "
-            f"{', '.join(shipped_names()) or 'none'}."
+            f"{', '.join(shipped_names())}."
         )
     return _FOLDER / name

@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> None:
     rows = read_metrics(folder)
     if not rows:
         raise ValueError(f"{folder / FILE_NAME} contains no steps yet. Draw the curves after the first step.")
-    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    remedy = (
+        f"It records the task of the run. Restore it. If the task is brain tumours, {FILE_NAME} is enough: copy it "
+        "to another folder and plot that folder."
+    )
+    run = read_json(folder / RUN_FILE, remedy=remedy) if (folder / RUN_FILE).is_file() else {}
     task = Task.from_dict(run["task"]) if run.get("task") else BRAIN_TUMOUR
     _save(plot_curves(rows, task), folder / "curves.png")
     _save(plot_router_load(rows, task), folder / "router_load.png")

@@ -84,7 +84,10 @@ class RunFolder:
         keep_newest_state(self.path / STATES)
 
     def _continue_or_move_aside(self, split: Split, made_from: Mapping[str, Any]) -> None:
-        run = read_json(self.path / RUN_FILE)
+        run = read_json(
+            self.path / RUN_FILE,
+            remedy="It records the options of the run. Restore it, or choose another `--output-dir`.",
+        )
         changes = self._changes(run, split, made_from)
         listed = "; ".join(changes.values())
         if self.config.continue_run:

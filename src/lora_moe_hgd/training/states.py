@@ -137,7 +137,7 @@ def read_state(folder: Path) -> tuple[RunState | None, list[str]]:
 def newest_progress(folder: Path) -> Progress | None:
     """Progress of the run in the newest intact state, or `None` if there is no such state."""
     path = next((path for path in _states(folder) if _damaged_file(path) is None), None)
-    return None if path is None else Progress(**read_json(path / "progress.json")["progress"])
+    return None if path is None else Progress(**_read_values(path)["progress"])
 
 
 def keep_newest_state(folder: Path) -> None:
@@ -164,8 +164,15 @@ def _damaged_file(path: Path) -> str | None:
     return None
 
 
+def _read_values(path: Path) -> dict[str, Any]:
+    """Everything of an intact state that is not a tensor."""
+    # The hash of this file has been verified, so its size needs no limit.
+    values: dict[str, Any] = json.loads((path / "progress.json").read_bytes())
+    return values
+
+
 def _load(path: Path) -> RunState:
-    text = read_json(path / "progress.json")
+    text = _read_values(path)
     tensors = {name: load((path / f"{name}.safetensors").read_bytes()) for name in _TENSORS}
     return RunState(
         progress=Progress(**text["progress"]),
