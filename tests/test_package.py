@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from packaging.requirements import Requirement
 
 import lora_moe_hgd
-from lora_moe_hgd import load_checkpoint, pretrained_path
+from lora_moe_hgd import load_checkpoint, loading, pretrained_path
 from lora_moe_hgd.loading import base_name, checkpoint_folder, checkpoint_task
 from lora_moe_hgd.pretrained import shipped_names
-from lora_moe_hgd_cli import COMMANDS, main
+from lora_moe_hgd_cli import COMMANDS, main, run
 
 PACKAGE = Path(lora_moe_hgd.__file__).parent
 # Each part may import itself and what stands before it.
@@ -190,6 +191,29 @@ def test_the_build_rules_include_the_shipped_checkpoints_and_no_others() -> None
     assert sorted(names) == shipped_names()
     included = {path for rule in rules for path in PACKAGE.glob(rule)}
     assert included > {path for name in shipped_names() for path in pretrained_path(name).iterdir()}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HTTPError("no route"), LocalEntryNotFoundError("not in the cache")],
+    ids=["no connection", "offline"],
+)
+@pytest.mark.parametrize("command", ["segment", "pull"])
+def test_a_failed_download_is_an_error_in_a_line(
+    command: str, error: Exception, dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "snapshot_download", fail)
+    monkeypatch.setattr("lora_moe_hgd.hub.pull.HfApi.model_info", fail)
+    case = ["--in-path", str(dummy_root / "case_000"), "--checkpoint", "runs/best"]
+    with pytest.raises(SystemExit) as stopped:
+        run(command, [*(case if command == "segment" else ["runs/best"]), "--out-path", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: There is no folder runs/best here, and the Hub repository of this name could not")
+    assert str(error) in said
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils.logging import set_tqdm_hook
 
-from .files import did_you_mean
+from .files import did_you_mean, reason_of
 from .fingerprints import file_fingerprint, fingerprint
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
@@ -38,7 +38,8 @@ def checkpoint_folder(name: str | Path) -> Path:
     """Return the local folder of a checkpoint. A Hub repository is downloaded to the Hub's cache.
 
     Raises:
-        ValueError: If `name` is a pickle file, or is neither a folder nor a shipped name nor a Hub id.
+        ValueError: If `name` is a pickle file, or is neither a folder nor a shipped name nor a Hub id, or if a
+            download fails.
     """
     folder = local_folder(name)
     if folder is not None:
@@ -55,7 +56,25 @@ def checkpoint_folder(name: str | Path) -> Path:
             f"There is no checkpoint '{name}'.{did_you_mean(str(name), shipped)} Give a folder, a shipped name "
             f"({', '.join(shipped)}) or a Hub id, OWNER/NAME."
         )
-    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+    with hub_errors(str(name)):
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Convert an error of a download from the Hub inside the `with` block to a `ValueError` with a remedy.
+
+    Args:
+        name: Hub id of the repository, as the user gave it.
+    """
+    try:
+        yield
+    except (HTTPError, OSError) as error:
+        raise ValueError(
+            f"There is no folder {name} here, and the Hub repository of this name could not be downloaded "
+            f"({reason_of(error).rstrip('.')}). Check the name, the connection and, for a private repository, the "
+            "login (`hf auth login`)."
+        ) from error
 
 
 def checkpoint_digest(folder: Path, *, base: str | Path | None = None) -> str:

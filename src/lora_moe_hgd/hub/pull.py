@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from ..arguments import CommandParser, add_out_path
 from ..files import new_folder
+from ..loading import hub_errors
 from .checksums import CARD, SUMS, check_sums, read_sums
 
 
@@ -21,20 +22,22 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
     If the download or a checksum fails, `out` is not created.
 
     Raises:
-        ValueError: If `out` exists, if the repository has no checksums, or if a checksum does not match.
+        ValueError: If `out` exists, if the download fails, if the repository has no checksums, or if a checksum does
+            not match.
     """
     if out.exists():
         raise ValueError(f"--out-path must be a new folder, but {out} exists already.")
-    commit = str(HfApi().model_info(repo, revision=revision).sha)
-    try:
-        sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
-    except EntryNotFoundError as error:
-        raise ValueError(
-            f"{repo} has no {SUMS}, so its files cannot be verified. To download the files without verification, run "
-            f"`hf download {repo}`."
-        ) from error
-    # Download only files with a checksum. Other files cannot be verified.
-    found = Path(snapshot_download(repo, revision=commit, allow_patterns=[*sums, SUMS, CARD]))
+    with hub_errors(repo):
+        commit = str(HfApi().model_info(repo, revision=revision).sha)
+        try:
+            sums = read_sums(Path(hf_hub_download(repo, SUMS, revision=commit)))
+        except EntryNotFoundError as error:
+            raise ValueError(
+                f"{repo} has no {SUMS}, so its files cannot be verified. To download the files without verification, "
+                f"run `hf download {repo}`."
+            ) from error
+        # Download only files with a checksum. Other files cannot be verified.
+        found = Path(snapshot_download(repo, revision=commit, allow_patterns=[*sums, SUMS, CARD]))
     check_sums(found, sums)
     with new_folder(out) as scratch:
         for name in [*sums, SUMS, *([CARD] if (found / CARD).is_file() else [])]:
