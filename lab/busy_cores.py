@@ -1,7 +1,7 @@
-"""How a forward pass slows down beside other programs, by how long the threads of OpenMP spin while they wait.
+"""How a forward pass slows down beside other programs, by how the threads of OpenMP wait for each other.
 
-`python lab/busy_cores.py` prints seconds of a forward pass of `tiny` on two windows of 64^3: on a quiet machine, and
-beside one program that never waits.
+`python lab/busy_cores.py` prints seconds of a forward pass of `tiny` on two windows of 64^3: alone, beside a program
+that never waits, and beside a second run of the same.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import os
 import subprocess
 import sys
 
-SETTINGS = {"default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}} | {
-    f"{count} spins": {"GOMP_SPINCOUNT": str(count)} for count in (300, 1000, 3000, 10000, 30000)
+SETTINGS = {
+    "default of libgomp": {},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
 }
+BUSY = "while True: pass"
 FORWARD = """
 import statistics, time, torch
 from lora_moe_hgd.loading import load_checkpoint
@@ -31,21 +34,15 @@ print(f"{min(seconds):.2f} | {statistics.median(seconds[1:]):.2f}")
 
 def main() -> None:
     """Print the table."""
-    print("| setting | beside | minimum | median |\n|---|---|---|---|")
-    for busy in (0, 1):
-        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-        for _ in range(2):
-            for name, variables in SETTINGS.items():
-                found = subprocess.run(
-                    [sys.executable, "-W", "ignore", "-c", FORWARD],
-                    env=os.environ | variables,
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                print(f"| {name} | {busy} busy | {found.stdout.strip()} |", flush=True)
-        for other in others:
-            other.kill()
+    print("| setting | beside | minimum s | median s |\n|---|---|---|---|")
+    for beside, code in (("nothing", None), ("a busy program", BUSY), ("a second run", FORWARD * 3)):
+        for name, variables in SETTINGS.items():
+            options = {"env": os.environ | variables, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            other = None if code is None else subprocess.Popen([sys.executable, "-c", code], **options)
+            found = subprocess.run([sys.executable, "-c", FORWARD], **options, text=True, check=True)
+            if other is not None:
+                other.kill()
+            print(f"| {name} | {beside} | {found.stdout.strip()} |", flush=True)
 
 
 if __name__ == "__main__":

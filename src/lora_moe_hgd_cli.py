@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -62,6 +63,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if command == "segment" and not words:
         _refuse_no_arguments()
+    _wait_without_spinning()
     from transformers.utils.logging import disable_progress_bar
 
     # Transformers would show a progress bar for every loaded file, which hides the bars of the commands.
@@ -78,6 +80,16 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _wait_without_spinning() -> None:
+    """Make waiting threads of OpenMP give their core to other programs, unless the user has set another policy.
+
+    The variable must be set before PyTorch is imported. Threads that wait in a long loop cost nothing on a quiet
+    machine, but two runs beside each other on two cores then take three times as long (lab/busy_cores.py).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,34 @@ def test_the_build_rules_include_the_shipped_checkpoints_and_no_others() -> None
     assert sorted(names) == shipped_names()
     included = {path for rule in rules for path in PACKAGE.glob(rule)}
     assert included > {path for name in shipped_names() for path in pretrained_path(name).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_waiting_threads_give_way_unless_the_user_wants_otherwise(given: dict[str, str], expected: str) -> None:
+    # PyTorch reads the variables when it is imported, so the module that imports it looks.
+    code = """
+import os, sys
+from importlib.abc import MetaPathFinder
+class Look(MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            os._exit(0)
+sys.meta_path.insert(0, Look())
+from lora_moe_hgd_cli import run
+run("info", [])
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    printed = subprocess.run(
+        [sys.executable, "-u", "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == expected
 
 
 @pytest.mark.parametrize(
