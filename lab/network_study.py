@@ -1,7 +1,7 @@
 """Which small changes of the network find the tumour core and the enhancing tumour early, from scratch.
 
 `PYTHONPATH=benchmarks python lab/network_study.py --data BRATS_AFRICA --steps 300 ...` takes the options of
-benchmarks/compare_peers.py.
+benchmarks/compare_peers.py, and `--only` of the trials below.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peers import PEERS, make_network
 from torch import Tensor, nn
 from trials import Trial, main, without_curriculum
 
@@ -18,7 +17,7 @@ from lora_moe_hgd.model.encoder import EncoderOutput
 from lora_moe_hgd.model.hgd_decoder import DecoderOutput, HolisticallyGuidedDecoder, upsample
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from lora_moe_hgd.model.stem import ModalityStem, ResidualBlock3d, StemOutput, at_least_float32, presence_of
+from lora_moe_hgd.model.stem import ModalityStem, StemOutput, at_least_float32, presence_of
 from lora_moe_hgd.training.engine import FROM_SCRATCH_SPACING_MM, Build
 
 
@@ -53,10 +52,8 @@ class OwnKernelStem(ModalityStem):
         )
 
 
-class StudyDecoder(HolisticallyGuidedDecoder):
-    """Decoder with the changes under study."""
-
-    residual_heads = False
+class ResidualHeads(HolisticallyGuidedDecoder):
+    """The logits of each coarse head are added to those of the next finer head."""
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
         at_depths = tuple(encoded.hidden_states[depth] for depth in self.hidden_state_depths)
@@ -66,21 +63,11 @@ class StudyDecoder(HolisticallyGuidedDecoder):
         at4 = self.block4(self.refine4(at8, stem.skips[1]))
         at2 = self.block2(self.refine2(at4, stem.skips[0]))
         at1 = self.refine1(at2, stem.full_resolution)
-        if hasattr(self, "block1"):
-            at1 = self.block1(at1)
         logits8, logits4, logits1 = (
             at_least_float32(head(features)) for head, features in zip(self.heads, (at8, at4, at1), strict=True)
         )
-        if hasattr(self, "head2"):
-            logits2 = at_least_float32(self.head2(at2))
-            if self.residual_heads:
-                logits4 = logits4 + upsample(logits8, logits4.shape[2:])
-                logits2 = logits2 + upsample(logits4, logits2.shape[2:])
-                logits1 = logits1 + upsample(logits2, logits1.shape[2:])
-            return DecoderOutput((logits8, logits4, logits2, logits1), codebook)
-        if self.residual_heads:
-            logits4 = logits4 + upsample(logits8, logits4.shape[2:])
-            logits1 = logits1 + upsample(logits4, logits1.shape[2:])
+        logits4 = logits4 + upsample(logits8, logits4.shape[2:])
+        logits1 = logits1 + upsample(logits4, logits1.shape[2:])
         return DecoderOutput((logits8, logits4, logits1), codebook)
 
 
@@ -93,29 +80,10 @@ def own_kernels(network: LoraMoeHgdForSegmentation) -> None:
 
 
 def residual_heads(network: LoraMoeHgdForSegmentation) -> None:
-    network.decoder.__class__ = StudyDecoder
-    network.decoder.residual_heads = True
+    network.decoder.__class__ = ResidualHeads
 
 
-def full_block(network: LoraMoeHgdForSegmentation) -> None:
-    network.decoder.__class__ = StudyDecoder
-    network.decoder.block1 = ResidualBlock3d(network.config.refinement_channels[-1])
-    network.decoder.block1.apply(network._init_weights)
-
-
-def supervised_at2(network: LoraMoeHgdForSegmentation) -> None:
-    network.decoder.__class__ = StudyDecoder
-    network.decoder.head2 = type(network.decoder.heads[0])(network.config.refinement_channels[1], 3, kernel_size=1)
-    network._init_weights(network.decoder.head2)
-    network.config.deep_supervision_weights = (0.25, 0.5, 0.5)
-
-
-def low_prior(network: LoraMoeHgdForSegmentation) -> None:
-    for head in network.decoder.heads:
-        nn.init.constant_(head.bias, -2.0)
-
-
-def wide_heads(network: LoraMoeHgdForSegmentation) -> None:
+def fast_heads(network: LoraMoeHgdForSegmentation) -> None:
     """Heads that a step of AdamW changes four times as much."""
     for head in network.decoder.heads:
         head.register_forward_hook(lambda module, inputs, output: 4 * output)
@@ -123,9 +91,9 @@ def wide_heads(network: LoraMoeHgdForSegmentation) -> None:
             head.weight.div_(4)
 
 
-def built(*changes: Callable[[LoraMoeHgdForSegmentation], None], **sizes: object) -> Build:
+def built(*changes: Callable[[LoraMoeHgdForSegmentation], None]) -> Build:
     def build(run: object) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
-        network = LoraMoeHgdForSegmentation(LoraMoeHgdConfig(**sizes))
+        network = LoraMoeHgdForSegmentation(LoraMoeHgdConfig())
         for change in changes:
             change(network)
         return network, LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM)
@@ -133,32 +101,13 @@ def built(*changes: Callable[[LoraMoeHgdForSegmentation], None], **sizes: object
     return build
 
 
-def peer(name: str) -> Build:
-    return lambda config: (
-        make_network(name, config.sample.crop_size[0]),
-        LoraMoeHgdImageProcessor(target_spacing_mm=FROM_SCRATCH_SPACING_MM),
-    )
-
-
-BUILDS = {
-    "tiny": built(),
-    "residual heads": built(residual_heads),
-    "own first kernels": built(own_kernels),
-    "block at stride 1": built(full_block),
-    "head at stride 2": built(supervised_at2),
-    "prior of the heads": built(low_prior),
-    "fast heads": built(wide_heads),
-    "residual heads, own first kernels": built(residual_heads, own_kernels),
-    "fast heads, own first kernels": built(wide_heads, own_kernels),
-    "residual heads, own first kernels, block at stride 1": built(residual_heads, own_kernels, full_block),
-    **{name: peer(name) for name in PEERS},
+TRIALS = {
+    "tiny": Trial(built(), training=without_curriculum),
+    "residual heads": Trial(built(residual_heads), training=without_curriculum),
+    "own first kernels": Trial(built(own_kernels), training=without_curriculum),
+    "fast heads": Trial(built(fast_heads), training=without_curriculum),
+    "tiny, rate x 3": Trial(built(), training=without_curriculum, options=("--lr", "3e-3")),
 }
 
 if __name__ == "__main__":
-    trials = {name: Trial(build, training=without_curriculum) for name, build in BUILDS.items()}
-    for factor in (3,):
-        for name in ("tiny", "residual heads", "fast heads", "DynUNet", "SegResNet-16"):
-            trials[f"{name}, rate x {factor}"] = Trial(
-                BUILDS[name], training=without_curriculum, options=("--lr", str(factor * 1e-3))
-            )
-    main(trials, about=__doc__, out="runs/network_study")
+    main(TRIALS, about=__doc__, out="runs/network_study")

@@ -113,7 +113,7 @@ def test_a_case_without_prediction_is_told_and_the_others_are_scored(
         evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), *BRATS)
     assert stopped.value.code == 1
     said = capsys.readouterr().err
-    assert "warning: only 1 of 2 cases have a prediction from t1\n" in said
+    assert "warning: cases with a prediction from t1: 1 of 2\n" in said
     assert f"case_002: {tmp_path / 'maps'} contains no prediction of this case." in said
     rows = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(zip(rows["case_id"], rows["subset"], strict=True)) == {
