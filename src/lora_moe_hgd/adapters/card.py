@@ -138,7 +138,7 @@ def adapter_card(
         scores: Paragraph on the scores.
         license: Licence of the adapter. Only cards on the Hub need a licence.
         cost: Time and hardware of the training, if they are known.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
     """
     # The base of a run may be a folder or a shipped name, which are no ids on the Hub.
     on_this_machine = Path(base).is_absolute() or base in shipped_names()

@@ -52,7 +52,7 @@ def adapter_folder(name: str | Path) -> Path:
 
 
 def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]) -> PeftModel:
-    """Load adapters of one network. All adapters are frozen, and the first adapter is active.
+    """Load several adapters into one network. All adapters are frozen, and the first adapter is active.
 
     Args:
         base: Name of a checkpoint, or a network, which is modified in place. A network that an earlier call returned

@@ -57,7 +57,7 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
         report: Content of `report.json`.
         files: Names of the files that exist.
         address: Address at which the files are served, without a slash at the end.
-        task: Names of the regions.
+        task: Task that defines the names of the regions.
     """
     doubts = [html.escape(text) for text in report["warnings"]]
     if doubts:

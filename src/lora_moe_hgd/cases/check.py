@@ -50,7 +50,7 @@ class CheckedCohort:
         root: Folder of the cohort.
         cases: Cases whose files could be identified.
         others: Errors of the folders whose files could not be identified.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
     """
 
     root: Path
@@ -159,7 +159,7 @@ def check_cohort(
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Number of further processes that read cases.
         progress: Whether to show a progress bar.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
 
     Raises:
         BadInputError: If `root` contains no case.

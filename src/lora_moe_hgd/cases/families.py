@@ -308,7 +308,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     Args:
         folder: Folder of the case.
         content: All entries of the folder.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
 
     Raises:
         BadInputError: If the files belong to several cases, if a file cannot be identified, if two files are the same

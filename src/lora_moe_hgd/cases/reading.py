@@ -93,7 +93,7 @@ def read_case(
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
@@ -126,7 +126,7 @@ def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOU
     Args:
         case: Files of the case, which must have a label map.
         image: A sequence of the case after applying the rules of `case_rules`, as in `CaseReading.images`.
-        task: Names of the regions.
+        task: Task that defines the names of the regions.
 
     Raises:
         BadInputError: If the label map is missing, cannot be read or does not fit the image.
@@ -174,7 +174,7 @@ def read_sources(
         reference: Sequence to whose grid the others are resampled. `None` means the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
     """
     sources = {name: sources[name] for name in task.modalities if name in sources}
     paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}

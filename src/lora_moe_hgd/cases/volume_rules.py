@@ -52,9 +52,7 @@ def check_name(path: Path) -> None:
     if name.endswith(CONVERTED_BY_NIBABEL):
         message = f"This file format is not supported. Convert the file to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(NRRD):
-        message = (
-            "Only `lora-moe-hgd prepare FOLDER OUT` reads NRRD files. Use the case with NIfTI files that it writes."
-        )
+        message = "Only `lora-moe-hgd prepare FOLDER OUT` reads NRRD files. Run this command, and use the case in OUT."
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):

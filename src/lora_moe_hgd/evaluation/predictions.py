@@ -30,7 +30,7 @@ class PredictionScorer:
 
     Attributes:
         predictions: Files of the predictions.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
         scheme: Name of the label scheme of the predictions.
         rules: Rules for scoring.
     """
@@ -109,7 +109,7 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
     Args:
         folder: Folder of the predictions.
         cases: Cases that were segmented.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
 
     Raises:
         ValueError: If the folder is missing, if it contains no prediction of any case, or if a case has two

@@ -334,7 +334,7 @@ def write_report(
         out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the plots.
         about: Facts for `table.json`: checkpoint, data, options, number of `failed` cases, and number of cases that
             the checkpoint was `trained_on`.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
     """
     names = task.modalities
     order = {subset_name(subset, names): place for place, subset in enumerate(every_subset(names))}

@@ -135,7 +135,7 @@ def score_regions(
         truth: True regions, `(R, D, H, W)` bool.
         affine: Affine of the predicted and the true regions, `(4, 4)`.
         rules: Rules for scoring.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
         confidence: Expected Dice of each region, if the network gives one.
     """
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]

@@ -28,7 +28,7 @@ def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRA
     Args:
         scores: Rows of `scores.csv`, by the name of the evaluation.
         form: Key of `FORMATS`.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
 
     Raises:
         ValueError: If no case and subset has a defined Dice in all evaluations.

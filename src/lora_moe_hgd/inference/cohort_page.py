@@ -25,7 +25,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
         rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
             the volumes, `warnings`, and `confidence`, which is the lowest of its regions or `None` if no region was
             found.
-        task: Names of the regions.
+        task: Task that defines the names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
     heads = ["case", "sequences", *numbers, "remarks", "what to look at"]

@@ -63,7 +63,7 @@ def write_case_page(
         images: Images by the name of their sequence, all on one grid.
         regions: `(R, D, H, W)` bool on the grid of the images: WT, TC and ET for brain tumours.
         report: Result of `report.make_report`.
-        task: Names of the regions.
+        task: Task that defines the names of the regions.
         truth: Regions of the ground truth, `(R, D, H, W)` bool on the grid of the images.
         truth_note: File name of the ground truth, or the reason why the page shows no ground truth.
         probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
@@ -284,7 +284,7 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
 
     Args:
         report: Result of `report.make_report`.
-        task: Names of the regions.
+        task: Task that defines the names of the regions.
         truth_ml: Volumes of the regions of the ground truth in millilitres; `None` without a ground truth.
     """
     columns = ["region", SEGMENTATION, *([] if truth_ml is None else [TRUTH]), "expected Dice"]

@@ -50,7 +50,8 @@ class Segmentation:
         label_map: `(D, H, W)` uint8 with the affine of the case.
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
-        probabilities_in_box: Probabilities in the bounding box of the brain, in canonical order, float32 in [0, 1].
+        probabilities_in_box: Probabilities in the bounding box of the brain, with the axes in canonical order,
+            float32 in [0, 1].
         geometry: Bounding box of the brain, and grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.

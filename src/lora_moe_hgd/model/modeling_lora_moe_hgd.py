@@ -335,7 +335,10 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         mirror: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Logits `(1, R, D, H, W)` of a complete case `(1, M, D, H, W)`. See `sliding_window_logits`."""
+        """Logits `(1, R, D, H, W)` of all voxels of a case `(1, M, D, H, W)`, from overlapping windows.
+
+        The arguments are those of `sliding_window_logits`.
+        """
         return sliding_window_logits(
             functools.partial(self, return_dict=True),
             pixel_values,

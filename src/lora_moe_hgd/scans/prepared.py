@@ -98,7 +98,7 @@ class Prepared:
         Args:
             sequence: Sequence whose grid the result has.
             regions: WT, TC and ET on the case's grid, `(3, D, H, W)` bool.
-            scheme: Scheme of the label map.
+            scheme: Label scheme, the meaning of each value in the label map.
         """
         place = self.placements[sequence]
         target = Volume(np.zeros(place.shape, dtype=np.float32), place.motion @ place.affine)

@@ -56,7 +56,7 @@ class RunFolder:
         Args:
             split: Training and validation cases.
             made_from: All other inputs of the result by name: versions, files, number of processes.
-            task: Sequences and regions.
+            task: Task that defines the sequences and regions.
 
         Raises:
             ValueError: If the folder contains files but no run (the files are not changed), or if `--continue` finds
@@ -127,7 +127,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If the run cannot be continued. The error message says why and what to do.
+            ValueError: If the run cannot be continued, with the reason and the remedy.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:

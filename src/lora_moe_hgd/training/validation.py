@@ -24,7 +24,7 @@ def scored_subsets(
         subsets: Names of subsets, such as `t1c+flair`, which must all be scored. `None` means `default_subsets`, of
             which at least one must be scored.
         acquired: Acquired sequences of each validation case, by case id.
-        task: Sequences and regions.
+        task: Task that defines the sequences and regions.
 
     Returns:
         Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a
