@@ -17,7 +17,7 @@ from lora_moe_hgd.model.encoder import EncoderOutput
 from lora_moe_hgd.model.hgd_decoder import DecoderOutput, HolisticallyGuidedDecoder, upsample
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
-from lora_moe_hgd.model.stem import ModalityStem, StemOutput, at_least_float32, presence_of
+from lora_moe_hgd.model.stem import ModalityStem, StemOutput, presence_of
 from lora_moe_hgd.training.engine import FROM_SCRATCH_SPACING_MM, Build
 
 
@@ -56,19 +56,11 @@ class ResidualHeads(HolisticallyGuidedDecoder):
     """The logits of each coarse head are added to those of the next finer head."""
 
     def forward(self, stem: StemOutput, encoded: EncoderOutput) -> DecoderOutput:
-        at_depths = tuple(encoded.hidden_states[depth] for depth in self.hidden_state_depths)
-        codebook, mean_base = self.codebook(at_depths, encoded.layout)
-        context = encoded.layout.mean_over_sequences(encoded.hidden_states[-1])
-        at8 = self.assembly(stem.skips[2], context, codebook, mean_base)
-        at4 = self.block4(self.refine4(at8, stem.skips[1]))
-        at2 = self.block2(self.refine2(at4, stem.skips[0]))
-        at1 = self.refine1(at2, stem.full_resolution)
-        logits8, logits4, logits1 = (
-            at_least_float32(head(features)) for head, features in zip(self.heads, (at8, at4, at1), strict=True)
-        )
+        decoded = super().forward(stem, encoded)
+        logits8, logits4, logits1 = decoded.logits
         logits4 = logits4 + upsample(logits8, logits4.shape[2:])
         logits1 = logits1 + upsample(logits4, logits1.shape[2:])
-        return DecoderOutput((logits8, logits4, logits1), codebook)
+        return DecoderOutput((logits8, logits4, logits1), decoded.codebook)
 
 
 def own_kernels(network: LoraMoeHgdForSegmentation) -> None:

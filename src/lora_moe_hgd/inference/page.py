@@ -251,7 +251,7 @@ def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice,
 
 
 def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
-    """All bytes of a NIfTI file of uint8 voxels that come before the first voxel."""
+    """Header of a NIfTI file with uint8 voxels: all bytes before the first voxel."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
