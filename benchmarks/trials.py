@@ -235,6 +235,7 @@ def main(trials: dict[str, Trial], *, about: str, out: str) -> None:
     )
     args, options = parser.parse_known_args()
     common = ["--config", str(ROOT / "configs/pretrain_phantom.yaml"), "--data", args.data, *PHANTOMS, *BUDGET]
+    args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds.split(","):
         for name in args.only.split(";"):

@@ -63,7 +63,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if command == "segment" and not words:
         _refuse_no_arguments()
-    _wait_without_spinning()
+    _set_up_pytorch()
     from transformers.utils.logging import disable_progress_bar
 
     # Transformers would show a progress bar for every loaded file, which hides the bars of the commands.
@@ -82,14 +82,16 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _wait_without_spinning() -> None:
-    """Make waiting threads of OpenMP give their core to other programs, unless the user has set another policy.
+def _set_up_pytorch() -> None:
+    """Set environment variables that make PyTorch faster on a CPU. They must be set before PyTorch is imported.
 
-    The variable must be set before PyTorch is imported. Threads that wait in a long loop cost nothing on a quiet
-    machine, but two runs beside each other on two cores then take three times as long (lab/busy_cores.py).
+    Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. Threads that
+    wait in a long loop cost nothing on a quiet machine, but two runs beside each other on two cores then take three
+    times as long (lab/busy_cores.py). Large tensors get large pages of memory, where Linux offers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import nibabel as nib
 import numpy as np
@@ -268,15 +269,22 @@ def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
     assert None not in prints
 
 
+@pytest.mark.parametrize("stage", ["read", "write"])
 @pytest.mark.parametrize("error", [TypeError("no message of ours"), KeyError("wt"), MemoryError(), RecursionError()])
 def test_whatever_a_case_raises_the_others_go_on(
-    cohort: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    cohort: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, stage: str
 ) -> None:
     def copied(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
-        if case.case_id == "case_001":
+        if stage == "write" and case.case_id == "case_001":
             raise error
         shutil.copytree(results / case.case_id, folder, dirs_exist_ok=True)
 
+    def read(self: CaseSegmenter, case: CaseFiles) -> CaseFiles:
+        if stage == "read" and case.case_id == "case_001":
+            raise error
+        return case
+
+    monkeypatch.setattr(CaseSegmenter, "read", read)
     monkeypatch.setattr(CaseSegmenter, "write", copied)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
@@ -288,11 +296,36 @@ def test_whatever_a_case_raises_the_others_go_on(
     assert list(segmentations(tmp_path / "out")) == ["case_000", "case_002"]
 
 
+def test_the_next_case_is_read_while_a_case_is_segmented_and_no_further_one(
+    cohort: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_read = {f"case_{number:03d}": Event() for number in range(NUM_CASES)}
+
+    def read(self: CaseSegmenter, case: CaseFiles) -> CaseFiles:
+        was_read[case.case_id].set()
+        return case
+
+    def segmented(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+        number = int(case.case_id.removeprefix("case_"))
+        following = list(was_read.values())[number + 1 :]
+        assert all(event.wait(timeout=60) for event in following[:1])
+        assert not any(event.is_set() for event in following[1:])
+        shutil.copytree(results / case.case_id, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(CaseSegmenter, "read", read)
+    monkeypatch.setattr(CaseSegmenter, "write", segmented)
+    monkeypatch.setattr(CaseSegmenter, "loaded", None)
+    segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
+    cases = [find_case(cohort / name) for name in was_read]
+    assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort) == 0
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkeypatch, stop: type) -> None:
     def stopped(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
         raise stop
 
+    monkeypatch.setattr(CaseSegmenter, "read", lambda self, case: case)
     monkeypatch.setattr(CaseSegmenter, "write", stopped)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
@@ -412,7 +445,7 @@ def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
 
 def launched(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
 @pytest.mark.slow
@@ -430,9 +463,9 @@ def test_two_processes_share_a_cohort(cohort: Path, results: Path, small_weights
         "from small_runs import segment_shipping\n"
         "from lora_moe_hgd.inference.results import CaseSegmenter\n"
         "write = CaseSegmenter.write\n"
-        "def told(self, case, folder, **options):\n"
-        "    print(f'RANK {os.environ[\"RANK\"]} HAS {case.case_id}', flush=True)\n"
-        "    return write(self, case, folder, **options)\n"
+        "def told(self, ready, folder, **options):\n"
+        "    print(f'RANK {os.environ[\"RANK\"]} HAS {ready.case.case_id}', flush=True)\n"
+        "    return write(self, ready, folder, **options)\n"
         "CaseSegmenter.write = told\n"
         f"segment_shipping(Path({str(small_weights)!r}), sys.argv[1:])\n"
     )

@@ -8,7 +8,7 @@ from small import random_volumes, small_config, small_network
 from torch.testing import assert_close
 
 from lora_moe_hgd.model.encoder import Attention, VisionTransformer, attention_mask, layout_tokens
-from lora_moe_hgd.model.stem import ModalityFusion, PackedPresence
+from lora_moe_hgd.model.stem import ModalityFusion, PackedPresence, add_per_channel
 
 
 def test_tokens_are_grouped_by_case_in_order_of_modality() -> None:
@@ -104,3 +104,21 @@ def test_checkpointing_holds_little_more_than_half_for_the_backward_pass() -> No
             network(random_volumes())
         held.append(sum(kept.values()))
     assert held[1] < 0.6 * held[0]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_values_of_a_channel_are_added_to_all_its_voxels(memory_format: torch.memory_format) -> None:
+    volumes, values = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 3, requires_grad=True)
+    added = add_per_channel(volumes.clone(memory_format=memory_format), values)
+    assert_close(added, volumes + values[..., None, None, None], rtol=0, atol=0)
+    factors = torch.randn_like(added)
+    (added * factors).sum().backward()
+    assert_close(values.grad, factors.sum(dim=(2, 3, 4)))
+
+
+def test_a_sum_over_sequences_keeps_the_memory_layout() -> None:
+    packed = torch.randn(3, 2, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    presence = PackedPresence.from_mask(torch.tensor([[True, True], [False, True]]))
+    summed = presence.sum_per_case(packed)
+    assert summed.is_contiguous(memory_format=torch.channels_last_3d)
+    assert_close(summed, torch.stack([packed[0] + packed[1], packed[2]]), rtol=0, atol=0)

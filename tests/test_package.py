@@ -196,10 +196,17 @@ def test_the_build_rules_include_the_shipped_checkpoints_and_no_others() -> None
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
-    ids=["nothing", "a count", "a policy"],
+    [
+        ({}, "1000 1"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 1"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None 1"),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, "1000 0"),
+    ],
+    ids=["nothing", "a count", "a policy", "small pages"],
 )
-def test_waiting_threads_give_way_unless_the_user_wants_otherwise(given: dict[str, str], expected: str) -> None:
+def test_waiting_threads_give_way_and_tensors_get_large_pages_unless_the_user_wants_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
     # PyTorch reads the variables when it is imported, so the module that imports it looks.
     code = """
 import os, sys
@@ -207,15 +214,14 @@ from importlib.abc import MetaPathFinder
 class Look(MetaPathFinder):
     def find_spec(self, name, *_):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"))
+            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("THP_MEM_ALLOC_ENABLE"))
             os._exit(0)
 sys.meta_path.insert(0, Look())
 from lora_moe_hgd_cli import run
 run("info", [])
 """
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    }
+    variables = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+    environment = {name: value for name, value in os.environ.items() if name not in variables}
     printed = subprocess.run(
         [sys.executable, "-u", "-c", code], env=environment | given, capture_output=True, text=True, check=True
     )

@@ -126,9 +126,8 @@ def test_absent_files_and_withheld_sequences_give_the_same(dummy_root: Path, seg
 
 def test_without_t1c_the_core_is_said_to_be_a_guess(dummy_root: Path, tmp_path: Path, capsys) -> None:
     for sequences, warned in ((("t1", "flair"), True), (("t1c",), False)):
-        found = CaseSegmenter("tiny", ResultOptions(sequences=sequences)).write(
-            find_case(dummy_root / "case_000"), tmp_path / sequences[0]
-        )
+        segmenter = CaseSegmenter("tiny", ResultOptions(sequences=sequences))
+        found = segmenter.write(segmenter.read(find_case(dummy_root / "case_000")), tmp_path / sequences[0])
         assert any("TC and ET are unreliable and may be missed" in warning for warning in found.warnings) == warned
         assert ("TC and ET are unreliable and may be missed" in capsys.readouterr().err) == warned
 

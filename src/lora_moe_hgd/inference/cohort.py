@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..model.findings import Finding
 from ..model.task import Task
 from ..processes import started_processes
 from .cohort_page import write_cohort_index
-from .results import CaseSegmenter
+from .results import CaseSegmenter, ReadyCase
 from .segmentation import RESULT_FILES
 
 SUMMARY, INDEX = "summary.csv", "index.html"
@@ -64,12 +65,13 @@ def segment_cohort(
         # Load the network before the loop, because an invalid checkpoint must not count as the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
-    for case in tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process)):
+    numbers = tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process))
+    for case, ready in zip(numbers, _read_ahead(segmenter, own), strict=True):
         folder = out / case.case_id
         try:
             _refuse_other_files(folder)
             with replacing_folder(folder) as scratch:
-                segmenter.write(case, scratch)
+                segmenter.write(ready(), scratch)
         except Exception as error:
             kept = " Results of an earlier run are kept." if folder.exists() else ""
             failed[case.case_id] = f"{reason_of(error)}{kept}"
@@ -87,6 +89,19 @@ def segment_cohort(
     # Wait for all processes, because the launcher kills the other processes when one exits with an error.
     state.wait_for_everyone()
     return len(failed) + len(bad)
+
+
+def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterator[Callable[[], ReadyCase]]:
+    """Yield a function for each case, which returns the case once it is read, or raises what reading raised.
+
+    While the caller works on a case, another thread reads the next case. So two cases are in memory.
+    """
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming: Future[ReadyCase] | None = None
+        for case in (*cases, None):
+            ready, coming = coming, None if case is None else reader.submit(segmenter.read, case)
+            if ready is not None:
+                yield ready.result
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:

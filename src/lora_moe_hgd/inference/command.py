@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         used = choose_sequences(one, options.sequences)
         if not args.quiet:
             print("\n".join(used.mapping()))
-        found = segmenter.write(one, args.out_path, progress=not args.quiet)
+        found = segmenter.write(segmenter.read(one), args.out_path, progress=not args.quiet)
         if not args.quiet:
             _print_result(found, args.out_path, options)
         return

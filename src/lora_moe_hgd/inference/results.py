@@ -13,14 +13,14 @@ from typing import Any
 
 from ..cases.case_files import CaseFiles
 from ..cases.nifti import image_like
-from ..cases.reading import read_case, read_sources
+from ..cases.reading import CaseReading, read_case, read_sources
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
 from ..model.confidence import confidence_warnings
 from ..model.findings import Finding
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
-from ..model.label_schemes import label_scheme
+from ..model.label_schemes import LabelScheme, label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 from ..sequence_names import sequence_hint
@@ -120,6 +120,27 @@ def _require_sequences(where: str, present: Sequence[str], wanted: Sequence[str]
         raise ValueError(f"{where} lacks {', '.join(lacking)}. It has {', '.join(present)}.")
 
 
+@dataclass(frozen=True)
+class ReadyCase:
+    """A case that is ready for the network.
+
+    Attributes:
+        case: Files of the case; `None` for a case in memory.
+        reading: Images of the case, and what was found about them.
+        scheme: Label scheme of the result.
+        inputs: Output of the image processor.
+        made_from: Fingerprint of all inputs of the result; `None` for a case in memory.
+        seconds: Time that reading took.
+    """
+
+    case: CaseFiles | None
+    reading: CaseReading
+    scheme: LabelScheme
+    inputs: Mapping[str, Any]
+    made_from: str | None
+    seconds: float
+
+
 class CaseSegmenter:
     """Segments cases with one checkpoint, which is loaded when it is first needed.
 
@@ -179,16 +200,8 @@ class CaseSegmenter:
         complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)
         return complete and made_from is not None and made_from == self.fingerprint(case)
 
-    def segment(
-        self, case: Case, *, progress: bool = False, warn: Callable[[Finding], object] | None = None
-    ) -> Segmentation:
-        """Segment a case.
-
-        Args:
-            case: Case to segment.
-            progress: Show a progress bar.
-            warn: Function that is called with each finding. Findings about the case come before the network runs,
-                findings about the result afterwards.
+    def read(self, case: Case) -> ReadyCase:
+        """Read a case, and prepare it for the network.
 
         Raises:
             ValueError: If the case cannot be used or lacks a requested sequence.
@@ -207,13 +220,42 @@ class CaseSegmenter:
             used = {name: source for name, source in case.items() if name in (options.sequences or case)}
             reading = read_sources(used, **rules)
         reading.checked(strict=options.strict)
+        _, processor = self.loaded
+        return ReadyCase(
+            case=case if isinstance(case, CaseFiles) else None,
+            reading=reading,
+            scheme=processor.scheme(_output_scheme(options.label_scheme, reading.case)),
+            inputs=processor(reading.settled),
+            made_from=made_from,
+            seconds=time.perf_counter() - started,
+        )
+
+    def segment(
+        self, case: Case, *, progress: bool = False, warn: Callable[[Finding], object] | None = None
+    ) -> Segmentation:
+        """Read and segment a case.
+
+        Args:
+            case: Case to segment.
+            progress: Show a progress bar.
+            warn: Function that is called with each finding. Findings about the case come before the network runs,
+                findings about the result afterwards.
+
+        Raises:
+            ValueError: If the case cannot be used or lacks a requested sequence.
+        """
+        return self.segment_ready(self.read(case), progress=progress, warn=warn)
+
+    def segment_ready(
+        self, ready: ReadyCase, *, progress: bool = False, warn: Callable[[Finding], object] | None = None
+    ) -> Segmentation:
+        """Segment a case that `read` returned. The other arguments are those of `segment`."""
+        started = time.perf_counter()
+        options, reading, scheme, inputs = self.options, ready.reading, ready.scheme, ready.inputs
         for finding in (*reading.findings, *result_warnings(reading.images, self.task)):
             if warn is not None:
                 warn(finding)
-        scheme_name = _output_scheme(options.label_scheme, reading.case)
         network, processor = self.loaded
-        scheme = processor.scheme(scheme_name)
-        inputs = processor(reading.settled)
         (geometry,) = inputs["geometry"]
         # Keep the probabilities in the bounding box of the brain, so that a large case fits into memory.
         in_box, probabilities = find_in_box(network, processor, inputs, mirror=options.mirror, progress=progress)
@@ -233,7 +275,7 @@ class CaseSegmenter:
             case_id=reading.case.case_id,
             checkpoint=self.checkpoint,
             mirror=options.mirror,
-            made_from=made_from,
+            made_from=ready.made_from,
             sequences=list(reading.images),
             files=reading.case.file_names(),
             left_out=reading.case.names_left_out(),
@@ -244,7 +286,7 @@ class CaseSegmenter:
             reference=reading.reference,
             interpolated=reading.interpolated,
             warnings=warnings,
-            seconds=time.perf_counter() - started,
+            seconds=ready.seconds + time.perf_counter() - started,
             task=self.task,
         )
         return Segmentation(
@@ -259,18 +301,14 @@ class CaseSegmenter:
             warnings=warnings,
             images=reading.images,
             report=report,
-            case=case if isinstance(case, CaseFiles) else None,
+            case=ready.case,
             task=self.task,
         )
 
-    def write(self, case: CaseFiles, folder: Path, *, progress: bool = False) -> Segmentation:
-        """Segment a case, print warnings about it, and save the files that the options request.
-
-        Raises:
-            ValueError: If the case cannot be used or lacks a requested sequence.
-        """
-        found = self.segment(
-            case, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
+    def write(self, ready: ReadyCase, folder: Path, *, progress: bool = False) -> Segmentation:
+        """Segment a case that was read, print warnings about it, and save the files that the options request."""
+        found = self.segment_ready(
+            ready, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
         )
         options = self.options
         found.save(folder, probabilities=options.probabilities, uncertainty=options.uncertainty, html=options.html)

@@ -37,6 +37,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def add_per_channel(x: Tensor, values: Tensor) -> Tensor:
+    """Add `values (B, C)` to all voxels of `x (B, C, D, H, W)`, in place."""
+    # In channels-last layout on the CPU, PyTorch would add the values voxel by voxel. Adding a row of voxels at a time
+    # is several times as fast.
+    rows = values.to(x.dtype)[..., None, None, None].expand(-1, -1, 1, 1, x.shape[-1])
+    return x.add_(rows.contiguous(memory_format=torch.channels_last_3d))
+
+
 class InputConv3d(nn.Conv3d):
     """Convolution that converts its input to the type of its weights.
 
@@ -45,7 +53,8 @@ class InputConv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        # Autocast converts by itself. Converting before would copy half precision to float32 and back.
+        return super().forward(x if torch.is_autocast_enabled(x.device.type) else x.to(self.weight.dtype))
 
 
 class PointwiseConv3d(nn.Conv3d):
@@ -164,8 +173,9 @@ class PackedPresence(Presence):
         return logits.softmax(dim=1)[self.case_P, self.modality_P]
 
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        # Add complete volumes, because a reduction over the first axis has a slow memory access pattern.
-        return torch.stack([functools.reduce(torch.add, part.unbind()) for part in packed.split(self.counts)])
+        # Add complete volumes, because a reduction over the first axis has a slow memory access pattern. Keep the
+        # axis of the cases: concatenating volumes keeps their layout in memory, stacking does not.
+        return torch.cat([functools.reduce(torch.add, part.split(1)) for part in packed.split(self.counts)])
 
     def slots(self, packed: Tensor) -> Slots:
         num_slots = max(self.counts)
@@ -304,7 +314,7 @@ class ModalityStem(nn.Module):
         for stage in range(len(STEM_STRIDES)):
             x = self.downsample[stage](x)
             if stage == 0:
-                x.add_(self.modality_embedding(presence.modality_P)[..., None, None, None])
+                add_per_channel(x, self.modality_embedding(presence.modality_P))
             x = self.blocks[stage](x)
             if self.with_skips:
                 skips.append(self.fusions[stage](x, presence))
@@ -319,5 +329,5 @@ class ModalityStem(nn.Module):
     def _fuse_early(self, pixel_values: Tensor, modality_mask: Tensor) -> Tensor:
         present = torch.where(modality_mask[..., None, None, None], pixel_values, 0.0)
         x = self.full_resolution(present)
-        x.add_(self.availability(modality_mask.to(x.dtype))[..., None, None, None])
+        add_per_channel(x, self.availability(modality_mask.to(x.dtype)))
         return nn.functional.leaky_relu(self.full_resolution_norm(x), inplace=True)
