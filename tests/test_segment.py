@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -241,3 +242,28 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
     assert said.out == ""
     assert not (tmp_path / "out").exists()
     assert not (dummy_root / "case_000/report.json").exists()
+
+
+def test_results_of_another_case_are_never_overwritten(
+    dummy_root: Path, segmented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Neither by the command, which says so before it loads the network, nor by a result in memory."""
+    out = tmp_path / "out"
+    shutil.copytree(segmented, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    message = (
+        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite them. Choose "
+        f"another folder, or delete {out}."
+    )
+    other = results.CaseSegmenter("glioma", ResultOptions()).segment(find_case(dummy_root / "case_001"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        other.save(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "load_checkpoint", lambda *args, **options: 1 / 0)
+        with pytest.raises(SystemExit):
+            run("segment", ["--in-path", str(dummy_root / "case_001"), "--out-path", str(out)])
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # The same case is written again.
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)])
+    assert json.loads((out / "report.json").read_text())["sequences_used"] == ["t1", "t1c", "t2", "flair"]

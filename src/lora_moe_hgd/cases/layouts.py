@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..files import listed, read_json
+from ..files import listed
 from ..model.findings import BadInputError, Finding
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in
-from .case_files import PREPARED, CaseFiles, name_them, safe_name, stem_of
+from .case_files import PREPARED, CaseFiles, name_them, recorded_name, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 
@@ -66,7 +66,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
     elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
-        case_id=_prepared_name(path) or _case_id(path, path),
+        case_id=recorded_name(path / PREPARED) or _case_id(path, path),
         folder=path,
         layout=layout.name if layout else BY_WORDS,
         label_schemes=layout.label_schemes if layout else (),
@@ -171,15 +171,6 @@ def _case_id(root: Path, folder: Path) -> str:
         whole = [part for part in Path(os.path.abspath(folder)).parts if part != os.sep]
         parts = tuple(whole[-2:-1] if whole[-1:] == ["anat"] and len(whole) > 1 else whole[-1:] or ["case"])
     return safe_name("_".join(parts))
-
-
-def _prepared_name(folder: Path) -> str | None:
-    """Name of the case in the folder's `prepare.json`; `None` if there is no valid `prepare.json`."""
-    try:
-        name = read_json(folder / PREPARED)["case_id"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return safe_name(name) if isinstance(name, str) and name else None
 
 
 def _unique(

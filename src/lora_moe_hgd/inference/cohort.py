@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..cases.case_files import CaseFiles
+from ..cases.case_files import CaseFiles, refuse_other_case
 from ..cases.layouts import name_of_place
 from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.findings import Finding
@@ -68,6 +68,7 @@ def segment_cohort(
         folder = out / case.case_id
         try:
             _refuse_other_files(folder)
+            refuse_other_case(folder / "report.json", case.case_id)
             with replacing_folder(folder) as scratch:
                 segmenter.write(case, scratch)
         except Exception as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_moe_hgd_cli import SEGMENT_USES
 
 from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
-from ..cases.case_files import CaseFiles, given_case, namings
+from ..cases.case_files import CaseFiles, given_case, namings, refuse_other_case
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..files import counted
@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
     for case, folder in targets:
         _refuse_same_folder(folder, case.folder)
     if one is not None:
+        refuse_other_case(args.out_path / "report.json", one.case_id)
         # Report an invalid option and bad input before the network is loaded.
         segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         used = choose_sequences(one, options.sequences)
@@ -202,6 +203,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             scan,
             keep=args.keep,
             steps=steps,
+            named=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
             warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),

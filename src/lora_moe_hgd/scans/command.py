@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
-from ..cases.case_files import PREPARED
+from ..cases.case_files import PREPARED, refuse_other_case
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from .options import add_scan_options
 from .prepared import check_output
@@ -80,7 +80,14 @@ def main(argv: Sequence[str]) -> None:
         )
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
-        prepared = prepare(source, options, Path(scratch), steps=steps, say=say)
+        prepared = prepare(
+            source,
+            options,
+            Path(scratch),
+            steps=steps,
+            named=partial(refuse_other_case, target / PREPARED),
+            say=say,
+        )
         for finding in prepared.findings:
             print(f"warning: {finding}", file=sys.stderr)
         replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)
