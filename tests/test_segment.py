@@ -159,6 +159,17 @@ def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented
     assert not (tmp_path / "uncertainty.nii.gz").exists()
 
 
+def test_the_summary_shows_the_numbers_of_the_report(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    report = json.loads((tmp_path / "report.json").read_text())
+    for name, volume in report["volumes_ml"].items():
+        dice = report["confidence"][name]
+        assert dice is not None
+        (line,) = [line for line in printed if line.startswith(f"{name.upper()}: {volume:.1f} mL, expected Dice ")]
+        assert float(line.split()[-1]) == pytest.approx(dice - 0.005, abs=0.0051)
+
+
 def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
     options = ["--in-path", str(dummy_root / "case_000"), "--sequences", "flair,t1c"]
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):

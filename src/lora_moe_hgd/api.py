@@ -67,8 +67,12 @@ def segment(
     segmenter = CaseSegmenter(checkpoint, options, device=device, base=base)
     try:
         found = _found(case, segmenter.task)
-    except BadInputError:
+    except BadInputError as error:
         if isinstance(case, Mapping) or not is_raw(Path(case)):
+            if error.finding.names_unclear:
+                files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
+                remedy = f"Or give a dict with the files of the case: {{{files}}}."
+                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
             raise
         require_extra()
         # Import it only here, because it needs the extra `scans`.

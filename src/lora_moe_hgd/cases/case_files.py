@@ -27,11 +27,6 @@ NO_GROUND_TRUTH = (
 )
 
 
-def name_them(task: Task = BRAIN_TUMOUR) -> str:
-    """Command line options that name the file of each sequence, as text for error messages."""
-    return " ".join(f"--{name} FILE" for name in task.modalities)
-
-
 def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
     """File name without its extension; `None` for a hidden file or a file without one of the extensions."""
     extension = next((end for end in extensions if path.name.lower().endswith(end)), None)

@@ -17,7 +17,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in, role_of, sequence_hint
-from .case_files import EXTENSIONS, CaseFiles, name_them, safe_name, stem_of
+from .case_files import EXTENSIONS, CaseFiles, safe_name, stem_of
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
@@ -131,8 +131,9 @@ def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     if order is None:
         raise BadInputError(
             path,
-            "It is unknown which sequences this file contains. For a 3-D file, use one of the options "
-            f"{name_them(task)}. For a 4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            "It is unknown which sequences this file contains. For a 3-D file, give the folder of its case. For a "
+            f"4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            names_unclear=True,
         )
     return CaseFiles(
         case_id=safe_name(stem),

@@ -16,7 +16,8 @@ from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..files import counted
 from ..loading import checkpoint_folder, checkpoint_task
-from ..model.findings import BadInputError, Finding
+from ..model.confidence import rounded_down
+from ..model.findings import BadInputError, Finding, raise_errors
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
@@ -108,8 +109,12 @@ def main(argv: Sequence[str]) -> None:
     options.check(task)
     try:
         one, cases, bad = _cases_of(args, task)
-    except BadInputError:
+    except BadInputError as error:
         if not _is_study(args.in_path):
+            if error.finding.names_unclear:
+                options = " ".join(f"--{name} FILE" for name in task.modalities)
+                remedy = f"Or name the files of the case with {options} instead of --in-path."
+                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
             raise
         one, cases, bad = None, [], []
     if one is None and not cases and _is_study(args.in_path):
@@ -246,7 +251,7 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
             # There is no case below this folder. The error of the folder itself is more specific.
             return find_case(args.in_path, channel_order=order, task=task), [], []
         if not cases and len(bad) == 1:
-            raise BadInputError(bad[0].where, bad[0].message)
+            raise_errors(bad)
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order, task=task), [], []
@@ -254,7 +259,10 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
     if found.report[f"{found.task.target}_found"]:
-        print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
+        for name, volume in found.volumes_ml.items():
+            dice = found.confidence[name]
+            trust = "not found" if dice is None else f"expected Dice {rounded_down(dice):.2f}"
+            print(f"{shown(name)}: {volume:.1f} mL, {trust}")
     else:
         print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")
