@@ -15,11 +15,13 @@ from PIL import Image
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference import results
-from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.sequence_names import parse_sequences
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -210,11 +212,11 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     (tmp_path / "case/T2.nii.gz").unlink()
     case = find_case(tmp_path / "case")
     assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
-    assert list(choose_sequences(case, parse_sequences("flair, T1")).images) == ["t1", "flair"]
+    assert list(choose_sequences(case, parse_sequences("flair, T1", MODALITIES)).images) == ["t1", "flair"]
     with pytest.raises(ValueError, match=r"lacks t2\. It has t1, t1c, flair"):
-        choose_sequences(case, parse_sequences("t2,t1"))
+        choose_sequences(case, parse_sequences("t2,t1", MODALITIES))
     with pytest.raises(ValueError, match=r"sequence t1ce\. 't1ce' is named 't1c' here\. The names are t1, t1c, t2"):
-        ResultOptions(sequences=parse_sequences("T1CE")).check(BRAIN_TUMOUR)
+        ResultOptions(sequences=parse_sequences("T1CE", MODALITIES)).check(BRAIN_TUMOUR)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
-from ..sequence_names import role_in, role_of, sequence_hint
+from ..sequence_names import parse_sequences, role_in, role_of, sequence_hint
 from .case_files import EXTENSIONS, CaseFiles, safe_name, stem_of
 
 DECATHLON = "Medical Segmentation Decathlon"
@@ -34,13 +34,13 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     """Split a list of sequence names, separated by commas.
 
     Raises:
-        ValueError: If a name is unknown or appears twice.
+        ValueError: If a name is unknown or appears twice, or if the names are separated by something else.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
         ('flair', 't1', 't1c', 't2')
     """
-    names = tuple(name.strip().lower() for name in text.split(","))
+    names = parse_sequences(text, task.modalities)
     unknown = [name for name in names if name not in task.modalities]
     if unknown or len(set(names)) != len(names):
         hint = sequence_hint(unknown[0], task.modalities) if unknown else ""

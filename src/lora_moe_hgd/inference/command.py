@@ -22,8 +22,9 @@ from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
+from ..sequence_names import parse_sequences
 from .cohort import SUMMARY, segment_cohort
-from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
+from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     task = _task_of(argv)
     args = build_parser(task).parse_args(argv)
     options = ResultOptions(
-        sequences=None if args.sequences is None else parse_sequences(args.sequences),
+        sequences=None if args.sequences is None else parse_sequences(args.sequences, task.modalities),
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,

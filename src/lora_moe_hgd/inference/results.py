@@ -92,16 +92,6 @@ class ResultOptions:
         return tuple(name for name in RESULT_FILES if asked.get(name, True))
 
 
-def parse_sequences(names: str) -> tuple[str, ...]:
-    """Split a text with sequence names that are separated by commas.
-
-    Example:
-        >>> parse_sequences("t1c, FLAIR")
-        ('t1c', 'flair')
-    """
-    return tuple(name.strip().lower() for name in names.split(","))
-
-
 def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles:
     """Return the case with only the wanted sequences, or with all of them if `wanted` is `None`.
 
