@@ -8,11 +8,11 @@ order. The files `BRATS_*` of the Decathlon have the order in the publication of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import read_json
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
@@ -166,10 +166,12 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, remedy=f"Correct the file, or give {order_option(task)}.")
         names = content.get("channel_names") or content["modality"]
         words = [str(names[str(number)]) for number in range(len(names))]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except BadInputError:
+        raise
+    except (OSError, LookupError, TypeError, AttributeError) as error:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "

@@ -18,7 +18,15 @@ from peft import LoraConfig
 from ..adapters.presets import preset_of
 from ..arguments import CommandParser
 from ..files import reason_of
-from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
+from ..loading import (
+    adapter_base,
+    checkpoint_digest,
+    checkpoint_folder,
+    checkpoint_task,
+    is_adapter,
+    load_checkpoint,
+    read_settings,
+)
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
@@ -65,7 +73,7 @@ def stage(
     adapter = None
     if is_adapter(folder):
         adapter = (_base_on_the_hub(folder, base), preset_of(LoraConfig.from_pretrained(str(folder))))
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_settings(folder / "adapter_config.json")
         config["base_model_name_or_path"] = adapter[0]
         (into / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copyfile(folder / "adapter_model.safetensors", into / "adapter_model.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ..cases.case_files import CaseFiles, refuse_other_case
 from ..cases.layouts import name_of_place
-from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
+from ..files import printable, read_json, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.findings import Finding
 from ..model.task import Task
 from ..processes import started_processes
@@ -114,7 +113,7 @@ def _rows(
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
         if case.case_id not in failed:
-            report = json.loads((out / case.case_id / "report.json").read_text())
+            report = read_json(out / case.case_id / "report.json")
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             found = [value for value in report["confidence"].values() if value is not None]
