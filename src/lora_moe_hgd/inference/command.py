@@ -113,8 +113,8 @@ def main(argv: Sequence[str]) -> None:
     except BadInputError as error:
         if not _is_study(args.in_path):
             if error.finding.names_unclear:
-                options = " ".join(f"--{name} FILE" for name in task.modalities)
-                remedy = f"Or name the files of the case with {options} instead of --in-path."
+                files = " ".join(f"--{name} FILE" for name in task.modalities)
+                remedy = f"Or name the files of the case with {files} instead of --in-path."
                 raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
             raise
         one, cases, bad = None, [], []
