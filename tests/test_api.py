@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pydoc
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from transformers import pipeline
 
 import lora_moe_hgd as lmh
 from lora_moe_hgd.cases.layouts import find_case
@@ -86,7 +88,7 @@ def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root
     assert (found.regions.dtype, found.probabilities.dtype) == (bool, np.float32)
     voxel_ml = abs(np.linalg.det(source.affine)) / 1000
     assert list(found.volumes_ml) == ["wt", "tc", "et"]
-    # Both are rounded to three decimals, here and in the report.
+    # Both have three decimals, here and in the report. A confidence is rounded down.
     assert list(found.volumes_ml.values()) == [
         round(volume, 3) for volume in (region.sum() * voxel_ml for region in found.regions)
     ]
@@ -94,7 +96,7 @@ def test_everything_in_a_segmentation_agrees(found: lmh.Segmentation, dummy_root
     expected = lmh.load_checkpoint()[1].confidence(
         found.probabilities, found.regions, voxel_ml=voxel_ml, present=present
     )
-    assert found.confidence == {name: value and round(value, 3) for name, value in expected.items()}
+    assert found.confidence == {name: value and math.floor(1000 * value) / 1000 for name, value in expected.items()}
     assert (found.volumes_ml, found.confidence) == (found.report["volumes_ml"], found.report["confidence"])
     assert f"WT {found.volumes_ml['wt']:.1f} mL" in repr(found)
 
@@ -137,6 +139,10 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
     ("change", "rule"),
     [
         ({"sequences": ["t3"]}, r"Unknown sequence t3\..* The names are t1, t1c, t2, flair"),
+        ({"sequences": "t1c flair"}, r"must be a list\. Write sequences=\['t1c', 'flair'\]\. Got: 't1c flair'"),
+        ({"sequences": "T1C,flair"}, r"must be a list\. Write sequences=\['t1c', 'flair'\]\. Got"),
+        ({"sequences": ["T1C"]}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are t1, t1c"),
+        ({"case": {"T1C": "a.nii.gz"}}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are"),
         ({"sequences": ["T1CE"]}, r"Unknown sequence T1CE\. 'T1CE' is named 't1c' here\. The names are t1, t1c, t2"),
         ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
         ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
@@ -151,6 +157,17 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
 def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         lmh.segment(**{"case": dummy_root / "case_000", **change})
+
+
+def test_a_confidence_below_the_limit_stays_below_it_when_it_is_rounded(
+    dummy_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    almost = {"wt": 0.9, "tc": LOW_CONFIDENCE - 0.0004, "et": None}
+    monkeypatch.setattr(lmh.LoraMoeHgdImageProcessor, "confidence", lambda *args, **more: almost)
+    case = dummy_root / "case_000"
+    by_pipeline = pipeline("brain-tumor-segmentation", model=str(lmh.pretrained_path("tiny")))(str(case))
+    for confidence in (lmh.segment(case).confidence, by_pipeline["confidence"]):
+        assert confidence == {"wt": 0.9, "tc": 0.599, "et": None}
 
 
 def test_the_ground_truth_of_a_case_is_never_overwritten(found: lmh.Segmentation, dummy_root: Path) -> None:

@@ -89,7 +89,7 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "does not list the sequences by number"),
+        ("", "The file is not valid JSON .* give --channel-order"),
         ("[]", "does not list the sequences by number"),
         ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
         ('{"modality": ["T1"]}', "does not list the sequences by number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from bad_input import AFFINE, PATIENT, SHAPE, array_of, good_case, no_tumour, save, twice
 
-from lora_moe_hgd.cases.check import check_cohort
+from lora_moe_hgd import segment
+from lora_moe_hgd.cases.check import CheckedCase, CheckedCohort, check_cohort
+from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.evaluation import scoring
 from lora_moe_hgd.evaluation.scoring import score_case
+from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from lora_moe_hgd.training.config import read_config
 from lora_moe_hgd.training.sources import build_data
@@ -61,12 +65,43 @@ def test_every_case_is_read_and_errors_come_first(cohort: Path, capsys) -> None:
     assert numbers == [
         "4 cases, 2 errors, 1 warning",
         "sequences: t1 4, t1c 4, t2 3, flair 4",
+        "  t1+t1c+t2+flair: 3 cases: a, damaged, odd",
+        "  t1+t1c+flair: 1 case: b",
         "layouts: BraTS 2017 to 2021 4",
         "label schemes: brats2018 4",
         f"files of 3 cases: {NAMING}",
         f"files of 1 case: {NAMING.replace('t2 *_t2.nii.gz, ', '')}",
     ]
     assert PATIENT not in text
+
+
+def test_of_many_cases_with_the_same_sequences_only_some_are_named(good: Path, tmp_path: Path) -> None:
+    case = find_case(good)
+    checked = [CheckedCase(replace(case, case_id=f"case_{n}"), None, ()) for n in range(7)]
+    lines = CheckedCohort(tmp_path, tuple(checked), ()).table().splitlines()
+    assert "  t1+t1c+t2+flair: 7 cases: case_0, case_1, case_2, case_3, case_4 and 2 more" in lines
+
+
+def test_hints_name_only_options_of_the_command(good: Path, tmp_path: Path, capsys) -> None:
+    """`--t1` and so on are options of `segment` alone, and a dict is for Python."""
+    shutil.copytree(good, tmp_path / "cohort/mixed")
+    twice(tmp_path / "cohort/mixed")
+    reason = "Several files may be t2: x_t2.nii.gz, y_t2.nii.gz. Keep one of them. Put each patient and each session "
+    reason += "into a separate folder."
+    code, text = check(capsys, str(tmp_path / "cohort"))
+    assert code == 1
+    assert text.splitlines()[0] == f"error    mixed: {reason}"
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(tmp_path / "cohort/mixed"), "--out-path", str(tmp_path / "out")])
+    options = "--t1 FILE --t1c FILE --t2 FILE --flair FILE"
+    remedy = f"{reason} Or name the files of the case with {options} instead of --in-path.\n"
+    assert capsys.readouterr().err.endswith(remedy)
+    remedy = (
+        f"{reason} Or give a dict with the files of the case: {{'t1': FILE, 't1c': FILE, 't2': FILE, 'flair': FILE}}."
+    )
+    with pytest.raises(BadInputError) as refused:
+        segment(tmp_path / "cohort/mixed")
+    assert str(refused.value).endswith(remedy)
 
 
 @pytest.mark.slow

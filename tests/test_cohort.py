@@ -134,6 +134,15 @@ def test_only_what_is_not_done_is_done(cohort: Path, results: Path, tmp_path: Pa
     assert {case for case in times if times[case] != again[case]} == {"case_002"}
 
 
+def test_a_folder_with_the_results_of_another_case_is_kept(cohort: Path, results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "case_001", tmp_path / "out/case_000")
+    before = (tmp_path / "out/case_000/seg.nii.gz").read_bytes()
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(cohort), "--out-path", str(tmp_path / "out")])
+    assert "contains the results of another case, case_001" in table(tmp_path / "out")["case_000"]["message"]
+    assert (tmp_path / "out/case_000/seg.nii.gz").read_bytes() == before
+
+
 def test_other_options_are_other_results(cohort: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(results, out)

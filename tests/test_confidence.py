@@ -7,7 +7,11 @@ import pytest
 from scipy.special import expit, logit
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd.app.results import result_html
+from lora_moe_hgd.inference.cohort_page import _row
+from lora_moe_hgd.inference.page import _region_table
 from lora_moe_hgd.model.confidence import LOW_CONFIDENCE, confidence_warnings
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 
 WEIGHTS = [[0.1, 0.9, 0.2, -0.3, 0.5, 0.0, 0.3, 0.0, -0.1]] * 3
 PRESENT = [False, True, False, True]
@@ -42,6 +46,33 @@ def test_a_region_with_a_low_confidence_gets_a_warning_that_names_it() -> None:
     (finding,) = confidence_warnings({"wt": LOW_CONFIDENCE, "tc": LOW_CONFIDENCE - 0.01, "et": None})
     assert finding.where == "TC"
     assert "0.59" in finding.message
+
+
+def test_a_low_confidence_is_never_shown_as_the_limit_itself() -> None:
+    """0.598 is below 0.6, so no text shows it as 0.60."""
+    almost = LOW_CONFIDENCE - 0.002
+    (finding,) = confidence_warnings({"wt": 0.9, "tc": almost, "et": None})
+    assert "The expected Dice is only 0.59." in finding.message
+    report = {
+        "case_id": "case",
+        "warnings": [],
+        "volumes_ml": {"wt": 2.0, "tc": 1.0, "et": 0.0},
+        "confidence": {"wt": 0.9, "tc": almost, "et": None},
+        "sequences_used": ["t1c"],
+        "label_scheme": {"name": "brats2023", "core": 1},
+        "checkpoint": "tiny",
+        "seconds": 3.0,
+    }
+    row = {"case": "case", "status": "done", "sequences": "t1c", "warnings": [], "confidence": almost}
+    row |= {f"{name}_ml": 1.0 for name in BRAIN_TUMOUR.regions}
+    texts = {
+        "app": result_html(report, [], "results/x", BRAIN_TUMOUR),
+        "page": _region_table(report, BRAIN_TUMOUR, None),
+        "index": _row(row, BRAIN_TUMOUR),
+    }
+    for place, text in texts.items():
+        assert "0.59" in text, place
+        assert "0.60" not in text, place
 
 
 def test_a_result_without_any_region_has_a_warning() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from small_scans import write_study
 from lora_moe_hgd.cases.layouts import find_cases
 from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.model.label_schemes import label_scheme
+
+MAKE_DATA_IN_DOCS = "lora-moe-hgd phantom --root data/brats2018 --n 4"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -55,6 +59,34 @@ def test_every_page_is_run() -> None:
         "export.md",
         "scans.md",
     }
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_says_where_its_inputs_come_from(page: Path) -> None:
+    """The page names the command that makes the cases. What a block takes from another one is named before it."""
+    text = page.read_text()
+    commands = "\n".join(blocks(page.name, "bash") + blocks(page.name, "python"))
+    assert "data/brats2018" not in commands or MAKE_DATA_IN_DOCS in text
+    for before, block in re.findall(r"([^\n]*)\n+```python\n(.*?)```", text, re.DOTALL):
+        names = symtable.symtable(block, page.name, "exec").get_symbols()
+        taken = {name.get_name() for name in names if not (name.is_assigned() or name.is_imported())}
+        for name in taken - set(dir(builtins)):
+            assert f"`{name}`" in before, f"{name} in\n{block}"
+
+
+def test_the_command_of_the_docs_makes_the_cases_of_the_readme(tmp_path: Path) -> None:
+    folders = []
+    for command in (MAKE_DATA, MAKE_DATA_IN_DOCS):
+        (tmp_path / f"{len(folders)}").mkdir()
+        folders.append(workspace(tmp_path / f"{len(folders)}"))
+        execute_cheaply(command.replace("--n 4", "--n 1"), folders[-1])
+    first, second = (
+        {path.name: path.read_bytes() for path in (folder / "data/brats2018/case_000").iterdir()} for folder in folders
+    )
+    assert first == second
 
 
 def test_the_tutorial_runs(used: Path, small_weights: Path) -> None:

@@ -333,6 +333,17 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
     assert f"--cases names case_9, but {dummy_root} has no such case." in capsys.readouterr().err
 
 
+def test_all_is_said_to_be_one_subset(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    words = ["--data", str(dummy_root), "--out", str(tmp_path / "scores"), "--cases", "case_000", "--subsets"]
+    note = "note: --subsets all is one subset, t1+t1c+t2+flair. Without --subsets, all 15 subsets are scored.\n"
+    run("evaluate", [*words, "all"])
+    assert note in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "scores/scores.csv")["subset"].unique().tolist() == ["t1+t1c+t2+flair"]
+    run("evaluate", [*words, "all,t1c"])
+    run("evaluate", [*words, "all", "--quiet"])
+    assert note not in capsys.readouterr().err
+
+
 FLAIR, T1 = (False, False, False, True), (True, False, False, False)
 
 

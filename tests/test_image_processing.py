@@ -269,7 +269,7 @@ def test_a_batch_pads_each_case_as_if_alone() -> None:
     [
         ({"t1": None}, "No sequence was given. Give at least one of t1, t1c, t2, flair"),
         ({}, "No sequence was given"),
-        ({"t1ce": brain()}, "Unknown sequence t1ce. The names are t1, t1c, t2, flair"),
+        ({"T1C": brain()}, "Unknown sequence T1C. The names are t1, t1c, t2, flair, in lower case."),
         (
             {"t1": brain(), "t2": brain((20, 26, 31))},
             r"t2: The shape differs from that of t1 .*no affine to align the volumes",

@@ -120,6 +120,8 @@ def test_phantoms_of_other_maps_are_kept_elsewhere(folder: Path, tmp_path: Path)
     ("codes", "zoom", "message"),
     [
         (np.zeros((80, 80, 80), dtype=np.int16), 1.0, "The label map has 0 mL of grey and white matter"),
+        # Slightly too little is not shown as enough.
+        (2 * (np.arange(80**3).reshape(80, 80, 80) < 299_900).astype(np.int16), 1.0, "has 299 mL of grey and white"),
         (brain_of_boxes(), 2.0, "The voxels measure 2 x 2 x 2 mm"),
     ],
 )

@@ -265,6 +265,7 @@ def test_a_failed_download_is_an_error_in_a_line(
         ),
         (["segment", "--out-path", "o", "--t1gd", "a.nii.gz"], "'--t1gd' is named '--t1c' here."),
         (["segment", "--out-path", "o", "--reference", "T1CE"], "'T1CE' is named 't1c' here."),
+        (["segment", "--out-path", "o", "--reference", "T1C"], "Write 't1c', in lower case."),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
@@ -272,6 +273,33 @@ def test_a_mistyped_name_gets_the_most_similar_one(
     words: list[str], message: str, dummy_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", *(word.format(data=dummy_root) for word in words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["segment", "--sequences", "t1c flair"], "Separate sequences by commas: t1c,flair. Got: t1c flair."),
+        (["segment", "--sequences", "T1c+flair,t2"], "Separate sequences by commas: t1c,flair,t2."),
+        (["segment", "--sequences", "t1c", "flair"], "Write a list of sequences with commas and without spaces"),
+        (["segment", "--sequences", "t1c,", "flair"], "Write a list of sequences with commas and without spaces"),
+        (["prepare", "--sequences", "t1c flair"], "Separate sequences by commas: t1c,flair."),
+        (
+            ["convert", "--layout", "plain", "--channel-order", "flair t1 t1c t2"],
+            "Separate sequences by commas: flair,t1,t1c,t2.",
+        ),
+        (["evaluate", "--subsets", "t1c flair"], "Write one subset with plus signs, such as t1c+flair"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_list_with_spaces_is_answered_with_the_list_to_type(
+    words: list[str], message: str, dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    places = ["--in-path", str(dummy_root), "--out-path", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", words[0], *places, *words[1:]])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2

@@ -170,7 +170,7 @@ def test_scores_of_other_weights_are_refused(evaluation: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--repo", "me/net"], "one of the arguments --evaluation --without-evaluation is required"),
+        (["--repo", "me/net", "--evaluation", "a", "--without-evaluation"], "not allowed with argument"),
         (["--repo", "not a name", "--without-evaluation"], "--repo must be a name such as me/brats-tiny, got not a"),
         (["--repo", "net", "--without-evaluation"], "--repo must be OWNER/NAME, such as me/brats-tiny, got net."),
         (["--repo", "me/net", "--without-evaluation", "--base", "me/x"], "--base is for adapters"),
@@ -187,6 +187,36 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(network_folder: Path, word
         run("push", ["--checkpoint", str(network_folder), *TOLD, *words])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_everything_that_a_push_lacks_is_listed_at_once(
+    network_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A dry run shows the files in spite of it."""
+    monkeypatch.setattr(push, "HfApi", None)
+    adapter = adapter_over(network_folder, tmp_path / "adapter", "lora")
+    words = ["--checkpoint", str(adapter), "--training-cost", "An hour."]
+    with pytest.raises(SystemExit) as stopped:
+        run("push", words)
+    assert stopped.value.code == 2
+    first, *missing, last = capsys.readouterr().err.splitlines()
+    assert first == "error: Options are missing:"
+    assert [line.split()[0] for line in missing] == [
+        "--repo",
+        "--evaluation",
+        "--license",
+        "--training-data",
+        "--base",
+    ]
+    assert "which is only on this machine. Push the base too" in missing[-1]
+    assert last == "With --dry-run, the command shows the files without them."
+    run("push", [*words, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "bytes  adapter_model.safetensors" in printed
+    assert "Nothing was pushed to OWNER/NAME, because of --dry-run." in printed
+    assert printed.splitlines()[-len(missing) :] == missing
+    run("push", [*words, *TOLD, "--repo", "me/net", "--base", "me/base", "--without-evaluation", "--dry-run"])
+    assert capsys.readouterr().out.endswith("Nothing was pushed to me/net, because of --dry-run.\n")
 
 
 def test_a_dry_run_shows_files_and_sizes_and_asks_nobody(

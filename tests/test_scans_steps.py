@@ -208,6 +208,24 @@ def test_images_of_another_origin_are_not_overwritten(dicom: Path, tmp_path: Pat
     assert (target / "T1c.nii.gz").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("command", ["prepare", "segment", "keep"])
+def test_another_study_is_refused_before_the_brain_is_extracted(
+    command: str, dicom: Path, tmp_path: Path, extracted: list[str], capsys
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    report = out / ("report.json" if command == "segment" else PREPARED)
+    report.write_text('{"case_id": "other"}')
+    words = (
+        ["--out-path", str(tmp_path / "result"), "--keep", str(out)] if command == "keep" else ["--out-path", str(out)]
+    )
+    with pytest.raises(SystemExit):
+        run("prepare" if command == "prepare" else "segment", ["--in-path", str(dicom), *words, *EXTRACT])
+    assert f"{out} contains the results of another case, other." in capsys.readouterr().err
+    assert extracted == []
+    assert report.read_text() == '{"case_id": "other"}'
+
+
 def test_segment_goes_on_after_the_preparation(
     dicom: Path, tmp_path: Path, extracted: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from PIL import Image
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.inference import results
-from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
+from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice
+from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
+from lora_moe_hgd.sequence_names import parse_sequences
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -157,6 +160,17 @@ def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented
     assert not (tmp_path / "uncertainty.nii.gz").exists()
 
 
+def test_the_summary_shows_the_numbers_of_the_report(dummy_root: Path, tmp_path: Path, capsys) -> None:
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    report = json.loads((tmp_path / "report.json").read_text())
+    for name, volume in report["volumes_ml"].items():
+        dice = report["confidence"][name]
+        assert dice is not None
+        (line,) = [line for line in printed if line.startswith(f"{name.upper()}: {volume:.1f} mL, expected Dice ")]
+        assert float(line.split()[-1]) == pytest.approx(dice - 0.005, abs=0.0051)
+
+
 def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
     options = ["--in-path", str(dummy_root / "case_000"), "--sequences", "flair,t1c"]
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
@@ -197,11 +211,11 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
     (tmp_path / "case/T2.nii.gz").unlink()
     case = find_case(tmp_path / "case")
     assert list(choose_sequences(case, None).images) == ["t1", "t1c", "flair"]
-    assert list(choose_sequences(case, parse_sequences("flair, T1")).images) == ["t1", "flair"]
+    assert list(choose_sequences(case, parse_sequences("flair, T1", MODALITIES)).images) == ["t1", "flair"]
     with pytest.raises(ValueError, match=r"lacks t2\. It has t1, t1c, flair"):
-        choose_sequences(case, parse_sequences("t2,t1"))
+        choose_sequences(case, parse_sequences("t2,t1", MODALITIES))
     with pytest.raises(ValueError, match=r"sequence t1ce\. 't1ce' is named 't1c' here\. The names are t1, t1c, t2"):
-        ResultOptions(sequences=parse_sequences("T1CE")).check(BRAIN_TUMOUR)
+        ResultOptions(sequences=parse_sequences("T1CE", MODALITIES)).check(BRAIN_TUMOUR)
 
 
 @pytest.mark.parametrize(
@@ -240,3 +254,28 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
     assert said.out == ""
     assert not (tmp_path / "out").exists()
     assert not (dummy_root / "case_000/report.json").exists()
+
+
+def test_results_of_another_case_are_never_overwritten(
+    dummy_root: Path, segmented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Neither by the command, which says so before it loads the network, nor by a result in memory."""
+    out = tmp_path / "out"
+    shutil.copytree(segmented, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    message = (
+        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite them. Choose "
+        f"another folder, or delete {out}."
+    )
+    other = results.CaseSegmenter("glioma", ResultOptions()).segment(find_case(dummy_root / "case_001"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        other.save(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "load_checkpoint", lambda *args, **options: 1 / 0)
+        with pytest.raises(SystemExit):
+            run("segment", ["--in-path", str(dummy_root / "case_001"), "--out-path", str(out)])
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # The same case is written again.
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)])
+    assert json.loads((out / "report.json").read_text())["sequences_used"] == ["t1", "t1c", "t2", "flair"]

@@ -154,9 +154,9 @@ def test_a_dataset_has_a_column_for_each_sequence_of_the_task(task: Task, tmp_pa
     assert stream[0]["labels"].sum(dim=(1, 2, 3)).tolist() == [64, 8]
 
 
-def test_a_folder_without_a_sequence_of_the_task_is_refused_with_its_options(task: Task, tmp_path: Path) -> None:
+def test_a_folder_without_a_sequence_of_the_task_is_refused_with_its_names(task: Task, tmp_path: Path) -> None:
     folder = make_case(tmp_path / "p1", {"t1c": 0})
-    with pytest.raises(BadInputError, match="Name the sequences with --flair FILE --dwi FILE"):
+    with pytest.raises(BadInputError, match=r"Each file name must contain its sequence \(flair, dwi\)\."):
         find_case(folder, task=task)
     assert find_cases(make_case(tmp_path / "q/p2", {"t1c": 0}, "seg").parent, task=BRAIN_TUMOUR)
 

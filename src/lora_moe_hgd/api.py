@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def segment(
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.
     """
     if isinstance(sequences, str):
-        raise ValueError(f"`sequences` must be a list such as {sequences.split(',')}, got {sequences!r}.")
+        names = re.findall(r"[^\s,+;]+", sequences.lower())
+        raise ValueError(f"`sequences` must be a list. Write sequences={names}. Got: {sequences!r}.")
     options = ResultOptions(
         sequences=None if sequences is None else tuple(sequences),
         label_scheme=label_scheme,
@@ -67,8 +69,12 @@ def segment(
     segmenter = CaseSegmenter(checkpoint, options, device=device, base=base)
     try:
         found = _found(case, segmenter.task)
-    except BadInputError:
+    except BadInputError as error:
         if isinstance(case, Mapping) or not is_raw(Path(case)):
+            if error.finding.names_unclear:
+                files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
+                remedy = f"Or give a dict with the files of the case: {{{files}}}."
+                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
             raise
         require_extra()
         # Import it only here, because it needs the extra `scans`.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from .model.configuration_lora_moe_hgd import MODALITIES
 from .pretrained import DEFAULT_CHECKPOINT
-from .sequence_names import sequence_hint
+from .sequence_names import role_of, sequence_hint
 
 # Error message of `argparse` for a value that is not among the choices of an option. Python 3.12 and later write the
 # choices without quotes.
 WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
+LEFT_OVER = re.compile(r"unrecognized arguments: (?P<words>[^-].*)", re.DOTALL)
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (?P<value>--[^\s=]+)")
 
 
@@ -25,7 +28,14 @@ class CommandParser(argparse.ArgumentParser):
             message += "." + sequence_hint(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
         elif wrong := UNKNOWN_OPTION.search(message):
             message += "." + sequence_hint(wrong["value"], [*self._option_string_actions])
+        elif (rest := LEFT_OVER.search(message)) and self._are_sequences(rest["words"].split()):
+            message += ". Write a list of sequences with commas and without spaces, such as t1c,flair."
         super().error(message)
+
+    def _are_sequences(self, words: Sequence[str]) -> bool:
+        """Whether the words are names of sequences, each of which may end with a comma."""
+        names = {word.strip(",") for word in words}
+        return all(role_of(name) in MODALITIES or f"--{name}" in self._option_string_actions for name in names)
 
 
 def add_in_path(parser: argparse._ActionsContainer, *, help: str, required: bool = False) -> None:

@@ -14,22 +14,25 @@ from typing import Any
 from .model.findings import BadInputError
 
 MAX_JSON_BYTES = 1_000_000
+# For files that grow with the number of cases or of subsets of the sequences.
+MAX_LONG_JSON_BYTES = 100_000_000
 
 
-def read_json(path: Path, *, remedy: str = "") -> Any:
+def read_json(path: Path, *, remedy: str = "", max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file that a user may have brought.
 
     Args:
         path: The file.
         remedy: Sentences for the error message: what the file is for, and what to do. Callers that catch the error
             need none.
+        max_bytes: Largest size of the file. A larger file is not read.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        BadInputError: If the file has more than `MAX_JSON_BYTES` bytes or is not valid JSON.
+        BadInputError: If the file has more than `max_bytes` bytes or is not valid JSON.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise BadInputError(path, f"The file has more than {MAX_JSON_BYTES} bytes, which is too much. {remedy}")
+    if path.stat().st_size > max_bytes:
+        raise BadInputError(path, f"The file has more than {max_bytes} bytes, which is too much. {remedy}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,8 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils.logging import set_tqdm_hook
 
-from .files import did_you_mean, reason_of
+from .files import did_you_mean, read_json, reason_of
 from .fingerprints import file_fingerprint, fingerprint
+from .model.findings import BadInputError
 from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .model.task import BRAIN_TUMOUR, Task
@@ -123,12 +125,25 @@ def checkpoint_task(folder: Path, *, base: str | Path | None = None) -> Task:
     _require_checkpoint(folder)
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
-        task = json.loads(settings.read_text()).get("task")
+        task = read_settings(settings).get("task")
         return BRAIN_TUMOUR if task is None else Task.from_dict(task)
     # An adapter without this file has the task of its base.
     if is_adapter(folder):
         return checkpoint_task(find_base(folder, base))
     return BRAIN_TUMOUR
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a JSON file with settings of a checkpoint.
+
+    Raises:
+        BadInputError: If the file is too large or not a JSON object.
+    """
+    remedy = "It contains settings of a checkpoint. Save or download the checkpoint again."
+    settings = read_json(path, remedy=remedy)
+    if not isinstance(settings, dict):
+        raise BadInputError(path, f"The file is not a JSON object. {remedy}")
+    return settings
 
 
 def _require_checkpoint(folder: Path) -> None:
@@ -165,7 +180,7 @@ def adapter_base(folder: Path) -> str:
 
 def base_digest(folder: Path) -> str | None:
     """`tensors_digest` of the base on which the adapter in `folder` was trained; `None` if it is not recorded."""
-    return (json.loads((folder / "adapter_config.json").read_text()).get("auto_mapping") or {}).get(BASE_DIGEST)
+    return (read_settings(folder / "adapter_config.json").get("auto_mapping") or {}).get(BASE_DIGEST)
 
 
 def find_base(folder: Path, base: str | Path | None = None) -> Path:

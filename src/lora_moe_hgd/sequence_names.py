@@ -146,6 +146,24 @@ def role_in(task: Task, description: str) -> str | None:
     return "other" if known in (*MODALITIES, "seg", "other") else None
 
 
+def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Split a text with sequence names that are separated by commas. Other names than the known ones are kept.
+
+    Raises:
+        ValueError: If known names are separated by spaces, plus signs or semicolons.
+
+    Example:
+        >>> parse_sequences("t1c, FLAIR", ["t1", "t1c", "t2", "flair"])
+        ('t1c', 'flair')
+    """
+    names = tuple(name.strip().lower() for name in text.split(","))
+    words = [re.findall(r"[^\s+;]+", name) for name in names]
+    if any(len(some) > 1 and set(some) <= set(known) for some in words):
+        right = ",".join(word for some in words for word in some)
+        raise ValueError(f"Separate sequences by commas: {right}. Got: {text}.")
+    return names
+
+
 def sequence_hint(name: str, known: Sequence[str]) -> str:
     """Sentence about the known name that an unknown name probably stands for, for the end of a message.
 
@@ -156,11 +174,15 @@ def sequence_hint(name: str, known: Sequence[str]) -> str:
     Example:
         >>> print(sequence_hint("T1gd", ["t1", "t1c"]), sequence_hint("--t1ce", ["--t1", "--t1c"]))
          'T1gd' is named 't1c' here.  '--t1ce' is named '--t1c' here.
+        >>> print(sequence_hint("T1C", ["t1", "t1c"]))
+         Write 't1c', in lower case.
         >>> print(sequence_hint("flare", ["t1", "flair"]), sequence_hint("--no-t1", ["--t1", "--t1c"]))
          Did you mean 'flair'?  Did you mean '--t1'?
     """
     if name in known:
         return ""
+    if name.lower() in known:
+        return f" Write '{name.lower()}', in lower case."
     own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
     # An option of several words, such as --no-t1, is no sequence.
     is_other_name = own in known and "-" not in name.removeprefix("--")

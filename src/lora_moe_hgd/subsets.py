@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from .model.configuration_lora_moe_hgd import MODALITIES
@@ -39,7 +40,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     """Mask of a subset that is written as sequence names joined by plus signs, or as `all`.
 
     Raises:
-        ValueError: If a name is unknown or empty.
+        ValueError: If a name is unknown or empty, or if the names are separated by something else.
 
     Example:
         >>> parse_subset("flair+t1c")
@@ -50,6 +51,11 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     names = [part.strip().lower() for part in name.split("+")]
     unknown = sorted(set(names) - set(sequences))
     if unknown:
+        if set(words := re.split(r"[\s;]+", name.lower())) <= set(sequences):
+            raise ValueError(
+                f"Write one subset with plus signs, such as {'+'.join(words)}, and separate subsets by commas. Got: "
+                f"{name}."
+            )
         raise ValueError(
             f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown[0], sequences)} The names "
             f"are {', '.join(sequences)}."

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..loading import BASE_DIGEST, base_reference, checkpoint_folder, local_folder, tensors_digest
+from ..loading import BASE_DIGEST, base_reference, checkpoint_folder, local_folder, read_settings, tensors_digest
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 
 # Settings of a network that name code files in its folder. The folder of an adapter has no such files.
@@ -56,7 +56,7 @@ def record_base(folder: Path, base: str, *, place: Path) -> None:
     `place` is the final path of the adapter. The path of a base on this machine is recorded relative to `place`.
     """
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
+    config = read_settings(path)
     config["base_model_name_or_path"] = base_reference(base, adapter=place)
     folder_of_base = local_folder(base)
     digest = _digest_on_hub(base) if folder_of_base is None else tensors_digest(folder_of_base)

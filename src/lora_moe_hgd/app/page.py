@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
@@ -15,6 +14,7 @@ import gradio as gr
 
 from ..api import example_case
 from ..cases.case_files import EXTENSIONS
+from ..files import read_json
 from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, NOTICE
 from ..model.task import Task
 from ..scans.prepared import FILE_NAMES
@@ -212,7 +212,7 @@ class Actions:
         )
 
     def _result(self, token: str, folder: Path) -> str:
-        report = json.loads((folder / "report.json").read_text())
+        report = read_json(folder / "report.json")
         return result_html(report, [path.name for path in folder.iterdir()], f"results/{token}", self.task)
 
     def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:

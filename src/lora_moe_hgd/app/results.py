@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
-from ..model.confidence import LOW_CONFIDENCE
+from ..model.confidence import LOW_CONFIDENCE, rounded_down
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
 from .worker import ALL_FILES, Step
@@ -97,7 +97,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
 def _confidence(value: float | None) -> str:
     if value is None:
         return "not found"
-    return f'<span class="lmh-low">{value:.2f}, low</span>' if value < LOW_CONFIDENCE else f"{value:.2f}"
+    text = f"{rounded_down(value):.2f}"
+    return f'<span class="lmh-low">{text}, low</span>' if value < LOW_CONFIDENCE else text
 
 
 def checkpoint_name(checkpoint: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..files import counted
+from ..files import counted, read_json
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
 from ..model.task import BRAIN_TUMOUR, Task
@@ -25,11 +25,6 @@ NOT_USED = "not used, judged by the file names"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
 )
-
-
-def name_them(task: Task = BRAIN_TUMOUR) -> str:
-    """Command line options that name the file of each sequence, as text for error messages."""
-    return " ".join(f"--{name} FILE" for name in task.modalities)
 
 
 def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
@@ -49,6 +44,33 @@ def safe_name(name: str) -> str:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     return re.sub(r"^\.|[/\x00-\x1f\x7f-\x9f]", "_", text)
+
+
+def recorded_name(report: Path) -> str | None:
+    """Name of the case in a `report.json` or `prepare.json`; `None` if there is no valid file."""
+    try:
+        name = read_json(report)["case_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return safe_name(name) if isinstance(name, str) and name else None
+
+
+def refuse_other_case(report: Path, case_id: str) -> None:
+    """Raise if a folder contains the results of another case, which would be overwritten.
+
+    Args:
+        report: Path of `report.json` or `prepare.json` in the folder. The folder may be missing.
+        case_id: Name of the case whose results will be written.
+
+    Raises:
+        ValueError: If the report names another case.
+    """
+    found = recorded_name(report)
+    if found not in (None, case_id):
+        raise ValueError(
+            f"{report.parent} contains the results of another case, {found}. The results of {case_id} would overwrite "
+            f"them. Choose another folder, or delete {report.parent}."
+        )
 
 
 def shared_start(names: Iterable[str]) -> str:

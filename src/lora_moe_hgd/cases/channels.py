@@ -8,16 +8,16 @@ order. The files `BRATS_*` of the Decathlon have the order in the publication of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import read_json
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
-from ..sequence_names import role_in, role_of, sequence_hint
-from .case_files import EXTENSIONS, CaseFiles, name_them, safe_name, stem_of
+from ..sequence_names import parse_sequences, role_in, role_of, sequence_hint
+from .case_files import EXTENSIONS, CaseFiles, safe_name, stem_of
 
 DECATHLON = "Medical Segmentation Decathlon"
 DECATHLON_NAMES = re.compile(r"brats_\d+", re.IGNORECASE)
@@ -34,13 +34,13 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     """Split a list of sequence names, separated by commas.
 
     Raises:
-        ValueError: If a name is unknown or appears twice.
+        ValueError: If a name is unknown or appears twice, or if the names are separated by something else.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
         ('flair', 't1', 't1c', 't2')
     """
-    names = tuple(name.strip().lower() for name in text.split(","))
+    names = parse_sequences(text, task.modalities)
     unknown = [name for name in names if name not in task.modalities]
     if unknown or len(set(names)) != len(names):
         hint = sequence_hint(unknown[0], task.modalities) if unknown else ""
@@ -131,8 +131,9 @@ def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
     if order is None:
         raise BadInputError(
             path,
-            "It is unknown which sequences this file contains. For a 3-D file, use one of the options "
-            f"{name_them(task)}. For a 4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            "It is unknown which sequences this file contains. For a 3-D file, give the folder of its case. For a "
+            f"4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            names_unclear=True,
         )
     return CaseFiles(
         case_id=safe_name(stem),
@@ -165,10 +166,12 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, remedy=f"Correct the file, or give {order_option(task)}.")
         names = content.get("channel_names") or content["modality"]
         words = [str(names[str(number)]) for number in range(len(names))]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except BadInputError:
+        raise
+    except (OSError, LookupError, TypeError, AttributeError) as error:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "

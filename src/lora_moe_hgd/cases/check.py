@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..arguments import CommandParser, add_allowances, add_in_path, add_quiet, add_task
-from ..files import counted, reason_of
+from ..files import counted, listed, reason_of
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.task import BRAIN_TUMOUR, Task
@@ -111,8 +111,18 @@ class CheckedCohort:
         for name in ("sequences", "layouts", "label_schemes"):
             numbers = ", ".join(f"{key} {number}" for key, number in counts[name].items()) or "none"
             lines.append(f"{name.replace('_', ' ')}: {numbers}")
+            if name == "sequences":
+                lines += self._subsets()
         lines += [f"files of {line}" for line in namings([checked.case for checked in self.cases])]
         return "\n".join(lines)
+
+    def _subsets(self) -> list[str]:
+        """One line for each subset of the sequences that cases have, the most frequent first."""
+        cases: dict[str, list[str]] = {}
+        for checked in self.cases:
+            cases.setdefault("+".join(checked.case.images), []).append(checked.case.case_id)
+        by_number = sorted(cases.items(), key=lambda item: -len(item[1]))
+        return [f"  {subset}: {counted(len(ids), 'case')}: {listed(ids, most=5)}" for subset, ids in by_number]
 
 
 def check_case(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import listed, remove_leftovers, replacing
+from ..files import MAX_LONG_JSON_BYTES, listed, read_json, remove_leftovers, replacing
 from ..fingerprints import file_fingerprint
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
@@ -140,7 +140,7 @@ class Record:
                 )
             return
         try:
-            kept = json.loads(path.read_text())
+            kept = read_json(path, max_bytes=MAX_LONG_JSON_BYTES)
             about, self.cases = {name: kept[name] for name in self.about}, kept["cases"]
         except (ValueError, LookupError, TypeError) as error:
             raise BadInputError(

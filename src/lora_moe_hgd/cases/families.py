@@ -17,7 +17,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in, role_of
-from .case_files import OTHER_FORMATS, name_them, shared_start, stem_of
+from .case_files import OTHER_FORMATS, shared_start, stem_of
 from .volume_rules import NRRD
 
 BY_WORDS = "recognised by words in the file names"
@@ -338,21 +338,23 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
             f"(.nii.gz{how}), or remove the files to continue without them.",
         )
     if not named.has_sequence:
-        raise BadInputError(folder, nothing_found(folder, task))
+        raise nothing_found(folder, task)
     if named.unknown:
         known = ", ".join(f"{role} {files[0].name}" for role, files in named.roles.items())
         raise BadInputError(
             folder,
             f"The sequence of these files is unclear: {listed(file.name for file in named.unknown)}. (Recognised: "
-            f"{known}.) Name the sequences with {name_them(task)}, or rename or remove these files.",
+            f"{known}.) {_each_name(task)}. Rename or remove these files.",
+            names_unclear=True,
         )
     for role, same in named.roles.items():
         if len(same) > 1:
             what = "the ground truth" if role == "seg" else role
             raise BadInputError(
                 folder,
-                f"Several files may be {what}: {listed(file.name for file in same)}. Keep one, or name the sequences "
-                f"with {name_them(task)}. Put each patient and each session into a separate folder.",
+                f"Several files may be {what}: {listed(file.name for file in same)}. Keep one of them. Put each "
+                "patient and each session into a separate folder.",
+                names_unclear=True,
             )
     return named
 
@@ -373,9 +375,14 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> str:
-    """Error message for a folder in which no sequence is found."""
+def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> BadInputError:
+    """Error about a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
-        return "No MRI sequence found. The folder is empty."
-    return f"No MRI sequence found. The folder contains: {listed(names)}. Name the sequences with {name_them(task)}."
+        return BadInputError(folder, "No MRI sequence found. The folder is empty.")
+    message = f"No MRI sequence found. The folder contains: {listed(names)}. {_each_name(task)}."
+    return BadInputError(folder, message, names_unclear=True)
+
+
+def _each_name(task: Task) -> str:
+    return f"Each file name must contain its sequence ({', '.join(task.modalities)})"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..files import listed, read_json
-from ..model.findings import BadInputError, Finding
+from ..files import listed
+from ..model.findings import BadInputError, Finding, raise_errors
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in
-from .case_files import PREPARED, CaseFiles, name_them, safe_name, stem_of
+from .case_files import PREPARED, CaseFiles, recorded_name, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
 from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 
@@ -59,14 +59,15 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
             raise BadInputError(
                 path,
                 f"This folder contains numbered sequences, but also other files: {listed(others)}. Remove the other "
-                f"files, or name the sequences with {name_them(task)}.",
+                "files.",
+                names_unclear=True,
             )
         return channel_case(next(iter(numbered.values())), channel_order, task)
     named = name_files(path, content, task)
     layout, roles = named.layout, {role: files[0] for role, files in named.roles.items()}
     elsewhere = [path / place.format(case=path.resolve().name) for place in (layout.elsewhere if layout else ())]
     return CaseFiles(
-        case_id=_prepared_name(path) or _case_id(path, path),
+        case_id=recorded_name(path / PREPARED) or _case_id(path, path),
         folder=path,
         layout=layout.name if layout else BY_WORDS,
         label_schemes=layout.label_schemes if layout else (),
@@ -85,9 +86,7 @@ def find_cases(
         BadInputError: If `root` contains no case, or the files of a case cannot be identified.
     """
     cases, findings = survey(root, channel_order=channel_order, task=task)
-    if findings:
-        first = findings[0]
-        raise BadInputError(first.where, first.message)
+    raise_errors(findings)
     return cases
 
 
@@ -116,7 +115,7 @@ def survey(
     odd = [folder.path for folder in folders if not folder.is_case and _seems_a_case(folder, places, root)]
     cases, findings = _found(root, sorted([*places, *odd]), channel_order, task, named_by_file=False)
     if not cases and not findings:
-        raise BadInputError(root, nothing_found(root, task))
+        raise nothing_found(root, task)
     if not any(_has_numbers(place) for place in places):
         _refuse_idle_order(root, channel_order)
     return _unique(root, *_together(root, cases, findings, task))
@@ -173,15 +172,6 @@ def _case_id(root: Path, folder: Path) -> str:
     return safe_name("_".join(parts))
 
 
-def _prepared_name(folder: Path) -> str | None:
-    """Name of the case in the folder's `prepare.json`; `None` if there is no valid `prepare.json`."""
-    try:
-        name = read_json(folder / PREPARED)["case_id"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return safe_name(name) if isinstance(name, str) and name else None
-
-
 def _unique(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding]
 ) -> tuple[list[CaseFiles], list[Finding]]:
@@ -220,12 +210,9 @@ def _together(
                     parts.setdefault(folder.parent, []).append(case)
                     break
     apart = {parent: found for parent, found in parts.items() if len({next(iter(case.images)) for case in found}) > 1}
-    message = (
-        "Each sequence is in a separate folder here. Put the files of a case into one folder, "
-        f"or name them with {name_them(task)}."
-    )
+    message = "Each sequence is in a separate folder here. Put the files of a case into one folder."
     taken = [case.folder for found in apart.values() for case in found]
-    errors = [Finding(parent, message, "error") for parent in apart]
+    errors = [Finding(parent, message, "error", names_unclear=True) for parent in apart]
     return [case for case in cases if case.folder not in taken], [*findings, *errors]
 
 

@@ -81,8 +81,9 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
     if math.prod(shape[3:]) != 1:
         raise BadInputError(
             path,
-            f"The file contains {math.prod(shape[3:])} volumes ({times(shape)}). If they are the sequences of a case, "
-            "name them in their order: --in-path FILE --channel-order flair,t1,t1c,t2. Otherwise split the file.",
+            f"The file contains {math.prod(shape[3:])} volumes ({times(shape)}). Split the file. If the volumes are "
+            "the sequences of a case, `lora-moe-hgd segment --in-path FILE --channel-order flair,t1,t1c,t2` reads the "
+            "file as it is.",
         )
     return content.volume(content.array.reshape(shape[:3]))
 

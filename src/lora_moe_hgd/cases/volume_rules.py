@@ -56,7 +56,7 @@ def check_name(path: Path) -> None:
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
-        message = "Single DICOM files are not supported. Give the folder of the study: --in-path FOLDER."
+        message = "Single DICOM files are not supported. Give the folder of the study."
     else:
         message = (
             f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."

@@ -47,8 +47,8 @@ from .trained_on import trained_among
 PARTS = ("validation", "train")
 TABLES = ("table.md", "table.json", "scores.csv")
 SUBSETS_HELP = (
-    "subsets of the sequences to score, such as all,t1c+flair, where all means all sequences together (default: every "
-    "subset)"
+    "subsets of the sequences to score, separated by commas; t1c+flair is one subset, and `all` is the one subset of "
+    "all sequences (default: every subset)"
 )
 
 
@@ -77,6 +77,12 @@ def score(argv: Sequence[str]) -> int:
     subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
     cases, bad = _choose_cases(args, task)
     state = started_processes()
+    if args.subsets == "all" and state.is_main_process and not args.quiet:
+        print(
+            f"note: --subsets all is one subset, {'+'.join(names)}. Without --subsets, all {len(every_subset(names))} "
+            "subsets are scored.",
+            file=sys.stderr,
+        )
     rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
     trained_on: list[str] = []
     if folder is None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..cases.case_files import CaseFiles
 from ..cases.reading import read_case
-from ..files import printable, reason_of, replacing
+from ..files import MAX_LONG_JSON_BYTES, printable, read_json, reason_of, replacing
 from ..model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
@@ -144,7 +144,7 @@ def _made_from(scorer: Scorer, case: CaseFiles) -> str:
 def _known(path: Path, made_from: str) -> CaseScores:
     """Load the stored scores of a case. Return empty scores if none are stored or if an input has changed."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, max_bytes=MAX_LONG_JSON_BYTES)
         if content["made_from"] == made_from:
             return CaseScores(content["rows"], content["reliability"], content["findings"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):

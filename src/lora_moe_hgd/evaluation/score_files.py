@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ..files import MAX_LONG_JSON_BYTES, read_json
 from ..model.task import BRAIN_TUMOUR, Task
 from ..subsets import parse_subset, subset_name
 
@@ -29,11 +29,10 @@ def read_table(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the table does not name the evaluated weights.
     """
-    content: dict[str, Any] = json.loads(path.read_text())
+    remedy = "Run `lora-moe-hgd evaluate` again."
+    content: dict[str, Any] = read_json(path, remedy=remedy, max_bytes=MAX_LONG_JSON_BYTES)
     if "about" not in content:
-        raise ValueError(
-            f"{path} does not name the evaluated weights (`about` is missing). Run `lora-moe-hgd evaluate` again."
-        )
+        raise ValueError(f"{path} does not name the evaluated weights (`about` is missing). {remedy}")
     return content
 
 

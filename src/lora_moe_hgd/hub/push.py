@@ -18,7 +18,15 @@ from peft import LoraConfig
 from ..adapters.presets import preset_of
 from ..arguments import CommandParser
 from ..files import reason_of
-from ..loading import adapter_base, checkpoint_digest, checkpoint_folder, checkpoint_task, is_adapter, load_checkpoint
+from ..loading import (
+    adapter_base,
+    checkpoint_digest,
+    checkpoint_folder,
+    checkpoint_task,
+    is_adapter,
+    load_checkpoint,
+    read_settings,
+)
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
 from ..model.task import BRAIN_TUMOUR
 from ..pretrained import hub_id, shipped_names
@@ -29,6 +37,10 @@ from .companions import NOTEBOOK_ON_HUB, write_notebook, write_space, write_whee
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # A push deletes these files in the repository first, because an earlier push may have had other shards or code files.
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl", NOTEBOOK_ON_HUB]
+BASE_REMEDY = (
+    "Push the base too, and name its repository with --base. For a shipped base, you can set the environment variable "
+    "LORA_MOE_HGD_HUB_IDS=tiny=OWNER/NAME instead."
+)
 # The Hub ends the slug of a collection with 24 hexadecimal digits.
 SLUG = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
 
@@ -61,7 +73,7 @@ def stage(
     adapter = None
     if is_adapter(folder):
         adapter = (_base_on_the_hub(folder, base), preset_of(LoraConfig.from_pretrained(str(folder))))
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_settings(folder / "adapter_config.json")
         config["base_model_name_or_path"] = adapter[0]
         (into / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.copyfile(folder / "adapter_model.safetensors", into / "adapter_model.safetensors")
@@ -96,17 +108,21 @@ def stage(
     return card
 
 
+def _lacks_base(folder: Path, base: str | None) -> bool:
+    """Whether the base of an adapter is only on this machine, and no repository is named for it."""
+    return _is_local_base(adapter_base(folder)) and not (base or hub_id(adapter_base(folder)))
+
+
+def _is_local_base(base: str) -> bool:
+    return Path(base).is_absolute() or base in shipped_names()
+
+
 def _base_on_the_hub(folder: Path, base: str | None) -> str:
     recorded = adapter_base(folder)
+    if _lacks_base(folder, base):
+        raise ValueError(f"The adapter's base {recorded} is only on this machine. {BASE_REMEDY}")
     base = base or hub_id(recorded)
-    on_this_machine = Path(recorded).is_absolute() or recorded in shipped_names()
-    if on_this_machine and base is None:
-        raise ValueError(
-            f"The adapter's base {recorded} is only on this machine. Push the base too, and name its repository with "
-            "--base. For a shipped base, you can set the environment variable LORA_MOE_HGD_HUB_IDS=tiny=OWNER/NAME "
-            "instead."
-        )
-    if not on_this_machine and base not in (None, recorded):
+    if not _is_local_base(recorded) and base not in (None, recorded):
         raise ValueError(f"The adapter was trained on the base {recorded}, so --base cannot be {base}. Omit --base.")
     return base or recorded
 
@@ -231,12 +247,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(description="Push a network or an adapter to the Hub, with card and checksums.")
     parser.add_argument("--checkpoint", required=True, help="shipped name, or folder of a network or an adapter")
-    parser.add_argument("--repo", required=True, help="name of the repository, such as me/brats-tiny")
-    scored = parser.add_mutually_exclusive_group(required=True)
+    # A dry run needs only --checkpoint. Otherwise, `_missing` lists all that is missing at once.
+    parser.add_argument("--repo", help="name of the repository, such as me/brats-tiny")
+    scored = parser.add_mutually_exclusive_group()
     scored.add_argument("--evaluation", type=Path, help="output folder of `lora-moe-hgd evaluate` on these weights")
     scored.add_argument("--without-evaluation", action="store_true", help="push weights that were not evaluated")
-    parser.add_argument("--license", required=True, help="licence of the weights, named as on the Hub, such as mit")
-    parser.add_argument("--training-data", required=True, help="text for the card: training data and their citation")
+    parser.add_argument("--license", help="licence of the weights, named as on the Hub, such as mit")
+    parser.add_argument("--training-data", help="text for the card: training data and their citation")
     parser.add_argument("--training-cost", help="text for the card: hardware and time of the training")
     parser.add_argument("--base", help="Hub repository of an adapter's base, if the base is on this machine")
     parser.add_argument("--private", action="store_true", help="create a private repository")
@@ -257,15 +274,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-shard-size", default="5GB", help="size above which weights are split into several files (default: 5GB)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only show files and sizes, push nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show files, sizes and missing options; push nothing"
+    )
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Push a checkpoint to the Hub."""
     args = build_parser().parse_args(argv)
-    space = args.repo if args.space == "" else args.space
-    _check_name("--repo", args.repo)
+    folder = checkpoint_folder(args.checkpoint)
+    missing = _missing(args, folder)
+    still = "".join(f"\n  {line}" for line in missing.values())
+    if missing and not args.dry_run:
+        raise ValueError(f"Options are missing:{still}\nWith --dry-run, the command shows the files without them.")
+    # In a dry run, examples stand for missing options.
+    repo = args.repo or "OWNER/NAME"
+    space = repo if args.space == "" else args.space
+    _check_name("--repo", repo)
     if space is not None:
         _check_name("--space", space)
         if args.private:
@@ -273,12 +299,12 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         card = stage(
-            checkpoint_folder(args.checkpoint),
+            folder,
             staged,
-            repo=args.repo,
-            base=args.base,
-            license=args.license,
-            training_data=args.training_data,
+            repo=repo,
+            base="OWNER/BASE" if "base" in missing else args.base,
+            license=args.license or "unknown",
+            training_data=args.training_data or "",
             training_cost=args.training_cost,
             evaluation=args.evaluation,
             max_shard_size=args.max_shard_size,
@@ -289,22 +315,44 @@ def main(argv: Sequence[str]) -> None:
                 "--space needs a checkpoint for brain tumours, but this checkpoint has another task. Omit --space."
             )
         if args.dry_run:
-            print(_listing(staged, f"the repository {args.repo}"))
+            print(_listing(staged, f"the repository {repo}"))
             if space is not None:
-                print(_space_listing(staged, space, repo=args.repo, revision=args.revision))
+                print(_space_listing(staged, space, repo=repo, revision=args.revision))
             others = [f"the Space {space}"] if space else []
             others += [f"the collection {args.collection}"] if args.collection else []
-            print(f"Nothing was pushed to {', '.join([args.repo, *others])}, because of --dry-run.")
+            print(f"Nothing was pushed to {', '.join([repo, *others])}, because of --dry-run.")
+            if missing:
+                print(f"A push also needs these options:{still}")
         else:
             publish(
                 staged,
                 card,
-                repo=args.repo,
+                repo=repo,
                 private=args.private,
                 revision=args.revision,
                 space=space,
                 collection=args.collection,
             )
+
+
+def _missing(args: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """Options that a push of the checkpoint in `folder` still needs, each with a line that explains it."""
+    needed = {
+        "repo": (args.repo, "--repo OWNER/NAME: name of the repository"),
+        "evaluation": (
+            args.evaluation or args.without_evaluation,
+            "--evaluation FOLDER: output of `lora-moe-hgd evaluate` on these weights; or --without-evaluation",
+        ),
+        "license": (args.license, "--license NAME: licence of the weights, named as on the Hub, such as mit"),
+        "training_data": (args.training_data, "--training-data TEXT: training data and their citation, for the card"),
+    }
+    missing = {name: line for name, (given, line) in needed.items() if not given}
+    if is_adapter(folder) and _lacks_base(folder, args.base):
+        missing["base"] = (
+            f"--base OWNER/NAME: repository of the base {adapter_base(folder)}, which is only on this machine. "
+            f"{BASE_REMEDY}"
+        )
+    return missing
 
 
 def _check_name(option: str, name: str) -> None:

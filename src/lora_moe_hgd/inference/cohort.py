@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +12,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..cases.case_files import CaseFiles
+from ..cases.case_files import CaseFiles, refuse_other_case
 from ..cases.layouts import name_of_place
-from ..files import printable, reason_of, remove_leftovers, replacing, replacing_folder
+from ..files import printable, read_json, reason_of, remove_leftovers, replacing, replacing_folder
 from ..model.findings import Finding
 from ..model.task import Task
 from ..processes import started_processes
@@ -70,6 +69,7 @@ def segment_cohort(
         folder = out / case.case_id
         try:
             _refuse_other_files(folder)
+            refuse_other_case(folder / "report.json", case.case_id)
             with replacing_folder(folder) as scratch:
                 segmenter.write(ready(), scratch)
         except Exception as error:
@@ -128,7 +128,7 @@ def _rows(
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
         if case.case_id not in failed:
-            report = json.loads((out / case.case_id / "report.json").read_text())
+            report = read_json(out / case.case_id / "report.json")
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
             found = [value for value in report["confidence"].values() if value is not None]

@@ -11,18 +11,20 @@ from pathlib import Path
 from lora_moe_hgd_cli import SEGMENT_USES
 
 from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
-from ..cases.case_files import CaseFiles, given_case, namings
+from ..cases.case_files import CaseFiles, given_case, namings, refuse_other_case
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..files import counted
 from ..loading import checkpoint_folder, checkpoint_task
-from ..model.findings import BadInputError, Finding
+from ..model.confidence import rounded_down
+from ..model.findings import BadInputError, Finding, raise_errors
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
+from ..sequence_names import parse_sequences
 from .cohort import SUMMARY, segment_cohort
-from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences, parse_sequences
+from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
@@ -94,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     task = _task_of(argv)
     args = build_parser(task).parse_args(argv)
     options = ResultOptions(
-        sequences=None if args.sequences is None else parse_sequences(args.sequences),
+        sequences=None if args.sequences is None else parse_sequences(args.sequences, task.modalities),
         label_scheme=args.label_scheme,
         reference=args.reference,
         strict=args.strict,
@@ -108,8 +110,12 @@ def main(argv: Sequence[str]) -> None:
     options.check(task)
     try:
         one, cases, bad = _cases_of(args, task)
-    except BadInputError:
+    except BadInputError as error:
         if not _is_study(args.in_path):
+            if error.finding.names_unclear:
+                files = " ".join(f"--{name} FILE" for name in task.modalities)
+                remedy = f"Or name the files of the case with {files} instead of --in-path."
+                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
             raise
         one, cases, bad = None, [], []
     if one is None and not cases and _is_study(args.in_path):
@@ -124,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
     for case, folder in targets:
         _refuse_same_folder(folder, case.folder)
     if one is not None:
+        refuse_other_case(args.out_path / "report.json", one.case_id)
         # Report an invalid option and bad input before the network is loaded.
         segmenter = CaseSegmenter(args.checkpoint, options, device=args.device, base=args.base)
         used = choose_sequences(one, options.sequences)
@@ -202,6 +209,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             scan,
             keep=args.keep,
             steps=steps,
+            named=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
             warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
@@ -244,7 +252,7 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
             # There is no case below this folder. The error of the folder itself is more specific.
             return find_case(args.in_path, channel_order=order, task=task), [], []
         if not cases and len(bad) == 1:
-            raise BadInputError(bad[0].where, bad[0].message)
+            raise_errors(bad)
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order, task=task), [], []
@@ -252,7 +260,10 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
     if found.report[f"{found.task.target}_found"]:
-        print("  ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in found.volumes_ml.items()))
+        for name, volume in found.volumes_ml.items():
+            dice = found.confidence[name]
+            trust = "not found" if dice is None else f"expected Dice {rounded_down(dice):.2f}"
+            print(f"{shown(name)}: {volume:.1f} mL, {trust}")
     else:
         print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")

@@ -23,6 +23,7 @@ from PIL import Image
 from ..files import printable, replacing
 from ..masks import bounds
 from ..model.brain import brain_of
+from ..model.confidence import rounded_down
 from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
@@ -291,7 +292,7 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
     rows = []
     for number, (region, colour) in enumerate(zip(task.regions, colours_of(task).values(), strict=True)):
         confidence = report["confidence"][region]
-        dice = "not found" if confidence is None else f"{confidence:.2f}"
+        dice = "not found" if confidence is None else f"{rounded_down(confidence):.2f}"
         box = f'<input type="checkbox" id="region-{number}" checked disabled>'
         swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"

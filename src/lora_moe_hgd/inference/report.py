@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 
 from ..files import reason_of, replacing
+from ..model.confidence import rounded_down
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
 from ..model.task import BRAIN_TUMOUR, Task
@@ -61,7 +62,7 @@ def make_report(
         "case_id": case_id,
         f"{task.target}_found": max(volumes_ml.values()) > 0,
         "volumes_ml": {name: round(volume, 3) for name, volume in volumes_ml.items()},
-        "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
+        "confidence": {name: value and rounded_down(value, 3) for name, value in confidence.items()},
         "sequences_used": sequences,
         "sequences_not_used": [name for name in task.modalities if name not in sequences],
         "files": files,

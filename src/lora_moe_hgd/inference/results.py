@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from ..cases.case_files import CaseFiles
 from ..cases.nifti import image_like
 from ..cases.reading import CaseReading, read_case, read_sources
+from ..files import read_json
 from ..fingerprints import case_fingerprint, code_fingerprint, fingerprint
 from ..loading import checkpoint_digest, checkpoint_folder, checkpoint_task, load_checkpoint, usable_device
 from ..model.case_rules import result_warnings
@@ -90,16 +90,6 @@ class ResultOptions:
             "uncertainty.nii.gz": self.uncertainty,
         }
         return tuple(name for name in RESULT_FILES if asked.get(name, True))
-
-
-def parse_sequences(names: str) -> tuple[str, ...]:
-    """Split a text with sequence names that are separated by commas.
-
-    Example:
-        >>> parse_sequences("t1c, FLAIR")
-        ('t1c', 'flair')
-    """
-    return tuple(name.strip().lower() for name in names.split(","))
 
 
 def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles:
@@ -192,9 +182,9 @@ class CaseSegmenter:
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
         """Whether `folder` contains complete results of exactly these weights, options, code and files."""
         try:
-            report = json.loads((folder / "report.json").read_text())
+            report = read_json(folder / "report.json")
             made_from, not_written = report["made_from"], report["not_written"]
-        except (ValueError, LookupError, TypeError, RecursionError, OSError):
+        except (ValueError, LookupError, TypeError, OSError):
             # The report is missing or damaged, or another version wrote it.
             return False
         complete = all((folder / name).is_file() for name in self.options.files() if name not in not_written)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cases.case_files import PREPARED, refuse_other_case
 from ..cases.layouts import find_case
 from ..model.findings import Finding, raise_errors
 from .results import CaseSegmenter
@@ -25,6 +26,7 @@ def segment_scan(
     *,
     keep: Path | None = None,
     steps: Steps | None = None,
+    named: Callable[[str], object] = lambda case_id: None,
     progress: bool = False,
     say: Callable[[str], object] = lambda line: None,
     warn: Callable[[Finding], object] | None = None,
@@ -37,6 +39,7 @@ def segment_scan(
         options: Options of the preparation.
         keep: Folder in which to keep the prepared case. `None` means that the prepared case is deleted.
         steps: Store for the finished steps, with which a stopped run resumes. `None` means that no steps are stored.
+        named: Function that is called with the name of the case before any long step. It may raise.
         progress: Show a progress bar.
         say: Function that is called with the table of series and with a line for each step.
         warn: Function that is called with each finding.
@@ -47,6 +50,11 @@ def segment_scan(
     # Import it only here, because it needs the extra `scans`.
     from ..scans.prepare import prepare
 
+    def check(case_id: str) -> None:
+        named(case_id)
+        if keep is not None:
+            refuse_other_case(keep / PREPARED, case_id)
+
     if not segmenter.task.is_brain_tumour:
         raise ValueError(
             f"{path} contains raw images from the scanner. The package can prepare only T1, T1c, T2 and FLAIR, but "
@@ -56,7 +64,7 @@ def segment_scan(
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"
         work.mkdir()
-        prepared = prepare(path, options, work, steps=steps, say=say)
+        prepared = prepare(path, options, work, steps=steps, named=check, say=say)
         for finding in prepared.findings:
             if warn is not None:
                 warn(finding)

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..cases.case_files import CaseFiles, safe_name
+from ..cases.case_files import CaseFiles, refuse_other_case, safe_name
 from ..cases.nifti import save_image, write_image
 from ..cases.reading import read_truth
 from ..files import counted
@@ -100,8 +100,8 @@ class Segmentation:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         If the case was made from DICOM files, `seg.dcm` is written as well: a DICOM segmentation on the slices of the
-        reference sequence. The pictures of a case of raw images show the skull. Earlier results in the folder are
-        deleted. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
+        reference sequence. The pictures of a case of raw images show the skull. Earlier results of the same case in
+        the folder are deleted. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
             folder: Output folder. A missing folder is created.
@@ -113,8 +113,8 @@ class Segmentation:
                 a case of raw images has such grids.
 
         Raises:
-            ValueError: If `on_all` is requested for a case that was not made from raw images, or if `folder` is the
-                folder of a case, whose ground truth would be deleted.
+            ValueError: If `on_all` is requested for a case that was not made from raw images, if `folder` is the
+                folder of a case, whose ground truth would be deleted, or if it contains the results of another case.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
@@ -132,6 +132,7 @@ class Segmentation:
                     f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "
                     "map. Choose another folder."
                 )
+        refuse_other_case(folder / "report.json", self.report["case_id"])
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}
         folder.mkdir(parents=True, exist_ok=True)
         for name in RESULT_FILES:

@@ -63,6 +63,17 @@ def calibrated_dice(
     return 1 / (1 + math.exp(-sum(weight * value for weight, value in zip(weights, features, strict=True))))
 
 
+def rounded_down(dice: float, decimals: int = 2) -> float:
+    """Round an expected Dice down, so that a value below `LOW_CONFIDENCE` is never shown as `LOW_CONFIDENCE`.
+
+    Example:
+        >>> rounded_down(0.598), rounded_down(0.29), rounded_down(0.5996, decimals=3)
+        (0.59, 0.29, 0.599)
+    """
+    # Multiplication can leave 0.29 * 100 slightly below 29.
+    return math.floor(round(dice * 10**decimals, 6)) / 10**decimals
+
+
 def confidence_warnings(confidence: Mapping[str, float | None], target: str = "tumour") -> list[Finding]:
     """Return a warning for each region with a low confidence, or one warning if no region was found.
 
@@ -76,7 +87,7 @@ def confidence_warnings(confidence: Mapping[str, float | None], target: str = "t
     return [
         Finding(
             shown(name),
-            f"The expected Dice is only {value:.2f}. An expert must correct this region before use.",
+            f"The expected Dice is only {rounded_down(value):.2f}. An expert must correct this region before use.",
             "warning",
         )
         for name, value in confidence.items()

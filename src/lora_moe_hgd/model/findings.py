@@ -21,11 +21,14 @@ class Finding:
         where: Sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
         message: Full sentences that say what is wrong and what to do.
         level: `error` if the case cannot be used; `warning` if it can be used, but the result may be wrong.
+        names_unclear: Whether the file names do not determine the sequences, so that the case can be used if the user
+            names the file of each sequence. Only some commands have options for this, so the message mentions none.
     """
 
     where: Path | str
     message: str
     level: Level = "warning"
+    names_unclear: bool = False
 
     def __str__(self) -> str:
         return self.message if self.where == WHOLE_CASE else f"{self.where}: {self.message}"
@@ -39,7 +42,7 @@ def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
     """
     for finding in sorted(findings, key=lambda finding: finding.level != "error"):
         if strict or finding.level == "error":
-            raise BadInputError(finding.where, finding.message)
+            raise BadInputError(finding.where, finding.message, names_unclear=finding.names_unclear)
 
 
 class BadInputError(ValueError):
@@ -49,10 +52,10 @@ class BadInputError(ValueError):
         finding: The problem, as a `Finding` of level `error`.
     """
 
-    def __init__(self, where: Path | str, message: str) -> None:
-        self.finding = Finding(where, " ".join(message.split()), "error")
+    def __init__(self, where: Path | str, message: str, names_unclear: bool = False) -> None:
+        self.finding = Finding(where, " ".join(message.split()), "error", names_unclear)
         super().__init__(str(self.finding))
 
-    # By default, pickle rebuilds an exception from its message alone. Worker processes need both arguments.
-    def __reduce__(self) -> tuple[type[BadInputError], tuple[Path | str, str]]:
-        return BadInputError, (self.finding.where, self.finding.message)
+    # By default, pickle rebuilds an exception from its message alone. Worker processes need all arguments.
+    def __reduce__(self) -> tuple[type[BadInputError], tuple[Path | str, str, bool]]:
+        return BadInputError, (self.finding.where, self.finding.message, self.finding.names_unclear)

@@ -237,7 +237,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         unknown = sorted(set(case) - set(self.modalities))
         if unknown:
             raise ValueError(
-                f"{where}Unknown sequence {', '.join(map(str, unknown))}. The names are {', '.join(self.modalities)}."
+                f"{where}Unknown sequence {', '.join(map(str, unknown))}. The names are {', '.join(self.modalities)}, "
+                "in lower case."
             )
         present = {name: case[name] for name in self.modalities if case.get(name) is not None}
         if not present:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .case_rules import SettledCase
-from .confidence import confidence_warnings
+from .confidence import confidence_warnings, rounded_down
 from .task import Task
 
 
@@ -138,7 +138,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
             "segmentation": scheme.encode(regions),
             "probabilities": probabilities,
             "volumes_ml": volumes_ml,
-            "confidence": {name: value and round(value, 3) for name, value in confidence.items()},
+            "confidence": {name: value and rounded_down(value, 3) for name, value in confidence.items()},
             "affine": geometry.affine,
             "warnings": [*geometry.warnings, *map(str, doubts)],
         }

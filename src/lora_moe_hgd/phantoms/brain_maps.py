@@ -61,10 +61,11 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
     codes = np.asarray(image.dataobj).astype(np.int64)
     grey, white, *mixed = (torch.from_numpy(np.isin(codes, group)) for group in (GREY, WHITE, *MIXED))
     solid = grey | white | torch.stack(mixed).any(dim=0)
+    # Messages round down, so that they never show the limit itself as too little.
     if solid.sum() < 1000 * LEAST_BRAIN_ML:
         raise BadInputError(
             path,
-            f"The label map has {solid.sum() / 1000:.0f} mL of grey and white matter, but a brain has at least "
+            f"The label map has {int(solid.sum()) // 1000} mL of grey and white matter, but a brain has at least "
             f"{LEAST_BRAIN_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
         )
     heights = torch.nonzero(solid.any(dim=0).any(dim=0))
@@ -73,8 +74,8 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
         if part.sum() < 1000 * LEAST_WHITE_ML:
             raise BadInputError(
                 path,
-                f"The label map has {part.sum() / 1000:.1f} mL of white matter {where} of the brain, but needs at "
-                f"least {LEAST_WHITE_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
+                f"The label map has {int(part.sum()) // 100 / 10:.1f} mL of white matter {where} of the brain, but "
+                f"needs at least {LEAST_WHITE_ML:g} mL. Use label maps of whole brains with FreeSurfer's codes.",
             )
     hull = solid | (gaussian_blur(solid.float(), (5.0,) * 3) > 0.3)
     # The inside of wide ventricles is far from solid tissue, so fill the holes of the hull.

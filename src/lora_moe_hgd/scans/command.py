@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
-from ..cases.case_files import PREPARED
+from ..cases.case_files import PREPARED, refuse_other_case
 from ..model.configuration_lora_moe_hgd import MODALITIES
+from ..sequence_names import parse_sequences
 from .options import add_scan_options
 from .prepared import check_output
 from .raw import require_extra
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     options = ScanOptions(
         study=args.study,
         series=parse_series(args.series),
-        sequences=None if args.sequences is None else tuple(args.sequences.lower().split(",")),
+        sequences=None if args.sequences is None else parse_sequences(args.sequences, MODALITIES),
         reference=args.reference,
         brain_extraction=args.brain_extraction,
         brain_mask=args.brain_mask,
@@ -80,7 +81,14 @@ def main(argv: Sequence[str]) -> None:
         )
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
-        prepared = prepare(source, options, Path(scratch), steps=steps, say=say)
+        prepared = prepare(
+            source,
+            options,
+            Path(scratch),
+            steps=steps,
+            named=partial(refuse_other_case, target / PREPARED),
+            say=say,
+        )
         for finding in prepared.findings:
             print(f"warning: {finding}", file=sys.stderr)
         replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)

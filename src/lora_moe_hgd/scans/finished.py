@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import glob
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ..cases.case_files import PREPARED
+from ..files import read_json
 from ..fingerprints import code_fingerprint, file_fingerprint, fingerprint
 from .prepare import DEEPBET, NONE, ScanOptions
 from .prepared import BRAIN_MASK, FILE_NAMES
@@ -46,7 +46,7 @@ def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str 
 def is_finished(target: Path, made_from: str | None) -> bool:
     """Whether `target` contains the complete case that was made from inputs with the fingerprint `made_from`."""
     try:
-        report = json.loads((target / PREPARED).read_text())
+        report = read_json(target / PREPARED)
         names = [FILE_NAMES[name] for name in report["sequences"]]
         same = made_from is not None and report["made_from"] == made_from
     except (OSError, ValueError, LookupError, TypeError):

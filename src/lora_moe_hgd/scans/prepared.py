@@ -14,7 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..cases.case_files import PREPARED
+from ..cases.case_files import PREPARED, refuse_other_case
 from ..cases.nifti import save_image
 from ..files import replacing
 from ..model.findings import Finding
@@ -74,9 +74,10 @@ class Prepared:
         """Write the case: a file for each sequence, the brain mask, and `prepare.json` last.
 
         Raises:
-            ValueError: If the folder contains images that `prepare` did not write.
+            ValueError: If the folder contains images that `prepare` did not write, or another prepared case.
         """
         check_output(folder)
+        refuse_other_case(folder / PREPARED, self.case_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PREPARED).unlink(missing_ok=True)
         # The mask comes first: if the process stops before the report, the mask shows that `prepare` wrote the folder.

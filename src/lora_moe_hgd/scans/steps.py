@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cases.nifti import read_image, save_image
-from ..files import replacing
+from ..files import read_json, replacing
 from ..fingerprints import code_fingerprint, fingerprint
 from ..model.grids import Volume
 from .prepared import image_on
@@ -130,7 +130,7 @@ def _stored_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def _stored_motion(path: Path) -> Motion | None:
     """Read a stored motion; `None` if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         motion = Motion(**{**content, "matrix": np.array(content["matrix"], dtype=np.float64)})
     except (OSError, ValueError, LookupError, TypeError):
         return None
