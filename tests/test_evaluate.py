@@ -301,14 +301,17 @@ def test_subsets_that_share_a_brain_are_preprocessed_as_if_alone(dummy_root: Pat
     assert seen == 15
 
 
-def test_scores_are_those_of_segmenting_each_subset_by_itself(dummy_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=["float32", "bf16"])
+def test_scores_are_those_of_segmenting_each_subset_by_itself(
+    dummy_root: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
     network, processor = load_checkpoint("tiny")
     case = find_case(dummy_root / "case_001")
     subsets = [(True, True, True, True), (False, True, False, True)]
-    scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets)
+    scores = evaluate(network, processor, [case], out=tmp_path, subsets=subsets, rules=Rules(**options))
     images = {name: read_image(path).image for name, path in case.images.items() if name in ("t1c", "flair")}
     inputs = processor(images)
-    regions, probabilities = find_regions(network, processor, inputs)
+    regions, probabilities = find_regions(network, processor, inputs, **options)
     (row,) = (row for row in scores.scores["case_001"].rows if row["subset"] == "t1c+flair" and row["region"] == "wt")
     volume = row["true_volume_ml"] + row["volume_error_ml"]
     assert regions[0].sum() * inputs["geometry"][0].voxel_ml == pytest.approx(volume)
@@ -426,7 +429,8 @@ def test_scores_made_from_anything_else_are_computed_again(
         return scorer.news()
 
     assert (again(), again()) == (shown, [])
-    assert again(Rules(mirror=True)) == again(Rules(convention="nan")) == again(Rules(lesions="met2023")) == shown
+    assert again(Rules(mirror=True)) == again(Rules(bf16=True)) == shown
+    assert again(Rules(convention="nan")) == again(Rules(lesions="met2023")) == shown
     assert again(label_schemes=("brats2018",)) == shown
     assert again(channels={"t1": 0, "flair": 1}) == again(channels={"t1": 1, "flair": 0}) == shown
     again()

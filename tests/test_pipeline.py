@@ -42,13 +42,17 @@ def test_it_gives_what_segmenting_the_case_gives(segmenter, files: dict[str, Pat
     assert np.array_equal(found["affine"], nib.load(files["t1c"]).affine)
 
 
-def test_the_mirror_image_has_a_say_if_asked_for_when_it_is_made_or_called(segmenter, files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("option", ["mirror", "bf16"])
+def test_an_option_of_the_network_holds_if_given_when_the_pipeline_is_made_or_called(
+    segmenter, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr("lora_moe_hgd.loading.is_fast_in_bf16", lambda device: True)
     images = {name: nib.load(path) for name, path in files.items()}
-    expected = segment(images, mirror=True).probabilities
+    expected = segment(images, device="cpu", **{option: True}).probabilities
     assert not np.array_equal(segmenter(files)["probabilities"], expected)
-    assert np.array_equal(segmenter(files, mirror=True)["probabilities"], expected)
-    mirroring = default_pipeline(mirror=True)
-    assert np.array_equal(mirroring(files)["probabilities"], expected)
+    assert np.array_equal(segmenter(files, **{option: True})["probabilities"], expected)
+    made_so = default_pipeline(**{option: True})
+    assert np.array_equal(made_so(files)["probabilities"], expected)
 
 
 def test_a_folder_is_the_dict_of_its_files_and_a_list_is_cases_one_by_one(segmenter, dummy_root: Path) -> None:

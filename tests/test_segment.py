@@ -10,10 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import lora_moe_hgd as lmh
 from lora_moe_hgd import load_checkpoint
 from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference import results
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
@@ -147,6 +150,36 @@ def test_mirrored_logits_are_asked_for_and_reported(dummy_root: Path, tmp_path: 
     (others,) = processor.post_process_semantic_segmentation(plain, inputs["geometry"])
     assert (labels != others).any()
     assert json.loads((tmp_path / "report.json").read_text())["mirrored"] is True
+
+
+def test_bf16_is_computed_and_reported(dummy_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_moe_hgd.loading.is_fast_in_bf16", lambda device: True)
+    case = dummy_root / "case_000"
+    run("segment", ["--in-path", str(case), "--out-path", str(tmp_path), "--device", "cpu", "--bf16"])
+    assert json.loads((tmp_path / "report.json").read_text())["bf16"] is True
+    network, processor = load_checkpoint()
+    inputs = processor(read_case(find_case(case)).settled)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
+    logits = network.segment_volume(inputs["pixel_values"], inputs["modality_mask"], bf16=True)
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, network.segment_volume(inputs["pixel_values"], inputs["modality_mask"]))
+    (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj), labels)
+    found = lmh.segment(case, device="cpu", bf16=True)
+    np.testing.assert_array_equal(np.asarray(found.label_map.dataobj), labels)
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate"])
+def test_bf16_is_refused_where_it_would_take_longer(
+    command: str, dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_moe_hgd.loading.is_fast_in_bf16", lambda device: False)
+    words = ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        run(command, [*words, "--bf16"])
+    assert "The device 'cpu' has no fast instructions for bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_label_scheme_renames_the_same_parts(dummy_root: Path, segmented: Path, tmp_path: Path) -> None:

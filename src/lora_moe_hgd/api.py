@@ -29,6 +29,7 @@ def segment(
     base: str | Path | None = None,
     label_scheme: str | None = None,
     mirror: bool = False,
+    bf16: bool = False,
     allow_skull: bool = False,
     allow_partial: bool = False,
     deface: bool = False,
@@ -45,6 +46,7 @@ def segment(
         label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
             own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
         mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
         deface: Remove the face from the pictures that `save` makes of DICOM files.
@@ -63,6 +65,7 @@ def segment(
         sequences=None if sequences is None else tuple(sequences),
         label_scheme=label_scheme,
         mirror=mirror,
+        bf16=bf16,
         allow_skull=allow_skull,
         allow_partial=allow_partial,
     )

@@ -78,6 +78,15 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="device such as cpu or cuda:0 (default: a GPU if there is one)")
 
 
+def add_bf16(parser: argparse._ActionsContainer) -> None:
+    """Add `--bf16`."""
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="compute in bfloat16: faster on most GPUs and on recent processors, with almost the same result",
+    )
+
+
 def add_quiet(parser: argparse._ActionsContainer) -> None:
     """Add `--quiet`."""
     parser.add_argument("--quiet", action="store_true", help="print only warnings and errors")

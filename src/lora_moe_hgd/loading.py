@@ -31,6 +31,7 @@ from .model.image_processing_lora_moe_hgd import LoraMoeHgdImageProcessor
 from .model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .model.task import BRAIN_TUMOUR, Task
 from .pretrained import DEFAULT_CHECKPOINT, pretrained_path, shipped_names
+from .processes import is_fast_in_bf16
 
 # Key in the section `auto_mapping` of adapter_config.json, which PEFT reserves for facts about the base.
 BASE_DIGEST = "base_weights_sha256"
@@ -275,20 +276,28 @@ def local_folder(name: str | Path) -> Path | None:
     return None
 
 
-def usable_device(name: str | None) -> str:
+def usable_device(name: str | None, *, bf16: bool = False) -> str:
     """Return the name of a device after checking it. `None` means `cuda` if there is a GPU, otherwise `cpu`.
 
+    Args:
+        name: Name of a device.
+        bf16: Whether the device is to compute in bfloat16.
+
     Raises:
-        ValueError: If this machine has no such device.
+        ValueError: If this machine has no such device, or if the device is slower in bfloat16 than in float32.
     """
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     # Torch raises various errors, such as AssertionError if it was built without support for the device.
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"The device '{name}' cannot be used: {reason}. Choose cpu, or cuda:0 on a GPU.") from error
+    if bf16 and not is_fast_in_bf16(name):
+        raise ValueError(
+            f"The device '{name}' has no fast instructions for bfloat16, so bf16 would take longer. Leave it out."
+        )
     return name
 
 

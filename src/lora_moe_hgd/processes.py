@@ -88,12 +88,13 @@ def main_process_first(state: PartialState) -> Iterator[None]:
     torch.distributed.destroy_process_group(group)
 
 
-def is_fast_in_bf16() -> bool:
-    """Whether this machine computes faster in bfloat16 than in float32.
+def is_fast_in_bf16(device: str | None = None) -> bool:
+    """Whether a device computes faster in bfloat16 than in float32. `None` means a GPU if there is one.
 
     CPUs without bfloat16 instructions emulate these instructions. With emulation, a training step takes forty times as
     long (EPYC with AVX2).
     """
-    if torch.cuda.is_available():
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -14,6 +14,7 @@ import pandas as pd
 from ..arguments import (
     CommandParser,
     add_allowances,
+    add_bf16,
     add_checkpoint,
     add_device,
     add_in_path,
@@ -83,7 +84,7 @@ def score(argv: Sequence[str]) -> int:
             "subsets are scored.",
             file=sys.stderr,
         )
-    rules = Rules(args.mirror, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
+    rules = Rules(args.mirror, args.bf16, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
     trained_on: list[str] = []
     if folder is None:
         scheme = _prediction_scheme(args.prediction_scheme, task)
@@ -115,7 +116,7 @@ def score(argv: Sequence[str]) -> int:
                 "subsets."
             )
         network, processor = load_checkpoint(
-            folder, device=usable_device(device_of_process(state, args.device)), base=args.base
+            folder, device=usable_device(device_of_process(state, args.device), bf16=args.bf16), base=args.base
         )
         scorer = NetworkScorer(network, processor, rules)
     if state.is_main_process:
@@ -129,6 +130,7 @@ def score(argv: Sequence[str]) -> int:
                 "checkpoint": folder and checkpoint_digest(folder, base=args.base),
                 "data": args.in_path.resolve().name,
                 "mirror": args.mirror,
+                "bf16": args.bf16,
                 "convention": args.convention,
                 "lesion_rules": args.lesion_rules,
                 "version": version("lora-moe-hgd"),
@@ -219,6 +221,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
     )
+    add_bf16(parser)
     parser.add_argument(
         "--convention",
         choices=list(CONVENTIONS),
@@ -255,7 +258,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             f"--compare only reads earlier scores. Leave out {_options(useless)}, which would have no effect."
         )
     if args.predictions:
-        if useless := sorted(given & {"checkpoint", "mirror", "device"}):
+        if useless := sorted(given & {"checkpoint", "mirror", "bf16", "device"}):
             raise ValueError(
                 f"With --predictions, no network is used. Leave out {_options(useless)}, which would have no effect."
             )

@@ -39,6 +39,7 @@ class Rules:
 
     Attributes:
         mirror: Average over the case and its left-right mirror image.
+        bf16: Compute the network in bfloat16.
         convention: Key of `metrics.CONVENTIONS`, which defines the scores of empty regions.
         lesions: Key of `lesions.LESION_RULES`, which defines the lesion-wise scores.
         allow_skull: Accept heads with their skull.
@@ -46,6 +47,7 @@ class Rules:
     """
 
     mirror: bool = False
+    bf16: bool = False
     convention: str = "brats"
     lesions: str = "gli2023"
     allow_skull: bool = False
@@ -104,7 +106,7 @@ def score_case(
     settled, truth = reading.settled, reading.regions
     scores = CaseScores(findings=recorded(reading.findings))
     for inputs, brain, subset in prepared(processor, settled, subsets):
-        regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror)
+        regions, probabilities = find_regions(network, processor, inputs, mirror=rules.mirror, bf16=rules.bf16)
         (geometry,) = inputs["geometry"]
         confidence = processor.confidence(probabilities, regions, voxel_ml=geometry.voxel_ml, present=subset)
         scores.rows += score_regions(

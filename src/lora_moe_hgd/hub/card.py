@@ -142,10 +142,11 @@ def _scores_text(evaluation: Path | None) -> str:
     if evaluation is None:
         return "These weights were not evaluated."
     about = read_scores(evaluation)["about"]
-    mirrored = " --mirror" if about["mirror"] else ""
+    # Evaluations of earlier versions have no entry for bf16.
+    options = "".join(f" --{name}" for name in ("mirror", "bf16") if about.get(name))
     empty, lesions = about["convention"], about["lesion_rules"]
     return (
-        f"Scores of `lora-moe-hgd evaluate{mirrored} --convention {empty} --lesion-rules {lesions}` on "
+        f"Scores of `lora-moe-hgd evaluate{options} --convention {empty} --lesion-rules {lesions}` on "
         f"{counted(about['cases'], 'case')} of {about['data']}. Each case is scored on its own voxel grid.\n\n"
         f"<Gallery />\n\n{(evaluation / 'table.md').read_text().strip()}"
     )

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from lora_moe_hgd_cli import SEGMENT_USES
 
-from ..arguments import CommandParser, add_allowances, add_checkpoint, add_device, add_in_path, add_out_path, add_quiet
+from ..arguments import (
+    CommandParser,
+    add_allowances,
+    add_bf16,
+    add_checkpoint,
+    add_device,
+    add_in_path,
+    add_out_path,
+    add_quiet,
+)
 from ..cases.case_files import CaseFiles, given_case, namings, refuse_other_case
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
@@ -68,6 +77,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         action="store_true",
         help="average over the case and its left-right mirror image; takes twice as long",
     )
+    add_bf16(parser)
     parser.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"
     )
@@ -103,6 +113,7 @@ def main(argv: Sequence[str]) -> None:
         allow_skull=args.allow_skull,
         allow_partial=args.allow_partial,
         mirror=args.mirror,
+        bf16=args.bf16,
         probabilities=args.probabilities,
         uncertainty=args.uncertainty,
         html=args.html,

@@ -36,6 +36,7 @@ def make_report(
     case_id: str,
     checkpoint: str,
     mirror: bool,
+    bf16: bool,
     made_from: str | None,
     sequences: list[str],
     files: dict[str, str],
@@ -77,6 +78,7 @@ def make_report(
         "spacing_mm": [round(spacing, 4) for spacing in voxel_spacing_mm(image.affine)],
         "checkpoint": checkpoint,
         "mirrored": mirror,
+        "bf16": bf16,
         "made_from": made_from,
         "seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("lora-moe-hgd", "torch", "transformers", "nibabel")}

@@ -48,6 +48,7 @@ class ResultOptions:
         allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
         mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        bf16: Compute the network in bfloat16.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
         html: Also write `report.html`.
@@ -60,6 +61,7 @@ class ResultOptions:
     allow_skull: bool = False
     allow_partial: bool = False
     mirror: bool = False
+    bf16: bool = False
     probabilities: bool = False
     uncertainty: bool = False
     html: bool = False
@@ -142,7 +144,7 @@ class CaseSegmenter:
 
     Raises:
         ValueError: If the checkpoint is not found, an option does not fit the checkpoint's task, or the device cannot
-            be used.
+            be used or computes slowly in bfloat16.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class CaseSegmenter:
         self.task = checkpoint_task(folder, base=base)
         options.check(self.task)
         self.folder, self.weights = folder, checkpoint_digest(folder, base=base)
-        self.device = usable_device(device)
+        self.device = usable_device(device, bf16=options.bf16)
 
     @cached_property
     def loaded(self) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
@@ -248,7 +250,9 @@ class CaseSegmenter:
         network, processor = self.loaded
         (geometry,) = inputs["geometry"]
         # Keep the probabilities in the bounding box of the brain, so that a large case fits into memory.
-        in_box, probabilities = find_in_box(network, processor, inputs, mirror=options.mirror, progress=progress)
+        in_box, probabilities = find_in_box(
+            network, processor, inputs, mirror=options.mirror, bf16=options.bf16, progress=progress
+        )
         volumes_ml = {
             name: float(region.sum()) * geometry.voxel_ml
             for name, region in zip(self.task.regions, in_box, strict=True)
@@ -265,6 +269,7 @@ class CaseSegmenter:
             case_id=reading.case.case_id,
             checkpoint=self.checkpoint,
             mirror=options.mirror,
+            bf16=options.bf16,
             made_from=ready.made_from,
             sequences=list(reading.images),
             files=reading.case.file_names(),

@@ -17,6 +17,7 @@ def find_regions(
     inputs: Mapping[str, Any],
     *,
     mirror: bool = False,
+    bf16: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Segment one case that the processor has preprocessed, on the case's own grid.
 
@@ -27,7 +28,7 @@ def find_regions(
         shape.
     """
     (geometry,) = inputs["geometry"]
-    regions, probabilities = find_in_box(network, processor, inputs, mirror=mirror)
+    regions, probabilities = find_in_box(network, processor, inputs, mirror=mirror, bf16=bf16)
     return geometry.to_own_grid(regions), geometry.to_own_grid(probabilities)
 
 
@@ -37,6 +38,7 @@ def find_in_box(
     inputs: Mapping[str, Any],
     *,
     mirror: bool = False,
+    bf16: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Segment one case that the processor has preprocessed, inside the bounding box of its brain.
@@ -46,6 +48,7 @@ def find_in_box(
         processor: Image processor, which resamples the logits to the voxels of the case.
         inputs: Output of the processor for one case. Channels that `modality_mask` marks as absent are never read.
         mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        bf16: Compute the network in bfloat16.
         progress: Show a progress bar.
 
     Returns:
@@ -55,6 +58,7 @@ def find_in_box(
         inputs["pixel_values"].to(network.device),
         inputs["modality_mask"].to(network.device),
         mirror=mirror,
+        bf16=bf16,
         progress=progress,
     )
     (geometry,) = inputs["geometry"]

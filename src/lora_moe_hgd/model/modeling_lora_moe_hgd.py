@@ -6,6 +6,7 @@ https://arxiv.org/abs/2103.10504) with mixtures of experts, and a holistically g
 with the model.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,21 +334,23 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         overlap: float = OVERLAP,
         batch_size: int = 2,
         mirror: bool = False,
+        bf16: bool = False,
         progress: bool = False,
     ) -> Tensor:
         """Logits `(1, R, D, H, W)` of all voxels of a case `(1, M, D, H, W)`, from overlapping windows.
 
-        The arguments are those of `sliding_window_logits`.
+        With `bf16`, the network computes in bfloat16. The other arguments are those of `sliding_window_logits`.
         """
-        return sliding_window_logits(
-            functools.partial(self, return_dict=True),
-            pixel_values,
-            modality_mask,
-            overlap=overlap,
-            batch_size=batch_size,
-            mirror=mirror,
-            progress=progress,
-        )
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            return sliding_window_logits(
+                functools.partial(self, return_dict=True),
+                pixel_values,
+                modality_mask,
+                overlap=overlap,
+                batch_size=batch_size,
+                mirror=mirror,
+                progress=progress,
+            )
 
 
 __all__ = ["EncoderLayer", "LoraMoeHgdForSegmentation", "LoraMoeHgdModel", "LoraMoeHgdPreTrainedModel"]

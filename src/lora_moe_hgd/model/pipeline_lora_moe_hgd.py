@@ -49,8 +49,9 @@ class BrainTumorSegmentationPipeline(Pipeline):
             cases: One case, a list of cases, or another iterable that a pipeline accepts.
             **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
                 of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
-                partial brains. `mirror`: average over the case and its mirror image. `on_error`: `raise` (default)
-                stops at a case that cannot be segmented, and `return` makes the error the result of this case.
+                partial brains. `mirror`: average over the case and its mirror image. `bf16`: compute in bfloat16.
+                `on_error`: `raise` (default) stops at a case that cannot be segmented, and `return` makes the error
+                the result of this case.
 
         Raises:
             ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`
@@ -67,6 +68,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
         self,
         label_scheme: str | None = None,
         mirror: bool | None = None,
+        bf16: bool | None = None,
         on_error: str | None = None,
         **parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -75,7 +77,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
         }
         if unknown := sorted(set(parameters) - set(before)):
             raise TypeError(f"The pipeline has no option {', '.join(unknown)}.")
-        between: dict[str, Any] = {} if mirror is None else {"mirror": mirror}
+        options = {"mirror": mirror, "bf16": bf16}
+        between: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         after: dict[str, Any] = {} if label_scheme is None else {"label_scheme": label_scheme}
         if on_error is not None:
             if on_error not in ("raise", "return"):
@@ -87,8 +90,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
     def preprocess(self, case: Any, on_error: str = "raise", **parameters: Any) -> Mapping[str, Any]:
         return self._attempt(on_error, self._prepare, case, **parameters)
 
-    def _forward(self, inputs: Mapping[str, Any], on_error: str = "raise", mirror: bool = False) -> Mapping[str, Any]:
-        return inputs if "error" in inputs else self._attempt(on_error, self._segment, inputs, mirror)
+    def _forward(self, inputs: Mapping[str, Any], on_error: str = "raise", **options: bool) -> Mapping[str, Any]:
+        return inputs if "error" in inputs else self._attempt(on_error, self._segment, inputs, **options)
 
     def postprocess(
         self, outputs: Mapping[str, Any], on_error: str = "raise", label_scheme: str | None = None
@@ -115,8 +118,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
             )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 
-    def _segment(self, inputs: Mapping[str, Any], mirror: bool) -> dict[str, Any]:
-        logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], mirror=mirror)
+    def _segment(self, inputs: Mapping[str, Any], **options: bool) -> dict[str, Any]:
+        logits = self.model.segment_volume(inputs["pixel_values"], inputs["modality_mask"], **options)
         return {"logits": logits, "geometry": inputs["geometry"], "modality_mask": inputs["modality_mask"]}
 
     def _result(self, outputs: Mapping[str, Any], label_scheme: str | None) -> dict[str, Any]:
