@@ -454,7 +454,7 @@ def test_a_kill_leaves_whole_results_only_and_nothing_is_lost(
 
 def launched(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.slow

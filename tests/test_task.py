@@ -84,7 +84,7 @@ def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
         ("lesion: [1]", "lesion: [1, 7]", "`other_labels`: The label 7 also belongs to the region `lesion`"),
         ("lesion: [1]", "lesion: [1]\n  all_of_it: [1, 2]", "`regions.lesion`: All .* Put a region before"),
         ("  flair: Lesions", "  dwi: Lesions", "`without.dwi`: This is not a sequence"),
-        ("  flair: Lesions show on FLAIR alone.", "  flair: 3", "`without`: Give a sentence"),
+        ("  flair: Lesions show on FLAIR alone.", "  flair: 3", "`without`: Give the warning"),
         ("  lesion: [1]", "  lesion: [1]\n  lesion: [2]", "the key `lesion` occurs twice"),
         ("name:", "name: [", "not valid YAML"),
     ],

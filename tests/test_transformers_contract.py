@@ -124,6 +124,24 @@ def test_weights_may_wait_outside_the_device(saved: Path, tmp_path: Path) -> Non
         assert_close(logits_of(offloaded), expected, rtol=0, atol=1e-5)
 
 
+def test_a_case_is_segmented_in_bf16_while_weights_wait_outside_the_device() -> None:
+    volumes, mask = torch.randn(1, 4, 32, 32, 32), torch.ones(1, 4, dtype=torch.bool)
+    expected = small_network(0).segment_volume(volumes, mask, bf16=True)
+    assert not torch.equal(expected, small_network(0).segment_volume(volumes, mask))
+    offloaded = cpu_offload(small_network(0), execution_device="cpu")
+    assert torch.equal(offloaded.segment_volume(volumes, mask, bf16=True), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int16], ids=str)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_images_may_have_any_type_of_number(dtype: torch.dtype, bf16: bool) -> None:
+    volumes = torch.randint(-3, 4, (1, 4, 32, 32, 32))
+    network = small_network(0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits, expected = (network(pixel_values=volumes.to(kind)).logits for kind in (dtype, torch.float32))
+    assert torch.equal(logits, expected)
+
+
 def test_a_tuple_instead_of_an_output_is_asked_for_in_the_configuration_or_the_call(saved: Path) -> None:
     expected = logits_of(AutoModel.from_pretrained(saved))
     always = AutoModel.from_pretrained(saved, return_dict=False)

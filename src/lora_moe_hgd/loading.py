@@ -284,21 +284,24 @@ def usable_device(name: str | None, *, bf16: bool = False) -> str:
         bf16: Whether the device is to compute in bfloat16.
 
     Raises:
-        ValueError: If this machine has no such device, or if the device is slower in bfloat16 than in float32.
+        ValueError: If this machine has no such device, or if the device is not known to be faster in bfloat16.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        _require_device(name)
+    if bf16 and not is_fast_in_bf16(name):
+        raise ValueError(f"The device '{name}' is not known to compute faster in bfloat16. Leave out bf16.")
+    return name
+
+
+def _require_device(name: str) -> None:
     try:
         torch.empty(1, device=name)
     # Torch raises various errors, such as AssertionError if it was built without support for the device.
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"The device '{name}' cannot be used: {reason}. Choose cpu, or cuda:0 on a GPU.") from error
-    if bf16 and not is_fast_in_bf16(name):
-        raise ValueError(
-            f"The device '{name}' has no fast instructions for bfloat16, so bf16 would take longer. Leave it out."
-        )
-    return name
 
 
 @contextmanager

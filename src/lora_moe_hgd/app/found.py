@@ -159,7 +159,7 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 
     Args:
         rows: Rows of the list.
-        roles: Role that the visitor chose for each row.
+        roles: For each row, the sequence or other role that the user of the app chose.
         task: Sequences of the checkpoint.
 
     Raises:

@@ -107,8 +107,8 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
     if max(numbered) >= len(order):
         raise BadInputError(
             path,
-            f"There is a file with the number {max(numbered):04d}, but the channel order has {len(order)} "
-            f"sequences: {', '.join(order)}. Name the sequence of every number with {order_option(task)}.",
+            f"A file has the channel number {max(numbered):04d}, but the channel order has {len(order)} "
+            f"sequences: {', '.join(order)}. Name the sequences of all numbers: {order_option(task)}.",
         )
     images = {
         name: numbered[order.index(name)]

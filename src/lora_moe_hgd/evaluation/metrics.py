@@ -22,7 +22,7 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Dice, NSD and sensitivity if both masks are empty, either 1 or NaN. HD95 is then 0 or NaN.
+        both_empty: Value of Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is then 0 or NaN.
         missed_hd95_mm: HD95 if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
         fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. Smaller predictions are

@@ -214,7 +214,7 @@ class NetworkScorer:
 
     @property
     def task(self) -> Task:
-        """Task of the network."""
+        """Task of the network: the sequences that it reads and the regions that it finds."""
         return self.processor.segmentation_task
 
     @cached_property

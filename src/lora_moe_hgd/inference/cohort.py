@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def segment_cohort(
         # Load the network before the loop, because an invalid checkpoint must not count as the failure of a case.
         _ = segmenter.loaded
     failed: dict[str, str] = {}
-    numbers = tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process))
-    for case, ready in zip(numbers, _read_ahead(segmenter, own), strict=True):
+    bar = tqdm(own, desc="cases", unit="case", disable=not (progress and state.is_main_process))
+    for case, ready in zip(bar, _read_ahead(segmenter, own), strict=True):
         folder = out / case.case_id
         try:
             _refuse_other_files(folder)
@@ -97,11 +97,11 @@ def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterato
     While the caller works on a case, another thread reads the next case. So two cases are in memory.
     """
     with ThreadPoolExecutor(max_workers=1) as reader:
-        coming: Future[ReadyCase] | None = None
-        for case in (*cases, None):
-            ready, coming = coming, None if case is None else reader.submit(segmenter.read, case)
-            if ready is not None:
-                yield ready.result
+        readings = (reader.submit(segmenter.read, case) for case in cases)
+        coming = next(readings, None)
+        while coming is not None:
+            ready, coming = coming, next(readings, None)
+            yield ready.result
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:

@@ -144,7 +144,7 @@ class CaseSegmenter:
 
     Raises:
         ValueError: If the checkpoint is not found, an option does not fit the checkpoint's task, or the device cannot
-            be used or computes slowly in bfloat16.
+            be used or is not known to be faster in bfloat16.
     """
 
     def __init__(

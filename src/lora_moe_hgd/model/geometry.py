@@ -20,8 +20,8 @@ class CaseGeometry:
     """Everything that is needed to resample a prediction to the original grid of a case.
 
     Attributes:
-        shape: Shape of the case's own array.
-        affine: Affine of the case's own array, voxel to millimetre, `(4, 4)`.
+        shape: Shape of the arrays in the case's files.
+        affine: Affine of these arrays, voxel to millimetre, `(4, 4)`.
         box: Bounding box of the brain: first voxel, and last voxel plus one, along each canonical axis.
         resampled_shape: Shape of the box at the network's spacing, before padding.
         brain: Brain mask inside the box, bool, in canonical order. The prediction is zero outside this mask.

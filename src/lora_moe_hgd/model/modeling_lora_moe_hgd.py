@@ -341,7 +341,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
 
         With `bf16`, the network computes in bfloat16. The other arguments are those of `sliding_window_logits`.
         """
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        with torch.autocast(pixel_values.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             return sliding_window_logits(
                 functools.partial(self, return_dict=True),
                 pixel_values,

@@ -22,6 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lora_moe_hgd import STEM_STRIDES, LoraMoeHgdConfig
 
+# Types of the tensors that autocast converts to the type of the computation.
+AUTOCAST_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
     """Group normalisation with up to four groups.
@@ -53,8 +56,10 @@ class InputConv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # Autocast converts by itself. Converting before would copy half precision to float32 and back.
-        return super().forward(x if torch.is_autocast_enabled(x.device.type) else x.to(self.weight.dtype))
+        # Autocast converts these types by itself. Converting before would copy half precision to float32 and back.
+        if not torch.is_autocast_enabled(x.device.type) or x.dtype not in AUTOCAST_TYPES:
+            x = x.to(self.weight.dtype)
+        return super().forward(x)
 
 
 class PointwiseConv3d(nn.Conv3d):

@@ -232,7 +232,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
     without = content.get("without") or {}
     if not isinstance(without, Mapping) or not all(isinstance(text, str) and text for text in without.values()):
         rules.refuse(
-            "without", "Give a sentence for each sequence, such as `flair: Most lesions are visible only on FLAIR.`"
+            "without",
+            "Give the warning for a case without the sequence, such as `flair: Most lesions show only on FLAIR.`",
         )
     if unknown := sorted({name for names in map(str, without) for name in names.split("+")} - set(sequences)):
         rules.refuse(

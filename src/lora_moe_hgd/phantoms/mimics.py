@@ -16,7 +16,9 @@ from .tumour import Tumour
 
 @dataclass(frozen=True)
 class Mimics:
-    """Structures that look like tumour, each as a fraction of each voxel, `(D, H, W)` in [0, 1].
+    """Structures that look like tumour.
+
+    Each array `(D, H, W)` holds the fraction of each voxel that one kind of structure fills, from 0 to 1.
 
     Attributes:
         vessels: Vessels, plexus and meninges, bright on T1c.

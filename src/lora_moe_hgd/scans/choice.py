@@ -150,7 +150,10 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         raise BadInputError(where, f"There is no series {text}. The series have the numbers {numbers}.")
     if len(found) > 1:
         numbers = ", ".join(str(row.number) for row in found)
-        raise BadInputError(where, f"Several stacks of slices have the UID {text}. Give one of the numbers {numbers}.")
+        raise BadInputError(
+            where,
+            f"The series UID {text} belongs to several stacks of slices. Give the number of one stack: {numbers}.",
+        )
     if found[0].shape[2] < 2 or found[0].plane == "none":
         raise BadInputError(
             where, f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}."
