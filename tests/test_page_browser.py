@@ -257,6 +257,20 @@ def test_keys_click_and_wheel_move_the_crosshair_in_all_planes(browser: Any) -> 
     assert js(browser, "position") == start
 
 
+def test_the_sliders_run_as_their_labels_say(browser: Any) -> None:
+    labels = {"right to left": "RL", "back to front": "PA", "bottom to top": "IS"}
+    for axis, (label, ends) in enumerate(labels.items()):
+        slider = browser.find_element("id", f"slice-{axis}")
+        assert label in slider.find_element("xpath", "..").text
+        places = []
+        for side in (-1, 1):
+            offset = side * (slider.size["width"] // 2 - 2)
+            ActionChains(browser).move_to_element_with_offset(slider, offset, 0).click().perform()
+            places.append(js(browser, f"about.affine[{axis}][{axis}] * position[{axis}]"))
+        # Coordinates grow to the right, to the front and to the top.
+        assert np.sign(places[1] - places[0]) == (-1 if ends[0] in "RAS" else 1), label
+
+
 def test_the_line_below_the_slices_names_voxel_value_and_regions(browser: Any) -> None:
     set_to(browser, "views[0].sequence", "t1c")
     until(browser, lambda: js(browser, "views[0].viewer.volumes[0].name") == "t1c.nii")
@@ -267,7 +281,7 @@ def test_the_line_below_the_slices_names_voxel_value_and_regions(browser: Any) -
     words = js(browser, "element('where').textContent")
     millimetres = AFFINE @ [*own, 1]
     assert millimetres[:3].tolist() == [-16, 20, 18]
-    assert "voxel 46, 15, 29 · 16 mm L, 20 mm A, 18 mm S · t1c 200, in WT, TC, ET" in words
+    assert "voxel 46, 15, 29 · RAS coordinates -16, 20, 18 mm · t1c 200, in WT, TC, ET" in words
 
 
 def test_regions_outlines_and_maps_can_be_switched(browser: Any) -> None:

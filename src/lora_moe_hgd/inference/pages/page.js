@@ -203,8 +203,9 @@ function follow(to) {
 function moved() {
   const at = (position[2] * height + position[1]) * width + position[0];
   const transformed = (matrix) => matrix.slice(0, 3).map((row) => row[3] + row[0] * position[0] + row[1] * position[1] + row[2] * position[2]);
-  const millimetres = transformed(about.affine).map((value, axis) => `${Math.abs(value).toFixed(0)} mm ${"LPIRAS"[axis + 3 * (value >= 0)]}`);
-  const words = [`${plane.name} plane`, `voxel ${transformed(about.own).map(Math.round).join(", ")}`, millimetres.join(", ")];
+  // Signed numbers, as in other viewers: the origin may lie in a corner, and then "80 mm R" would be on the left of the head.
+  const millimetres = transformed(about.affine).map((value) => value.toFixed(0)).join(", ");
+  const words = [`${plane.name} plane`, `voxel ${transformed(about.own).map(Math.round).join(", ")}`, `RAS coordinates ${millimetres} mm`];
   for (const [number, view] of views.entries()) {
     const side = views.length > 1 ? `${number ? "right" : "left"}: ` : "";
     const parts = [];
