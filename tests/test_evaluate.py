@@ -88,16 +88,17 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
 
 def test_undefined_values_neither_enter_a_mean_nor_are_counted() -> None:
     nan = math.nan
-    rows = rows_of(("a", "t1", 1.0, 0.5, nan), ("b", "t1", 0.5, 0.5, nan), ("c", "t1", nan, nan, nan))
-    rows["hd95_mm"] = [1.0, 2.0, nan, nan, nan, nan, nan, nan, nan]
+    defined = (("a", "t1", 1.0, 0.5, nan), ("b", "t1", 0.5, 0.5, nan), ("c", "t1", 0.75, 0.5, nan))
+    rows = rows_of(*defined, ("d", "t1", nan, nan, nan))
+    rows["hd95_mm"] = [1.0, 2.0] + 10 * [nan]
     summary = summarise(rows).set_index(["metric", "subset", "region"])[["cases", "mean"]]
-    assert summary.loc[("dice", "t1", "wt")].tolist() == [2, 0.75]
-    assert summary.loc[("dice", "t1", "mean")].tolist() == [2, 0.625]
+    assert summary.loc[("dice", "t1", "wt")].tolist() == [3, 0.75]
+    assert summary.loc[("dice", "t1", "mean")].tolist() == [3, 0.625]
     assert summary.loc[("hd95_mm", "t1", "wt")].tolist() == [1, 1.0]
     assert summary.loc[("dice", "t1", "et"), "cases"] == 0
     assert math.isnan(summary.loc[("dice", "t1", "et"), "mean"])
     row = dice_table(summarise(rows)).splitlines()[2]
-    assert row.startswith("| t1 | 2 | 0.750 (0.500 to 1.000) | 0.500 (0.500 to 0.500) | nan, 0 cases | 0.625")
+    assert row.startswith("| t1 | 3 | 0.750 (0.500 to 1.000) | 0.500 (0.500 to 0.500) | nan, 0 cases | 0.625")
 
 
 def test_undefined_values_are_left_out_of_both_sides_of_a_comparison() -> None:
@@ -117,18 +118,17 @@ def test_expected_and_real_dice_are_compared_where_both_are_defined() -> None:
     assert found[["expected_dice", "dice"]].to_numpy().tolist() == [[pytest.approx(0.6)] * 2]
 
 
-def test_one_case_has_neither_intervals_nor_r2() -> None:
+@pytest.mark.parametrize("cases", ["a", "ab"])
+def test_one_or_two_cases_have_neither_intervals_nor_r2(cases: str) -> None:
     # The mean of six times 0.1 is not 0.1.
-    rows = rows_of(*(("a", name, 1.0, 0.5, 0.0) for name in ("t1", "t1c", "t2", "flair", "t1+t1c", "t1+t2")))
+    names = ("t1", "t1c", "t2", "flair", "t1+t1c", "t1+t2")
+    rows = rows_of(*((case, name, 1.0, 0.5, 0.0) for case in cases for name in names))
     rows = rows.assign(true_volume_ml=0.1, volume_error_ml=0.05, expected_dice=0.5)
     assert summarise(rows)["low"].isna().all()
     assert volume_agreement(rows.assign(sequences=1))["r2_wt"].isna().all()
     text = to_markdown(rows, {})
-    assert "One case has no interval." in text
-    assert (
-        "R2, the share of the variance of the true volumes that the predicted volumes explain. R2 needs several"
-        in text
-    )
+    assert "Fewer than 3 cases have no interval." in text
+    assert "R2 needs 3 cases." in text
     assert "| 1 | 0.050 | - | 0.050 | - | 0.050 | - |" in text
     assert " to " not in text
     assert "nan" not in text

@@ -22,6 +22,8 @@ from ..subsets import every_subset, subset_name
 from .calibration import NUM_BINS, expected_calibration_error
 
 NUM_RESAMPLES = 2000
+# Of fewer cases, an interval or an R2 says nothing.
+LEAST_CASES = 3
 CONFIDENCE = 0.95
 
 # Counts `(R, 3, bins)` of `calibration.reliability_counts`, by case and subset.
@@ -63,7 +65,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean over cases, and lower and upper end of the percentile bootstrap interval of the mean."""
-    if len(values) < 2 or not np.isfinite(values).all():
+    if len(values) < LEAST_CASES or not np.isfinite(values).all():
         return (float(values.mean()) if len(values) else math.nan), math.nan, math.nan
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
@@ -120,7 +122,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
         Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
         absolute error in millilitres. `r2_<region>` is the coefficient of determination,
         `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes predicts them
-        better, and NaN if all true volumes are equal.
+        better, and NaN if all true volumes are equal or there are fewer than three cases.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -130,7 +132,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
             errors, true = own["volume_error_ml"].to_numpy(), own["true_volume_ml"].to_numpy()
             values[f"error_{region}"] = float(np.median(np.abs(errors))) if len(errors) else math.nan
             # The mean of equal volumes may differ from them by rounding.
-            differ = len(set(true)) > 1
+            differ = own["case_id"].nunique() >= LEAST_CASES and len(set(true)) > 1
             values[f"r2_{region}"] = 1 - (errors**2).sum() / ((true - true.mean()) ** 2).sum() if differ else math.nan
         table.append(values)
     return pd.DataFrame(table)
@@ -178,11 +180,15 @@ def to_markdown(
     overall = summary[summary["subset"] == "mean"].set_index(["metric", "region"], drop=False)
     others = [name for name in overall.index.unique("metric") if name not in ("dice", "expected_dice")]
     most = overall["cases"].max()
-    several = rows["case_id"].nunique() > 1
+    enough = rows["case_id"].nunique() >= LEAST_CASES
     parts = [
         *notes,
         "Dice of each subset of the sequences (row) and region (column)"
-        + (": mean over cases, with a 95 % bootstrap interval." if several else ". One case has no interval."),
+        + (
+            ": mean over cases, with a 95 % bootstrap interval."
+            if enough
+            else f". Fewer than {LEAST_CASES} cases have no interval."
+        ),
         dice_table(summary, task),
         "Means of the other metrics over subsets and cases, for each region. Distances (`_mm`) are in millimetres, "
         "volumes (`_ml`) in millilitres.",
@@ -192,9 +198,9 @@ def to_markdown(
         ),
     ]
     parts += [
-        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2, the share of "
-        "the variance of the true volumes that the predicted volumes explain"
-        + ("." if several else ". R2 needs several cases."),
+        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2. R2 is 1 if the "
+        "predicted volumes are right, and negative if the mean of the true volumes would be a better prediction"
+        + ("." if enough else f". R2 needs {LEAST_CASES} cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -287,8 +293,8 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
         axes.bar(where, means, 0.25 / 0.27 * step, yerr=np.array(ends).T, label=shown(region), color=colour)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set(xlabel="sequences", ylabel="Dice", ylim=(0, 1))
-    several = rows["case_id"].nunique() > 1
-    axes.set_title("Dice by number of sequences" + (", 95 % intervals" if several else ""))
+    enough = rows["case_id"].nunique() >= LEAST_CASES
+    axes.set_title("Dice by number of sequences" + (", 95 % intervals" if enough else ""))
     # The legend is below the axes, because bars of good scores reach the top.
     figure.legend(ncols=len(task.regions), loc="outside lower center")
     return figure
