@@ -220,7 +220,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             scan,
             keep=args.keep,
             steps=steps,
-            named=partial(refuse_other_case, args.out_path / "report.json"),
+            check_name=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
             warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
