@@ -139,8 +139,10 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
     ("change", "rule"),
     [
         ({"sequences": ["t3"]}, r"Unknown sequence t3\..* The names are t1, t1c, t2, flair"),
-        ({"sequences": "t1c flair"}, r"must be a list\. Write sequences=\['t1c', 'flair'\]\. Got: 't1c flair'"),
-        ({"sequences": "T1C,flair"}, r"must be a list\. Write sequences=\['t1c', 'flair'\]\. Got"),
+        ({"sequences": "t1c flair"}, r"must be a list .*\. Write sequences=\['t1c', 'flair'\]\. Got: 't1c flair'"),
+        ({"sequences": "T1C,flair"}, r"must be a list .*\. Write sequences=\['t1c', 'flair'\]\. Got"),
+        ({"sequences": ""}, r"must be a list such as \['t1c', 'flair'\]\. None means all sequences\. Got: ''"),
+        ({"sequences": "all"}, r"must be a list such as \['t1c', 'flair'\]\. None means all sequences\. Got: 'all'"),
         ({"sequences": ["T1C"]}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are t1, t1c"),
         ({"case": {"T1C": "a.nii.gz"}}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are"),
         ({"sequences": ["T1CE"]}, r"Unknown sequence T1CE\. 'T1CE' is named 't1c' here\. The names are t1, t1c, t2"),

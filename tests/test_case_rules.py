@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -314,3 +315,9 @@ def test_a_damaged_file_is_one_named_error_in_python_too(tmp_path: Path, name: s
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInputError, match=name):
         volume_of(tmp_path / name, where="t1")
+
+
+def test_an_error_of_a_worker_process_arrives_complete() -> None:
+    error = BadInputError("folder", "The names are unclear.", names_unclear=True)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.finding, str(copy)) == (error.finding, str(error))

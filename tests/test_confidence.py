@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy.special import expit, logit
 
 from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
 from lora_moe_hgd.app.results import result_html
-from lora_moe_hgd.inference.cohort_page import _row
-from lora_moe_hgd.inference.page import _region_table
-from lora_moe_hgd.model.confidence import LOW_CONFIDENCE, confidence_warnings
+from lora_moe_hgd.inference.cohort_page import write_cohort_index
+from lora_moe_hgd.inference.page import write_case_page
+from lora_moe_hgd.model.confidence import LOW_CONFIDENCE, confidence_warnings, dice_text, rounded_down
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
 
 WEIGHTS = [[0.1, 0.9, 0.2, -0.3, 0.5, 0.0, 0.3, 0.0, -0.1]] * 3
@@ -48,7 +51,16 @@ def test_a_region_with_a_low_confidence_gets_a_warning_that_names_it() -> None:
     assert "0.59" in finding.message
 
 
-def test_a_low_confidence_is_never_shown_as_the_limit_itself() -> None:
+@pytest.mark.parametrize(
+    ("dice", "text"),
+    [(0.6, "0.60"), (0.5999999999, "0.59"), (0.6 - 2**-53, "0.59"), (0.29, "0.29"), (1.0, "1.00"), (1e-12, "0.00")],
+)
+def test_an_expected_dice_is_rounded_down_exactly(dice: float, text: str) -> None:
+    assert dice_text(dice) == text
+    assert rounded_down(dice) == float(text)
+
+
+def test_a_low_confidence_is_never_shown_as_the_limit_itself(tmp_path: Path) -> None:
     """0.598 is below 0.6, so no text shows it as 0.60."""
     almost = LOW_CONFIDENCE - 0.002
     (finding,) = confidence_warnings({"wt": 0.9, "tc": almost, "et": None})
@@ -59,20 +71,29 @@ def test_a_low_confidence_is_never_shown_as_the_limit_itself() -> None:
         "volumes_ml": {"wt": 2.0, "tc": 1.0, "et": 0.0},
         "confidence": {"wt": 0.9, "tc": almost, "et": None},
         "sequences_used": ["t1c"],
+        "sequences_not_used": ["t1", "t2", "flair"],
+        "interpolated": [],
+        "shape": [8, 9, 10],
+        "spacing_mm": [1.0, 1.0, 1.0],
         "label_scheme": {"name": "brats2023", "core": 1},
         "checkpoint": "tiny",
+        "versions": {"torch": "2"},
         "seconds": 3.0,
+        "notice": "Research use.",
     }
+    images = {"t1c": nib.Nifti1Image(np.ones((8, 9, 10), dtype=np.float32), np.eye(4))}
+    write_case_page(tmp_path / "report.html", images, np.ones((3, 8, 9, 10), dtype=bool), report)
     row = {"case": "case", "status": "done", "sequences": "t1c", "warnings": [], "confidence": almost}
     row |= {f"{name}_ml": 1.0 for name in BRAIN_TUMOUR.regions}
+    write_cohort_index(tmp_path / "index.html", [row])
     texts = {
         "app": result_html(report, [], "results/x", BRAIN_TUMOUR),
-        "page": _region_table(report, BRAIN_TUMOUR, None),
-        "index": _row(row, BRAIN_TUMOUR),
+        "page": (tmp_path / "report.html").read_text(),
+        "index": (tmp_path / "index.html").read_text(),
     }
     for place, text in texts.items():
-        assert "0.59" in text, place
-        assert "0.60" not in text, place
+        assert ">0.59" in text, place
+        assert ">0.60" not in text, place
 
 
 def test_a_result_without_any_region_has_a_warning() -> None:

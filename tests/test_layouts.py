@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lora_moe_hgd.cases.case_files import given_case, namings
 from lora_moe_hgd.cases.layouts import find_case, find_cases, survey
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.findings import BadInputError
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -413,11 +415,36 @@ def test_of_cases_apart_those_to_train_with_are_meant_and_else_those_without_lab
 
 
 def test_files_given_one_by_one_make_a_case_whatever_they_are_called(tmp_path: Path) -> None:
-    touch(tmp_path, "brain 7.nii.gz", "scan.nii")
-    case = given_case({"flair": tmp_path / "scan.nii", "t1c": tmp_path / "brain 7.nii.gz"})
+    touch(tmp_path / "p", "brain 7.nii.gz", "scan.nii")
+    case = given_case({"flair": tmp_path / "p/scan.nii", "t1c": tmp_path / "p/brain 7.nii.gz"})
     assert list(case.images) == ["t1c", "flair"]
-    assert (case.case_id, case.label_schemes, case.segmentation) == ("brain 7", (), None)
+    assert (case.case_id, case.label_schemes, case.segmentation) == ("p_brain 7", (), None)
     assert case.mapping() == ["t1c: brain 7.nii.gz", "flair: scan.nii"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("p1/{}.nii.gz", "p1"),
+        ("all/p1_{}.nii.gz", "all_p1"),
+        ("p1/p1_{}.nii.gz", "p1"),
+        ("all/{}_p1.nii.gz", "all_p1"),
+        ("all/{}/p1.nii.gz", "all_p1"),
+        ("sub-01/anat/sub-01_{}.nii.gz", "sub-01"),
+        ("1/p12_{}.nii.gz", "1_p12"),
+        ("all/KM_{}.nii.gz", "all_KM"),
+    ],
+)
+def test_the_name_of_given_files_is_that_of_the_patient_whichever_sequences_are_given(
+    place: str, name: str, tmp_path: Path
+) -> None:
+    words = {"t1": "T1w", "t1c": "T1_post", "t2": "axT2", "flair": "FLAIR"}
+    files = {sequence: tmp_path / place.format(word) for sequence, word in words.items()}
+    for some in (files, {"t1c": files["t1c"]}, {"flair": files["flair"]}):
+        assert given_case(some).case_id == name
+    # The sequences of a task of one's own have words of its own.
+    task = replace(BRAIN_TUMOUR, name="ms", sequences={"flair": ("flair",), "qsm": ("chi",)})
+    assert given_case({"qsm": tmp_path / place.format("chi")}, task).case_id == name
 
 
 def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> None:

@@ -284,14 +284,17 @@ def test_a_mistyped_name_gets_the_most_similar_one(
     [
         (["segment", "--sequences", "t1c flair"], "Separate sequences by commas: t1c,flair. Got: t1c flair."),
         (["segment", "--sequences", "T1c+flair,t2"], "Separate sequences by commas: t1c,flair,t2."),
-        (["segment", "--sequences", "t1c", "flair"], "Write a list of sequences with commas and without spaces"),
-        (["segment", "--sequences", "t1c,", "flair"], "Write a list of sequences with commas and without spaces"),
+        (["segment", "--sequences", "t1c", "flair"], "Write a list with commas and without spaces"),
+        (["segment", "--sequences", "t1c,", "flair"], "Write a list with commas and without spaces"),
         (["prepare", "--sequences", "t1c flair"], "Separate sequences by commas: t1c,flair."),
         (
             ["convert", "--layout", "plain", "--channel-order", "flair t1 t1c t2"],
             "Separate sequences by commas: flair,t1,t1c,t2.",
         ),
+        (["evaluate", "--subsets", "t1c", "flair"], "Write a list with commas and without spaces"),
         (["evaluate", "--subsets", "t1c flair"], "Write one subset with plus signs, such as t1c+flair"),
+        (["evaluate", "--subsets", "t1c+flair t2"], "Separate subsets by commas: t1c+flair,t2. Got: t1c+flair t2."),
+        (["evaluate", "--subsets", "[t1+t2,flair]"], "Leave out the brackets, as in t1+t2,flair. Got: [t1+t2,flair]."),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
@@ -304,6 +307,27 @@ def test_a_list_with_spaces_is_answered_with_the_list_to_type(
         main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["segment", "--in-path", "c", "--out-path", "o", "quiet"],
+        ["segment", "--in-path", "c", "--out-path", "o", "t1"],
+        ["segment", "--in-path", "c", "--out-path", "o", "--sequences", "t1c", "html"],
+        ["push", "--checkpoint", "tiny", "license"],
+        ["check", "DIR", "t1"],
+    ],
+    ids=" ".join,
+)
+def test_a_word_that_belongs_to_no_list_gets_no_advice_about_lists(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {words[-1]}\n")
 
 
 def test_segment_without_options_shows_what_most_people_type(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from small import small_network
 
-from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint
+from lora_moe_hgd import LoraMoeHgdImageProcessor, load_checkpoint, loading
 from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.hub import companions, push
 from lora_moe_hgd.hub.card import make_card, model_index
@@ -217,6 +217,15 @@ def test_everything_that_a_push_lacks_is_listed_at_once(
     assert printed.splitlines()[-len(missing) :] == missing
     run("push", [*words, *TOLD, "--repo", "me/net", "--base", "me/base", "--without-evaluation", "--dry-run"])
     assert capsys.readouterr().out.endswith("Nothing was pushed to me/net, because of --dry-run.\n")
+
+
+def test_missing_options_are_listed_before_a_checkpoint_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "snapshot_download", lambda *args, **options: pytest.fail("downloaded"))
+    with pytest.raises(SystemExit):
+        run("push", ["--checkpoint", "me/net", "--without-evaluation", *TOLD])
+    assert capsys.readouterr().err.splitlines()[1:-1] == ["  --repo OWNER/NAME: name of the repository"]
 
 
 def test_a_dry_run_shows_files_and_sizes_and_asks_nobody(

@@ -20,7 +20,7 @@ from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference import results
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
-from lora_moe_hgd.model.confidence import expected_dice
+from lora_moe_hgd.model.confidence import expected_dice, rounded_down
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
@@ -201,7 +201,7 @@ def test_the_summary_shows_the_numbers_of_the_report(dummy_root: Path, tmp_path:
         dice = report["confidence"][name]
         assert dice is not None
         (line,) = [line for line in printed if line.startswith(f"{name.upper()}: {volume:.1f} mL, expected Dice ")]
-        assert float(line.split()[-1]) == pytest.approx(dice - 0.005, abs=0.0051)
+        assert float(line.split()[-1]) == rounded_down(dice)
 
 
 def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
@@ -312,3 +312,21 @@ def test_results_of_another_case_are_never_overwritten(
     # The same case is written again.
     run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(out)])
     assert json.loads((out / "report.json").read_text())["sequences_used"] == ["t1", "t1c", "t2", "flair"]
+
+
+def test_named_files_of_another_patient_are_refused_and_further_sequences_of_the_same_are_not(
+    dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in ("case_000", "case_001"):
+        (tmp_path / case).mkdir()
+        for name, path in find_case(dummy_root / case).images.items():
+            shutil.copyfile(path, tmp_path / case / f"{name}.nii.gz")
+    out = tmp_path / "out"
+    first, other = (["--t1c", str(tmp_path / case / "t1c.nii.gz")] for case in ("case_000", "case_001"))
+    run("segment", [*first, "--out-path", str(out)])
+    with pytest.raises(SystemExit):
+        run("segment", [*other, "--out-path", str(out)])
+    assert f"{out} contains the results of another case, case_000." in capsys.readouterr().err
+    run("segment", [*first, "--t1", str(tmp_path / "case_000/t1.nii.gz"), "--out-path", str(out)])
+    report = json.loads((out / "report.json").read_text())
+    assert (report["case_id"], report["sequences_used"]) == ("case_000", ["t1", "t1c"])

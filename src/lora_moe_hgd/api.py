@@ -13,6 +13,7 @@ from .inference.report import EXAMPLE_ID
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.scanned import segment_scan
 from .inference.segmentation import Segmentation
+from .model.configuration_lora_moe_hgd import MODALITIES
 from .model.findings import BadInputError
 from .model.task import Task
 from .pretrained import DEFAULT_CHECKPOINT
@@ -60,7 +61,8 @@ def segment(
     """
     if isinstance(sequences, str):
         names = re.findall(r"[^\s,+;]+", sequences.lower())
-        raise ValueError(f"`sequences` must be a list. Write sequences={names}. Got: {sequences!r}.")
+        remedy = f"Write sequences={names}." if names and {*names} <= {*MODALITIES} else "None means all sequences."
+        raise ValueError(f"`sequences` must be a list such as ['t1c', 'flair']. {remedy} Got: {sequences!r}.")
     options = ResultOptions(
         sequences=None if sequences is None else tuple(sequences),
         label_scheme=label_scheme,

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .model.configuration_lora_moe_hgd import MODALITIES
 from .pretrained import DEFAULT_CHECKPOINT
@@ -15,12 +15,23 @@ from .sequence_names import role_of, sequence_hint
 # Error message of `argparse` for a value that is not among the choices of an option. Python 3.12 and later write the
 # choices without quotes.
 WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
-LEFT_OVER = re.compile(r"unrecognized arguments: (?P<words>[^-].*)", re.DOTALL)
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (?P<value>--[^\s=]+)")
+# Attributes of the parsed options whose value is a list of sequences, written with commas.
+LISTS = ("sequences", "channel_order", "subsets")
 
 
 class CommandParser(argparse.ArgumentParser):
     """Parser whose error messages suggest the most similar option or choice."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse the options. If a list of sequences was written with spaces, the error message says so."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            has_list = any(getattr(found, name, None) for name in LISTS)
+            hint = ". Write a list with commas and without spaces, such as t1c,flair."
+            spaced = has_list and self._are_sequences(rest)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint if spaced else ''}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
@@ -28,14 +39,14 @@ class CommandParser(argparse.ArgumentParser):
             message += "." + sequence_hint(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
         elif wrong := UNKNOWN_OPTION.search(message):
             message += "." + sequence_hint(wrong["value"], [*self._option_string_actions])
-        elif (rest := LEFT_OVER.search(message)) and self._are_sequences(rest["words"].split()):
-            message += ". Write a list of sequences with commas and without spaces, such as t1c,flair."
         super().error(message)
 
     def _are_sequences(self, words: Sequence[str]) -> bool:
         """Whether the words are names of sequences, each of which may end with a comma."""
-        names = {word.strip(",") for word in words}
-        return all(role_of(name) in MODALITIES or f"--{name}" in self._option_string_actions for name in names)
+        # The choices of --reference are the sequences of the task.
+        reference = self._option_string_actions.get("--reference")
+        known = {*MODALITIES, *((reference and reference.choices) or ())}
+        return all(name in known or role_of(name) in known for name in (word.strip(",") for word in words))
 
 
 def add_in_path(parser: argparse._ActionsContainer, *, help: str, required: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from .files import did_you_mean
 from .model.configuration_lora_moe_hgd import MODALITIES
-from .model.task import Task
+from .model.task import BRAIN_TUMOUR, Task
 
 Role = Literal["t1", "t1c", "t2", "flair", "seg", "other"]
 
@@ -53,6 +53,8 @@ WORDS = {
 KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
 # A text of joined words must contain a word of these kinds: `petra` is a first name, not PET and transversal.
 CORE = {"t1", "t1 contrast", "t1 native", "t2", "flair", "seg"}
+# Words of these kinds after a sequence describe the sequence.
+DETAILS = {"contrast", "c", "native", "before", "after", "without", "technique", "to", "reg"}
 
 # Entities of BIDS names whose value says nothing about the sequence. BIDS names begin with `sub-`.
 BIDS_ENTITIES = re.compile(r"(?:^|_)(?:sub|ses|space|run|task|dir|res|den|from|to|mode)-[^_]*")
@@ -144,6 +146,24 @@ def role_in(task: Task, description: str) -> str | None:
         return known
     # The name is that of a sequence that the task lacks, or of a label map without the task's own words for it.
     return "other" if known in (*MODALITIES, "seg", "other") else None
+
+
+def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
+    """Remove the words about the sequence from a file name, so that only the words about the case remain.
+
+    Words about contrast agent or technique are removed only after the sequence. Before it, they may be initials.
+
+    Example:
+        >>> [without_sequence(name) for name in ("BraTS-GLI-7-t1c", "KM_T1_post", "T1c_p7", "ax_T1", "flair")]
+        ['BraTS-GLI-7', 'KM', 'p7', 'ax', '']
+    """
+    kept, about_sequence = "", False
+    for piece in re.findall(r"[\W_]*[^\W_]+", name):
+        is_detail = about_sequence and {*_kinds(piece)} <= DETAILS
+        about_sequence = is_detail or role_in(task, piece) in task.modalities
+        if not about_sequence:
+            kept += piece
+    return re.sub(r"^[\W_]+", "", kept)
 
 
 def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .files import counted, read_json, replacing
+from .files import MAX_LONG_JSON_BYTES, counted, read_json, replacing
 from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
@@ -158,7 +158,8 @@ def _read_csv(path: Path, fold: int | None) -> Split:
 
 
 def _read_folds(path: Path, fold: int | None) -> Split:
-    folds = read_json(path, remedy="Give the `splits_final.json` of nnU-Net, or a CSV file.")
+    remedy = "Give the `splits_final.json` of nnU-Net, or a CSV file."
+    folds = read_json(path, remedy=remedy, max_bytes=MAX_LONG_JSON_BYTES)
     if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
         raise BadInputError(
             path, 'A JSON split file must be a list with one object {"train": [...], "val": [...]} for each fold.'

@@ -51,16 +51,35 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     names = [part.strip().lower() for part in name.split("+")]
     unknown = sorted(set(names) - set(sequences))
     if unknown:
-        if set(words := re.split(r"[\s;]+", name.lower())) <= set(sequences):
+        words = re.split(r"[\s;]+", name.lower())
+        if set(words) <= set(sequences):
             raise ValueError(
                 f"Write one subset with plus signs, such as {'+'.join(words)}, and separate subsets by commas. Got: "
                 f"{name}."
             )
+        if all(set(word.split("+")) <= set(sequences) for word in words):
+            raise ValueError(f"Separate subsets by commas: {','.join(words)}. Got: {name}.")
         raise ValueError(
             f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown[0], sequences)} The names "
             f"are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)
+
+
+def parse_subsets(text: str, sequences: Sequence[str] = MODALITIES) -> list[Mask]:
+    """Masks of a list of subsets that are separated by commas.
+
+    Raises:
+        ValueError: If the list has brackets, or if a subset cannot be parsed.
+
+    Example:
+        >>> parse_subsets("t2,t1c+flair")
+        [(False, False, True, False), (False, True, False, True)]
+    """
+    # Training reads its subsets from YAML, where a list has brackets.
+    if (plain := text.strip("[]() ")) != text.strip():
+        raise ValueError(f"Leave out the brackets, as in {plain}. Got: {text}.")
+    return [parse_subset(name, sequences) for name in text.split(",")]
 
 
 def sequence_shown(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
-from ..model.confidence import LOW_CONFIDENCE, rounded_down
+from ..model.confidence import LOW_CONFIDENCE, dice_text
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
 from .worker import ALL_FILES, Step
@@ -95,10 +95,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
 
 
 def _confidence(value: float | None) -> str:
-    if value is None:
-        return "not found"
-    text = f"{rounded_down(value):.2f}"
-    return f'<span class="lmh-low">{text}, low</span>' if value < LOW_CONFIDENCE else text
+    text = dice_text(value)
+    return text if value is None or value >= LOW_CONFIDENCE else f'<span class="lmh-low">{text}, low</span>'
 
 
 def checkpoint_name(checkpoint: str) -> str:

@@ -14,6 +14,7 @@ from ..files import counted, read_json
 from ..model.findings import BadInputError, Finding
 from ..model.label_schemes import label_scheme as find_label_scheme
 from ..model.task import BRAIN_TUMOUR, Task
+from ..sequence_names import without_sequence
 from .volume_rules import CONVERTED_BY_ITK, CONVERTED_BY_NIBABEL
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")
@@ -57,6 +58,8 @@ def recorded_name(report: Path) -> str | None:
 
 def refuse_other_case(report: Path, case_id: str) -> None:
     """Raise if a folder contains the results of another case, which would be overwritten.
+
+    Cases are distinguished by their names only.
 
     Args:
         report: Path of `report.json` or `prepare.json` in the folder. The folder may be missing.
@@ -184,7 +187,18 @@ def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
 
 
 def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """Build a case from a path for each sequence. The file names do not matter."""
+    """Build a case from a path for each sequence. The file names do not determine the sequences.
+
+    The name of the case is that of the folder of the first file, followed by the words of the file name that do not
+    describe the sequence: `p1` for `p1/T1c.nii.gz`, `all_p1` for `all/p1_T1c.nii.gz`. So further sequences with
+    similar file names do not change it.
+    """
     paths = {name: images[name] for name in task.modalities if name in images}
     first = next(iter(paths.values()))
-    return CaseFiles(safe_name(stem_of(first) or first.name), first.parent, "given", (), paths, None)
+    own = without_sequence(stem_of(first) or first.name, task)
+    # Skip folders that contain one sequence of several cases, and the folder `anat` of BIDS.
+    above = (parent.name for parent in Path(os.path.abspath(first)).parents)
+    folder = next((name for name in above if name != "anat" and without_sequence(name, task)), "")
+    if not re.match(rf"{re.escape(folder)}(?![^\W_])", own):
+        own = f"{folder}_{own}" if folder and own else folder or own
+    return CaseFiles(safe_name(own or first.name), first.parent, "given", (), paths, None)

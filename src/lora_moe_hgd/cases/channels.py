@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import read_json
+from ..files import MAX_LONG_JSON_BYTES, read_json
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.task import BRAIN_TUMOUR, Task
@@ -166,7 +166,10 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        content = read_json(path, remedy=f"Correct the file, or give {order_option(task)}.")
+        # The first version of nnU-Net and the Decathlon list all cases in this file.
+        content = read_json(
+            path, remedy=f"Correct the file, or give {order_option(task)}.", max_bytes=MAX_LONG_JSON_BYTES
+        )
         names = content.get("channel_names") or content["modality"]
         words = [str(names[str(number)]) for number in range(len(names))]
     except BadInputError:

@@ -32,7 +32,7 @@ from ..model.label_schemes import label_scheme
 from ..model.task import BRAIN_TUMOUR, Task
 from ..processes import device_of_process, started_processes
 from ..splits import FILE_NAME, read_run_split
-from ..subsets import Mask, every_subset, parse_subset, sequences_of, subset_name
+from ..subsets import Mask, every_subset, parse_subsets, sequences_of, subset_name
 from ..task_files import read_task
 from .compare import write_comparison
 from .evaluate import Scorer, score_cases
@@ -75,7 +75,7 @@ def score(argv: Sequence[str]) -> int:
         folder = checkpoint_folder(args.checkpoint)
         task = checkpoint_task(folder, base=args.base)
     names = task.modalities
-    subsets = [parse_subset(name, names) for name in args.subsets.split(",")] if args.subsets else every_subset(names)
+    subsets = parse_subsets(args.subsets, names) if args.subsets else every_subset(names)
     cases, bad = _choose_cases(args, task)
     state = started_processes()
     if args.subsets == "all" and state.is_main_process and not args.quiet:
@@ -84,7 +84,14 @@ def score(argv: Sequence[str]) -> int:
             "subsets are scored.",
             file=sys.stderr,
         )
-    rules = Rules(args.mirror, args.bf16, args.convention, args.lesion_rules, args.allow_skull, args.allow_partial)
+    rules = Rules(
+        mirror=args.mirror,
+        bf16=args.bf16,
+        convention=args.convention,
+        lesions=args.lesion_rules,
+        allow_skull=args.allow_skull,
+        allow_partial=args.allow_partial,
+    )
     trained_on: list[str] = []
     if folder is None:
         scheme = _prediction_scheme(args.prediction_scheme, task)

@@ -25,6 +25,7 @@ from ..loading import (
     checkpoint_task,
     is_adapter,
     load_checkpoint,
+    local_folder,
     read_settings,
 )
 from ..model.pipeline_lora_moe_hgd import BrainTumorSegmentationPipeline
@@ -283,8 +284,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Push a checkpoint to the Hub."""
     args = build_parser().parse_args(argv)
-    folder = checkpoint_folder(args.checkpoint)
-    missing = _missing(args, folder)
+    # Without a dry run, a checkpoint on the Hub is downloaded only if no option is missing.
+    find = checkpoint_folder if args.dry_run else local_folder
+    missing = _missing(args, find(args.checkpoint))
     still = "".join(f"\n  {line}" for line in missing.values())
     if missing and not args.dry_run:
         raise ValueError(f"Options are missing:{still}\nWith --dry-run, the command shows the files without them.")
@@ -296,6 +298,7 @@ def main(argv: Sequence[str]) -> None:
         _check_name("--space", space)
         if args.private:
             raise ValueError("A Space cannot download from a private repository. Omit --space or --private.")
+    folder = checkpoint_folder(args.checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         card = stage(
@@ -335,8 +338,13 @@ def main(argv: Sequence[str]) -> None:
             )
 
 
-def _missing(args: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """Options that a push of the checkpoint in `folder` still needs, each with a line that explains it."""
+def _missing(args: argparse.Namespace, folder: Path | None) -> dict[str, str]:
+    """Options that a push still needs, each with a line that explains it.
+
+    Args:
+        args: The options.
+        folder: Folder of the checkpoint. `None` if the checkpoint is not on this machine.
+    """
     needed = {
         "repo": (args.repo, "--repo OWNER/NAME: name of the repository"),
         "evaluation": (
@@ -347,7 +355,7 @@ def _missing(args: argparse.Namespace, folder: Path) -> dict[str, str]:
         "training_data": (args.training_data, "--training-data TEXT: training data and their citation, for the card"),
     }
     missing = {name: line for name, (given, line) in needed.items() if not given}
-    if is_adapter(folder) and _lacks_base(folder, args.base):
+    if folder is not None and is_adapter(folder) and _lacks_base(folder, args.base):
         missing["base"] = (
             f"--base OWNER/NAME: repository of the base {adapter_base(folder)}, which is only on this machine. "
             f"{BASE_REMEDY}"

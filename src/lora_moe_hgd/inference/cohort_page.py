@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..files import counted, printable, replacing
-from ..model.confidence import rounded_down
+from ..model.confidence import dice_text
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from .page import filled_page
 from .report import NOTICE
@@ -72,7 +72,7 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
         f"<td>{link}</td>",
         f"<td>{html.escape(row['sequences'].replace('+', ' + '))}</td>",
         *volumes,
-        _number(confidence, "" if confidence is None else f"{rounded_down(confidence):.2f}"),
+        _number(confidence, dice_text(confidence)),
         _number(len(remarks), str(len(remarks))),
         f"<td>{'<br>'.join(map(html.escape, remarks)) or 'none'}</td>",
     ]

@@ -25,7 +25,7 @@ from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
 from ..files import counted
 from ..loading import checkpoint_folder, checkpoint_task
-from ..model.confidence import rounded_down
+from ..model.confidence import dice_text
 from ..model.findings import BadInputError, Finding, raise_errors
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
@@ -220,7 +220,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             scan,
             keep=args.keep,
             steps=steps,
-            named=partial(refuse_other_case, args.out_path / "report.json"),
+            check_name=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
             warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
@@ -273,8 +273,8 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
     if found.report[f"{found.task.target}_found"]:
         for name, volume in found.volumes_ml.items():
             dice = found.confidence[name]
-            trust = "not found" if dice is None else f"expected Dice {rounded_down(dice):.2f}"
-            print(f"{shown(name)}: {volume:.1f} mL, {trust}")
+            label = "" if dice is None else "expected Dice "
+            print(f"{shown(name)}: {volume:.1f} mL, {label}{dice_text(dice)}")
     else:
         print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")

@@ -23,7 +23,7 @@ from PIL import Image
 from ..files import printable, replacing
 from ..masks import bounds
 from ..model.brain import brain_of
-from ..model.confidence import rounded_down
+from ..model.confidence import dice_text
 from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
@@ -291,8 +291,7 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
     columns = ["region", SEGMENTATION, *([] if truth_ml is None else [TRUTH]), "expected Dice"]
     rows = []
     for number, (region, colour) in enumerate(zip(task.regions, colours_of(task).values(), strict=True)):
-        confidence = report["confidence"][region]
-        dice = "not found" if confidence is None else f"{rounded_down(confidence):.2f}"
+        dice = dice_text(report["confidence"][region])
         box = f'<input type="checkbox" id="region-{number}" checked disabled>'
         swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"

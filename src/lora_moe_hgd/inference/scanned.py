@@ -26,7 +26,7 @@ def segment_scan(
     *,
     keep: Path | None = None,
     steps: Steps | None = None,
-    named: Callable[[str], object] = lambda case_id: None,
+    check_name: Callable[[str], object] = lambda case_id: None,
     progress: bool = False,
     say: Callable[[str], object] = lambda line: None,
     warn: Callable[[Finding], object] | None = None,
@@ -39,7 +39,7 @@ def segment_scan(
         options: Options of the preparation.
         keep: Folder in which to keep the prepared case. `None` means that the prepared case is deleted.
         steps: Store for the finished steps, with which a stopped run resumes. `None` means that no steps are stored.
-        named: Function that is called with the name of the case before any long step. It may raise.
+        check_name: Function that is called with the name of the case before any long step. It may raise.
         progress: Show a progress bar.
         say: Function that is called with the table of series and with a line for each step.
         warn: Function that is called with each finding.
@@ -51,7 +51,7 @@ def segment_scan(
     from ..scans.prepare import prepare
 
     def check(case_id: str) -> None:
-        named(case_id)
+        check_name(case_id)
         if keep is not None:
             refuse_other_case(keep / PREPARED, case_id)
 
@@ -64,7 +64,7 @@ def segment_scan(
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"
         work.mkdir()
-        prepared = prepare(path, options, work, steps=steps, named=check, say=say)
+        prepared = prepare(path, options, work, steps=steps, check_name=check, say=say)
         for finding in prepared.findings:
             if warn is not None:
                 warn(finding)

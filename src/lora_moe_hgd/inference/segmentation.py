@@ -100,8 +100,9 @@ class Segmentation:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         If the case was made from DICOM files, `seg.dcm` is written as well: a DICOM segmentation on the slices of the
-        reference sequence. The pictures of a case of raw images show the skull. Earlier results of the same case in
-        the folder are deleted. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
+        reference sequence. The pictures of a case of raw images show the skull. Earlier results of a case of the same
+        name in the folder are deleted. All cases in memory have the name `case`. If the picture, the page or `seg.dcm`
+        cannot be made, `report.json` says why.
 
         Args:
             folder: Output folder. A missing folder is created.
@@ -114,7 +115,8 @@ class Segmentation:
 
         Raises:
             ValueError: If `on_all` is requested for a case that was not made from raw images, if `folder` is the
-                folder of a case, whose ground truth would be deleted, or if it contains the results of another case.
+                folder of a case, whose ground truth would be deleted, or if it contains the results of a case of
+                another name.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)

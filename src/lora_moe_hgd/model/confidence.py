@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_FLOOR, Decimal
 
 import numpy as np
 
@@ -67,11 +68,21 @@ def rounded_down(dice: float, decimals: int = 2) -> float:
     """Round an expected Dice down, so that a value below `LOW_CONFIDENCE` is never shown as `LOW_CONFIDENCE`.
 
     Example:
-        >>> rounded_down(0.598), rounded_down(0.29), rounded_down(0.5996, decimals=3)
+        >>> rounded_down(0.5999999999), rounded_down(0.29), rounded_down(0.5996, decimals=3)
         (0.59, 0.29, 0.599)
     """
-    # Multiplication can leave 0.29 * 100 slightly below 29.
-    return math.floor(round(dice * 10**decimals, 6)) / 10**decimals
+    # Round the decimal digits: as a float, 0.29 * 100 is less than 29.
+    return float(Decimal(repr(float(dice))).quantize(Decimal(10) ** -decimals, rounding=ROUND_FLOOR))
+
+
+def dice_text(dice: float | None) -> str:
+    """Text that shows an expected Dice to readers: two decimals, rounded down. `None` means a region was not found.
+
+    Example:
+        >>> dice_text(0.598), dice_text(None)
+        ('0.59', 'not found')
+    """
+    return "not found" if dice is None else f"{rounded_down(dice):.2f}"
 
 
 def confidence_warnings(confidence: Mapping[str, float | None], target: str = "tumour") -> list[Finding]:
@@ -87,7 +98,7 @@ def confidence_warnings(confidence: Mapping[str, float | None], target: str = "t
     return [
         Finding(
             shown(name),
-            f"The expected Dice is only {rounded_down(value):.2f}. An expert must correct this region before use.",
+            f"The expected Dice is only {dice_text(value)}. An expert must correct this region before use.",
             "warning",
         )
         for name, value in confidence.items()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,10 +53,11 @@ class BadInputError(ValueError):
         finding: The problem, as a `Finding` of level `error`.
     """
 
-    def __init__(self, where: Path | str, message: str, names_unclear: bool = False) -> None:
+    def __init__(self, where: Path | str, message: str, *, names_unclear: bool = False) -> None:
         self.finding = Finding(where, " ".join(message.split()), "error", names_unclear)
         super().__init__(str(self.finding))
 
     # By default, pickle rebuilds an exception from its message alone. Worker processes need all arguments.
-    def __reduce__(self) -> tuple[type[BadInputError], tuple[Path | str, str, bool]]:
-        return BadInputError, (self.finding.where, self.finding.message, self.finding.names_unclear)
+    def __reduce__(self) -> tuple[Callable[[], BadInputError], tuple[()]]:
+        finding = self.finding
+        return partial(BadInputError, finding.where, finding.message, names_unclear=finding.names_unclear), ()

@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
             options,
             Path(scratch),
             steps=steps,
-            named=partial(refuse_other_case, target / PREPARED),
+            check_name=partial(refuse_other_case, target / PREPARED),
             say=say,
         )
         for finding in prepared.findings:

@@ -70,7 +70,7 @@ def prepare(
     scratch: Path,
     *,
     steps: Steps | None = None,
-    named: Callable[[str], object] = lambda case_id: None,
+    check_name: Callable[[str], object] = lambda case_id: None,
     say: Callable[[str], object] = print,
 ) -> Prepared:
     """Bring the sequences of a study to one grid and remove the skull.
@@ -80,7 +80,7 @@ def prepare(
         options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
         steps: Store of finished steps, from which a stopped run continues. `None` stores nothing.
-        named: Function that is called with the name of the case before any long step. It may raise.
+        check_name: Function that is called with the name of the case before any long step. It may raise.
         say: Function that prints a line: which image is which sequence, and each step before the step begins.
 
     Raises:
@@ -90,7 +90,7 @@ def prepare(
     clock, steps = _Clock(), steps or Steps()
     scans = read_scans(path, scratch, study=options.study, series=options.series, sequences=options.sequences, say=say)
     case_id = safe_name(options.case_id) if options.case_id else scans.case_id
-    named(case_id)
+    check_name(case_id)
     clock.lap("reading")
     volumes = scans.volumes
     reference = _reference(volumes, options.reference)
