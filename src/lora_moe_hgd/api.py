@@ -53,8 +53,8 @@ def segment(
         deface: Remove the face from the pictures that `save` makes of DICOM files.
 
     Returns:
-        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)` in the order WT, TC, ET),
-        `volumes_ml`, `confidence` and `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
+        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)`, in order WT, TC, ET),
+        `volumes_ml`, `confidence`, `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.

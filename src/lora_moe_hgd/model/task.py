@@ -48,6 +48,7 @@ RESERVED = {
     "allow_skull",
     "allow_partial",
     "mirror",
+    "bf16",
     "probabilities",
     "uncertainty",
     "html",
