@@ -44,8 +44,7 @@ def segment(
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
-        label_scheme: Scheme of the label numbers, see `model.label_schemes`. `input` means the scheme of the case's
-            own label map. `None` means the checkpoint's scheme, `brats2023`: 1 core, 2 oedema, 3 enhancing.
+        label_scheme: Scheme of the labels, or `input` for that of the case's own label map. `None`: the checkpoint's.
         mirror: Average over the case and its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
