@@ -142,5 +142,5 @@ def test_prepared_cases_depend_on_the_code_that_reads_normalises_and_makes_them_
     normalises = ("image_processing_lora_moe_hgd", "case_rules", "brain", "grids", "geometry", "label_schemes")
     assert modules >= {*reads, *makes} | {f"model.{name}" for name in normalises}
     assert {name.partition(".")[0] for name in modules} <= {
-        *("cases", "phantoms", "training", "model", "files", "fingerprints")
+        *("cases", "phantoms", "training", "model", "files", "fingerprints", "sequence_names")
     }

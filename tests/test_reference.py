@@ -48,6 +48,7 @@ def test_the_fields_of_a_report_are_explained() -> None:
         case_id="a",
         checkpoint="tiny",
         mirror=False,
+        bf16=False,
         made_from=None,
         sequences=["t1"],
         files={},
