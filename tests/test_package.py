@@ -207,7 +207,7 @@ def test_the_build_rules_include_the_shipped_checkpoints_and_no_others() -> None
 def test_waiting_threads_give_way_and_tensors_get_large_pages_unless_the_user_wants_otherwise(
     given: dict[str, str], expected: str
 ) -> None:
-    # PyTorch reads the variables when it is imported, so the module that imports it looks.
+    # PyTorch reads the variables when it is imported. So they are printed just before the import.
     code = """
 import os, sys
 from importlib.abc import MetaPathFinder

@@ -78,7 +78,7 @@ def segment(
             if error.finding.names_unclear:
                 files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
                 remedy = f"Or give a dict with the files of the case: {{{files}}}."
-                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
+                raise error.with_remedy(remedy) from error
             raise
         require_extra()
         # Import it only here, because it needs the extra `scans`.

@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
             if error.finding.names_unclear:
                 files = " ".join(f"--{name} FILE" for name in task.modalities)
                 remedy = f"Or name the files of the case with {files} instead of --in-path."
-                raise BadInputError(error.finding.where, f"{error.finding.message} {remedy}") from error
+                raise error.with_remedy(remedy) from error
             raise
         one, cases, bad = None, [], []
     if one is None and not cases and _is_study(args.in_path):

@@ -57,6 +57,10 @@ class BadInputError(ValueError):
         self.finding = Finding(where, " ".join(message.split()), "error", names_unclear)
         super().__init__(str(self.finding))
 
+    def with_remedy(self, remedy: str) -> BadInputError:
+        """Return the same error with a further sentence that says what to do."""
+        return BadInputError(self.finding.where, f"{self.finding.message} {remedy}")
+
     # By default, pickle rebuilds an exception from its message alone. Worker processes need all arguments.
     def __reduce__(self) -> tuple[Callable[[], BadInputError], tuple[()]]:
         finding = self.finding
