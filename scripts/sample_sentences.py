@@ -7,29 +7,62 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"][.!?])\s+(?=[A-Z`])|\n\s*\n|\n\s*-\s|\n(?=\s+\w+: )")
 LEAST_WORDS = 4
+DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def sentences(root: Path) -> Iterator[tuple[str, str]]:
-    """Location and text of each sentence in the Python files below a folder. `{}` stands for an inserted value."""
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, and what a reader of the file sees around it.
+
+    Attributes:
+        place: File, line, and the function or class, such as `src/files.py:12 replacing`.
+        heading: First line of the docstring in which the sentence stands. It is empty outside docstrings.
+        text: The sentence. `{}` stands for an inserted value.
+    """
+
+    place: str
+    heading: str
+    text: str
+
+
+def sentences(root: Path) -> Iterator[Sentence]:
+    """Sentences of the Python files below a folder."""
     for path in sorted(root.rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        inside = {
-            id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)
-        } - {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
-        for node in ast.walk(tree):
-            if id(node) in inside or not isinstance(node, ast.Constant | ast.JoinedStr):
-                continue
-            for sentence in SENTENCE_END.split(_text_of(node)):
-                text = " ".join(sentence.split())
-                if len(re.findall(r"[A-Za-z]{2,}", text)) >= LEAST_WORDS and not text.startswith((">>>", "...")):
-                    yield f"{path}:{node.lineno}", text
+        yield from _of_definition(ast.parse(path.read_text()), str(path), "")
+
+
+def _of_definition(definition: ast.AST, path: str, name: str) -> Iterator[Sentence]:
+    """Sentences of a module, class or function, then those of the definitions in it."""
+    docstring = ast.get_docstring(definition) if isinstance(definition, DEFINITIONS) else None
+    for node in _own_nodes(definition):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _of_definition(node, path, f"{name}.{node.name}" if name else node.name)
+        elif isinstance(node, ast.Constant | ast.JoinedStr):
+            text = _text_of(node)
+            heading = docstring.splitlines()[0] if docstring and inspect.cleandoc(text) == docstring else ""
+            for part in SENTENCE_END.split(text):
+                sentence = " ".join(part.split())
+                if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= LEAST_WORDS and not sentence.startswith(
+                    (">>>", "...")
+                ):
+                    yield Sentence(f"{path}:{node.lineno} {name}".strip(), heading, sentence)
+
+
+def _own_nodes(definition: ast.AST) -> Iterator[ast.AST]:
+    """Nodes below a definition, without what is inside another definition or a formatted string."""
+    for node in ast.iter_child_nodes(definition):
+        yield node
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.JoinedStr):
+            yield from _own_nodes(node)
 
 
 def _text_of(node: ast.Constant | ast.JoinedStr) -> str:
@@ -44,10 +77,13 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("src"), help="folder with Python files (default: src)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument("--number", type=int, default=20, help="number of sentences")
+    parser.add_argument("--all", action="store_true", help="print all sentences in the order of the files")
     args = parser.parse_args()
     found = list(sentences(args.root))
-    for number, (place, text) in enumerate(random.Random(args.seed).sample(found, args.number), start=1):
-        print(f"{number:2d} {place}\n   {text}")
+    drawn = found if args.all else random.Random(args.seed).sample(found, args.number)
+    for number, sentence in enumerate(drawn, start=1):
+        heading = f"   [{sentence.heading}]\n" if sentence.heading and sentence.heading != sentence.text else ""
+        print(f"{number:2d} {sentence.place}\n{heading}   {sentence.text}")
 
 
 if __name__ == "__main__":
