@@ -32,7 +32,7 @@ LEAST_RIM = 0.2
 
 
 def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Mask of the voxels where at least one of the sequences is not zero. `arrays` must not be empty."""
+    """Mask of the voxels where at least one sequence is not zero. `arrays` must contain at least one sequence."""
     # Combine the masks in place, because a case may have 10^8 voxels.
     return functools.reduce(operator.ior, (array != 0 for array in arrays))
 

@@ -1,4 +1,4 @@
-"""Rules for cases from every source: one grid per case, which voxels are brain, and when a case is refused.
+"""Rules for cases from every source: the common grid, the brain voxels, and reasons to refuse a case.
 
 `settle` takes the volumes of a case unchanged, as read from files or arrays. `settle` returns the volumes on one grid,
 with finite values that are zero outside the brain, and with a finding for each error and warning. The image processor
@@ -253,7 +253,7 @@ def _on_reference(
         notes.add(
             name,
             f"The affine differs by up to {apart_mm:.3g} mm from that of {reference}. The affine of {reference} is "
-            "used for both.",
+            "used for both volumes.",
         )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():

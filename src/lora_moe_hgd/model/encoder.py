@@ -78,7 +78,7 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return `(B, N, hidden)` and the layout."""
+    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return tokens `(B, N, hidden)` and layout."""
     slots = presence.slots(packed)
     num_slots, num_patches = slots.values.shape[1:3]
     routed_T = None
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Apply self-attention to `x (B, N, hidden)`; also return the weights `(B, heads, N, N)` if it is `eager`."""
+        """Apply self-attention to `x (B, N, hidden)`; `eager` attention also returns weights `(B, heads, N, N)`."""
         q, k, v = (self._split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, weights = attend(self, q, k, v, mask, dropout=0.0, is_causal=False)

@@ -3,8 +3,8 @@
 As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), the decoder computes a codebook of
 holistic codewords from the coarse tokens. At each position of stride 8, a fine feature map determines the weights with
 which the codewords are summed. There are two differences from the paper: absent tokens are masked in the spatial
-softmax, and learned prior codewords are added to the codebook. At stride 8, the best possible Dice of the enhancing
-tumour on real masks is only about 0.82. Therefore a refinement to full resolution follows.
+softmax, and learned prior codewords are added to the codebook. A refinement to full resolution follows, because at
+stride 8 the best possible Dice of the enhancing tumour on real masks is only about 0.82.
 
 Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords from the image, k prior
 codewords.

@@ -313,7 +313,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_in_box(self, logits: Tensor, geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
         """Convert the logits of one case like `post_process_regions`, but only inside the bounding box of its brain.
 
-        Outside the box, all regions and probabilities would be zero. `geometry.to_own_grid` converts regions and
+        All regions and probabilities are zero outside the box. `geometry.to_own_grid` converts regions and
         probabilities to the case's own grid.
 
         Args:

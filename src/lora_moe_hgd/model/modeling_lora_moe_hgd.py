@@ -104,7 +104,8 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
         except ImportError as error:
             raise ValueError(
-                f"{folder} holds an adapter without its base. Install the package lora-moe-hgd, which finds the base."
+                f"{folder} contains an adapter, but not its base. Install the package lora-moe-hgd, which finds the "
+                "base."
             ) from error
         base: Any = find_base(folder)
         if is_adapter(base):
@@ -269,7 +270,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 in the configuration).
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook of the decoder.
-            geometry: Output of the image processor, which is ignored here, so that `model(**processor(case))` works.
+            geometry: Ignored. This argument lets `model(**processor(case))` accept all outputs of the image processor.
 
         Raises:
             ValueError: If a shape is wrong, if a case has no sequence, or if attention weights are requested that the

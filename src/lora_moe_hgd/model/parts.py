@@ -68,7 +68,7 @@ def _touching(
 
 
 def _roots(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Lowest run number in the connected part of each of `count` runs; `one` and `other` are pairs that touch."""
+    """For each of `count` runs, the lowest number of a run in the same part. The runs `one` and `other` touch."""
     root = np.arange(count)
     while len(one):
         # Of two parts that touch, the part with the larger number joins the other one, so there is no cycle.

@@ -79,7 +79,7 @@ class PointwiseConv3d(nn.Conv3d):
 
 
 class ResidualBlock3d(GradientCheckpointingLayer):
-    """`x + conv(act(norm(x)))` with a 3^3 convolution. The shape `(P, C, D, H, W)` does not change."""
+    """Residual block `x + conv(act(norm(x)))` with a 3^3 kernel. The shape `(P, C, D, H, W)` does not change."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class PackedPresence(Presence):
 class DensePresence(Presence):
     """Layout of a batch in which every volume is computed, so that no shape depends on the mask.
 
-    Absent volumes are computed on zeros. The mask is applied wherever volumes of a case are combined. A case without
+    Absent volumes are replaced by zeros. The mask is applied wherever volumes of a case are combined. A case without
     any sequence gives NaN and no error, because a graph cannot check the mask.
     """
 

@@ -125,7 +125,7 @@ class Task:
         return torch.stack(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the task to a dictionary for JSON. Lists keep the channel order even if JSON sorts its keys."""
+        """Convert the task to a dictionary for JSON. Lists of pairs keep the channel order if JSON sorts the keys."""
         return {
             "name": self.name,
             "target": self.target,
@@ -170,7 +170,7 @@ KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "
 
 
 def shown(region: str) -> str:
-    """Name of a region as readers see it. Names of one or two letters are abbreviations and get capital letters.
+    """Display name of a region. Names of one or two letters are abbreviations and get capital letters.
 
     Example:
         >>> shown("wt"), shown("lesion")

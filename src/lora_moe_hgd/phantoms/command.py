@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=ORDINARY_SEED,
-        help="random seed of the first case; each next case adds 1",
+        help="random seed of the first case; each further case adds 1 to it",
     )
     parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2, or 1 with --format npy)")
     parser.add_argument(

@@ -1,9 +1,9 @@
 """Paint the four MRI sequences from tissue and tumour maps.
 
-Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of these z-scores
-come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse,
-FLAIR nearly flat with dark fluid). Each case draws its own contrasts, so that a network cannot rely on absolute
-values.
+Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of the lesion
+intensities come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the
+reverse, FLAIR nearly flat with dark fluid). Each case draws its own contrasts, so that a network cannot rely on
+absolute values.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """Robust z-score over the brain, `(x - median) / MAD`. Levels of lesions have this unit."""
+    """Robust z-score over the brain, `(x - median) / MAD`, which is the unit of lesion levels."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()
@@ -114,7 +114,7 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
     """Fractions of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1], with soft borders.
 
-    Experts draw the label of a rim wider than the bright part of the rim. The difference depends on
+    Experts draw the label of a rim wider than the bright part of the rim. The difference in width depends on
     `style.generosity`.
     """
     whole, core, enhancing = tumour.regions

@@ -152,7 +152,7 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Random ragged ellipsoid, as a distance `(D, H, W)` from its centre that is 1 at its surface.
+    """Random ragged ellipsoid, as the distance `(D, H, W)` of each voxel from the centre, which is 1 at the surface.
 
     `where`, `(D, H, W)`, is the relative probability of each voxel to be the centre.
     """

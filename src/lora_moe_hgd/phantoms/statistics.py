@@ -59,7 +59,7 @@ def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
     """Robust z of necrosis, oedema and rim in a sequence relative to the brain outside the tumour.
 
     The robust z is `(median of the part - median of the brain) / MAD of the brain`, where the brain consists of all
-    voxels that are not zero. A part with fewer than ten voxels gives NaN.
+    non-zero voxels outside the tumour. A part with fewer than ten voxels gives NaN.
     """
     median, spread = _brain_scale(volume, regions)
     return [

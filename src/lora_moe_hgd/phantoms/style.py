@@ -19,7 +19,7 @@ class PhantomStyle:
 
     Signal levels of healthy tissue are relative, because each image is divided by the spread of its brain. Signal
     levels of lesions are robust z-scores relative to the healthy brain of the same case. A share of phantoms, tumours
-    or sequences is a probability for each of them.
+    or sequences is the probability for one phantom, tumour or sequence.
 
     Example:
         >>> from dataclasses import replace

@@ -176,7 +176,7 @@ def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, st
 def _enhancing(
     anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
 ) -> Tensor:
-    """Enhancing tumour: the core without necrosis and without parts that take up no contrast agent."""
+    """Enhancing tumour: all parts of the core that take up contrast agent, so neither necrosis nor silent parts."""
     if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
