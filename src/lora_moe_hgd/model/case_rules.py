@@ -109,8 +109,8 @@ def settle(
         label_map: Ground truth, which is resampled to the same grid as the sequences.
         label_schemes: Names of the label schemes that the label map may have; an empty list allows every scheme.
         reference: Name of the sequence to whose grid all other volumes are resampled, or `None` for the first usable
-            sequence whose source states an affine. If no source states an affine, `None` means the first usable
-            sequence.
+            sequence whose source states an affine. If no source states an affine, `reference=None` means the first
+            usable sequence.
         not_finite: Level of the finding about NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.

@@ -56,8 +56,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
         position_grid: Grid `(depth, height, width)`, in patches, for which position embeddings are stored. For a
             volume with another number of patches, the stored embeddings are interpolated.
-        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
-            number must be the number of the last block.
+        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third of
+            these numbers must be the number of the last block.
         fusion_size: Length `d` of the vector that fuses the hidden states of a token at the three depths. The
             codewords are computed from the fused vectors.
         codeword_size: Length `q` of a codeword, and number of channels of the decoder's features at stride 8.

@@ -196,8 +196,8 @@ class EncoderOutput:
     """Output of the transformer.
 
     Attributes:
-        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last entry has
-            passed the final LayerNorm.
+        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last hidden
+            state has passed the final LayerNorm.
         router_logits: Router logits `(T, E)` of each block with experts, for the T tokens and E routed experts.
         layout: Case, sequence and patch from which each token comes.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`.

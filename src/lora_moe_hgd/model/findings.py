@@ -22,9 +22,9 @@ class Finding:
         where: Subject of the finding: a sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
         message: Full sentences that say what is wrong and what to do.
         level: `error` if the case cannot be used; `warning` if the case can be used, but the result may be wrong.
-        names_unclear: True if the file names do not show which file is which sequence. The case can then be used if
-            the user names the file of each sequence. Only some commands have options that name files, so the message
-            mentions no option.
+        names_unclear: True if the file names do not show which file is which sequence. A case with unclear file names
+            can be used if the user names the file of each sequence. Only some commands have options that name files,
+            so the message mentions no option.
     """
 
     where: Path | str

@@ -62,7 +62,7 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
 
     To get RAS order, apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
-    Each anatomical axis gets the array axis with the closest direction. The closest pair is chosen first.
+    Each anatomical axis gets the array axis with the closest direction. The closest pair of axes is chosen first.
 
     Raises:
         ValueError: If the affine is singular or not finite.

@@ -29,7 +29,7 @@ class Volume:
 
     Attributes:
         array: `(D, H, W)`.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
         has_geometry: True if the source stated the affine, false if the affine is an assumption.
         oddities: Warnings about the header of the source.
     """

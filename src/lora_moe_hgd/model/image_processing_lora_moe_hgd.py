@@ -52,12 +52,12 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         modalities: Names of the sequences in channel order, or `None` for the sequences of the task.
         target_spacing_mm: Voxel size of the network's input along the canonical axes, in millimetres.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
-        label_scheme: Name of the default label scheme, which gives each value of a label map its meaning. `None`
-            chooses the scheme brats2023 for brain tumours, and the only scheme of any other task.
+        label_scheme: Name of the default label scheme, which gives each value of a label map its meaning.
+            `label_scheme=None` chooses brats2023 for brain tumours, and the only scheme of any other task.
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
-        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted to real cases. If `None`,
-            the confidence is the Dice that the probabilities imply, which is too high.
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted to real cases. Without
+            weights, the confidence is the Dice that the probabilities imply, which is too high.
         task: Task of the network (its sequences and regions), as a dictionary from `Task.to_dict`, or `None` for the
             brain-tumour task.
 

@@ -36,7 +36,7 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
             number of tokens of the case with the most present sequences. Cases with fewer tokens are padded. A
             compiled graph also has tokens for absent sequences.
         hidden_states: On request, the hidden states before the first block and after each block, `(B, N, hidden)`. The
-            last entry has passed the final LayerNorm.
+            last hidden state has passed the final LayerNorm.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
         router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
             tokens in the batch, without padding; in a compiled graph, padding counts, too.
@@ -56,7 +56,7 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
         loss: Weighted sum of all parts of the loss, a scalar; `None` without labels.
         logits: Region logits `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
         hidden_states: On request, the hidden states before the first block and after each block, `(B, N, hidden)`. The
-            last entry has passed the final LayerNorm.
+            last hidden state has passed the final LayerNorm.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
         router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
             tokens in the batch, without padding; in a compiled graph, padding counts, too.
@@ -270,7 +270,8 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 in the configuration).
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook of the decoder.
-            geometry: Ignored. This argument lets `model(**processor(case))` accept all outputs of the image processor.
+            geometry: Ignored. With the argument `geometry`, `model(**processor(case))` accepts all outputs of the
+                image processor.
 
         Raises:
             ValueError: If a shape is wrong, if a case has no sequence, or if attention weights are requested that the

@@ -25,7 +25,7 @@ class BrainTumorSegmentationPipeline(Pipeline):
     - `probabilities`: probabilities of the regions (WT, TC and ET), `(R, D, H, W)` float32, on the case's own grid;
     - `volumes_ml`: volume of each region in millilitres;
     - `confidence`: expected Dice of each region, `None` for an empty region;
-    - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
+    - `affine`: affine of the case, voxel to millimetre, `(4, 4)`, for saving the arrays;
     - `warnings`: list of warnings about the case and the result.
 
     With `on_error="return"`, the result of a case that cannot be segmented is `{"error": reason}`.

@@ -33,7 +33,7 @@ class Anatomy:
         ventricles: Fraction of each voxel that is CSF inside a ventricle, `(D, H, W)`.
         scar: Strength of gliosis around old damage, `(D, H, W)` in [0, 1].
         spacing_mm: Edge of a voxel, in millimetres.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
     """
 
     tissues: Tensor

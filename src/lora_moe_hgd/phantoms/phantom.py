@@ -31,7 +31,7 @@ class Phantom:
     Attributes:
         volumes: One `(D, H, W)` float32 volume per sequence, positive inside the brain, exactly zero outside.
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool, false outside the brain.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
     """
 
     volumes: dict[str, Tensor]
