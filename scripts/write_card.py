@@ -32,7 +32,7 @@ FIT = (
 BEGIN, END = "<!-- results, by scripts/write_card.py -->\n", "<!-- end of results -->"
 CALIBRATION = "Calibration by number of sequences"
 PICTURES = ("heat_map.png", "reliability.png")
-REAL = "BraTS-Africa, at their native 1 mm. These cases influenced no choice"
+REAL = "These test cases of BraTS-Africa, at their native voxel size of 1 mm, influenced no choice"
 
 
 def section(title: str, text: str, folder: Path) -> dict[str, str]:

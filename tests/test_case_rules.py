@@ -180,8 +180,8 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
     case = settled({"t1": brain()}, label_map=Volume(labels(), moved), label_schemes=("brats2023",))
     assert case.interpolated == (LABEL_MAP,)
     moved = (
-        "label map: The grid differs from that of t1 (centres 8 mm apart). The volume was resampled with the nearest "
-        "label."
+        "label map: The grid differs from that of t1 (centres 8 mm apart). The volume was resampled by "
+        "nearest-neighbour interpolation."
     )
     assert moved in messages(case)[0]
     # Two voxels of 4 mm along the first axis, which runs to the left.
@@ -217,7 +217,7 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
     )
     assert messages(same) == [
         "warning: t2: The grid differs from that of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
-        "The volume was resampled by interpolation."
+        "The volume was resampled by linear interpolation."
     ]
 
 

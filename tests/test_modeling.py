@@ -23,7 +23,7 @@ from lora_moe_hgd.model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation, 
         ("hidden_state_depths", (1, 2, 3), "`num_hidden_layers` \\(4\\)"),
         ("hidden_state_depths", (2, 4), "must have 3 entries"),
         ("num_codewords", 0, "must be at least 1, got 0"),
-        ("modalities", ("t1", "t1"), "distinct"),
+        ("modalities", ("t1", "t1"), "no name twice"),
     ],
 )
 def test_a_contradictory_configuration_names_rule_and_value(field: str, value: object, rule: str) -> None:

@@ -245,7 +245,7 @@ def test_written_cases_hold_the_phantom(tmp_path: Path, file_format: str) -> Non
 def test_numpy_files_cannot_hold_a_voxel_size_other_than_the_one_they_are_read_with(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run("phantom", ["--root", str(tmp_path), "--format", "npy", "--spacing-mm", "2"])
-    assert "--spacing-mm must be 1 for npy" in capsys.readouterr().err
+    assert "--spacing-mm must be 1 for --format npy" in capsys.readouterr().err
 
 
 def test_written_cases_have_voxel_size_and_orientation(dummy_root: Path) -> None:

@@ -101,6 +101,21 @@ def means_of(card: str, title: str) -> dict[str, list[str]]:
     return {name: [cell.split(" ")[0] for cell in cells[1:4]] for name, cells in rows.items()}
 
 
+@pytest.mark.parametrize(("card", "template"), [("tiny", "base"), ("glioma", "adapter")])
+def test_a_card_has_the_text_of_its_template(card: str, template: str) -> None:
+    rest = (ROOT / f"model_cards/{card}.md").read_text()
+    for piece in re.split(r"{{.*?}}|{%.*?%}", (ROOT / f"model_cards/{template}.md.jinja").read_text()):
+        assert piece.strip() in rest
+        rest = rest.split(piece.strip(), 1)[1] if piece.strip() else rest
+
+
+def test_each_text_about_training_is_in_one_card() -> None:
+    cards = [(ROOT / f"model_cards/{name}.md").read_text() for name in ("tiny", "glioma")]
+    for part in (ROOT / "model_cards/training.md").read_text().split("\n## ")[1:]:
+        name, text = part.split("\n", 1)
+        assert [text.strip() in card for card in cards].count(True) == 1, name
+
+
 def test_the_results_of_the_readme_are_those_of_the_cards() -> None:
     (adapter,) = set(shipped_names()) - {"tiny"}
     columns = [means_of(name, "Real") for name in ("tiny", adapter)]

@@ -1,1 +1,1 @@
-"""The network. This flat folder is copied to the Hub unchanged; CONTRIBUTING.md lists the imports it may use."""
+"""The network. This flat folder is copied to the Hub unchanged; CONTRIBUTING.md says what its files may import."""

@@ -1,4 +1,4 @@
-"""Separate brain and background; detect filled backgrounds, dark rims, heads with their skull and partial brains."""
+"""Separate brain and background; detect constant backgrounds, rims of noise, heads with skull, and partial brains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEAST_RIM = 0.2
 
 
 def brain_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Mask of the voxels where at least one of the sequences is not zero. `arrays` must not be empty."""
+    """Mask of the voxels where at least one sequence is not zero. `arrays` must contain at least one sequence."""
     # Combine the masks in place, because a case may have 10^8 voxels.
     return functools.reduce(operator.ior, (array != 0 for array in arrays))
 
@@ -43,10 +43,10 @@ def spread_of(values: np.ndarray) -> float:
 
 
 def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
-    """Find constant regions that reach a corner of the volume and are not zero; return a mask for each value.
+    """Find regions of one non-zero value that reach a corner of the volume; return a mask `(D, H, W)` per value.
 
-    Registration and normalisation fill the background with such a constant: -1000, 1, the mean of the image, or the
-    z-score of zero.
+    Registration and normalisation may fill the background with a non-zero constant: -1000, 1, the mean of the image,
+    or the z-score that an intensity of zero gets.
     """
     corners = np.zeros(array.shape, dtype=bool)
     corners[:: array.shape[0] - 1 or 1, :: array.shape[1] - 1 or 1, :: array.shape[2] - 1 or 1] = True
@@ -66,10 +66,10 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
 
 
 def dark_rim(array: np.ndarray) -> np.ndarray | None:
-    """Mask of the dark noise between brain and background or border; `None` if there is too little noise.
+    """Mask of the dark noise that surrounds the brain, `(D, H, W)`; `None` if there is little or no such noise.
 
-    Brain extraction with a wide margin leaves a rim of noise. Resampling with ringing fills the complete background
-    with noise.
+    Brain extraction with a wide margin leaves a rim of noise around the brain. Resampling that causes ringing fills
+    the complete background with noise.
     """
     foreground = array != 0
     if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):
@@ -83,7 +83,7 @@ def dark_rim(array: np.ndarray) -> np.ndarray | None:
 
 
 def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
-    """Volume in litres if the mask shows a head with its skull; 0 if it may show a brain."""
+    """Volume of the mask in litres, holes filled, if the mask shows a head with its skull; otherwise 0."""
     canonical, spacing_mm = to_canonical(brain, affine), canonical_spacing_mm(affine)
     voxel_litres = float(np.prod(spacing_mm)) / 1e6
     extents_mm = [
@@ -110,7 +110,7 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Largest ratio of the brain area on a face of the volume to the largest cross-section parallel to that face."""
+    """Brain area on a face of the volume, divided by the largest parallel brain section; the maximum of all faces."""
     shares = []
     for axis in range(3):
         planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))
@@ -119,7 +119,7 @@ def cut_off_share(brain: np.ndarray) -> float:
 
 
 def flood(start: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Voxels of `allowed` that are connected through faces with voxels of `start`; bool `(D, H, W)`."""
+    """Mask `(D, H, W)` of the voxels in `allowed` that are connected with voxels in `start` through shared faces."""
     found = start & allowed
     count = -1
     while count != (count := int(np.count_nonzero(found))):
@@ -139,6 +139,6 @@ def _border(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _extent(counts: np.ndarray) -> int:
-    """Number of planes of a mask, without the outermost 0.2 % of its voxels at each end."""
+    """Extent in planes of a mask with `counts` voxels per plane, without the outermost 0.2 % of voxels at each end."""
     shares = np.cumsum(counts) / max(counts.sum(), 1)
     return int(np.count_nonzero((shares > 0.002) & (shares < 0.998)))

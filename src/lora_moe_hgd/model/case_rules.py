@@ -1,8 +1,8 @@
-"""Rules for all cases, wherever they come from: one grid, the definition of the brain, and reasons to refuse a case.
+"""Rules for cases from every source: the common grid, the brain voxels, and reasons to refuse a case.
 
-`settle` takes the volumes of a case as they were read. `settle` returns the volumes on one grid, finite and zero
-outside the brain, with a finding for each error and warning. The image processor and the reader of case folders both
-call `settle`.
+`settle` takes the volumes of a case unchanged, as read from files or arrays. `settle` returns the volumes on one grid,
+with finite values that are zero outside the brain, and with a finding for each error and warning. The image processor
+and the reader of case folders both call `settle`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CUT_OFF = 0.3
 
 @dataclass(frozen=True)
 class SettledCase:
-    """A case to which `settle` has applied the rules, with all warnings and errors.
+    """A case that `settle` has checked and resampled to one grid, with all warnings and errors.
 
     Attributes:
         arrays: Each usable sequence, `(D, H, W)` float32, zero outside the brain, in channel order.
@@ -77,7 +77,7 @@ class SettledCase:
         """Return this case, or raise if it cannot be used.
 
         Raises:
-            BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
+            BadInputError: If a finding has the level `error`, or, with `strict`, if there is any finding.
         """
         raise_errors(self.findings, strict=strict)
         return self
@@ -102,14 +102,16 @@ def settle(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> SettledCase:
-    """Apply the rules to the volumes of one case.
+    """Check the volumes of one case, resample them to one grid, and set the background to zero.
 
     Args:
         volumes: Present sequences in channel order, at least one.
         label_map: Ground truth, which is resampled to the same grid as the sequences.
-        label_schemes: Possible schemes of the label map. An empty list allows every scheme.
-        reference: Sequence to whose grid the others are resampled. `None` means the first usable sequence.
-        not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
+        label_schemes: Names of the label schemes that the label map may have; an empty list allows every scheme.
+        reference: Name of the sequence to whose grid all other volumes are resampled, or `None` for the first usable
+            sequence whose source states an affine. If no source states an affine, `reference=None` means the first
+            usable sequence.
+        not_finite: Level of the finding about NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.
         task: Regions and label schemes of the label map.
@@ -147,7 +149,7 @@ def settle(
 
 
 def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
-    """Return a volume with finite values and a background of zero, and the warnings about it.
+    """Set NaN, infinite voxels and background to zero; return the volume and the warnings about the volume.
 
     Raises:
         BadInputError: If the volume is empty, constant, or a label map.
@@ -160,7 +162,7 @@ def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]
 
 
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
-    """Warnings that depend only on the available sequences, not on the images."""
+    """Warnings about missing sequences, such as T1c, without which the segmentation is unreliable."""
     present = set(names)
     return tuple(
         Finding(WHOLE_CASE, warning) for absent, warning in task.without.items() if not present & {*absent.split("+")}
@@ -168,7 +170,7 @@ def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Fi
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
-    """Return the volume with finite values and a background of zero, or `None` if it cannot be used."""
+    """Set NaN, infinite voxels and background to zero; return the volume, or `None` if the volume is unusable."""
     array = volume.array
     for oddity in volume.oddities:
         notes.add(name, oddity)
@@ -179,7 +181,7 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         return None
     finite = np.isfinite(array)
     if not finite.any():
-        notes.add(name, "No voxel is finite. Export the sequence again.", "error")
+        notes.add(name, "All voxels are NaN or infinite. Export the sequence again.", "error")
         return None
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
@@ -228,7 +230,7 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
 def _on_reference(
     notes: _Notes, name: str, volume: Volume, reference: str, like: Volume, *, labels: bool = False
 ) -> tuple[Volume, bool] | None:
-    """Return the volume on the reference's grid and whether it was interpolated; `None` if it cannot be put there."""
+    """Return the volume on the reference's grid, and whether it was interpolated; `None` if the grids do not fit."""
     if volume is like:
         return volume, False
     same_shape = volume.array.shape == like.array.shape
@@ -237,7 +239,7 @@ def _on_reference(
         notes.add(
             name,
             f"The shape differs from that of {reference} ({shapes}), and there is no affine to align the volumes. "
-            "Give files with an affine.",
+            "Give files that state an affine, such as NIfTI.",
             "error",
         )
         return None
@@ -251,7 +253,7 @@ def _on_reference(
         notes.add(
             name,
             f"The affine differs by up to {apart_mm:.3g} mm from that of {reference}. The affine of {reference} is "
-            "used for both.",
+            "used for both volumes.",
         )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():
@@ -263,7 +265,7 @@ def _on_reference(
                 "error",
             )
             return None
-        how = "with the nearest label" if labels else "by interpolation"
+        how = "by nearest-neighbour interpolation" if labels else "by linear interpolation"
         notes.add(
             name,
             f"The grid differs from that of {reference} ({_differences(volume, like)}). The volume was resampled "

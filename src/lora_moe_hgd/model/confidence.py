@@ -16,14 +16,15 @@ LOW_CONFIDENCE = 0.6
 
 
 def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]:
-    """Return the Dice that the probabilities imply for each region: `2 sum(p [found]) / (sum(p) + sum([found]))`.
+    """Return the Dice that the probabilities `p` imply for each region mask `m`: `2 sum(p m) / (sum(p) + sum(m))`.
 
-    The implied Dice is the soft Dice between the found region and its probabilities. If all probabilities are 0 or 1,
-    the implied Dice is 1. On real cases the implied Dice is too high, so `calibrated_dice` corrects it.
+    The implied Dice is the soft Dice between the mask of a region and the probabilities of the region. If all
+    probabilities are 0 or 1, the implied Dice is 1. On real cases the implied Dice is too high, so `calibrated_dice`
+    corrects it.
 
     Args:
-        probabilities: `(R, D, H, W)` in [0, 1].
-        regions: Found regions, `(R, D, H, W)` bool.
+        probabilities: Probabilities of the regions, `(R, D, H, W)` in [0, 1].
+        regions: Masks of the segmented regions, `(R, D, H, W)` bool.
 
     Example:
         >>> probabilities = np.array([[1.0, 1.0, 0.0], [0.75, 0.25, 0.0]])
@@ -42,17 +43,17 @@ def expected_dice(probabilities: np.ndarray, regions: np.ndarray) -> list[float]
 def calibrated_dice(
     expected: float, volumes_ml: Sequence[float], present: Sequence[bool], weights: Sequence[float]
 ) -> float:
-    """Return the expected Dice of a region on real cases, in (0, 1).
+    """Return the expected Dice of a region, in (0, 1), by a logistic regression that was fitted to real cases.
 
-    The expected Dice is a logistic regression: `sigmoid(w_0 + w_1 logit(e) + sum_r w_(2+r) log10(V_r + 0.1) + sum_m
-    w_(2+R+m) present_m)`. The regression uses the volumes of all regions, because a core that is very large or very
-    small for its tumour is often wrong.
+    The expected Dice is `sigmoid(w_0 + w_1 logit(e) + sum_r w_(2+r) log10(V_r + 0.1) + sum_m w_(2+R+m) present_m)`.
+    The regression uses the volumes of all regions, because a core that is very large or very small for its tumour is
+    often wrong.
 
     Args:
-        expected: `e`, the Dice that the probabilities imply.
+        expected: `e`, the Dice that the probabilities imply for the region, see `expected_dice`.
         volumes_ml: `V`, the volume of each of the R regions in millilitres.
         present: Whether each sequence is available, in channel order.
-        weights: `w`: two numbers, then one for each region, then one for each sequence.
+        weights: `w`, the weights of the regression: two numbers, then one for each region, then one for each sequence.
 
     Example:
         >>> round(calibrated_dice(0.9, [9.9], [True], [0.0, 1.0, 0.0, 0.0]), 6)
@@ -76,7 +77,7 @@ def rounded_down(dice: float, decimals: int = 2) -> float:
 
 
 def dice_text(dice: float | None) -> str:
-    """Text that shows an expected Dice to readers: two decimals, rounded down. `None` means a region was not found.
+    """Text of an expected Dice: two decimals, rounded down; `not found` for the value `None` of an empty region.
 
     Example:
         >>> dice_text(0.598), dice_text(None)
@@ -86,11 +87,11 @@ def dice_text(dice: float | None) -> str:
 
 
 def confidence_warnings(confidence: Mapping[str, float | None], target: str = "tumour") -> list[Finding]:
-    """Return a warning for each region with a low confidence, or one warning if no region was found.
+    """Return a warning for each region with a low confidence, or one warning if all regions are empty.
 
     Args:
-        confidence: Expected Dice of each region by its name; `None` for a region that was not found.
-        target: Word for the segmented object.
+        confidence: Expected Dice of each region, by the name of the region; `None` for an empty region.
+        target: Word for the segmented object, such as `tumour`.
     """
     if all(value is None for value in confidence.values()):
         message = f"No {target} was found. Look at the images: the program can miss a {target}."

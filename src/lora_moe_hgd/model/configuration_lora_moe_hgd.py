@@ -40,30 +40,33 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     """Sizes of the stem, the encoder, the experts and the holistically guided decoder.
 
     Args:
-        modalities: MRI sequences in channel order, of which a case may have any non-empty subset.
-        regions: Nested target regions in channel order, each containing the next.
-        full_resolution_channels: Channels of the branch at stride 1, which reads all sequences at once.
-        stem_channels: Channels of each sequence's features at strides 2, 4 and 8.
-        stem_depths: Residual blocks at strides 2, 4 and 8.
-        hidden_size: Width of a token. There is one token for each patch of 16^3 voxels of each present sequence.
+        modalities: Names of the MRI sequences in channel order. A case may have any non-empty subset of the sequences.
+        regions: Names of the target regions in channel order.
+        full_resolution_channels: Number of channels of the branch at stride 1, which reads all sequences at once.
+        stem_channels: Number of channels of each sequence's features at strides 2, 4 and 8.
+        stem_depths: Number of residual blocks at strides 2, 4 and 8.
+        hidden_size: Length of the vector of a token. There is one token for each patch of 16^3 voxels of each present
+            sequence.
         num_hidden_layers: Number of transformer blocks. Every second block, from the second on, has experts.
         num_attention_heads: Number of attention heads, a divisor of `hidden_size`.
-        intermediate_size: Width inside the dense feed-forward blocks.
-        expert_intermediate_size: Width inside one expert.
-        num_free_experts: Number of routed experts for all tokens, in addition to one expert per modality.
+        intermediate_size: Size of the hidden layer in a dense feed-forward block.
+        expert_intermediate_size: Size of the hidden layer in an expert.
+        num_free_experts: Number of routed experts that tokens of every sequence may use. In addition, each sequence
+            has one routed expert of its own.
         num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
-        position_grid: Number of patches `(depth, height, width)` of the stored position embeddings. For a volume with
-            another number of patches, the stored embeddings are interpolated.
-        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third
-            number must be that of the last block.
-        fusion_size: Width of the fused multi-depth token from which codewords are made (`d`).
-        codeword_size: Length of a codeword and channels of the assembled map (`q`).
-        num_codewords: Number of codewords computed from the image (`n`).
-        num_prior_codewords: Number of learned codewords, which replace information of missing sequences (`k`).
-        refinement_channels: Channels of the refinement at strides 4, 2 and 1.
+        position_grid: Grid `(depth, height, width)`, in patches, for which position embeddings are stored. For a
+            volume with another number of patches, the stored embeddings are interpolated.
+        hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third of
+            these numbers must be the number of the last block.
+        fusion_size: Length `d` of the vector that fuses the hidden states of a token at the three depths. The
+            codewords are computed from the fused vectors.
+        codeword_size: Length `q` of a codeword, and number of channels of the decoder's features at stride 8.
+        num_codewords: Number `n` of codewords that are computed from the image.
+        num_prior_codewords: Number `k` of learned codewords, which replace information of missing sequences.
+        refinement_channels: Number of channels of the decoder's refinement at strides 4, 2 and 1.
         load_balance_coef: Weight of the load-balancing loss.
         router_z_coef: Weight of the router's z-loss.
-        deep_supervision_weights: Weight of the loss at strides 8 and 4, relative to full resolution.
+        deep_supervision_weights: Weights of the losses at strides 8 and 4, relative to the loss at full resolution.
         initializer_range: Standard deviation of truncated-normal initial weights in linear layers and embeddings.
 
     Raises:
@@ -159,7 +162,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         for name in ("modalities", "regions"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"`{name}` must be distinct names, at least one, got {values}.")
+                raise ValueError(f"`{name}` must have at least one name and no name twice, got {values}.")
 
     def validate_positive(self) -> None:
         for name in (
@@ -190,16 +193,16 @@ class LoraMoeHgdConfig(PreTrainedConfig):
     def validate_experts(self) -> None:
         if self.num_experts_per_tok > 1 + self.num_free_experts:
             raise ValueError(
-                f"`num_experts_per_tok` must be at most 1 + `num_free_experts` ({1 + self.num_free_experts}), because "
-                "a token may use only its own modality's expert and the free experts, got "
-                f"{self.num_experts_per_tok}."
+                f"`num_experts_per_tok` must be at most 1 + `num_free_experts` ({1 + self.num_free_experts}), got "
+                f"{self.num_experts_per_tok}. A token may use only the expert of its own sequence and the free "
+                "experts."
             )
 
     def validate_depths(self) -> None:
         depths = list(self.hidden_state_depths)
         if depths != sorted(set(depths)) or depths[0] < 1 or depths[-1] != self.num_hidden_layers:
             raise ValueError(
-                f"`hidden_state_depths` must increase from at least 1 to `num_hidden_layers` "
+                f"`hidden_state_depths` must be at least 1, increase, and end with `num_hidden_layers` "
                 f"({self.num_hidden_layers}), got {self.hidden_state_depths}."
             )
 

@@ -1,8 +1,8 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-Only the present sequences are computed. A volume is one sequence of one case. Shape letters: B cases, P present
-volumes of all cases of a batch, L patches of a volume, S slots (largest number of present volumes of a case), N = S *
-L tokens of a case, T tokens that the experts compute.
+A sequence that a case lacks gets no tokens, except in a compiled graph. A volume is one sequence of one case. Shape
+letters: B cases, P volumes of all cases of a batch, L patches of a volume, S slots (largest number of volumes of a
+case), N = S * L tokens of a case, T tokens that the experts process.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class TokenLayout:
 
     Attributes:
         grid: Number of patches along depth, height and width.
-        modality_BN: Modality index of each token; meaningless for padding.
-        present_BN: True for real tokens. False for padding, which cases with fewer sequences than another case have,
-            and in a compiled graph for the tokens of absent sequences.
-        is_padded: Whether `present_BN` may be false for a token. Outside a compiled graph, a batch of one case has no
-            padding, because absent sequences get no tokens.
-        routed_T: Indices of the tokens that the experts compute, among the `B * N` tokens. `None` if the experts
-            compute all tokens.
-        is_dense: Whether shapes must not depend on the mask or the routing, as in `stem.DensePresence`.
+        modality_BN: Index of each token's sequence in channel order; meaningless for padding.
+        present_BN: True for tokens of present sequences, false for padding of cases with fewer sequences and for
+            tokens of absent sequences, which exist only in a compiled graph.
+        is_padded: Whether `present_BN` may be false for a token. Outside a compiled graph, `present_BN` is true for
+            all tokens of a batch of one case.
+        routed_T: Indices, among the `B * N` tokens, of the tokens that the experts process, or `None` if the experts
+            process all tokens.
+        is_dense: True in a compiled graph, in which no shape may depend on the mask of present sequences or on the
+            routing.
     """
 
     grid: tuple[int, int, int]
@@ -47,24 +48,24 @@ class TokenLayout:
 
     @property
     def tokens_per_case(self) -> list[int]:
-        """Number of tokens of each case that the experts compute."""
+        """Number of tokens of each case that the experts process."""
         if self.routed_T is None:
             return [self.present_BN.shape[1]] * self.present_BN.shape[0]
         return self.present_BN.sum(dim=1).tolist()
 
     def to_experts(self, x: Tensor) -> Tensor:
-        """Select the tokens that the experts compute, in the order of the cases, `(B, N, ...) -> (T, ...)`."""
+        """Select the tokens that the experts process, `(B, N, ...) -> (T, ...)`, in the order of the cases."""
         return x.flatten(0, 1) if self.routed_T is None else x.flatten(0, 1)[self.routed_T]
 
     def from_experts(self, x_TD: Tensor) -> Tensor:
-        """Put the tokens of the experts back, `(T, D) -> (B, N, D)`; all other tokens are zero."""
+        """Put the outputs of the experts at their tokens, `(T, D) -> (B, N, D)`; all other tokens get zero."""
         if self.routed_T is not None:
             places = x_TD.new_zeros(self.present_BN.numel(), x_TD.shape[1])
             x_TD = places.index_put((self.routed_T,), x_TD)
         return x_TD.unflatten(0, self.present_BN.shape)
 
     def mean_over_tokens(self, x: Tensor) -> Tensor:
-        """Mean of `(B, N, C)` over the real tokens of each case, `(B, C)`."""
+        """Mean of `(B, N, C)` over the tokens of each case's present sequences, `(B, C)`."""
         present = self.present_BN[..., None]
         return torch.where(present, x, 0.0).sum(dim=1) / present.sum(dim=1)
 
@@ -77,7 +78,7 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return `(B, N, hidden)` and the layout."""
+    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return tokens `(B, N, hidden)` and layout."""
     slots = presence.slots(packed)
     num_slots, num_patches = slots.values.shape[1:3]
     routed_T = None
@@ -98,12 +99,12 @@ def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]
 
 
 def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> Any:
-    """Mask of the real tokens for `x (B, N, hidden)`, in the form that the configured attention needs.
+    """Attention mask for the tokens `x (B, N, hidden)`, in the form that the configured attention function needs.
 
     Returns:
-        `None` without padding, so that a faster kernel may run. With padding, `(B, 1, 1, N)`, true where a token is
-        real, for `sdpa`, `eager` and attention functions that users register. For the other attention functions of
-        transformers, the mask that transformers makes.
+        `None` if no token must be masked, so that a faster kernel may run. For `sdpa`, `eager` and attention functions
+        that users register, the mask is `(B, 1, 1, N)`, true for tokens of present sequences. For the other attention
+        functions of transformers, transformers makes the mask.
     """
     if not layout.is_padded:
         return None
@@ -119,15 +120,16 @@ def eager_attention(
     """Attention that also returns its weights, with the signature of the attention functions of transformers.
 
     Args:
-        module: The attention module, which is not read.
+        module: Attention module, which is ignored.
         query: Queries `(B, heads, N, head size)`.
-        key: Keys, same shape.
-        value: Values, same shape.
-        attention_mask: Mask `(B, 1, 1, N)`, true where a token is real. `None` means that all tokens are real.
-        **unused: Options of other attention functions, which are not read.
+        key: Keys, in the shape of the queries.
+        value: Values, in the shape of the queries.
+        attention_mask: Mask `(B, 1, 1, N)`, false for tokens that no token attends to, or `None` if no token is
+            masked.
+        **unused: Options of other attention functions, which are ignored.
 
     Returns:
-        Attended values `(B, N, heads, head size)`, and weights `(B, heads, N, N)`, zero at padding.
+        Attended values `(B, N, heads, head size)`, and attention weights `(B, heads, N, N)`, zero for masked tokens.
     """
     scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
     if attention_mask is not None:
@@ -153,7 +155,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Attend within `x (B, N, hidden)`; also return the weights `(B, heads, N, N)` if attention is `eager`."""
+        """Apply self-attention to `x (B, N, hidden)`; `eager` attention also returns weights `(B, heads, N, N)`."""
         q, k, v = (self._split_heads(projection(x)) for projection in (self.q, self.k, self.v))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, weights = attend(self, q, k, v, mask, dropout=0.0, is_causal=False)
@@ -178,7 +180,7 @@ class EncoderLayer(GradientCheckpointingLayer):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, layout: TokenLayout, mask: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return hidden states `(B, N, hidden)`, router logits if any, and attention weights if any."""
+        """Return hidden states `(B, N, hidden)`, router logits or `None`, and attention weights or `None`."""
         attended, weights = self.attention(self.attention_norm(x), mask)
         x = x + attended
         normed = self.feed_forward_norm(x)
@@ -194,10 +196,10 @@ class EncoderOutput:
     """Output of the transformer.
 
     Attributes:
-        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last state is
-            normalised.
-        router_logits: Router logits `(T, E)` of each block with experts, for the tokens that the experts compute.
-        layout: Case, sequence and patch of each token.
+        hidden_states: Hidden states before the first block and after each block, `(B, N, hidden)`. The last hidden
+            state has passed the final LayerNorm.
+        router_logits: Router logits `(T, E)` of each block with experts, for the T tokens and E routed experts.
+        layout: Case, sequence and patch from which each token comes.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
     """
 

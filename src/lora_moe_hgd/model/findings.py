@@ -19,11 +19,12 @@ class Finding:
     """A warning or an error about a case.
 
     Attributes:
-        where: Sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
+        where: Subject of the finding: a sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
         message: Full sentences that say what is wrong and what to do.
-        level: `error` if the case cannot be used; `warning` if it can be used, but the result may be wrong.
-        names_unclear: Whether the file names do not determine the sequences, so that the case can be used if the user
-            names the file of each sequence. Only some commands have options for this, so the message mentions none.
+        level: `error` if the case cannot be used; `warning` if the case can be used, but the result may be wrong.
+        names_unclear: True if the file names do not show which file is which sequence. A case with unclear file names
+            can be used if the user names the file of each sequence. Only some commands have options that name files,
+            so the message mentions no option.
     """
 
     where: Path | str
@@ -36,10 +37,10 @@ class Finding:
 
 
 def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
-    """Raise the first error among the findings, if there is an error.
+    """Raise an exception for the first error among the findings, or, with `strict`, for the first warning.
 
     Raises:
-        BadInputError: If there is a finding of level `error`, or, with `strict`, any finding.
+        BadInputError: If a finding has the level `error`, or, with `strict`, if there is any finding.
     """
     for finding in sorted(findings, key=lambda finding: finding.level != "error"):
         if strict or finding.level == "error":

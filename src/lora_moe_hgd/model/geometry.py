@@ -21,10 +21,10 @@ class CaseGeometry:
 
     Attributes:
         shape: Shape of the arrays in the case's files.
-        affine: Affine of these arrays, voxel to millimetre, `(4, 4)`.
-        box: Bounding box of the brain: first voxel, and last voxel plus one, along each canonical axis.
-        resampled_shape: Shape of the box at the network's spacing, before padding.
-        brain: Brain mask inside the box, bool, in canonical order. The prediction is zero outside this mask.
+        affine: Affine of the arrays in the case's files, voxel to millimetre, `(4, 4)`.
+        box: Bounding box of the brain: first voxel, and one more than the last voxel, along each canonical axis.
+        resampled_shape: Shape of the bounding box after resampling to the network's voxel size, before padding.
+        brain: Brain mask inside the box, bool, in canonical order. The prediction is zero outside the brain mask.
         warnings: Warnings about the case.
     """
 
@@ -46,10 +46,10 @@ class CaseGeometry:
         return voxel_ml(self.affine)
 
     def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
-        """Paste volumes that cover the box in canonical order into the case's own array, which is zero elsewhere.
+        """Convert volumes of the brain's bounding box to the case's own grid; voxels outside the box are zero.
 
         Args:
-            volumes: `(..., D, H, W)`, with any number of leading axes.
+            volumes: Volumes of the bounding box in canonical order, `(..., D, H, W)`, with any number of leading axes.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
         (d0, d1), (h0, h1), (w0, w1) = self.box
@@ -60,9 +60,9 @@ class CaseGeometry:
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Return the axes and flips that bring an array into RAS order.
 
-    Apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
+    To get RAS order, apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
-    Each anatomical axis is matched with the array axis closest in direction, the best match first.
+    Each anatomical axis gets the array axis with the closest direction. The closest pair of axes is chosen first.
 
     Raises:
         ValueError: If the affine is singular or not finite.
@@ -128,7 +128,7 @@ def close_gaps(mask: np.ndarray, spacing_mm: Spacing, *, gap_mm: float = 6.0) ->
 
 
 def _grow(mask: Tensor, radii: list[int]) -> Tensor:
-    """Largest value within `radii` voxels along each axis."""
+    """Dilate a mask by `radii` voxels along each axis."""
     for axis, radius in enumerate(radii):
         kernel, padding = [1, 1, 1], [0, 0, 0]
         kernel[axis], padding[axis] = 2 * radius + 1, radius
@@ -137,7 +137,7 @@ def _grow(mask: Tensor, radii: list[int]) -> Tensor:
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
-    """Number of voxels that cover the same field of view at about `target_mm`, at least one per axis."""
+    """Shape of a grid with the same field of view and voxels of about `target_mm`; at least one voxel per axis."""
     edges = [
         max(1, round(edge * spacing / target))
         for edge, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)
@@ -149,8 +149,8 @@ def resample(volume: Tensor, shape: Shape) -> Tensor:
     """Resample `(..., D, H, W)` to `shape` over the same field of view.
 
     Along an axis that gets coarser, each new voxel is the mean of the voxels that it covers, as in a coarser scan.
-    Along an axis that gets finer, values are interpolated linearly between voxel centres. An axis of equal length does
-    not change.
+    Along an axis that gets finer, values are interpolated linearly between voxel centres. Along an axis of equal
+    length, values do not change.
     """
     # Resample in the volume's own precision even under autocast, because bf16 has too few bits for an image.
     with torch.autocast(volume.device.type, enabled=False):

@@ -29,7 +29,7 @@ class Volume:
 
     Attributes:
         array: `(D, H, W)`.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
         has_geometry: True if the source stated the affine, false if the affine is an assumption.
         oddities: Warnings about the header of the source.
     """
@@ -88,13 +88,14 @@ def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tu
     """Resample a volume to the grid of a reference volume.
 
     If only order or direction of the axes differ, voxels are reordered without interpolation. If the corners of both
-    arrays then differ by at most a quarter of a voxel, the volume gets the affine of the reference. If the corners
-    differ by more, values are interpolated linearly. Values are smoothed first if the reference is coarser, and zeros
-    around a brain are ignored. A label map is resampled with the nearest label.
+    arrays are then at most a quarter of a voxel apart, the values stay unchanged and the volume gets the affine of the
+    reference. If the corners are farther apart, values are interpolated linearly. If the reference is coarser, values
+    are smoothed before the interpolation. Zeros around a brain do not darken its border. Label maps are resampled by
+    nearest-neighbour interpolation.
 
     Returns:
-        The volume on the reference's grid, the step that was necessary, and the largest distance between corners in
-        millimetres. The distance is infinite if the shapes differ.
+        The volume on the reference's grid, the kind of change (`Step`), and the largest distance between corresponding
+        corners in millimetres. The distance is infinite if the shapes differ.
     """
     moved, was_moved = _reoriented(volume, reference.affine)
     apart_mm = corners_apart_mm(moved, reference)
@@ -116,7 +117,7 @@ def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tu
 
 
 def corners_apart_mm(first: Volume, second: Volume) -> float:
-    """Largest distance between corresponding corners of two arrays; infinite if their shapes differ."""
+    """Largest distance between corresponding corners of two volumes, in mm; infinite if their shapes differ."""
     if first.array.shape != second.array.shape:
         return math.inf
     corners = np.array(np.meshgrid(*((0, edge - 1) for edge in first.array.shape), [1])).reshape(4, -1)
@@ -124,7 +125,7 @@ def corners_apart_mm(first: Volume, second: Volume) -> float:
 
 
 def centres_apart_mm(first: Volume, second: Volume) -> float:
-    """Distance between the centres of two fields of view."""
+    """Distance between the centres of two fields of view, in millimetres."""
     centres = [
         volume.affine[:3, :3] @ ((np.array(volume.array.shape) - 1) / 2) + volume.affine[:3, 3]
         for volume in (first, second)
@@ -154,14 +155,14 @@ def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
 
 
 def _coordinates(to_volume: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Coordinates in the volume's array, `(H, W, 3)` in voxels, of all voxels in the reference's plane `first`."""
+    """Position of each voxel of the reference's plane `first`, as voxel coordinates `(H, W, 3)` of the volume."""
     rows = np.arange(shape[1])[:, None, None] * to_volume[:3, 1]
     columns = np.arange(shape[2])[None, :, None] * to_volume[:3, 2]
     return first * to_volume[:3, 0] + rows + columns + to_volume[:3, 3]
 
 
 def _nearest(array: np.ndarray, to_volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Nearest value of `array` at each voxel of the reference; zero outside."""
+    """Nearest value of `array` at each voxel of the reference; zero outside `array`."""
     result = np.zeros(shape, dtype=array.dtype)
     for plane in range(shape[0]):
         index = np.rint(_coordinates(to_volume, shape, plane)).astype(np.int64)
@@ -171,7 +172,7 @@ def _nearest(array: np.ndarray, to_volume: np.ndarray, shape: tuple[int, ...]) -
 
 
 def _linear(volumes: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """Trilinear interpolation of `volumes`, `(C, D, H, W)`, at each voxel of the reference; zero outside."""
+    """Trilinear interpolation of `volumes (C, D, H, W)` at each voxel of the reference; zero outside `volumes`."""
     # `grid_sample` needs two voxels per axis. Zeros around a single slice let it fade out within one voxel.
     single = [int(edge == 1) for edge in volumes.shape[1:]]
     volumes = nn.functional.pad(volumes, [pad for pad in reversed(single) for _ in range(2)])
@@ -187,7 +188,7 @@ def _linear(volumes: Tensor, to_volume: np.ndarray, shape: tuple[int, ...]) -> T
 
 
 def _blurred(volumes: Tensor, sigma_voxels: np.ndarray) -> Tensor:
-    """Blur `(C, D, H, W)` by a separable Gaussian, with zeros beyond the border. A sigma of zero does not blur."""
+    """Separable Gaussian blur of `(C, D, H, W)`, with zeros beyond the border. An axis with sigma 0 is not blurred."""
     for axis, sigma in enumerate(sigma_voxels, start=1):
         if sigma <= 0:
             continue

@@ -29,8 +29,8 @@ def header_findings(header: Any, where: Path | str) -> list[Finding]:
     """Warnings about the geometry in a header.
 
     Args:
-        header: Unchanged NIfTI-1 or NIfTI-2 header of nibabel, read with `from_fileobj(..., check=False)`. In the
-            header of a loaded image, nibabel has already replaced a missing voxel size.
+        header: Unchanged NIfTI-1 or NIfTI-2 header of nibabel, read with `from_fileobj(..., check=False)`. Do not give
+            the header of a loaded image, in which nibabel has already replaced missing voxel sizes.
         where: File or sequence that the findings name.
     """
     known = {form: int(header[f"{form}_code"]) in KNOWN_CODES for form in ("sform", "qform")}

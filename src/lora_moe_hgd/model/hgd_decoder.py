@@ -1,10 +1,10 @@
 """Holistically guided decoder for 3-D volumes with missing tokens, followed by a refinement to full resolution.
 
-As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), a codebook of holistic codewords is
-computed from the coarse tokens and assembled at stride 8, guided by a fine feature map. There are two differences from
-the paper: absent tokens are masked in the spatial softmax, and learned prior codewords are added to the codebook. A
-head at stride 8 alone is too coarse for the enhancing tumour (its best possible Dice on real masks is about 0.82), so
-a refinement to full resolution follows.
+As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), the decoder computes a codebook of
+holistic codewords from the coarse tokens. At each position of stride 8, a fine feature map determines the weights with
+which the codewords are summed. There are two differences from the paper: absent tokens are masked in the spatial
+softmax, and learned prior codewords are added to the codebook. A refinement to full resolution follows, because at
+stride 8 the best possible Dice of the enhancing tumour on real masks is only about 0.82.
 
 Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords from the image, k prior
 codewords.
@@ -25,12 +25,12 @@ from .stem import PointwiseConv3d, ResidualBlock3d, StemOutput, at_least_float32
 
 
 def upsample(x: Tensor, size: torch.Size) -> Tensor:
-    """Trilinear interpolation of `(B, C, ...)` to the spatial `size`."""
+    """Trilinear interpolation of `(B, C, D, H, W)` to the spatial shape `size`."""
     return nn.functional.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
 class PointwiseBlock(nn.Sequential):
-    """`ReLU(norm(conv1(x)))` on a volume."""
+    """Convolution with a kernel of one voxel, GroupNorm and ReLU: `ReLU(norm(conv1(x)))`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
@@ -41,8 +41,8 @@ class PointwiseBlock(nn.Sequential):
 class HolisticCodebook(nn.Module):
     """Compute codewords, each of which is a convex combination of the base vectors of the present tokens.
 
-    `m = Linear(cat[X_l1, X_l2, X_L])`, `Bas = ReLU(norm(Linear m))`, `A = softmax over tokens of MLP(m)`,
-    `C = Bas^T A`, `C+ = cat[C, P]`.
+    `m = Linear(cat[X_l1, X_l2, X_L])`, `Bas = ReLU(norm(Linear m))`, `A = softmax over tokens of MLP(m)`, `C = Bas^T
+    A`, `C+ = cat[C, P]`, with `X_l` the hidden states after block `l`, and `P` the learned prior codewords.
     """
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
@@ -74,11 +74,12 @@ class HolisticCodebook(nn.Module):
 
 
 class HolisticallyGuidedAssembly(nn.Module):
-    """Assembly of the codewords at stride 8.
+    """Weighted sum of the codewords at each position of stride 8.
 
     `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W = ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`
-    with `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out = ReLU(norm(conv1(cat[F, G])))`. Note that the output
-    uses `G`, not `G + g`, and that the coefficients `W` are the result of a ReLU, not of a softmax.
+    with `f8` the stem's features at stride 8 and `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out =
+    ReLU(norm(conv1(cat[F, G])))`. Note that the output uses `G`, not `G + g`, and that the coefficients `W` are the
+    result of a ReLU, not of a softmax.
     """
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
@@ -91,13 +92,13 @@ class HolisticallyGuidedAssembly(nn.Module):
         self.output = PointwiseBlock(2 * config.codeword_size, config.codeword_size)
 
     def forward(self, fine: Tensor, context: Tensor, codebook: Tensor, mean_base: Tensor) -> Tensor:
-        """Assemble the codewords at each position of the fine features.
+        """Sum the codewords at each position of the fine features, with weights that depend on the features.
 
         Args:
             fine: Fused stem features at stride 8, `(B, C, *S8)`.
             context: Last hidden state averaged over the present sequences, `(B, hidden, *S16)`.
-            codebook: `(B, q, n + k)`.
-            mean_base: `(B, q)`.
+            codebook: Codewords `C+`, `(B, q, n + k)`.
+            mean_base: Mean base vector `g` of each case, `(B, q)`.
 
         Returns:
             Features at stride 8, `(B, q, *S8)`.
@@ -137,7 +138,7 @@ class DecoderOutput:
 
 
 class HolisticallyGuidedDecoder(nn.Module):
-    """Codebook, assembly at stride 8, refinement over strides 4 and 2 to 1, and heads at strides 8, 4 and 1."""
+    """Codebook, assembly at stride 8, refinement over strides 4 and 2 to 1, and logits at strides 8, 4 and 1."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__()

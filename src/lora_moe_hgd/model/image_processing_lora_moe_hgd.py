@@ -1,4 +1,4 @@
-"""Image processor: convert the available sequences of a case to network input, and logits back to the case's grid."""
+"""Image processor: convert the sequences of a case to network input, and logits to label maps on the case's grid."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     """Preprocess cases (canonical orientation, voxel size, brain crop, robust z-score) and post-process logits.
 
     Args:
-        modalities: Sequences in channel order. `None` means the sequences of the task.
-        target_spacing_mm: Voxel size of the network's input, along the canonical axes.
+        modalities: Names of the sequences in channel order, or `None` for the sequences of the task.
+        target_spacing_mm: Voxel size of the network's input along the canonical axes, in millimetres.
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
-        label_scheme: Default label scheme, the meaning of each value in a label map, see `label_schemes`. `None` means
-            brats2023 for brain tumours, and the only scheme of any other task.
+        label_scheme: Name of the default label scheme, which gives each value of a label map its meaning.
+            `label_scheme=None` chooses brats2023 for brain tumours, and the only scheme of any other task.
         least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
             keeps all parts.
-        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted on real cases. Without
+        confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted to real cases. Without
             weights, the confidence is the Dice that the probabilities imply, which is too high.
-        task: Sequences and regions, as a dictionary from `Task.to_dict`. `None` means the brain-tumour task.
+        task: Task of the network (its sequences and regions), as a dictionary from `Task.to_dict`, or `None` for the
+            brain-tumour task.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -113,15 +114,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 raise ValueError(
                     f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
                     " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in the"
-                    " checkpoint's preprocessor_config.json, or, if the checkpoint was trained from a shipped one,"
-                    " copy the `confidence_weights` of the shipped one."
+                    " checkpoint's preprocessor_config.json. If the checkpoint was trained from a shipped checkpoint,"
+                    " you can copy the `confidence_weights` of the shipped checkpoint instead."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
 
     @property
     def segmentation_task(self) -> Task:
-        """Sequences and regions."""
+        """Task of the network: its sequences and regions."""
         return BRAIN_TUMOUR if self.task is None else Task.from_dict(self.task)
 
     def scheme(self, name: str | None = None) -> LabelScheme:
@@ -153,22 +154,23 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
 
         Args:
             images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
-                `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Results of
-                `settle` are also accepted.
+                `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Instead of a
+                dict, a case may be a result of `settle`.
             segmentation_maps: Label map of each case, in the same forms as the sequences. A result of `settle` already
                 contains its label map.
-            label_scheme: Label scheme, the meaning of each value in the label maps. `None` means the processor's
-                default scheme.
-            spacing_mm: Voxel size of arrays without an affine, which must be in RAS order. `None` means 1 mm.
+            label_scheme: Name of the label scheme, which gives each value of a label map its meaning, or `None` for
+                the processor's default scheme.
+            spacing_mm: Voxel size in millimetres of arrays without an affine, which must be in RAS order, or `None`
+                for 1 mm.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
-            return_tensors: `pt`, the only supported type of tensors.
+            return_tensors: Type of the returned tensors; only `pt` (PyTorch) is supported.
 
         Returns:
             `pixel_values (B, M, D, H, W)`, float32, zero outside the brain and in absent sequences, padded at the end
             of each axis to a multiple of 16. `modality_mask (B, M)`, bool, true for present sequences. `geometry`, one
-            `CaseGeometry` per case, which the post-processing needs and which contains the warnings. With label maps
-            also `labels (B, R, D, H, W)`, uint8, the masks of the regions.
+            `CaseGeometry` per case, which contains the warnings and is needed for post-processing. `labels (B, R, D,
+            H, W)`, uint8, the masks of the regions, if label maps were given.
 
         Raises:
             ValueError: If a case cannot be used. The error message names the case, the sequence and the remedy.
@@ -229,7 +231,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         allow_skull: bool,
         allow_partial: bool,
     ) -> SettledCase:
-        """Read the present sequences in channel order and apply the rules.
+        """Read the present sequences in channel order, and apply `case_rules.settle`.
 
         Raises:
             ValueError: If the case cannot be used.
@@ -275,8 +277,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
             geometry: The `geometry` that `preprocess` returned for these cases.
-            label_scheme: Label scheme, the meaning of each value in the label maps. `None` means the processor's
-                default scheme.
+            label_scheme: Name of the label scheme, which gives each value of a label map its meaning, or `None` for
+                the processor's default scheme.
 
         Returns:
             Label map of each case, uint8 in the case's own shape and orientation.
@@ -289,9 +291,9 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Convert logits to regions and probabilities on each case's own grid.
 
-        Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to that of
-        each region that contains it: TC is at most WT, and ET is at most TC. Probabilities outside the brain are set
-        to zero, and `regions_of` thresholds at 0.5.
+        Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to the
+        probability of each region that contains it: TC is at most WT, and ET is at most TC. Probabilities outside the
+        brain are set to zero. `regions_of` applies the threshold 0.5.
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
@@ -311,11 +313,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_in_box(self, logits: Tensor, geometry: CaseGeometry) -> tuple[np.ndarray, np.ndarray]:
         """Convert the logits of one case like `post_process_regions`, but only inside the bounding box of its brain.
 
-        Regions and probabilities are zero outside the box. `geometry.to_own_grid` pastes them into the case's own
-        grid.
+        All regions and probabilities are zero outside the box. `geometry.to_own_grid` converts regions and
+        probabilities to the case's own grid.
 
         Args:
-            logits: `(R, D, H, W)`.
+            logits: Region logits of the case, `(R, D, H, W)`.
             geometry: The `geometry` that `preprocess` returned for this case.
 
         Returns:
@@ -331,11 +333,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def confidence(
         self, probabilities: np.ndarray, regions: np.ndarray, *, voxel_ml: float, present: Sequence[bool]
     ) -> dict[str, float | None]:
-        """Return the expected Dice of each region by its name; `None` for a region that was not found.
+        """Return the expected Dice of each region, by the name of the region; `None` for an empty region.
 
         Args:
-            probabilities: `(R, D, H, W)` in [0, 1].
-            regions: Found regions, `(R, D, H, W)` bool.
+            probabilities: Probabilities of the regions, `(R, D, H, W)` in [0, 1].
+            regions: Masks of the segmented regions, `(R, D, H, W)` bool.
             voxel_ml: Volume of a voxel in millilitres.
             present: Whether each sequence is available, in channel order.
         """
@@ -352,7 +354,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return found
 
     def regions_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Threshold nested probabilities to regions, `(R, D, H, W)` bool, and remove parts that are too small.
+        """Threshold probabilities at 0.5, remove small parts (`least_part`), and return masks `(R, D, H, W)` bool.
 
         Voxels that are removed from a region are also removed from the regions inside it.
         """
@@ -365,7 +367,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Return the normalised volume `(M, D, H, W)` of the brain's bounding box, and the geometry."""
+        """Crop to the brain's bounding box, resample and normalise; return `(M, D, H, W)` and the geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -402,10 +404,10 @@ def resample_brain(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def robust_z_score(volume: Tensor, *, clip: float) -> Tensor:
-    """`(x - median) / (1.4826 MAD)` over the voxels that are not zero, clipped to +-`clip`. Zero voxels stay zero.
+    """`(x - median) / (1.4826 MAD)` over the non-zero voxels, clipped to plus and minus `clip`. Zeros stay zero.
 
     Raises:
-        ValueError: If more than half of the voxels that are not zero are equal, because the MAD is then zero.
+        ValueError: If more than half of the non-zero voxels are equal, because the MAD is then zero.
 
     Example:
         >>> robust_z_score(torch.tensor([0.0, 1.0, 2.0, 3.0]), clip=5.0)

@@ -1,6 +1,6 @@
 """Label schemes: the meaning of the integers in a label map.
 
-A region is a set of labels. Two regions may be nested (such as WT, TC and ET of a tumour), be disjoint, or overlap.
+A region is a set of labels. Two regions may be nested (such as WT and TC of a tumour), be disjoint, or overlap.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """Numbers for the parts of the segmented object; background is 0.
+    """Labels (integers) of the parts of a segmented object; the background is 0.
 
     Attributes:
         name: Name on the command line and in files.
         regions: Labels of each region, in channel order. When a label map is written, later regions overwrite earlier
             regions. Therefore each region needs a label that belongs to no later region.
-        words: One word for each region: the word for the part of the region outside all later regions. The default is
-            the name of the region.
+        words: For each region, a word for the part of the region outside all later regions, such as `oedema` for WT
+            (default: the name of the region).
         others: Labels outside all regions, such as a resection cavity, that are read but never written.
         target: Word for the segmented object, such as `tumour`.
     """
@@ -39,7 +39,7 @@ class LabelScheme:
 
     @cached_property
     def written(self) -> dict[str, int]:
-        """Label for the part of each region outside all later regions, by the word for that part."""
+        """Label that is written for each region outside all later regions, by the word for that part (`words`)."""
         members = list(self.regions.values())
         own = []
         for place, labels in enumerate(members):
@@ -50,9 +50,9 @@ class LabelScheme:
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Labels of overlaps that are not nested, with their regions.
+        """Labels of overlaps between regions that are not nested, and for each label, which regions have it.
 
-        Painting the masks of the regions one after another never writes these labels.
+        `encode` writes one region after another, and then the voxels of these overlaps.
         """
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
@@ -181,16 +181,18 @@ def detect_label_scheme(
 ) -> LabelScheme:
     """Detect the scheme of a label map from its values.
 
-    If several schemes fit and assign all values to the same regions, the first of these schemes is returned. If
-    `candidates` is empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to 2021.
+    If several schemes contain all values and assign them to the same regions, the first of these schemes is returned.
+    If `candidates` is empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to
+    2021.
 
     Args:
         values: Labels in the label map.
-        candidates: Schemes that the data set may use. An empty list allows every scheme.
+        candidates: Names of the label schemes that the label map may have; an empty list allows every scheme.
         schemes: All schemes of the task, by name.
 
     Raises:
-        LabelMapError: If no scheme has all the values, or if several schemes have all values with different meanings.
+        LabelMapError: If no scheme contains all values, or if several schemes contain all values, but assign them to
+            different regions.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name

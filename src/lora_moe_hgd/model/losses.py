@@ -1,4 +1,4 @@
-"""Segmentation loss: soft Dice plus binary cross-entropy per nested region, with deep supervision.
+"""Segmentation loss: soft Dice plus binary cross-entropy per region, with deep supervision.
 
 Shape letters in comments: B cases, R regions.
 """
@@ -32,8 +32,8 @@ def region_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Soft Dice loss and cross-entropy of each region, averaged over the batch, each `(R,)`.
 
     Args:
-        logits: `(B, R, D, H, W)`.
-        targets: Fraction of each voxel that belongs to the region, in [0, 1], same shape.
+        logits: Region logits, `(B, R, D, H, W)`.
+        targets: Fraction of each voxel that belongs to the region, in [0, 1], in the shape of the logits.
     """
     cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return soft_dice_loss(logits, targets).mean(dim=0), cross_entropy.mean(dim=(0, 2, 3, 4))
@@ -45,10 +45,11 @@ def segmentation_losses(
     """Dice loss and cross-entropy, each as a weighted mean over regions and scales.
 
     Args:
-        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)`. The last logits have full resolution.
+        logits: Region logits from coarse to fine, each `(B, R, D/s, H/s, W/s)` at stride s. The last logits have full
+            resolution.
         labels: Region masks `(B, R, D, H, W)`, 0 or 1. The target of a coarser logit is the mean of the region mask
             over the voxels that the logit covers.
-        scale_weights: One weight per entry of `logits`.
+        scale_weights: Weight of the loss of each entry of `logits`.
         region_weights: Weight of each region, `(R,)`, not negative and not all zero.
 
     Returns:
@@ -70,5 +71,5 @@ def segmentation_losses(
 
 
 def total_loss(parts: dict[str, Tensor], coefficients: dict[str, float]) -> Tensor:
-    """Sum of the loss parts, each times its coefficient. A part without a coefficient has the coefficient 1."""
+    """Weighted sum of the parts of the loss. A part without a coefficient has the weight 1."""
     return torch.stack([coefficients.get(name, 1.0) * value for name, value in parts.items()]).sum()

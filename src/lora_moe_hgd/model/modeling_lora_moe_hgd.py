@@ -32,14 +32,14 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
     """Output of the encoder.
 
     Attributes:
-        last_hidden_state: Normalised hidden states after the last block, `(B, N, hidden)`. N is the number of tokens
-            of the case with the most present sequences, and the other cases are padded. A compiled graph also has
-            tokens for absent sequences.
-        hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
-            state is normalised.
-        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
-        router_logits: On request, the router logits `(T, experts)` of each block with experts. T counts the real
-            tokens of the batch, or all tokens in a compiled graph.
+        last_hidden_state: Hidden states after the last block and the final LayerNorm, `(B, N, hidden)`. N is the
+            number of tokens of the case with the most present sequences. Cases with fewer tokens are padded. A
+            compiled graph also has tokens for absent sequences.
+        hidden_states: On request, the hidden states before the first block and after each block, `(B, N, hidden)`. The
+            last hidden state has passed the final LayerNorm.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
+        router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
+            tokens in the batch, without padding; in a compiled graph, padding counts, too.
     """
 
     last_hidden_state: Tensor | None = None
@@ -53,15 +53,15 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
     """Segmentation of a batch.
 
     Attributes:
-        loss: Scalar, if labels were given.
+        loss: Weighted sum of all parts of the loss, a scalar; `None` without labels.
         logits: Region logits `(B, R, D, H, W)` in the order of `config.regions`, float32 or float64.
-        hidden_states: On request, the states before the first block and after each block, `(B, N, hidden)`. The last
-            state is normalised.
-        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, 0 at padding.
-        router_logits: On request, the router logits `(T, experts)` of each block with experts. T counts the real
-            tokens of the batch, or all tokens in a compiled graph.
+        hidden_states: On request, the hidden states before the first block and after each block, `(B, N, hidden)`. The
+            last hidden state has passed the final LayerNorm.
+        attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
+        router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
+            tokens in the batch, without padding; in a compiled graph, padding counts, too.
         codebook: On request, the codebook of the decoder, `(B, codeword size, codewords)`.
-        losses: Parts of the loss by name, without their coefficients, if labels were given.
+        losses: Parts of the loss by name, not weighted; `None` without labels.
     """
 
     loss: Tensor | None = None
@@ -91,10 +91,11 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does; for the folder of an adapter, also find the base as the package does.
+        """Load weights as transformers does. For the folder of an adapter, also find and load its base.
 
         Raises:
-            ValueError: If the base of an adapter is not found, or has other weights than the adapter needs.
+            ValueError: If the base of an adapter is not found, or if the base has other weights than the adapter
+                needs.
         """
         folder = Path(str(pretrained_model_name_or_path))
         if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
@@ -103,7 +104,8 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
         except ImportError as error:
             raise ValueError(
-                f"{folder} holds an adapter without its base. Install the package lora-moe-hgd, which finds the base."
+                f"{folder} contains an adapter, but not its base. Install the package lora-moe-hgd, which finds the "
+                "base."
             ) from error
         base: Any = find_base(folder)
         if is_adapter(base):
@@ -123,7 +125,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise the parameters of a module. A module of unknown type raises, so no parameter stays undefined."""
+        """Initialise the parameters of a module. Raise for an unknown type, so that every parameter is initialised."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
@@ -139,7 +141,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             init.normal_(module.modality_embedding.weight, std=0.5)
 
     def _check_inputs(self, pixel_values: Tensor, modality_mask: Tensor | None) -> Tensor:
-        """Check the inputs, and return the boolean mask `(B, M)`, which is all true if no mask was given."""
+        """Check the inputs, and return `modality_mask` as bool `(B, M)`. All values are true if no mask was given."""
         num_modalities = len(self.config.modalities)
         if pixel_values.ndim != 5 or pixel_values.shape[1] != num_modalities:
             raise ValueError(
@@ -161,7 +163,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         return modality_mask.bool()
 
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
-        """Whether to return hidden states and attention weights; `None` means the value in the configuration.
+        """Replace `None` by the value in the configuration, for hidden states and for attention weights.
 
         Raises:
             ValueError: If attention weights are requested, but the configured attention does not return them.
@@ -183,9 +185,9 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
     """Stem and transformer encoder, without a decoder.
 
     Args:
-        config: Sizes.
-        with_skips: Also fuse the stem's features for a decoder. If false, every parameter contributes to
-            `last_hidden_state`.
+        config: Sizes of the network.
+        with_skips: Also fuse the stem's features for a decoder. Without a decoder, the layers of this fusion would get
+            no gradient.
     """
 
     # Parameters of a segmenter that its encoder does not have.
@@ -201,7 +203,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch projection, which Accelerate needs with FSDP2."""
+        """Return the patch projection. Accelerate calls this method with FSDP2."""
         return self.stem.patch_projection
 
     def encode(
@@ -233,7 +235,7 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
 
 
 class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
-    """The complete network: segments nested tumour regions from any non-empty subset of the sequences."""
+    """Complete network, which segments the regions from any non-empty subset of the sequences."""
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
         super().__init__(config)
@@ -259,19 +261,20 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         Args:
             pixel_values: Images `(B, M, D, H, W)`, channels in the order of `config.modalities`, each edge a multiple
                 of 16.
-            modality_mask: `(B, M)`, true where a sequence was acquired. `None` means that all sequences were acquired.
+            modality_mask: Mask `(B, M)`, true where a sequence was acquired, or `None` if all sequences were acquired.
                 Channels marked false are never read, so their content does not matter.
             labels: Region masks `(B, R, D, H, W)`, 0 or 1, in the order of `config.regions`.
-            region_weights: Weight of each region in the loss, `(R,)`. `None` means equal weights.
-            output_hidden_states: Return the hidden states of the encoder. `None` means the value in the configuration.
-            output_attentions: Return the attention weights, which only `eager` attention has. `None` means the value
-                in the configuration.
+            region_weights: Weight of each region in the loss, `(R,)`, or `None` for equal weights.
+            output_hidden_states: Return the hidden states of the encoder (default: the value in the configuration).
+            output_attentions: Return the attention weights, which only `eager` attention computes (default: the value
+                in the configuration).
             output_router_logits: Return the router logits.
-            output_codebook: Return the codebook.
-            geometry: Not read. The image processor returns a geometry, so `model(**processor(case))` works.
+            output_codebook: Return the codebook of the decoder.
+            geometry: Ignored. With the argument `geometry`, `model(**processor(case))` accepts all outputs of the
+                image processor.
 
         Raises:
-            ValueError: If a shape does not fit, a case has no sequence, or attention weights are requested that the
+            ValueError: If a shape is wrong, if a case has no sequence, or if attention weights are requested that the
                 configured attention does not return. A compiled or exported graph cannot check the mask, and gives NaN
                 for a case without a sequence.
         """

@@ -1,7 +1,7 @@
 """Sparse mixture of feed-forward experts, some of which are reserved for one MRI sequence each.
 
 The routing is token-choice top-k (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538). One shared expert processes
-all tokens. A token may use the expert of its own modality and the free experts, so the expert of an absent sequence
+all tokens. A token may use the expert of its own sequence and the free experts, so the expert of an absent sequence
 gets no tokens and has no influence.
 
 Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts per
@@ -41,7 +41,7 @@ class ExpertRouter(nn.Linear):
         self.num_free_experts = config.num_free_experts
 
     def reset_parameters(self) -> None:
-        """Do nothing: the network initialises the weights of all its parts."""
+        """Do nothing, because the network initialises the weights of all its modules."""
 
     def forward(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:  # type: ignore[override]
         """Return logits `(T, E)` in at least float32, minus infinity where a token may not use an expert."""
@@ -70,9 +70,9 @@ class SparseMoe(nn.Module):
         """Return the output `(T, D)` and the router logits `(T, E)`.
 
         Args:
-            x_TD: The tokens.
-            modality_T: Modality index of each token.
-            is_dense: Compute every expert for every token, so that no shape depends on the routing.
+            x_TD: Tokens.
+            modality_T: Index of each token's sequence in channel order.
+            is_dense: Process every token by every expert, so that no shape depends on the routing.
         """
         logits_TE = self.router(x_TD, modality_T)
         weight_TK, expert_TK = logits_TE.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
@@ -92,7 +92,7 @@ class SparseMoe(nn.Module):
         return y_TD, logits_TE
 
     def _from_all(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts, each computed for all tokens."""
+        """Weighted sum of each token's chosen experts, `(T, D)`. Every expert processes all tokens."""
         y_TD = torch.zeros_like(x_TD)
         for index, expert in enumerate(self.experts):
             is_chosen_TK = expert_TK == index
@@ -113,10 +113,10 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, presen
     expert, the penalty is the published `E * sum_e f_e p_e`. Perfect balance gives 1.
 
     Args:
-        router_logits_TE: Router logits, minus infinity where a token may not use an expert. Each token may use the
-            same number of experts.
+        router_logits_TE: Router logits, minus infinity where a token may not use an expert. The number of experts that
+            a token may use must be the same for all tokens.
         experts_per_token: Number of routed experts per token.
-        present_T: False for tokens that do not count. `None` means that all tokens count.
+        present_T: False for tokens that the loss ignores, or `None` if it ignores no token.
 
     Returns:
         Scalar, differentiable through `p_e` only (`f_e` is a count).
@@ -144,7 +144,9 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, presen
 
 
 def router_z_loss(router_logits_TE: Tensor, present_T: Tensor | None = None) -> Tensor:
-    """Mean squared log-sum-exp of the allowed logits (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5).
+    """Mean squared log-sum-exp of the logits of each token (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5).
+
+    Experts that a token may not use have a logit of minus infinity, which adds nothing to the sum.
 
     Example:
         >>> router_z_loss(torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])).item()
@@ -165,8 +167,8 @@ def router_losses(
 
     Args:
         router_logits: Router logits `(T, E)` of each layer with experts, at least one layer.
-        tokens: Number of tokens of each case, in the order of the rows.
-        present_T: False for tokens that do not count.
+        tokens: Number of tokens of each case, in the order of the rows of the logits.
+        present_T: False for tokens that the losses ignore.
         experts_per_token: Number of routed experts per token.
     """
     present = present_T.split(tokens)

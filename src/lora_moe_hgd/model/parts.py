@@ -10,10 +10,12 @@ import numpy as np
 
 
 def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
-    """Remove parts, connected by faces, edges or corners, that are smaller than a share of the largest part.
+    """Remove connected parts of a mask that are smaller than a share of the largest part.
+
+    Voxels that share a face, an edge or a corner are connected.
 
     Args:
-        mask: `(D, H, W)` bool.
+        mask: Mask `(D, H, W)` bool.
         least_part: Smallest size of a part that is not removed, as a share of the largest part, in [0, 1].
 
     Example:
@@ -35,7 +37,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Line (index over the first two axes), first voxel and end (exclusive) of each run, in voxel order."""
+    """Line (index over the first two axes), first voxel and last voxel plus one of each run, in voxel order."""
     lines = mask.reshape(-1, mask.shape[-1])
     first, last = lines.copy(), lines.copy()
     first[:, 1:] &= ~lines[:, :-1]
@@ -66,7 +68,7 @@ def _touching(
 
 
 def _roots(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Number of a run that represents the part, for each of `count` runs, from the pairs of runs that touch."""
+    """For each of `count` runs, the lowest number of a run in the same part. The runs `one` and `other` touch."""
     root = np.arange(count)
     while len(one):
         # Of two parts that touch, the part with the larger number joins the other one, so there is no cycle.

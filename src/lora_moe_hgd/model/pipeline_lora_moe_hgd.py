@@ -22,14 +22,13 @@ class BrainTumorSegmentationPipeline(Pipeline):
     a dict:
 
     - `segmentation`: label map, uint8, on the case's own grid;
-    - `probabilities`: probabilities of the regions (WT, TC and ET), `(R, D, H, W)` float32 on that grid;
+    - `probabilities`: probabilities of the regions (WT, TC and ET), `(R, D, H, W)` float32, on the case's own grid;
     - `volumes_ml`: volume of each region in millilitres;
-    - `confidence`: expected Dice of each region, `None` for a region that was not found;
-    - `affine`: voxel to millimetre, `(4, 4)`, for saving the arrays;
+    - `confidence`: expected Dice of each region, `None` for an empty region;
+    - `affine`: affine of the case, voxel to millimetre, `(4, 4)`, for saving the arrays;
     - `warnings`: list of warnings about the case and the result.
 
-    With `on_error="return"`, the result of a case that cannot be segmented is a dict with one entry, `error`: the
-    reason.
+    With `on_error="return"`, the result of a case that cannot be segmented is `{"error": reason}`.
 
     Example:
         `pipeline("brain-tumor-segmentation", model=...)({"t1c": "t1c.nii.gz", "flair": "flair.nii.gz"})`
@@ -47,11 +46,11 @@ class BrainTumorSegmentationPipeline(Pipeline):
 
         Args:
             cases: One case, a list of cases, or another iterable that a pipeline accepts.
-            **kwargs: `label_scheme`: scheme of the label map (default: the processor's own). `spacing_mm`: voxel size
-                of arrays without an affine. `allow_skull` and `allow_partial`: accept heads with their skull, and
-                partial brains. `mirror`: average over the case and its mirror image. `bf16`: compute in bfloat16.
-                `on_error`: `raise` (default) stops at a case that cannot be segmented, and `return` makes the error
-                the result of this case.
+            **kwargs: `label_scheme`: name of the label scheme of the result (default: that of the processor).
+                `spacing_mm`: voxel size in millimetres of arrays without an affine. `allow_skull` and `allow_partial`:
+                accept heads with their skull, and partial brains. `mirror`: average over the case and its left-right
+                mirror image. `bf16`: compute in bfloat16. `on_error`: `raise` (default) stops at a case that cannot be
+                segmented, and `return` makes the error the result of this case.
 
         Raises:
             ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`

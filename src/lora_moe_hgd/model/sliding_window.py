@@ -1,6 +1,6 @@
 """Logits of a complete case from overlapping windows, blended with Gaussian weights.
 
-Positions and weights are the same as in MONAI's `sliding_window_inference` with `mode="gaussian"` and
+Positions and weights of the windows are the same as in MONAI's `sliding_window_inference` with `mode="gaussian"` and
 `sigma_scale=0.125`. Windows without any brain are skipped.
 """
 
@@ -39,11 +39,11 @@ def sliding_window_logits(
     """Run `model` on overlapping windows of one case and blend the logits.
 
     Args:
-        model: Called as `model(pixel_values=..., modality_mask=...)`. The result of the call has `logits (B, R,
-            *window)`.
+        model: Network, which is called as `model(pixel_values=..., modality_mask=...)` and returns an object with
+            `logits (B, R, *window)`.
         pixel_values: Images of one case, `(1, M, D, H, W)`, zero outside the brain. Cases smaller than the window are
             zero-padded.
-        modality_mask: `(1, M)`, true where a sequence is present.
+        modality_mask: Mask `(1, M)`, true where a sequence is present.
         window: Edges of a window in voxels.
         overlap: Share of a window that overlaps with the next window, in [0, 1).
         batch_size: Number of windows per call of the model.
@@ -51,11 +51,12 @@ def sliding_window_logits(
         progress: Show a progress bar.
 
     Returns:
-        Logits `(1, R, D, H, W)`, float32 or float64. Voxels that no window with brain covers get the logit -10 in each
+        Logits `(1, R, D, H, W)`, float32 or float64. Voxels outside all windows with brain get the logit -10 in each
         region.
 
     Raises:
-        ValueError: If `overlap` is outside [0, 1), if there is more than one case, or if all voxels are zero.
+        ValueError: If `overlap` is outside [0, 1), if `pixel_values` has more than one case, or if all its voxels are
+            zero.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
@@ -107,11 +108,11 @@ def sliding_window_logits(
 
 
 def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Mean of the logits of a case and of its mirror image. The logits of the mirror image are mirrored back first.
+    """Mean of the logits of a case and of its mirror image, whose logits are mirrored back first.
 
     Args:
-        logits_of: Computes the logits `(1, R, D, H, W)` of a complete case.
-        pixel_values: The case, `(1, M, D, H, W)`. D is the left-right axis.
+        logits_of: Function that computes the logits `(1, R, D, H, W)` of a complete case.
+        pixel_values: Images of the case, `(1, M, D, H, W)`. D is the left-right axis.
     """
     return (logits_of(pixel_values) + logits_of(pixel_values.flip(2)).flip(2)) / 2
 

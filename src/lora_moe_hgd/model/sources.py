@@ -29,11 +29,12 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
 
     Args:
         source: Path of a NIfTI or `.npy` file, nibabel image, `MetaTensor`, array or tensor.
-        where: Name of the source in messages.
-        spacing_mm: Voxel size of arrays without an affine, which are assumed to be in RAS order. `None` means 1 mm.
+        where: Name of the volume in messages.
+        spacing_mm: Voxel size in millimetres of arrays without an affine, which must be in RAS order, or `None` for 1
+            mm.
 
     Raises:
-        BadInputError: If the source has another type, or is not a single volume of real numbers.
+        BadInputError: If the source has another type, or if it is not a single volume of real numbers.
         ImportError: If a NIfTI file is given and nibabel is not installed.
     """
     if isinstance(source, str | Path):
@@ -57,8 +58,8 @@ def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
 
     Args:
         image: A nibabel image.
-        where: Name of the image in messages.
-        header: Header of the file before nibabel repaired it, if available.
+        where: Name of the volume in messages.
+        header: Header as it is in the file, or `None` for the header of `image`, which nibabel may have repaired.
 
     Raises:
         BadInputError: If the image is not a single volume of real numbers.
@@ -101,7 +102,7 @@ def _volume_of_file(path: str, where: str, spacing_mm: float | Sequence[float] |
 
 
 def _check_size(path: str, shape: tuple[int, ...]) -> None:
-    """Refuse a file whose header announces impossible sizes, before its voxels are read."""
+    """Refuse a file whose header gives an impossible shape, before the voxels are read."""
     if any(not 1 <= edge <= MAX_EDGE for edge in shape) or math.prod(shape) * 4 > MAX_BYTES:
         raise BadInputError(path, f"The header announces the shape {shape}, which is empty or too large for a head.")
 
@@ -124,7 +125,9 @@ def _checked(array: Any, where: str) -> np.ndarray:
         raise BadInputError(where, f"The volume has no voxel: its shape is {array.shape}.")
     if array.dtype.kind not in "biuf":
         raise BadInputError(
-            where, f"The voxels must be real numbers, got {array.dtype}. Give the magnitude or one channel."
+            where,
+            f"The voxels must be real numbers, got {array.dtype}. Give the magnitude of complex numbers, or one "
+            "channel of a colour image.",
         )
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

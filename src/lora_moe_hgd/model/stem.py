@@ -1,8 +1,9 @@
 """Convolutional stem that reads only the sequences that are present.
 
-The present volumes of a batch are packed along the batch axis. So an absent sequence costs no computation and cannot
-influence the result. The shapes of a compiled or exported graph cannot depend on the mask, so in a graph absent
-volumes are computed on zeros and masked. Only `presence_of` chooses between packing and masking.
+A volume is one sequence of one case. The present volumes of a batch are packed along the batch axis. So an absent
+sequence costs no computation and cannot influence the result. The shapes of a compiled or exported graph cannot depend
+on the mask, so a graph computes absent volumes on zeros and masks the results. Only `presence_of` chooses between
+packing and masking.
 
 Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots, C channels, D H W voxels.
 """
@@ -78,7 +79,7 @@ class PointwiseConv3d(nn.Conv3d):
 
 
 class ResidualBlock3d(GradientCheckpointingLayer):
-    """`x + conv(act(norm(x)))` with a 3^3 convolution. The shape `(P, C, D, H, W)` does not change."""
+    """Residual block `x + conv(act(norm(x)))` with a 3^3 kernel. The shape `(P, C, D, H, W)` does not change."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -91,12 +92,12 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 @dataclass
 class Slots:
-    """The computed volumes, arranged by case, with the same number of slots for each case.
+    """The computed volumes of a batch, arranged by case, with the same number of slots for each case.
 
     Attributes:
-        values: `(B, S, ...)`, where S is the largest number of volumes of a case.
-        modality_BS: Modality index of each slot; meaningless for empty slots.
-        present_BS: False where a slot is empty or its sequence is absent.
+        values: Features of the volumes, `(B, S, ...)`, where S is the largest number of volumes of a case.
+        modality_BS: Index of each slot's sequence in channel order; meaningless for empty slots.
+        present_BS: True where a slot holds a volume of a present sequence.
         filled: Case index and slot index of each volume, each `(P,)`; `None` if all slots hold a volume.
     """
 
@@ -108,12 +109,12 @@ class Slots:
 
 @dataclass
 class Presence(ABC):
-    """The computed volumes of a batch, sorted by case, then by modality, with operations over each case.
+    """Case and sequence of each volume that is computed, sorted by case, then by sequence, with operations per case.
 
     Attributes:
         mask_BM: True where a sequence was acquired.
-        case_P: Case index of each computed volume.
-        modality_P: Modality index of each computed volume.
+        case_P: Index of each computed volume's case.
+        modality_P: Index of each computed volume's sequence in channel order.
     """
 
     is_dense: ClassVar[bool]
@@ -132,11 +133,11 @@ class Presence(ABC):
 
     @abstractmethod
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, always in the same order."""
+        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, always in channel order."""
 
     @abstractmethod
     def slots(self, packed: Tensor) -> Slots:
-        """Arrange `(P, ...)` by case."""
+        """Arrange the volumes `(P, ...)` by case."""
 
 
 @dataclass
@@ -153,7 +154,7 @@ class PackedPresence(Presence):
 
     @classmethod
     def from_mask(cls, modality_mask: Tensor) -> PackedPresence:
-        """Read a `(B, M)` boolean mask, true where a sequence was acquired.
+        """Build the layout from a boolean mask `(B, M)`, true where a sequence was acquired.
 
         Raises:
             ValueError: If a case has no sequence at all.
@@ -194,17 +195,17 @@ class PackedPresence(Presence):
 
 @dataclass
 class DensePresence(Presence):
-    """Layout of a batch in which every volume is computed, absent volumes as zeros: no shape depends on the mask.
+    """Layout of a batch in which every volume is computed, so that no shape depends on the mask.
 
-    The mask is applied wherever volumes of a case are combined. A case without any sequence gives NaN and no error,
-    because a graph cannot check the mask.
+    Absent volumes are replaced by zeros. The mask is applied wherever volumes of a case are combined. A case without
+    any sequence gives NaN and no error, because a graph cannot check the mask.
     """
 
     is_dense = True
 
     @classmethod
     def from_mask(cls, modality_mask: Tensor) -> DensePresence:
-        """Read a `(B, M)` boolean mask, true where a sequence was acquired."""
+        """Build the layout from a boolean mask `(B, M)`, true where a sequence was acquired."""
         num_cases, num_modalities = modality_mask.shape
         case_B, modality_M = (torch.arange(size, device=modality_mask.device) for size in modality_mask.shape)
         case_P = case_B[:, None].expand(-1, num_modalities).flatten()
@@ -233,10 +234,10 @@ class DensePresence(Presence):
 def presence_of(modality_mask: Tensor) -> Presence:
     """Return a `DensePresence` in a graph of `torch.compile` or `torch.export`, and a `PackedPresence` otherwise.
 
-    The choice depends only on `torch.compiler.is_compiling`, so no caller has to choose, and no graph breaks here.
+    The choice depends only on `torch.compiler.is_compiling`, so callers need no option, and there is no graph break.
 
     Raises:
-        ValueError: If a case has no sequence at all, except in a graph, which cannot check this.
+        ValueError: If a case has no sequence at all. A graph cannot check this, and does not raise.
     """
     presence: type[PackedPresence | DensePresence] = DensePresence if torch.compiler.is_compiling() else PackedPresence
     return presence.from_mask(modality_mask)
@@ -263,8 +264,8 @@ class StemOutput:
     Attributes:
         full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`. `None` without a decoder.
         skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`. `None` without a decoder.
-        patches: One vector per present volume and patch, `(P, hidden, D/16, H/16, W/16)`.
-        presence: Case and modality of each computed volume.
+        patches: One vector per computed volume and patch, `(P, hidden, D/16, H/16, W/16)`.
+        presence: Case and sequence of each computed volume.
     """
 
     full_resolution: Tensor | None
@@ -278,7 +279,7 @@ class ModalityStem(nn.Module):
 
     Args:
         config: Sizes of the network.
-        with_skips: Also fuse features for a decoder. Without a decoder, the parameters of the fusion would have no
+        with_skips: Also fuse the features for a decoder. Without a decoder, the layers of this fusion would get no
             gradient.
     """
 

@@ -1,7 +1,7 @@
 """Task of a network: the sequences it reads, and the regions it segments as sets of labels.
 
-The task of the shipped networks is `BRAIN_TUMOUR`. Other tasks are described in a YAML file for training and `check`
-(`lora_moe_hgd.task_files`). A trained network stores its task in `preprocessor_config.json`.
+The task of the shipped networks is `BRAIN_TUMOUR`. A YAML file can describe another task for training and for
+`lora-moe-hgd check` (`lora_moe_hgd.task_files`). A trained network stores its task in `preprocessor_config.json`.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class Task:
-    """Sequences and regions of a network, both in channel order.
+    """Task of a network: its sequences and regions, both in channel order.
 
     Attributes:
-        name: Name of the task. For tasks from a file, it is also the name of the label scheme.
+        name: Name of the task. A task from a file also has one label scheme of this name.
         target: Word for the segmented object, such as `tumour`.
-        sequences: Words in file names that identify each sequence. If the list of `t1`, `t1c`, `t2` or `flair` is
-            empty, the built-in words are used.
+        sequences: For each sequence, the words that identify the sequence in file names. If `t1`, `t1c`, `t2` or
+            `flair` has no words, the built-in words are used.
         schemes: Label schemes by name, all with the same regions.
-        label_map: Words in file names that identify the label map. If empty, the built-in words are used.
-        without: Warning about the result of a case without a sequence, by the name of the sequence. Names joined by
-            `+` mean a case that lacks all of these sequences.
+        label_map: Words that identify the label map in file names; if empty, the built-in words are used.
+        without: Warnings about results of cases that lack a sequence, by the name of the sequence. A key of several
+            names, joined by `+`, means a case that lacks all of the named sequences.
     """
 
     name: str
@@ -108,15 +108,15 @@ class Task:
 
     @cached_property
     def around(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of the regions that contain each region, outermost first.
+        """For each region, the indices of all regions that contain it, outermost first.
 
-        A region contains another region if it has all labels of the other region, and more.
+        Region A contains region B if A has all labels of B, and at least one more.
         """
         sets = [frozenset(labels) for labels in self._scheme.regions.values()]
         return tuple(tuple(number for number, outer in enumerate(sets) if outer > labels) for labels in sets)
 
     def nested(self, probabilities: Tensor) -> Tensor:
-        """Limit the probabilities `(R, D, H, W)` of each region to those of every region that contains it."""
+        """Limit the probabilities of each region to those of all regions that contain it; `(R, D, H, W)`."""
         found: list[Tensor] = []
         for probability, outer in zip(probabilities, self.around, strict=True):
             for number in outer:
@@ -125,7 +125,7 @@ class Task:
         return torch.stack(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the task to a dictionary for JSON. Lists keep the channel order even if JSON sorts its keys."""
+        """Convert the task to a dictionary for JSON. Lists of pairs keep the channel order if JSON sorts the keys."""
         return {
             "name": self.name,
             "target": self.target,
@@ -141,7 +141,7 @@ class Task:
         """Build a task from the result of `to_dict`.
 
         Raises:
-            BadInputError: If the content is invalid.
+            BadInputError: If the dictionary is damaged, or if a key or a value is invalid.
         """
         where = "task of the checkpoint"
         try:
@@ -170,7 +170,7 @@ KEYS = ("name", "target", "sequences", "regions", "other_labels", "label_map", "
 
 
 def shown(region: str) -> str:
-    """Display name of a region. Names of one or two letters are abbreviations and written in capitals.
+    """Display name of a region. Names of one or two letters are abbreviations and get capital letters.
 
     Example:
         >>> shown("wt"), shown("lesion")
@@ -183,8 +183,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
     """Build a task from its description, and check all values.
 
     Args:
-        content: Values by key, as docs/tasks.md describes them.
-        where: File or other source of the description, for error messages.
+        content: Description of the task, with the keys that docs/tasks.md explains.
+        where: File or other source of the description, which error messages name.
 
     Raises:
         BadInputError: If a key is unknown or missing, or a value is invalid. The error message names the key and the
@@ -254,7 +254,7 @@ class _Rules:
         raise BadInputError(self.where, f"`{key}`: {message}")
 
     def named(self, key: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of `key` by the names of sequences or regions."""
+        """Check the names of sequences or regions below `key`; return the value of each name."""
         values = content[key]
         if not isinstance(values, Mapping) or not values:
             self.refuse(key, f"Give at least one name with a list of values. Got: {values!r}.")
@@ -274,7 +274,7 @@ class _Rules:
         return dict(values)
 
     def words(self, key: str, words: Any) -> tuple[str, ...]:
-        """Return the words in small letters."""
+        """Check words of file names; return the words in small letters."""
         if words is None:
             return ()
         if not isinstance(words, Sequence) or isinstance(words, str):
@@ -285,7 +285,7 @@ class _Rules:
         return tuple(dict.fromkeys(word.lower() for word in words))
 
     def labels(self, key: str, labels: Any, *, may_be_empty: bool = False) -> tuple[int, ...]:
-        """Return the labels, which must be distinct integers from 1 to 255."""
+        """Check that labels are distinct integers from 1 to 255; return the labels."""
         labels = [labels] if isinstance(labels, int) else labels
         if not isinstance(labels, Sequence) or isinstance(labels, str) or not (labels or may_be_empty):
             self.refuse(key, f"Give the labels of this region in the label map, such as [1, 3]. Got: {labels!r}.")
@@ -309,7 +309,7 @@ class _Rules:
                 owner[word] = key
 
     def refuse_covered_regions(self, regions: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise if later regions would overwrite a region completely in a label map."""
+        """Raise if later regions would overwrite a region completely when a label map is written."""
         names = list(regions)
         for place, name in enumerate(names):
             later = names[place + 1 :]

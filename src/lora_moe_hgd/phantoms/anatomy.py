@@ -28,12 +28,12 @@ class Anatomy:
     """Anatomy of a healthy brain: tissue fractions of each voxel, in [0, 1], and the voxel grid.
 
     Attributes:
-        tissues: CSF, grey matter and white matter, `(3, D, H, W)`. The three fractions add up to 1 inside the brain, 0
-            outside.
+        tissues: CSF, grey matter and white matter, `(3, D, H, W)`. The three fractions add up to 1 inside the brain
+            and to 0 outside.
         ventricles: Fraction of each voxel that is CSF inside a ventricle, `(D, H, W)`.
         scar: Strength of gliosis around old damage, `(D, H, W)` in [0, 1].
         spacing_mm: Edge of a voxel, in millimetres.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
     """
 
     tissues: Tensor
@@ -62,13 +62,15 @@ MARGIN = 6
 
 @functools.lru_cache(maxsize=32)
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
-    """Tissue maps `(3 + mixed, D, H, W)` and ventricles `(D, H, W)` at `spacing_mm`, cropped near the brain.
+    """Load tissue maps `(3 + mixed, D, H, W)`, ventricles `(D, H, W)` and the affine of a brain at `spacing_mm`.
 
-    Tissues are CSF, grey matter, white matter, and `mixed` structures that consist of grey and white matter.
+    The tissue maps are CSF, grey matter, white matter, and one map for each `mixed` structure, which consists of grey
+    and white matter. All maps are cropped near the brain.
 
     Args:
         spacing_mm: Edge of a voxel, in millimetres.
-        label_map: Label map of a brain. `None` means the MNI152 template, which has no mixed structures.
+        label_map: File with the label map of a brain, or `None` for the MNI152 template, which has no mixed
+            structures.
     """
     tissues, ventricles, affine = _mni152() if label_map is None else read_label_map(label_map)
     inside = torch.nonzero(tissues.sum(dim=0))
@@ -117,9 +119,9 @@ def random_anatomy(
     Args:
         spacing_mm: Edge of a voxel, in millimetres.
         generator: Random generator for all draws.
-        style: Ranges of all draws.
-        label_maps: Label maps of individual brains. The brain starts from one of these maps or from the MNI152
-            template, all equally likely.
+        style: Ranges from which all properties are drawn.
+        label_maps: Files with FreeSurfer-style label maps of brains. The brain is made from one of the label maps or
+            from the MNI152 template, each with the same probability.
     """
     sources = (None, *label_maps)
     source = sources[int(uniform(0, len(sources), generator)) % len(sources)] if label_maps else None
@@ -155,7 +157,7 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Offset of each voxel, `(D, H, W, 3)` in voxels, by a random rotation and shear, and a scale for each axis."""
+    """Offset of each voxel, `(D, H, W, 3)` in voxels, for a random rotation, shear, and scaling of each axis."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(*style.rotation_degrees, generator))
@@ -172,7 +174,7 @@ def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator
 
 
 def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Elastic offset, `(D, H, W, 3)` in voxels: bumps 45 mm wide, and bumps 18 mm wide that change the folding."""
+    """Smooth random offset of each voxel, `(D, H, W, 3)` in voxels: bumps of 45 mm, and finer bumps of 18 mm."""
     strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)

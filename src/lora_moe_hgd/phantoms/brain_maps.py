@@ -1,6 +1,7 @@
 """Anatomies of individuals, from a folder of FreeSurfer-style label maps such as those of SynthSeg.
 
-The codes are those of FreeSurfer's colour table. Voxels with other codes count as CSF if they are inside the brain.
+The label maps use the codes of FreeSurfer's colour table. Voxels with other codes count as CSF if they are inside the
+brain.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEAST_WHITE_ML = 1.0
 
 
 def label_map_files(folder: Path) -> list[Path]:
-    """Return the label maps in a folder, sorted by name.
+    """Return the paths of the label maps in a folder, sorted by name.
 
     Raises:
         BadInputError: If the folder holds no label map.
@@ -44,14 +45,14 @@ def label_map_files(folder: Path) -> list[Path]:
 
 
 def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Read tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
+    """Read a label map: tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
 
-    Tissues are CSF, grey matter, white matter and each structure of `MIXED`. All other voxels inside the hull of the
-    solid tissue are CSF.
+    Tissues are CSF, grey matter, white matter and the structures of `MIXED`. All other voxels inside the brain are
+    CSF.
 
     Raises:
-        BadInputError: If voxels are not 1 mm wide, if there is too little solid tissue for a brain, or if there is too
-            little white matter in or above the lowest third.
+        BadInputError: If voxels are not 1 mm wide, if there is too little grey and white matter for a brain, or if
+            there is too little white matter in the lowest third of the brain or above it.
     """
     image = nib.as_closest_canonical(read_image(path).image)
     sizes_mm = voxel_spacing_mm(image.affine)

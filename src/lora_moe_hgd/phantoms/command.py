@@ -22,15 +22,20 @@ ORDINARY_SEED = 1_000_049
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(description="Write phantom cases with ground truth.")
-    parser.add_argument("--root", type=Path, required=True, help="folder for the cases case_000, case_001, ...")
+    parser.add_argument("--root", type=Path, required=True, help="output folder for the cases case_000, case_001, ...")
     parser.add_argument("--n", type=int, default=4, help="number of cases")
-    parser.add_argument("--seed", type=int, default=ORDINARY_SEED, help="seed of the first case")
-    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2, or 1 for npy)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=ORDINARY_SEED,
+        help="random seed of the first case; each further case adds 1 to it",
+    )
+    parser.add_argument("--spacing-mm", type=float, help="edge of a voxel in mm (default: 2, or 1 with --format npy)")
     parser.add_argument(
         "--label-maps",
         type=Path,
-        help="folder of FreeSurfer-style label maps of brains; each case starts from one of these maps or from the "
-        "built-in brain, all equally likely",
+        help="folder of FreeSurfer-style label maps of brains; each case is made from one of the maps or from "
+        "the built-in brain, each with the same probability",
     )
     parser.add_argument(
         "--wide",
@@ -38,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="draw from the ranges of the training data, which are far wider than the ranges of real cases; one "
         "case in six has no tumour",
     )
-    parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="file format")
+    parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="format of the image files")
     return parser
 
 
@@ -47,15 +52,15 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
     if args.format == "npy" and args.spacing_mm not in (None, 1.0):
         raise ValueError(
-            f"--spacing-mm must be 1 for npy, got {args.spacing_mm}. "
-            "An npy file stores no voxel size and is read as 1 mm."
+            f"--spacing-mm must be 1 for --format npy, got {args.spacing_mm}. "
+            "An npy file stores no voxel size, so all commands assume 1 mm."
         )
     spacing_mm = args.spacing_mm or (1.0 if args.format == "npy" else 2.0)
     label_maps = label_map_files(args.label_maps) if args.label_maps else ()
     folders = [args.root / f"case_{index:03d}" for index in range(args.n)]
     for folder in folders:
         if folder.exists():
-            raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
+            raise FileExistsError(f"{folder} exists already. Choose another --root, or remove this folder.")
     read_templates(spacing_mm, label_maps)
     for index, folder in enumerate(tqdm(folders, desc="phantoms", unit="case")):
         style = WIDE if args.wide else NARROW

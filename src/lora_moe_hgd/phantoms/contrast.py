@@ -1,9 +1,9 @@
 """Paint the four MRI sequences from tissue and tumour maps.
 
-Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of these z-scores
-come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the reverse,
-FLAIR nearly flat with dark fluid). Each case draws its own contrasts, so that a network cannot rely on absolute
-values.
+Lesion intensities are robust z-scores relative to the healthy brain of the same case. The ranges of the lesion
+intensities come from real gliomas. Healthy tissue follows the textbook order (T1: fluid < grey < white matter, T2 the
+reverse, FLAIR nearly flat with dark fluid). Each case draws its own contrasts, so that a network cannot rely on
+absolute values.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """`(x - median) / MAD` over the brain, the unit of the lesion levels."""
+    """Robust z-score over the brain, `(x - median) / MAD`, which is the unit of lesion levels."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()
 
 
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
-    """Draw from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
+    """Draw a number from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
 
     All sequences of a case share `severity`, so a lesion that is bright on T2 tends to be bright on FLAIR.
     """
@@ -102,7 +102,7 @@ def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style:
 
 
 def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Factor of the oedema's brightness, `(D, H, W)` in [0, 1]: lower in grey matter, in fluid and at the border."""
+    """Factor for the brightness of oedema, `(D, H, W)` in [0, 1], lower in grey matter, in fluid and at its border."""
     _, grey, white = anatomy.tissues
     fluid = 1 - grey - white
     in_grey, in_fluid = uniform(*style.shown_in_grey, generator), uniform(*style.shown_in_fluid, generator)
@@ -114,7 +114,8 @@ def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, 
 def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
     """Fractions of necrosis, oedema and rim in each voxel, `(3, D, H, W)` in [0, 1], with soft borders.
 
-    Real labels of a rim are wider than the bright part of the rim, by an amount that depends on `style.generosity`.
+    Experts draw the label of a rim wider than the bright part of the rim. The difference in width depends on
+    `style.generosity`.
     """
     whole, core, enhancing = tumour.regions
     necrosis = core & ~enhancing
@@ -166,7 +167,7 @@ def _healthy(
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Simulate the mask of a skull-stripping tool: smooth, near the hull, and in parts of some cases far outside."""
+    """Simulate a skull-stripping mask: smooth, near the brain's surface, but in some cases partly far outside."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)

@@ -33,7 +33,7 @@ RAGGED = 0.2
 
 
 def mni152_ventricles(fluid: Tensor, affine: np.ndarray) -> Tensor:
-    """Fraction of each voxel that belongs to a ventricle, `(D, H, W)`, from the template's fluid at 1 mm."""
+    """Fraction of each voxel that belongs to a ventricle, `(D, H, W)`, from the MNI152 template's fluid at 1 mm."""
     found = torch.zeros_like(fluid)
     for points, radius_mm in AXES:
         for side in (-1, 1):
@@ -51,7 +51,7 @@ def mni152_ventricles(fluid: Tensor, affine: np.ndarray) -> Tensor:
 
 
 def _distance(shape: Shape, points: Tensor) -> Tensor:
-    """Distance of each voxel from a line through `points (N, 3)`, in voxels."""
+    """Distance of each voxel from the polyline through `points (N, 3)`, in voxels."""
     grid = identity_grid(shape)
     distance = torch.full(tuple(shape), math.inf)
     for start, end in itertools.pairwise(points):
@@ -64,17 +64,17 @@ def _distance(shape: Shape, points: Tensor) -> Tensor:
 def grow_ventricles(
     ventricles: Tensor, brain: Tensor, target_ml: float, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Offset `(D, H, W, 3)` in voxels that resamples a brain so that its ventricles have about `target_ml`.
+    """Offset of each voxel, `(D, H, W, 3)` in voxels, that gives the ventricles a volume of about `target_ml`.
 
     The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around the
-    ventricles moves too, less and less towards the hull, which does not move. Some parts of the walls move more than
-    others. Small steps are composed one after another, so that the deformation does not fold. The steps are computed
-    on a coarse grid.
+    ventricles moves too, less and less towards the brain's surface, which does not move. Some parts of the walls move
+    more than others. Small steps are composed one after another, so that the deformation does not fold. The steps are
+    computed on a coarse grid.
 
     Args:
         ventricles: Fraction of each voxel that belongs to a ventricle, `(D, H, W)`.
         brain: Fraction of each voxel that belongs to the brain, `(D, H, W)`.
-        target_ml: Volume of the ventricles to reach, larger or smaller than the present volume.
+        target_ml: Wanted volume of the ventricles in millilitres, larger or smaller than the present volume.
         spacing_mm: Edge of a voxel, in millimetres.
         generator: Random generator for all draws.
     """
@@ -103,7 +103,7 @@ def grow_ventricles(
 
 
 def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Move the border between fluid and brain, for ventricles and sulci that are wide as in old age or narrow."""
+    """Change the share of fluid in each voxel: ventricles and sulci become wide, as in old age, or narrow."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     share = torch.where(brain > 0, (csf / brain.clamp(min=1e-6)).clamp(0, 1), 0.0)
@@ -119,14 +119,14 @@ def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generato
 
 
 def with_fluid(tissues: Tensor, fluid: Tensor) -> Tensor:
-    """Raise the fluid of each voxel to at least the fraction `fluid` of its brain tissue, `(D, H, W)` in [0, 1]."""
+    """Raise the CSF of each voxel to at least the share `fluid`, `(D, H, W)` in [0, 1], of all its tissues."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     return _of_fluid(torch.maximum(csf, fluid * brain), grey, white, brain)
 
 
 def _of_fluid(csf: Tensor, grey: Tensor, white: Tensor, brain: Tensor) -> Tensor:
-    """Set the fluid to `csf` and shrink grey and white matter by the same factor."""
+    """Set CSF to `csf`, and scale grey and white matter so that all tissues together add up to `brain`."""
     solid = (grey + white).clamp(min=1e-6)
     return torch.stack([csf, (brain - csf) * grey / solid, (brain - csf) * white / solid])
 
@@ -134,7 +134,7 @@ def _of_fluid(csf: Tensor, grey: Tensor, white: Tensor, brain: Tensor) -> Tensor
 def dig_cavities(
     tissues: Tensor, spacing_mm: float, style: PhantomStyle, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace brain by cavities of fluid (old infarct, cyst, resection); return tissues and scar, `(D, H, W)`."""
+    """Replace brain by cavities of fluid (infarct, cyst, resection); return the tissues and the scar `(D, H, W)`."""
     shape = tissues.shape[1:]
     scar = torch.zeros(shape)
     for _ in range(1 + int(uniform(0, style.most_cavities, generator))):
@@ -152,9 +152,9 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Distance from a random centre, `(D, H, W)`, relative to the ragged surface of an ellipsoid; below 1 is inside.
+    """Random ragged ellipsoid, as the distance `(D, H, W)` of each voxel from the centre, which is 1 at the surface.
 
-    `where`, `(D, H, W)`, weights the position of the centre.
+    `where`, `(D, H, W)`, is the relative probability of each voxel to be the centre.
     """
     # `multinomial` takes at most 2^24 weights, and a volume at 1 mm has nearly as many voxels.
     weight = where.clamp(min=0).flatten()[::THINNED] + 1e-12

@@ -21,7 +21,7 @@ class Mimics:
     Each array `(D, H, W)` holds the fraction of each voxel that one kind of structure fills, from 0 to 1.
 
     Attributes:
-        vessels: Vessels, plexus and meninges, bright on T1c.
+        vessels: Vessels, choroid plexus and meninges, bright on T1c.
         water: Lesions rich in water (spots, plaques, caps and scars), bright on T2 and FLAIR, dark on T1.
         flow: Flowing fluid, bright on FLAIR, dark on T2.
     """
@@ -49,7 +49,7 @@ def random_mimics(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generato
 
 
 def _vessels(anatomy: Anatomy, generator: torch.Generator) -> Tensor:
-    """Vessels as thin curves where two smooth fields are both near zero, parts of the hull, and choroid plexus."""
+    """Vessels (thin curves where two smooth fields are both near zero), parts of the meninges, and choroid plexus."""
     shape, spacing_mm = anatomy.shape, anatomy.spacing_mm
     first, second, where = (
         smooth_noise(shape, scale_mm=scale, spacing_mm=spacing_mm, generator=generator) for scale in (14, 14, 30)

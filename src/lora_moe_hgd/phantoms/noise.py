@@ -14,7 +14,7 @@ Shape = Sequence[int]
 def normal(shape: Shape, generator: torch.Generator) -> Tensor:
     """Standard normal numbers, drawn on the generator's device, then moved to the default device.
 
-    A seed therefore gives the same numbers on every device.
+    So a seed gives the same numbers on every device.
     """
     drawn = torch.randn(tuple(shape), generator=generator, device=generator.device)
     return drawn.to(torch.get_default_device())

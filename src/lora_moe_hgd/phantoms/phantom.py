@@ -30,8 +30,8 @@ class Phantom:
 
     Attributes:
         volumes: One `(D, H, W)` float32 volume per sequence, positive inside the brain, exactly zero outside.
-        regions: WT, TC and ET, nested, `(3, D, H, W)` bool; never outside the brain.
-        affine: Voxel to millimetre in RAS, `(4, 4)`.
+        regions: WT, TC and ET, nested, `(3, D, H, W)` bool, false outside the brain.
+        affine: Affine, voxel to millimetre in RAS, `(4, 4)`.
     """
 
     volumes: dict[str, Tensor]
@@ -53,12 +53,12 @@ def make_phantom(
     devices agree up to rounding.
 
     Args:
-        seed: Number of the phantom.
+        seed: Number of the phantom, which is the seed of all its random numbers.
         spacing_mm: Edge of a voxel, in millimetres.
-        label_maps: FreeSurfer-style label maps of brains. The phantom starts from one of these maps or from the MNI152
-            template, all equally likely.
-        style: Ranges of everything that differs between phantoms.
-        device: Device of the computation.
+        label_maps: Files with FreeSurfer-style label maps of brains. The brain is made from one of the label maps or
+            from the MNI152 template, each with the same probability.
+        style: Ranges from which all properties are drawn.
+        device: Device on which the phantom is computed.
 
     Raises:
         ValueError: If `spacing_mm` is outside 1 to 4 mm. The template has voxels of 1 mm, and tumours vanish in voxels
@@ -79,15 +79,15 @@ def make_phantom(
 
 
 def write_phantom_case(phantom: Phantom, folder: Path, *, file_format: Literal["nii.gz", "npy"] = "nii.gz") -> None:
-    """Write `{T1,T1c,T2,FLAIR,seg}` into a new `folder`, which appears only when it is complete.
+    """Write T1, T1c, T2, FLAIR and seg into a new `folder`, which appears only when all files are complete.
 
-    Labels: 0 background, 1 in WT only, 2 in TC but not ET, 3 ET.
+    Labels in seg: 0 background, 1 WT outside TC, 2 TC outside ET, 3 ET.
 
     Raises:
         FileExistsError: If `folder` exists. Nothing is overwritten.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already; choose another --root or remove it.")
+        raise FileExistsError(f"{folder} exists already. Choose another --root, or remove this folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     arrays = {FILE_STEMS[name]: phantom.volumes[name].cpu().numpy() for name in MODALITIES}
     arrays["seg"] = LABEL_SCHEMES["msd"].encode(phantom.regions.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Simulated scanner: resolution, shading, contrast curve, noise and mask turn a true signal into a volume."""
+"""Simulated scanner: convert a true signal to a volume with blur, shading, contrast curve, noise and brain mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARP_PIECES = 8
 
 
 def coil_sensitivity(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Logarithm of the sensitivity of surface coils, `(D, H, W)`: highest at some parts of the hull."""
+    """Logarithm of the sensitivity of surface coils, `(D, H, W)`, highest at some parts of the brain's surface."""
     spacing_mm = anatomy.spacing_mm
     strength = uniform(*style.coil, generator)
     if not chance(style.coil_share, generator):
@@ -35,7 +35,7 @@ def acquire(
     generator: torch.Generator,
     style: PhantomStyle,
 ) -> Tensor:
-    """Turn the true signal `z` into the volume of a sequence: positive inside `brain`, exactly zero outside."""
+    """Convert the true signal `z` to the volume of a sequence: positive inside `brain`, exactly zero outside."""
     shift = normal((3,), generator) * style.misregistration_mm / spacing_mm
     z = sample_at_offset(z[None], shift.expand(*z.shape, 3))[0]
     sigma_mm = [uniform(*style.resolution_mm, generator)] * 3
@@ -89,7 +89,7 @@ def _in_slices(z: Tensor, thickness: float, generator: torch.Generator) -> Tenso
 
 
 def _monotone_warp(signal: Tensor, brain: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Apply a piecewise linear, rising contrast curve with random slopes that keeps lowest and highest value."""
+    """Apply a rising, piecewise linear contrast curve with random slopes; lowest and highest value do not change."""
     values = signal[brain]
     low, high = values.min(), values.max()
     slopes = torch.exp(strength * normal((WARP_PIECES,), generator))

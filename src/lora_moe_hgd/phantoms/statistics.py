@@ -17,7 +17,7 @@ HULL_MM = 5.0
 
 
 def case_statistics(volumes: Mapping[str, Tensor], regions: Tensor, spacing_mm: float) -> dict[str, float]:
-    """All statistics of a case by name; NaN if a part has fewer than ten voxels.
+    """All statistics of a case by name; NaN for a part of the tumour with fewer than ten voxels.
 
     Args:
         volumes: Sequences by name, each `(D, H, W)`, zero outside the brain.
@@ -59,7 +59,7 @@ def region_levels(volume: Tensor, regions: Tensor) -> list[float]:
     """Robust z of necrosis, oedema and rim in a sequence relative to the brain outside the tumour.
 
     The robust z is `(median of the part - median of the brain) / MAD of the brain`, where the brain consists of all
-    voxels that are not zero. A part with fewer than ten voxels gives NaN.
+    non-zero voxels outside the tumour. A part with fewer than ten voxels gives NaN.
     """
     median, spread = _brain_scale(volume, regions)
     return [
@@ -110,7 +110,7 @@ def edge_contrast(volume: Tensor, regions: Tensor) -> float:
 def rim_border(volume: Tensor, regions: Tensor) -> tuple[float, float]:
     """Robust z of the rim's voxel layer next to the oedema, and of the oedema's voxel layer next to the rim.
 
-    The closer the two z-scores are, the further the label extends beyond the bright part of the rim.
+    The closer the two z-scores are, the farther the label of the rim extends beyond the bright part of the rim.
     """
     _, oedema, rim = parts_of(regions)
     return _levels_at_border(volume, regions, rim, oedema)
@@ -130,7 +130,7 @@ def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
 
 
 def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, float]:
-    """Robust z (see `region_levels`) in the hull outside the tumour: median and 97th percentile."""
+    """Median and 97th percentile, as robust z, of the brain's outermost layer (`hull`) outside the tumour."""
     outside = hull & ~regions[0]
     if not outside.any():
         return math.nan, math.nan
@@ -170,7 +170,7 @@ def _brain_scale(volume: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _levels_at_border(volume: Tensor, regions: Tensor, inside: Tensor, outside: Tensor) -> tuple[float, float]:
-    """Robust z of the voxel layers on both sides of the border of two masks; NaN if either has under ten voxels."""
+    """Robust z of the voxel layers on both sides of the border of two masks; NaN if a layer has under ten voxels."""
     inner, outer = inside & _dilated(outside), outside & _dilated(inside)
     if min(inner.sum(), outer.sum()) < 10:
         return math.nan, math.nan

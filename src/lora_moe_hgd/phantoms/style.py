@@ -15,10 +15,11 @@ Levels = tuple[Percentiles, Percentiles, Percentiles]
 
 @dataclass(frozen=True)
 class PhantomStyle:
-    """Ranges of everything that differs from phantom to phantom. Change some with `dataclasses.replace`.
+    """Ranges of everything that differs from phantom to phantom. Change single ranges with `dataclasses.replace`.
 
-    Levels of healthy tissue are relative, because each image is divided by the spread of its brain. Lesion levels are
-    robust z-scores relative to the healthy brain of the same case. A share is a probability per phantom.
+    Signal levels of healthy tissue are relative, because each image is divided by the spread of its brain. Signal
+    levels of lesions are robust z-scores relative to the healthy brain of the same case. A share of phantoms, tumours
+    or sequences is the probability for one phantom, tumour or sequence.
 
     Example:
         >>> from dataclasses import replace

@@ -2,7 +2,8 @@
 
 Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
 grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; the growth parameters
-are not matched. Each region is the set of voxels above the level at which the region has the drawn volume.
+are not matched. Each region consists of the voxels above a level, which is chosen so that the region has the drawn
+volume.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Tumour:
     Attributes:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
         infiltration: Depth of the oedema, from 0 at its border to 1 at the core, `(D, H, W)`.
-        displacement: Mass effect as an offset in voxels, `(D, H, W, 3)`, to the position from which each voxel's
-            healthy tissue comes.
-        kind: Kind of the core inside its rim, such as necrosis, cyst or solid tumour.
+        displacement: Mass effect: offset, `(D, H, W, 3)` in voxels, from each voxel to the position from which the
+            voxel gets its healthy tissue.
+        kind: Content of the core inside its rim: `necrotic`, `cystic` or `solid`.
     """
 
     regions: Tensor
@@ -84,7 +85,7 @@ def _log_normal(median: float, spread: float, generator: torch.Generator) -> flo
 
 
 def _level_of_volume(field: Tensor, num_voxels: float) -> Tensor:
-    """Return the positive level such that about `num_voxels` voxels of the field are above it."""
+    """Return the positive level that about `num_voxels` voxels of the field exceed."""
     count = int(min(max(num_voxels, 1), field.numel() - 1))
     return field.flatten().topk(count).values[-1].clamp(min=1e-4)
 
@@ -146,7 +147,7 @@ def _core(
     generator: torch.Generator,
     style: PhantomStyle,
 ) -> Tensor:
-    """Compact, lobulated core around the densest voxels, with a random share of the whole tumour."""
+    """Compact, lobulated core around the densest voxels; its volume is a random share of the whole tumour."""
     if chance(style.no_core_share, generator):
         return torch.zeros_like(whole)
     share = min(_log_normal(*style.core_share, generator), style.most_core_share)
@@ -175,7 +176,7 @@ def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, st
 def _enhancing(
     anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
 ) -> Tensor:
-    """Enhancing tumour: the core without necrosis and without parts that take up no contrast agent."""
+    """Enhancing tumour: all parts of the core that take up contrast agent, so neither necrosis nor silent parts."""
     if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
@@ -197,7 +198,7 @@ def _enhancing(
 
 
 def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Displacement that makes healthy tissue look pushed away from the core, `(D, H, W, 3)` in voxels."""
+    """Displacement, `(D, H, W, 3)` in voxels, that makes healthy tissue look pushed away from the core."""
     sigma = 10 / spacing_mm
     pressure = gaussian_blur(core.float(), (sigma, sigma, sigma))
     slope = torch.stack(torch.gradient(pressure), dim=-1)

@@ -14,7 +14,7 @@ def identity_grid(shape: Shape) -> Tensor:
 
 
 def sample_at_offset(volumes: Tensor, offset: Tensor) -> Tensor:
-    """Resample `volumes (C, D, H, W)` trilinearly at each voxel plus `offset (D, H, W, 3)`, in voxels.
+    """Resample `volumes (C, D, H, W)` trilinearly at the position of each voxel plus `offset (D, H, W, 3)` in voxels.
 
     Positions outside the volume give zero.
     """
