@@ -631,7 +631,7 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
     (tmp_path / "cases/case_000/T2.nii.gz").unlink()
     with pytest.raises(SystemExit):
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
-    assert "has all sequences of any subset in --subsets t1+t2" in capsys.readouterr().err
+    assert "lacks a sequence of every subset in --subsets t1+t2" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 

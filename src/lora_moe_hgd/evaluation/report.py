@@ -22,7 +22,7 @@ from ..subsets import every_subset, subset_name
 from .calibration import NUM_BINS, expected_calibration_error
 
 NUM_RESAMPLES = 2000
-# Of fewer cases, an interval or an R2 says nothing.
+# An interval or an R2 of fewer cases would be meaningless.
 LEAST_CASES = 3
 CONFIDENCE = 0.95
 
@@ -30,7 +30,7 @@ CONFIDENCE = 0.95
 Reliability = Mapping[tuple[str, str], Any]
 
 FINDINGS = "findings.csv"
-TRAINED_ON_NOTE = "Scores on training cases prove nothing for new cases."
+TRAINED_ON_NOTE = "Scores on training cases say nothing about new cases."
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 # Columns that are not scores.
@@ -47,8 +47,9 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Scores, one row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. `mean` is NaN without a case. `low` and
-        `high` are NaN with fewer than two cases, or if a value is infinite, as HD95 may be.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. `mean` is NaN if no
+        case has a value. `low` and `high` are NaN with fewer than three cases, or if a value is infinite, as HD95 may
+        be.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -121,8 +122,8 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
     Returns:
         Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
         absolute error in millilitres. `r2_<region>` is the coefficient of determination,
-        `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes predicts them
-        better, and NaN if all true volumes are equal or there are fewer than three cases.
+        `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes would be a
+        better prediction, and NaN if all true volumes are equal or there are fewer than three cases.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -141,7 +142,7 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
-    A region is left out of both means if its expected or its true Dice is undefined.
+    The means of the expected and of the true Dice leave out a region if one of these two values is undefined.
 
     Returns:
         Columns `sequences`, `ece_<region>` (expected calibration error) for each region, `expected_dice` and `dice`
@@ -163,7 +164,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
 
 
 def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int, np.ndarray]:
-    """Counts `(R, 3, bins)` of `calibration.reliability_counts` by number of sequences, over cases and subsets."""
+    """Sum `calibration.reliability_counts` over cases and subsets: `(R, 3, bins)` by number of sequences."""
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
     for case_id, subset, count in places.itertuples(index=False):

@@ -42,7 +42,7 @@ def _content_of(case: CaseFiles) -> str | None:
 
 
 def _splits_of(checkpoint: Path) -> Iterator[Split]:
-    """Splits of the runs that trained a checkpoint and its bases."""
+    """Yield the split into training and validation cases of each run that trained a checkpoint or one of its bases."""
     seen: set[Path] = set()
     waiting = [checkpoint]
     while waiting:
@@ -58,8 +58,8 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
             yield read_run_split(run)
             record = read_json(
                 run / "run.json",
-                remedy="It records the run that trained the checkpoint. Restore it, or copy the checkpoint alone to "
-                "another folder.",
+                remedy="This file records the run that trained the checkpoint. Restore the file, or copy the "
+                "checkpoint alone to another folder.",
             )
             base = record["config"]["base"]
             bases += [base] if base else []
