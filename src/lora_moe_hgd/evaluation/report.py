@@ -122,8 +122,9 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
     Returns:
         Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
         absolute error in millilitres. `r2_<region>` is the coefficient of determination,
-        `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes would be a
-        better prediction, and NaN if all true volumes are equal or there are fewer than three cases.
+        `1 - sum (V - P)^2 / sum (V - mean V)^2`, with the true volumes `V` and the predicted volumes `P`. R2 is
+        negative if the mean of the true volumes would be a better prediction. R2 is NaN if all true volumes are equal
+        or there are fewer than three cases.
     """
     table = []
     for count, group in rows.groupby("sequences"):

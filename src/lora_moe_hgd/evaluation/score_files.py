@@ -14,7 +14,7 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Read checkpoint and options (`about`) from the `table.json` of an evaluation. For a CSV file, return nothing.
+    """Read checkpoint and options (`about`) from the `table.json` of an evaluation; empty for a CSV file.
 
     Raises:
         ValueError: If `table.json` does not name the evaluated weights.

@@ -16,8 +16,9 @@ def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
     """Return the sorted ids of the cases on which a checkpoint or one of its bases was trained.
 
     `RUN/split.csv` lists the training cases of checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. A
-    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. A base is included
-    if it is a folder on this machine. A case is recognised by its id or by the content of its images.
+    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. The training cases
+    of a base are included if the base is a folder on this machine. A case is recognised by its id or by the content of
+    its images.
 
     Args:
         cases: Cases that may be training cases.

@@ -58,7 +58,7 @@ class TrainingLoop:
         processor: Image processor that is saved with the network.
         source: Training cases.
         objective: Objective, which defines samples, loss and validation score.
-        run: Folder of the run, after `RunFolder.open`.
+        run: Folder of the run, which `RunFolder.open` has prepared.
         scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
 

@@ -72,7 +72,7 @@ def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise over the share `warmup` of a run, then half a cosine down to zero.
+    """Factor of the learning rate: a linear rise over the first share `warmup` of a run, then half a cosine to zero.
 
     Example:
         >>> [round(learning_rate_factor(progress, warmup=0.1), 3) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
