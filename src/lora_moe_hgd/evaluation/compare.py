@@ -147,6 +147,10 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         + left_out.get(folder, "")
         for folder, part in table.groupby("compared", sort=False)
     ]
+    parts.append(
+        "A positive difference means that the second evaluation is better. effect is the rank-biserial correlation, "
+        "from -1 (worse in every case) to 1 (better in every case)."
+    )
     tests = int(table["p"].notna().sum())
     if tests:
         parts.append(

@@ -19,7 +19,8 @@ from ..files import counted, replacing
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import colours_of
 from ..subsets import every_subset, subset_name
-from .calibration import NUM_BINS, expected_calibration_error
+from .calibration import NUM_BINS, average_calibration_error
+from .metrics import MEANINGS
 
 NUM_RESAMPLES = 2000
 # An interval or an R2 of fewer cases would be meaningless.
@@ -146,7 +147,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
     The means of the expected and of the true Dice leave out a region if one of these two values is undefined.
 
     Returns:
-        Columns `sequences`, `ece_<region>` (expected calibration error) for each region, `expected_dice` and `dice`
+        Columns `sequences`, `ace_<region>` (average calibration error) for each region, `expected_dice` and `dice`
         (means over cases, subsets and regions), and `spearman` (rank correlation of `expected_dice` and `dice` over
         cases and subsets).
     """
@@ -156,7 +157,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
     cases = both.groupby(["case_id", "subset", "sequences"])[["dice", "expected_dice"]].mean().reset_index()
     for count in sorted(pooled):
         group = cases[cases["sequences"] == count]
-        errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
+        errors = {f"ace_{name}": average_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
         varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
         rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
         means = {name: group[name].mean() for name in ("expected_dice", "dice")}
@@ -185,24 +186,26 @@ def to_markdown(
     enough = rows["case_id"].nunique() >= LEAST_CASES
     parts = [
         *notes,
-        "Dice of each subset of the sequences (row) and region (column)"
+        "Dice of each subset of the sequences (row) and region (column); higher is better, 1 is perfect. "
         + (
-            ": mean over cases, with a 95 % bootstrap interval."
+            "Values are means over cases, with a 95 % bootstrap interval."
             if enough
-            else f". Fewer than {LEAST_CASES} cases have no interval."
+            else f"Values are means over cases. Fewer than {LEAST_CASES} cases have no interval."
         ),
         dice_table(summary, task),
-        "Means of the other metrics over subsets and cases, for each region. Distances (`_mm`) are in millimetres, "
-        "volumes (`_ml`) in millilitres.",
+        "Means of the other metrics over subsets and cases, for each region.",
         _table(
-            ["metric", *regions],
-            [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
+            ["metric", *regions, "meaning"],
+            [
+                [name, *(_mean(overall.loc[(name, region)], most) for region in task.regions), MEANINGS[name]]
+                for name in others
+            ],
         ),
     ]
     parts += [
-        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2. R2 is 1 if the "
-        "predicted volumes are right, and negative if the mean of the true volumes would be a better prediction"
-        + ("." if enough else f". R2 needs {LEAST_CASES} cases."),
+        "Volumes by number of sequences, over cases and subsets: median absolute error in mL (lower is better), and "
+        "R2. R2 is 1 if the predicted volumes are right, and negative if the mean of the true volumes would be a "
+        "better prediction." + ("" if enough else f" R2 needs {LEAST_CASES} cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -220,10 +223,11 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, mean expected "
-        "Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman).",
+        "Calibration by number of sequences: average calibration error of the probabilities (ACE; lower is better), "
+        "mean expected Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman; 1 is "
+        "best). The ACE is the mean vertical distance of the points in the reliability diagram from the diagonal.",
         _table(
-            ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
+            ["sequences", *(f"ACE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
         ),
     ]
