@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,11 +25,13 @@ from lora_moe_hgd.cases.case_files import CaseFiles
 from lora_moe_hgd.cases.layouts import find_case, find_cases
 from lora_moe_hgd.cases.nifti import read_image
 from lora_moe_hgd.evaluation import scoring
-from lora_moe_hgd.evaluation.calibration import expected_calibration_error, reliability_counts
+from lora_moe_hgd.evaluation.calibration import average_calibration_error, reliability_counts
 from lora_moe_hgd.evaluation.compare import paired_differences, write_comparison
 from lora_moe_hgd.evaluation.evaluate import evaluate
 from lora_moe_hgd.evaluation.report import (
     dice_table,
+    plot_reliability,
+    pooled_reliability,
     shapley_values,
     summarise,
     to_markdown,
@@ -36,7 +39,7 @@ from lora_moe_hgd.evaluation.report import (
     volume_agreement,
     worth_of_sequences,
 )
-from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared
+from lora_moe_hgd.evaluation.scoring import CaseScores, Rules, prepared, score_regions
 from lora_moe_hgd.evaluation.trained_on import trained_among
 from lora_moe_hgd.fingerprints import images_fingerprint
 from lora_moe_hgd.inference.segment import find_regions
@@ -45,6 +48,7 @@ from lora_moe_hgd.model.case_rules import settle
 from lora_moe_hgd.model.confidence import expected_dice
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.sources import volume_of
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 from lora_moe_hgd.splits import Split, write_run_split
 from lora_moe_hgd.subsets import EVERY_SUBSET, subset_name
 from lora_moe_hgd_cli import run
@@ -184,6 +188,23 @@ def test_the_worth_of_sequences_is_that_in_the_same_cases_for_every_subset() -> 
         assert rows_are in paragraphs[number - 1], "The line above a table says what its rows are."
 
 
+@pytest.mark.parametrize("lesions", ["gli2023", "gli2026"])
+def test_each_metric_in_a_table_has_its_meaning_and_unit_beside_it(lesions: str) -> None:
+    regions = np.zeros((3, 8, 9, 10), dtype=bool)
+    regions[:, 2:5, 2:6, 2:7] = True
+    rules = Rules(lesions=lesions)
+    rows = score_regions("a", (True, True, True, True), regions, regions, np.eye(4), rules=rules, task=BRAIN_TUMOUR)
+    table = to_markdown(pd.DataFrame(rows), {}).split("| metric |")[1].split("\n\n")[0].splitlines()[2:]
+    meanings = {
+        name: meaning for _, name, *_, meaning, _ in ([cell.strip() for cell in row.split("|")] for row in table)
+    }
+    assert set(meanings) == set(rows[0]) - {"case_id", "subset", "sequences", "region", "dice", "expected_dice"}
+    for name, meaning in meanings.items():
+        assert re.search(r"(higher|lower) is better|0 is best", meaning) or name in ("lesions", "true_volume_ml")
+        unit = {"_mm": "in mm", "_ml": "in mL"}.get(name[-3:], "")
+        assert unit in meaning
+
+
 def test_paired_differences_know_better_from_worse() -> None:
     rng = np.random.default_rng(2)
     first = rows_of(*((f"case{i}", "t1", *rng.uniform(0.2, 0.6, 3)) for i in range(12)))
@@ -264,11 +285,32 @@ def test_calibrated_probabilities_have_no_calibration_error_and_overconfident_on
     probabilities = rng.random((1, 40, 40, 40))
     brain = np.ones((40, 40, 40), dtype=bool)
     truth = rng.random(probabilities.shape) < probabilities
-    assert expected_calibration_error(reliability_counts(probabilities, truth, brain)[0]) < 0.01
+    assert average_calibration_error(reliability_counts(probabilities, truth, brain)[0]) < 0.01
     overconfident = (probabilities > 0.5).astype(float)
-    error = expected_calibration_error(reliability_counts(overconfident, truth, brain)[0])
+    error = average_calibration_error(reliability_counts(overconfident, truth, brain)[0])
     assert error == pytest.approx(0.25, abs=0.01)
     assert reliability_counts(probabilities, truth, ~brain).sum() == 0
+
+
+def test_the_calibration_error_in_the_table_is_the_mean_distance_of_the_plotted_points_from_the_diagonal() -> None:
+    rng = np.random.default_rng(7)
+    rows = rows_of(*((case, subset, 0.5, 0.5, 0.5) for case in "ab" for subset in ("t1", "t1+t2"))).assign(
+        expected_dice=0.5
+    )
+    brain = np.ones((20, 24, 28), dtype=bool)
+    reliability = {}
+    for case, subset in rows[["case_id", "subset"]].drop_duplicates().itertuples(index=False):
+        # Most voxels are background with a probability near 0, as in a brain.
+        probabilities = rng.random((3, *brain.shape)) ** 20
+        truth = rng.random(probabilities.shape) < probabilities / 2
+        reliability[case, subset] = reliability_counts(probabilities, truth, brain)
+    table = trust(rows, reliability).set_index("sequences")
+    panels = plot_reliability(pooled_reliability(rows, reliability)).axes
+    for region, panel in zip(("wt", "tc", "et"), panels, strict=True):
+        for count, line in zip((1, 2), panel.lines[1:], strict=True):
+            probability, share = line.get_data()
+            assert table.loc[count, f"ace_{region}"] == pytest.approx(np.abs(probability - share).mean())
+            assert table.loc[count, f"ace_{region}"] > 0.2, "The probabilities are twice as high as the shares."
 
 
 def test_trust_is_told_by_number_of_sequences() -> None:
@@ -631,7 +673,7 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
     (tmp_path / "cases/case_000/T2.nii.gz").unlink()
     with pytest.raises(SystemExit):
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
-    assert "has all sequences of any subset in --subsets t1+t2" in capsys.readouterr().err
+    assert "lacks a sequence of every subset in --subsets t1+t2" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 

@@ -80,8 +80,8 @@ def test_it_is_said_which_sequences_predictions_without_folders_count_for(
 ) -> None:
     flat = segmented / "maps/t1"
     evaluated(cohort, tmp_path / "flat", "--predictions", str(flat), *BRATS)
-    said = f"note: {flat} has no folders of subsets such as t1c+flair, so its predictions count as predictions from"
-    assert f"{said} all sequences (t1+t1c+t2+flair).\n" in capsys.readouterr().err
+    said = f"note: {flat} has no folders named after subsets, such as t1c+flair, so its predictions count as"
+    assert f"{said} predictions from all sequences (t1+t1c+t2+flair).\n" in capsys.readouterr().err
     evaluated(cohort, tmp_path / "folders", "--predictions", str(segmented / "maps"), *BRATS)
     assert "note" not in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_a_case_without_prediction_is_told_and_the_others_are_scored(
         evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), *BRATS)
     assert stopped.value.code == 1
     said = capsys.readouterr().err
-    assert "warning: cases with a prediction from t1: 1 of 2\n" in said
+    assert "warning: only 1 of 2 cases have a prediction from t1.\n" in said
     assert f"case_002: {tmp_path / 'maps'} contains no prediction of this case." in said
     rows = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(zip(rows["case_id"], rows["subset"], strict=True)) == {

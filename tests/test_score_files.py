@@ -63,11 +63,11 @@ def test_a_column_names_the_sequences_of_published_scores(tmp_path: Path) -> Non
     [
         (
             ["case,wt_mean,et", "a,0.5,0.5"],
-            "has the columns case, wt_mean, et. It must have the column case and a column of Dice",
+            "has the columns case, wt_mean, et. The file must have the column case and a column of Dice",
         ),
-        (["name,wt", "a,0.5"], "has the columns name, wt. It must have the column case"),
-        (["case,subset", "a,all"], "has the columns case, subset. It must have"),
-        (["case,wt,WT", "a,0.5,0.6"], "has the columns case, wt, wt. It must have"),
+        (["name,wt", "a,0.5"], "has the columns name, wt. The file must have the column case"),
+        (["case,subset", "a,all"], "has the columns case, subset. The file must have"),
+        (["case,wt,WT", "a,0.5,0.6"], "has the columns case, wt, wt. The file must have"),
         (["case,wt", "a,91.2"], "Dice must be between 0 and 1. Divide percentages by 100."),
         (["case,wt", "a,0.5", "a,0.6"], "no case may have two rows for the same subset"),
         (["case,wt", ",0.5"], "each row needs a case"),

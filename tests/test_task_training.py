@@ -122,7 +122,7 @@ CASES = ("--phantoms", "0", "--val-phantoms", "null", "--data", "cases")
     ("options", "message"),
     [
         ([*CASES, "--subsets", "[t1c]"], "Unknown sequence.* t1c in 't1c'. The names are flair, dwi"),
-        ([*CASES, "--label-scheme", "msd"], "no effect with the task stroke, which has one label scheme"),
+        ([*CASES, "--label-scheme", "msd"], "no effect in this run. The task stroke has only one label scheme"),
         ([*CASES, "--channel-order", "[t1, dwi]"], "A channel order lists flair, dwi"),
         ([], "phantoms show brain tumours"),
         ([*CASES, "--task", "nowhere.yaml"], "The task file does not exist"),

@@ -121,8 +121,8 @@ def leaves(part: type, prefix: str = "") -> Iterator[str]:
         (["--crop-size", "[32, 32]"], r"`sample.crop_size` must be of type tuple\[int, int, int\], but is \[32, 32\]"),
         (["--adapter", "dora"], "`adapter` must be lora, lora\\+decoder or none, but is dora"),
         (["--base", "null", "--size", "tiny"], "Without a `base`, `adapter` must be none"),
-        (["--size", "base"], "to train from scratch, set `size`.* `base` is tiny and `size` is base"),
-        (["--base", "null"], "to train from scratch, set `size`"),
+        (["--size", "base"], "or `size`, to train from scratch.* `base` is tiny and `size` is base"),
+        (["--base", "null"], "or `size`, to train from scratch"),
         (["--spacing-mm", "0"], "`sample.spacing_mm` must be positive, but is 0.0"),
         (["--subsets", "t1c"], r"`validation.subsets` must be of type tuple\[str, ...\] \| None, but is t1c"),
         (["--subsets", "[t1c+t3]"], "Unknown sequence.* t3"),
@@ -149,29 +149,29 @@ SCRATCH = ["--base", "null", "--size", "tiny", "--adapter", "none"]
 @pytest.mark.parametrize(
     ("others", "option", "value", "reason"),
     [
-        ([], "data.split", "train", "without `data.dataset`"),
-        (DATASET, "data.skip_bad", "true", "without `data.root`"),
-        (PHANTOMS_ALONE, "data.skip_bad", "false", "without `data.root`"),
-        (DATASET, "data.channel_order", "[t1, t1c, t2, flair]", "without `data.root`"),
-        (PHANTOMS_ALONE, "data.label_scheme", "msd", "without cases"),
-        ([], "data.label_maps", "maps", "without `data.phantoms`"),
-        ([], "data.phantom_share", "0.5", "unless cases .* are mixed"),
-        (PHANTOMS_ALONE, "data.phantom_share", "0.5", "unless cases .* are mixed"),
-        ([], "data.val_phantoms", "8", "with cases"),
-        (["--phantoms", "3"], "data.val_phantoms", "8", "with cases"),
-        (PHANTOMS_ALONE, "data.val_fraction", "0.2", "without cases"),
-        (PHANTOMS_ALONE, "data.folds", "2", "without cases"),
-        (PHANTOMS_ALONE, "data.split_file", "split.csv", "without cases"),
-        (PHANTOMS_ALONE, "data.val_on_train", "true", "without cases"),
-        (["--folds", "2", "--fold", "0"], "data.val_fraction", "0.2", "with `data.folds`"),
-        (["--split-file", "split.csv"], "data.val_fraction", "0.2", "with `data.split_file`"),
-        (["--val-on-train", "true"], "data.val_fraction", "0.2", "with `data.val_on_train`"),
-        (["--split-file", "split.csv", "--fold", "0"], "data.folds", "2", "with `data.split_file`"),
-        (["--val-on-train", "true"], "data.split_file", "split.csv", "with `data.val_on_train`"),
-        ([], "data.fold", "0", "without `data.folds` or `data.split_file`"),
-        (["--adapter", "none"], "lora", "{r: 8}", "with `adapter: none`"),
-        ([], "sample.spacing_mm", "2.0", r"with `adapter: lora\+decoder`"),
-        ([*SCRATCH, "--objective", "reconstruct"], "validation.subsets", "[all]", "with `objective: reconstruct`"),
+        ([], "data.split", "train", "Only `data.dataset`"),
+        (DATASET, "data.skip_bad", "true", "The option .* `data.root`"),
+        (PHANTOMS_ALONE, "data.skip_bad", "false", "The option .* `data.root`"),
+        (DATASET, "data.channel_order", "[t1, t1c, t2, flair]", "The option .* `data.root`"),
+        (PHANTOMS_ALONE, "data.label_scheme", "msd", "Phantoms have their own labels"),
+        ([], "data.label_maps", "maps", r"The option .* \(`data.phantoms`\)"),
+        ([], "data.phantom_share", "0.5", "The run does not mix cases"),
+        (PHANTOMS_ALONE, "data.phantom_share", "0.5", "The run does not mix cases"),
+        ([], "data.val_phantoms", "8", "A run with cases"),
+        (["--phantoms", "3"], "data.val_phantoms", "8", "A run with cases"),
+        (PHANTOMS_ALONE, "data.val_fraction", "0.2", "A run without cases"),
+        (PHANTOMS_ALONE, "data.folds", "2", "A run without cases"),
+        (PHANTOMS_ALONE, "data.split_file", "split.csv", "A run without cases"),
+        (PHANTOMS_ALONE, "data.val_on_train", "true", "A run without cases"),
+        (["--folds", "2", "--fold", "0"], "data.val_fraction", "0.2", "`data.folds` already"),
+        (["--split-file", "split.csv"], "data.val_fraction", "0.2", "`data.split_file` already"),
+        (["--val-on-train", "true"], "data.val_fraction", "0.2", "`data.val_on_train` already"),
+        (["--split-file", "split.csv", "--fold", "0"], "data.folds", "2", "`data.split_file` already"),
+        (["--val-on-train", "true"], "data.split_file", "split.csv", "`data.val_on_train` already"),
+        ([], "data.fold", "0", "Only `data.folds` and `data.split_file`"),
+        (["--adapter", "none"], "lora", "{r: 8}", "With `adapter: none`"),
+        ([], "sample.spacing_mm", "2.0", r"With `adapter: lora\+decoder`"),
+        ([*SCRATCH, "--objective", "reconstruct"], "validation.subsets", "[all]", "With `objective: reconstruct`"),
     ],
 )
 def test_an_option_without_effect_is_refused_even_with_its_default_value(
@@ -180,7 +180,7 @@ def test_an_option_without_effect_is_refused_even_with_its_default_value(
     # Left out, or unset, it is no error.
     read_config(["--config", REFERENCE, *others])
     read_config(["--config", REFERENCE, *others, f"--{option}", "null"])
-    with pytest.raises(ValueError, match=f"`{option}` has no effect {reason}"):
+    with pytest.raises(ValueError, match=f"`{option}` has no effect in this run. {reason}"):
         read_config(["--config", REFERENCE, *others, f"--{option}", value])
 
 

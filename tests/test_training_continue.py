@@ -122,9 +122,12 @@ def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
     ):
         record.write_text(changed)
         for read, remedy in (
-            (runs.open, "Restore it, or choose another `--output-dir`"),
-            (lambda: trained_among([], runs.path / "best"), "Restore it, or copy the checkpoint alone"),
-            (lambda: plot.main([str(runs.path)]), "Restore it\\. If the task is brain tumours, metrics"),
+            (runs.open, "Restore the file, or choose another `--output-dir`"),
+            (lambda: trained_among([], runs.path / "best"), "Restore the file, or copy the checkpoint alone"),
+            (
+                lambda: plot.main([str(runs.path)]),
+                "Restore the file\\. If the task is brain tumours, you can also copy",
+            ),
         ):
             with pytest.raises(BadInputError, match=rf"run\.json: The file {rule}.* {remedy}"):
                 read()
@@ -174,13 +177,13 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
         ),
         ({"epochs_done": 2}, ["--lora", "{r: 4}"], {}, "cannot change lora, "),
         ({"epochs_done": 2}, [], {"base_weights": "34cd"}, "cannot change base weights"),
-        ({"epochs_done": 5}, ["--epochs", "5"], {}, r"has already done 5 epochs\. Continue it with more"),
+        ({"epochs_done": 5}, ["--epochs", "5"], {}, r"has already done 5 epochs\. Continue the run with more"),
         ({"epochs_done": 50, "finished": True}, [], {}, "has already done 50 epochs"),
         (
             {"epochs_done": 2},
             [],
             {"split": Split(["a", "b"], ["c", "d"])},
-            r"trained on c, which the new split does not train on\. Keep the old split with `--split-file .*csv`",
+            r"missing from the training cases of the new split: c\. Keep the old split with `--split-file .*csv`",
         ),
     ],
 )

@@ -81,7 +81,7 @@ TUMOUR = {
     "non-empty subset of T1,\nT1c, T2 and FLAIR.",
     "as_where": ", as in BraTS",
     "intended": "Research on gliomas of adults before surgery: segmentations and volumes that an expert checks, "
-    "comparisons of\nsequences, and a base of further training.",
+    "comparisons of\nsequences, and a base for further training.",
     "out_of_scope": "Children, metastases, meningiomas, resection cavities\nand other diseases of the brain.",
     "limits": " Without T1c, the enhancing tumour\nis a guess. Without T2 and FLAIR, oedema is a guess.",
 }
@@ -172,7 +172,7 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
         base=base,
         preset=preset,
         training_data="The training cases in `split.csv` of the run.",
-        scores=f"Validation of the run, over its cases, subsets and regions: {score}.",
+        scores=f"Validation score of the run, over its validation cases, subsets and regions: {score}.",
         task=task,
     )
     card.data[SCORE] = score

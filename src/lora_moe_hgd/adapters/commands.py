@@ -26,9 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(description="List, merge and compare adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="print a table of the adapters in and below folders")
+    listing = commands.add_parser("list", help="print a table of the adapters in folders and their subfolders")
     listing.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="folder of an adapter, of a run, or of several runs"
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder that contains adapters, such as the folder of a run or of several runs",
     )
     merging = commands.add_parser("merge", help="merge an adapter into its base and write a complete network")
     merging.add_argument("--checkpoint", required=True, help="folder or Hub id of the adapter")
@@ -50,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_allowances(comparing)
     add_device(comparing)
     add_quiet(comparing)
-    comparing.add_argument("base", metavar="BASE", help="checkpoint with which the adapters are compared")
+    comparing.add_argument(
+        "base", metavar="BASE", help="shipped name, folder or Hub id of the checkpoint to compare with"
+    )
     comparing.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="shipped name, folder or Hub id of a network or an adapter"
     )
@@ -85,10 +91,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def list_adapters(folders: Sequence[Path]) -> str:
-    """Make a Markdown table of the adapters in and below `folders`.
+    """Make a Markdown table of the adapters in `folders` and their subfolders.
 
     Raises:
-        ValueError: If there is no adapter in or below one of the folders.
+        ValueError: If one of the folders contains no adapter, and its subfolders contain none either.
     """
     rows = []
     for folder in folders:
@@ -107,7 +113,7 @@ def list_adapters(folders: Sequence[Path]) -> str:
 def compare_adapters(
     names: Sequence[str], *, data: Path, out: Path, options: Sequence[str], quiet: bool = False
 ) -> tuple[str, int]:
-    """Evaluate all checkpoints, and compare each further checkpoint with the first.
+    """Evaluate all checkpoints, and compare all later checkpoints with the first.
 
     Each evaluation has its own folder below `out`. An evaluation that was stopped is continued.
 
@@ -122,7 +128,7 @@ def compare_adapters(
         Text of the comparison, and number of failures. A case that fails with two checkpoints counts twice.
 
     Raises:
-        ValueError: If a checkpoint or the data cannot be used. Missing checkpoints raise before the first evaluation.
+        ValueError: If a checkpoint or the data cannot be used. Missing checkpoints raise before any evaluation.
     """
     for name in names:
         checkpoint_folder(name)

@@ -77,6 +77,6 @@ def preset_of(config: LoraConfig) -> str:
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """Return a copy of the network. If the network has an adapter, it is merged into the weights of the copy."""
+    """Return a copy of the network. An adapter of the network is merged into the weights of the copy."""
     network = copy.deepcopy(network)
     return network.merge_and_unload() if isinstance(network, PeftModel) else network

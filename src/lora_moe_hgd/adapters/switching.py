@@ -36,7 +36,7 @@ from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from .presets import COMPOSABLE_PRESET
 
 Adapted = PeftModel | LoraMoeHgdForSegmentation
-"""A network with adapters, either wrapped by PEFT or with adapters that transformers loaded."""
+"""A network with adapters: a PEFT model, or a network into which transformers loaded the adapters."""
 
 
 def adapter_folder(name: str | Path) -> Path:
@@ -92,7 +92,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit the base: {_last_line(error)}") from error
         if lost := [*result.missing_keys, *result.unexpected_keys]:
-            raise ValueError(f"The adapter in {folder} does not fit the base: only one of the two has {lost[0]}.")
+            raise ValueError(f"The adapter in {folder} does not fit the base: one of them lacks the tensor {lost[0]}.")
     _activate(network, next(iter(folders)))
     return network
 
@@ -107,8 +107,8 @@ def _frozen_config(folder: Path) -> PeftConfig:
 def using_adapter(model: Adapted, name: str) -> Iterator[None]:
     """Use the adapter `name` inside the `with` block.
 
-    After the block, also after an exception, the earlier adapter is active again. The set of trainable parameters
-    never changes.
+    After the block, also after an exception, the earlier adapter is active again. The block does not change
+    which parameters are trainable.
 
     Raises:
         ValueError: If `model` has no such adapter.
@@ -244,7 +244,7 @@ def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWra
 
 @contextmanager
 def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """Restore `requires_grad` of all parameters after the `with` block, because PEFT changes it in every switch."""
+    """Restore `requires_grad` of all parameters after the `with` block, because PEFT changes them in every switch."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -288,17 +288,17 @@ def _lora_config(model: Adapted, name: str) -> LoraConfig:
 
 
 def _check_composable(name: str, config: LoraConfig) -> None:
-    rule = "Only adapters that consist of low-rank matrices can be combined"
+    rule = "Only adapters that consist of low-rank matrices can be combined."
     if config.modules_to_save:
         raise ValueError(
-            f"{rule}, but '{name}' trained {', '.join(sorted(config.modules_to_save))} in full (`modules_to_save`). "
+            f"{rule} '{name}' trained {', '.join(sorted(config.modules_to_save))} in full (`modules_to_save`). "
             f"Train such an adapter with the preset `{COMPOSABLE_PRESET}`."
         )
     if config.use_dora:
-        raise ValueError(f"{rule}, but '{name}' uses DoRA. Train the adapter with `use_dora: false`.")
+        raise ValueError(f"{rule} '{name}' uses DoRA. Train the adapter with `use_dora: false`.")
     if config.bias != "none" or config.lora_bias:
         raise ValueError(
-            f"{rule}, but '{name}' trained biases. Train the adapter with `bias: none` and `lora_bias: false`."
+            f"{rule} '{name}' trained biases. Train the adapter with `bias: none` and `lora_bias: false`."
         )
 
 
@@ -319,7 +319,7 @@ def _check_base(folder: Path, given: str) -> None:
         if (got := tensors_digest(found)) != digest:
             raise ValueError(
                 f"The adapter in {folder} was trained on the base {adapter_base(folder)} (digest of the weights: "
-                f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the adapter's own base."
+                f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the base of the adapter."
             )
         return
     recorded = adapter_base(folder) if PeftConfig.from_pretrained(str(folder)).base_model_name_or_path else ""
@@ -337,7 +337,8 @@ def _check_base(folder: Path, given: str) -> None:
         same = names[0].partition("@")[0] == names[1].partition("@")[0]
     if not same:
         raise ValueError(
-            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the adapter's own base."
+            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the base of "
+            "the adapter."
         )
 
 

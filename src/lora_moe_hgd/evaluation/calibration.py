@@ -8,7 +8,7 @@ NUM_BINS = 10
 
 
 def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Counts for a reliability diagram, summed over the voxels of the brain.
+    """Count the voxels of the brain for a reliability diagram.
 
     Args:
         probabilities: `(R, D, H, W)` in [0, 1].
@@ -16,8 +16,8 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
         brain: `(D, H, W)` bool.
 
     Returns:
-        `(R, 3, NUM_BINS)`: for each bin of the probability, the number of voxels, the sum of their probabilities, and
-        the number of voxels that truly belong to the region. Bins have equal width.
+        `(R, 3, NUM_BINS)`: for each region and each bin of the probability, the number of voxels, the sum of their
+        probabilities, and the number of voxels that truly belong to the region. Bins have equal width.
     """
     counts = []
     for probability, region in zip(probabilities[:, brain], truth[:, brain], strict=True):
@@ -27,19 +27,23 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
     return np.array(counts, dtype=np.float64)
 
 
-def expected_calibration_error(counts: np.ndarray) -> float:
-    """Expected calibration error: mean over the bins of |mean probability - share of true voxels|.
+def average_calibration_error(counts: np.ndarray) -> float:
+    """Average calibration error (ACE): mean over the bins of |mean probability - share of true voxels|.
 
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Bins are weighted by their number of voxels.
+    All bins that contain voxels have the same weight (Barfoot et al. 2024, https://arxiv.org/abs/2403.06759). The ACE
+    is therefore the mean vertical distance of the points in a reliability diagram from the diagonal. The expected
+    calibration error (ECE) would weight each bin by its number of voxels. In a brain, nearly all voxels have a
+    probability near 0, so these voxels alone would determine the ECE.
 
     Args:
         counts: Counts of one region from `reliability_counts`, `(3, NUM_BINS)`.
 
     Example:
-        >>> sure_and_right_three_times_in_four = np.zeros((3, NUM_BINS))
-        >>> sure_and_right_three_times_in_four[:, -1] = 4, 4, 3
-        >>> expected_calibration_error(sure_and_right_three_times_in_four)
-        0.25
+        >>> counts = np.zeros((3, NUM_BINS))
+        >>> counts[:, 0] = 1000, 0, 0  # 1000 voxels with probability 0, of which none belongs to the region
+        >>> counts[:, 9] = 4, 4, 3  # 4 voxels with probability 1, of which 3 belong to the region
+        >>> average_calibration_error(counts)
+        0.125
     """
-    voxels, probability, true = counts
-    return float(np.abs(probability - true).sum() / voxels.sum())
+    voxels, probability, true = counts[:, counts[0] > 0]
+    return float(np.mean(np.abs(probability - true) / voxels))

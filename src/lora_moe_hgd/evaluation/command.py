@@ -99,8 +99,8 @@ def score(argv: Sequence[str]) -> int:
         scorer: Scorer = PredictionScorer(files, task, scheme, rules)
         if state.is_main_process and not folders_of_subsets(args.predictions, task):
             print(
-                f"note: {args.predictions} has no folders of subsets such as t1c+flair, so its predictions count as "
-                f"predictions from all sequences ({'+'.join(names)}).",
+                f"note: {args.predictions} has no folders named after subsets, such as t1c+flair, so its predictions "
+                f"count as predictions from all sequences ({'+'.join(names)}).",
                 file=sys.stderr,
             )
         subsets = [subset for subset in subsets if subset in files]
@@ -119,8 +119,8 @@ def score(argv: Sequence[str]) -> int:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
             raise ValueError(
-                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name other "
-                "subsets."
+                f"Each case in {args.in_path} lacks a sequence of every subset in --subsets {args.subsets}. Name "
+                "other subsets."
             )
         network, processor = load_checkpoint(
             folder, device=usable_device(device_of_process(state, args.device), bf16=args.bf16), base=args.base
@@ -163,7 +163,7 @@ def score(argv: Sequence[str]) -> int:
 
 
 def _write_subset_table(places: Sequence[Path], out: Path, form: str, task: Task) -> None:
-    """Write a table of Dice by subset. An evaluation is named after its folder or CSV file."""
+    """Write a table of Dice by subset. The table names each evaluation after its folder or CSV file."""
     names = [place.stem if place.is_file() else place.resolve().name for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
@@ -196,8 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--predictions",
         type=Path,
         metavar="FOLDER",
-        help="score the label maps in this folder instead of a checkpoint: CASE.nii.gz, CASE-seg.nii.gz or "
-        "CASE/seg.nii.gz; predictions from subsets of the sequences are in folders such as t1c+flair",
+        help="score the label maps in this folder (CASE.nii.gz, CASE-seg.nii.gz or CASE/seg.nii.gz) instead of a "
+        "checkpoint; predictions from a subset of the sequences are in a folder such as t1c+flair",
     )
     parser.add_argument(
         "--prediction-scheme", metavar="NAME", help="label scheme of the predictions, such as brats2023"
@@ -205,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_task(parser)
     parser.add_argument(
         "--label-scheme",
-        help="label scheme of the segmentations (default: the scheme that the file names imply)",
+        help="label scheme of the ground truth (default: the scheme that the file names imply)",
     )
     parser.add_argument(
         "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
@@ -216,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cases-of",
         type=Path,
         metavar="RUN",
-        help=f"score only cases that RUN/{FILE_NAME} of a training run lists",
+        help=f"score only the cases that RUN/{FILE_NAME} lists, where RUN is the folder of a training run",
     )
     parser.add_argument(
         "--part",
@@ -226,14 +226,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_allowances(parser)
     parser.add_argument("--subsets", help=SUBSETS_HELP)
     parser.add_argument(
-        "--mirror", action="store_true", help="average over each case and its mirror image; takes twice as long"
+        "--mirror",
+        action="store_true",
+        help="average the probabilities of each case and of its mirror image; takes twice as long",
     )
     add_bf16(parser)
     parser.add_argument(
         "--convention",
         choices=list(CONVENTIONS),
         default="brats",
-        help="scores of empty regions, see docs/evaluate.md (default: brats)",
+        help="rule for the scores of empty regions, see docs/evaluate.md (default: brats)",
     )
     parser.add_argument(
         "--lesion-rules",
@@ -255,7 +257,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
-        ValueError: If an option has no effect in combination with the others.
+        ValueError: If an option has no effect in combination with the other options.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -283,8 +285,8 @@ def _prediction_scheme(name: str | None, task: Task) -> str:
     """Name of the label scheme of predictions. A task with a single label scheme needs no `name`.
 
     Raises:
-        ValueError: If the name is unknown, or if it is missing although the task has several label schemes. The labels
-            1, 2 and 3 mean different parts of a tumour in different schemes.
+        ValueError: If `name` is unknown, or if `name` is missing although the task has several label schemes. The
+            labels 1, 2 and 3 mean different parts of a tumour in different schemes.
     """
     if name is None and len(task.schemes) > 1:
         known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
@@ -297,7 +299,7 @@ def _options(names: Iterable[str]) -> str:
 
 
 def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
-    """Return the labelled cases to score, and an error for each case whose files rule out scoring.
+    """Return the labelled cases to score, and an error for each case that cannot be scored because of its files.
 
     Raises:
         ValueError: If a requested case is missing, or no case can be scored.
@@ -344,7 +346,7 @@ def _warn(
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
             what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all sequences of"
-            print(f"warning: cases with {what} {name}: {able} of {len(cases)}", file=sys.stderr)
+            print(f"warning: only {able} of {counted(len(cases), 'case')} have {what} {name}.", file=sys.stderr)
     if trained_on:
         print(
             printable(

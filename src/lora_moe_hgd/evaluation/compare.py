@@ -32,8 +32,8 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         second: Rows of the second `scores.csv`.
 
     Returns:
-        One row for each region and for the mean over regions, over all common subsets. Then one row for each subset,
-        over all regions. Rows without cases are left out.
+        First, one row for each region and one row for the mean over regions, each over all common subsets. Then one
+        row for each subset, over all regions. Rows without cases are left out.
 
         Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high`, `p`, `effect`. The 95 %
         bootstrap interval of the difference is from `low` to `high`. `p` is the two-sided p value of Wilcoxon's
@@ -84,7 +84,7 @@ def _p_value(difference: np.ndarray) -> float:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Correct p values for multiple testing (Holm 1979). NaN, for a test that was not made, stays NaN.
+    """Correct p values for multiple testing (Holm 1979). A p value of NaN, for a test that was not made, stays NaN.
 
     Example:
         >>> holm(np.array([0.01, 0.04, 0.03, np.nan]))
@@ -101,7 +101,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def rank_biserial(difference: np.ndarray) -> float:
     """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
 
-    The correlation is the share of positive differences in the sum of ranks minus the share of negative differences.
+    The differences are ranked by absolute value, without zeros. The correlation is the sum of the ranks of positive
+    differences minus the sum of the ranks of negative differences, divided by the sum of all ranks.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -115,7 +116,7 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare each further evaluation with the first. Write `comparison.csv` and `comparison.md`; return the text.
+    """Compare all later evaluations with the first. Write `comparison.csv` and `comparison.md`; return the text.
 
     The column `p_holm` contains the p values after Holm's correction for all tests in the table.
 
@@ -146,6 +147,10 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         + left_out.get(folder, "")
         for folder, part in table.groupby("compared", sort=False)
     ]
+    parts.append(
+        "A positive difference means that the second evaluation is better. effect is the rank-biserial correlation, "
+        "from -1 (worse in every case) to 1 (better in every case)."
+    )
     tests = int(table["p"].notna().sum())
     if tests:
         parts.append(

@@ -80,9 +80,9 @@ def score_cases(
     subsets: Iterable[Mask] | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Score each case for all subsets that the scorer can score for this case.
+    """Score each case for those of the `subsets` that `scorer.possible` returns for the case.
 
-    Scores in `out/cases` that were made from the same weights, files, rules and code are not computed again. An
+    Scores in `out/cases` that were made from the same weights, files, rules and code are reused. An
     exception in a case is reported, and the other cases are still scored. Under `accelerate launch` the processes
     share the cases, and each process returns the scores of all cases.
 

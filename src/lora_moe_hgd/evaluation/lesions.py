@@ -38,7 +38,7 @@ class MergedRules:
     Attributes:
         dilation: Number of dilations of the true region. Parts that touch after dilation are one lesion.
         ignored_mm3: True lesions of this volume or less are ignored.
-        penalty_mm: HD95 of a missed or false lesion. `None` means the diagonal of the image.
+        penalty_mm: HD95 in mm of a missed or false lesion. `None` means the diagonal of the image.
         ignored_mm3_of: Volume that replaces `ignored_mm3` for some regions, by name of the region.
     """
 
@@ -55,8 +55,8 @@ class PairedRules:
     Attributes:
         least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
         counted_mm3: True lesions below this volume are left out, and so are their matches.
-        penalty_mm: HD95 of a missed or false lesion, whose Dice is 0. `None` leaves missed and false lesions out of
-            the means.
+        penalty_mm: HD95 in mm of a missed or false lesion, whose Dice is 0. `None` leaves missed and false lesions out
+            of the means.
         found_dice: `lesions_missed` includes true lesions whose match has a Dice below `found_dice`. The means do not
             depend on `found_dice`.
     """
@@ -121,8 +121,9 @@ def lesion_scores(
 
     Returns:
         `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
-        surface distance (NSD). The tolerance of the NSD is the smallest voxel size, and the shares of both surfaces
-        are averaged. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false lesions.
+        surface distance (NSD). The NSD is the share of a surface within the shortest voxel edge of the other surface,
+        averaged over both surfaces. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false
+        lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -223,7 +224,8 @@ def _matches(
     """Match lesions and components one to one.
 
     Returns:
-        Pairs of the number of a lesion and the number of a component, both from 1. Number of voxels of each lesion.
+        Pairs of the number of a lesion and the number of a component, both counted from 1. Number of voxels of each
+        lesion.
     """
     shape = num_lesions + 1, num_components + 1
     places = np.ravel_multi_index((lesions.ravel(), components.ravel()), shape)

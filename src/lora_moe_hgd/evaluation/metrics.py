@@ -16,17 +16,33 @@ METRICS = ("dice", "hd95_mm", "nsd", "sensitivity", "volume_error_ml")
 # Tolerance of the normalised surface distance.
 NSD_TOLERANCE_MM = 1.0
 
+MEANINGS = {
+    "hd95_mm": "95th percentile of the surface distances (HD95) in mm; lower is better",
+    "nsd": f"share of the surfaces within {NSD_TOLERANCE_MM:g} mm of each other (NSD); higher is better",
+    "sensitivity": "share of the true voxels that were predicted; higher is better",
+    "volume_error_ml": "predicted minus true volume in mL; 0 is best",
+    "lesion_dice": "mean Dice over lesions; higher is better",
+    "lesion_hd95_mm": "mean HD95 over lesions in mm; lower is better",
+    "lesion_nsd": "mean NSD over lesions, within the shortest voxel edge; higher is better",
+    "lesions": "number of true lesions",
+    "lesions_missed": "number of true lesions that were missed; lower is better",
+    "lesions_false": "number of predicted lesions that are not true; lower is better",
+    "true_volume_ml": "true volume in mL",
+}
+"""Meaning and unit of each score besides Dice, and which values are better."""
+
 
 @dataclass(frozen=True)
 class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Value of Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is then 0 or NaN.
-        missed_hd95_mm: HD95 if only one mask is empty. `None` means the diagonal of the image.
+        both_empty: Value of Dice, NSD and sensitivity if both masks are empty. With 1, HD95 is 0. With NaN, HD95 is
+            NaN.
+        missed_hd95_mm: HD95 in mm if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
-        fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. Smaller predictions are
-            emptied.
+        fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. A smaller predicted
+            region counts as empty.
     """
 
     both_empty: float = 1.0

@@ -136,7 +136,7 @@ def folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
     """Find the folders in `folder` that have the name of a subset.
 
     Raises:
-        ValueError: If the names of two folders mean the same subset.
+        ValueError: If two folders are named after the same subset.
     """
     found: dict[Mask, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -145,7 +145,9 @@ def folders_of_subsets(folder: Path, task: Task) -> dict[Mask, Path]:
         except ValueError:
             continue
         if subset in found:
-            raise ValueError(f"The names of {found[subset]} and {path} mean the same sequences. Remove one folder.")
+            raise ValueError(
+                f"The folders {found[subset]} and {path} are named after the same sequences. Remove one of them."
+            )
         found[subset] = path
     return found
 

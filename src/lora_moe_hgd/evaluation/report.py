@@ -19,10 +19,11 @@ from ..files import counted, replacing
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import colours_of
 from ..subsets import every_subset, subset_name
-from .calibration import NUM_BINS, expected_calibration_error
+from .calibration import NUM_BINS, average_calibration_error
+from .metrics import MEANINGS
 
 NUM_RESAMPLES = 2000
-# Of fewer cases, an interval or an R2 says nothing.
+# An interval or an R2 of fewer cases would be meaningless.
 LEAST_CASES = 3
 CONFIDENCE = 0.95
 
@@ -30,7 +31,7 @@ CONFIDENCE = 0.95
 Reliability = Mapping[tuple[str, str], Any]
 
 FINDINGS = "findings.csv"
-TRAINED_ON_NOTE = "Scores on training cases prove nothing for new cases."
+TRAINED_ON_NOTE = "Scores on training cases say nothing about new cases."
 FINDING_COLUMNS = ["case_id", "level", "where", "message"]
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 # Columns that are not scores.
@@ -47,8 +48,9 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Scores, one row for each case, subset and region.
 
     Returns:
-        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. `mean` is NaN without a case. `low` and
-        `high` are NaN with fewer than two cases, or if a value is infinite, as HD95 may be.
+        Columns `subset`, `region`, `metric`, `cases`, `mean`, `low`, `high`. `mean` is NaN if no
+        case has a value. `low` and `high` are NaN with fewer than three cases, or if a value is infinite, as HD95 may
+        be.
     """
     metrics = [name for name in rows.columns if name not in LABELS]
     whole = rows.groupby(["case_id", "subset"], sort=False)[metrics].mean().reset_index().assign(region="mean")
@@ -121,8 +123,9 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
     Returns:
         Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
         absolute error in millilitres. `r2_<region>` is the coefficient of determination,
-        `1 - sum (V - V_found)^2 / sum (V - mean V)^2`. R2 is negative if the mean of the true volumes predicts them
-        better, and NaN if all true volumes are equal or there are fewer than three cases.
+        `1 - sum (V - P)^2 / sum (V - mean V)^2`, with the true volumes `V` and the predicted volumes `P`. R2 is
+        negative if the mean of the true volumes would be a better prediction. R2 is NaN if all true volumes are equal
+        or there are fewer than three cases.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -141,10 +144,10 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
 
-    A region is left out of both means if its expected or its true Dice is undefined.
+    The means of the expected and of the true Dice leave out a region if one of these two values is undefined.
 
     Returns:
-        Columns `sequences`, `ece_<region>` (expected calibration error) for each region, `expected_dice` and `dice`
+        Columns `sequences`, `ace_<region>` (average calibration error) for each region, `expected_dice` and `dice`
         (means over cases, subsets and regions), and `spearman` (rank correlation of `expected_dice` and `dice` over
         cases and subsets).
     """
@@ -154,7 +157,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
     cases = both.groupby(["case_id", "subset", "sequences"])[["dice", "expected_dice"]].mean().reset_index()
     for count in sorted(pooled):
         group = cases[cases["sequences"] == count]
-        errors = {f"ece_{name}": expected_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
+        errors = {f"ace_{name}": average_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
         varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
         rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
         means = {name: group[name].mean() for name in ("expected_dice", "dice")}
@@ -163,7 +166,7 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
 
 
 def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int, np.ndarray]:
-    """Counts `(R, 3, bins)` of `calibration.reliability_counts` by number of sequences, over cases and subsets."""
+    """Sum `calibration.reliability_counts` over cases and subsets: `(R, 3, bins)` by number of sequences."""
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
     for case_id, subset, count in places.itertuples(index=False):
@@ -183,24 +186,26 @@ def to_markdown(
     enough = rows["case_id"].nunique() >= LEAST_CASES
     parts = [
         *notes,
-        "Dice of each subset of the sequences (row) and region (column)"
+        "Dice of each subset of the sequences (row) and region (column); higher is better, 1 is perfect. "
         + (
-            ": mean over cases, with a 95 % bootstrap interval."
+            "Values are means over cases, with a 95 % bootstrap interval."
             if enough
-            else f". Fewer than {LEAST_CASES} cases have no interval."
+            else f"Values are means over cases. Fewer than {LEAST_CASES} cases have no interval."
         ),
         dice_table(summary, task),
-        "Means of the other metrics over subsets and cases, for each region. Distances (`_mm`) are in millimetres, "
-        "volumes (`_ml`) in millilitres.",
+        "Means of the other metrics over subsets and cases, for each region.",
         _table(
-            ["metric", *regions],
-            [[name, *(_mean(overall.loc[(name, region)], most) for region in task.regions)] for name in others],
+            ["metric", *regions, "meaning"],
+            [
+                [name, *(_mean(overall.loc[(name, region)], most) for region in task.regions), MEANINGS[name]]
+                for name in others
+            ],
         ),
     ]
     parts += [
-        "Volumes by number of sequences, over cases and subsets: median absolute error in mL, and R2. R2 is 1 if the "
-        "predicted volumes are right, and negative if the mean of the true volumes would be a better prediction"
-        + ("." if enough else f". R2 needs {LEAST_CASES} cases."),
+        "Volumes by number of sequences, over cases and subsets: median absolute error in mL (lower is better), and "
+        "R2. R2 is 1 if the predicted volumes are right, and negative if the mean of the true volumes would be a "
+        "better prediction." + ("" if enough else f" R2 needs {LEAST_CASES} cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -218,10 +223,11 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: calibration error (ECE) of the probabilities in the brain, mean expected "
-        "Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman).",
+        "Calibration by number of sequences: average calibration error of the probabilities (ACE; lower is better), "
+        "mean expected Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman; 1 is "
+        "best). The ACE is the mean vertical distance of the points in the reliability diagram from the diagonal.",
         _table(
-            ["sequences", *(f"ECE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
+            ["sequences", *(f"ACE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
         ),
     ]

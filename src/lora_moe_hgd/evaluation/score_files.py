@@ -14,10 +14,10 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Entry `about` in the `table.json` of an evaluation, such as checkpoint and options; empty for a CSV file.
+    """Read checkpoint and options (`about`) from the `table.json` of an evaluation; empty for a CSV file.
 
     Raises:
-        ValueError: If the table of the evaluation does not name the evaluated weights.
+        ValueError: If `table.json` does not name the evaluated weights.
     """
     path = folder / "table.json"
     return dict(read_table(path)["about"]) if path.is_file() else {}
@@ -27,7 +27,7 @@ def read_table(path: Path) -> dict[str, Any]:
     """Read the `table.json` of an evaluation.
 
     Raises:
-        ValueError: If the table does not name the evaluated weights.
+        ValueError: If `table.json` does not name the evaluated weights.
     """
     remedy = "Run `lora-moe-hgd evaluate` again."
     content: dict[str, Any] = read_json(path, remedy=remedy, max_bytes=MAX_LONG_JSON_BYTES)
@@ -53,7 +53,8 @@ def check_conventions(folders: Sequence[Path]) -> None:
     if len(set(used.values())) > 1:
         each = ", ".join(f"{folder}: {convention}" for folder, convention in used.items())
         raise ValueError(
-            f"These evaluations score empty regions differently ({each}). Repeat them with the same --convention."
+            f"These evaluations score empty regions differently ({each}). Repeat the evaluations with "
+            "the same --convention."
         )
 
 
@@ -87,8 +88,8 @@ def _read_csv(path: Path, task: Task) -> pd.DataFrame:
     others = sorted(set(table.columns) - {"case", "subset", *regions})
     if "case" not in table.columns or not regions or others or table.columns.has_duplicates:
         raise ValueError(
-            f"{path} has the columns {', '.join(table.columns)}. It must have the column case and a column of Dice "
-            f"values for at least one region ({', '.join(task.regions)}). Only the column subset may be added."
+            f"{path} has the columns {', '.join(table.columns)}. The file must have the column case and a column of "
+            f"Dice values for at least one region ({', '.join(task.regions)}). Only the column subset may be added."
         )
     subsets = table["subset"] if "subset" in table else ["all"] * len(table)
     table["subset"] = [subset_name(parse_subset(str(name), task.modalities), task.modalities) for name in subsets]

@@ -38,7 +38,7 @@ class Rules:
     """Rules for reading, segmenting and scoring cases.
 
     Attributes:
-        mirror: Average over the case and its left-right mirror image.
+        mirror: Average the probabilities of the case and of its left-right mirror image.
         bf16: Compute the network in bfloat16.
         convention: Key of `metrics.CONVENTIONS`, which defines the scores of empty regions.
         lesions: Key of `lesions.LESION_RULES`, which defines the lesion-wise scores.
@@ -60,8 +60,8 @@ class CaseScores:
 
     Attributes:
         rows: One row for each subset and region: ids, metrics and expected Dice.
-        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. The value is
-            `None` for a label map, which has no probabilities.
+        reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. A
+            subset has `None` if its prediction is a label map, which has no probabilities.
         findings: Warnings about the case, as dicts of `level`, `where` and `message`.
     """
 
@@ -138,7 +138,7 @@ def score_regions(
         affine: Affine of the predicted and the true regions, `(4, 4)`.
         rules: Rules for scoring.
         task: Task that defines the sequences and regions.
-        confidence: Expected Dice of each region, if the network gives one.
+        confidence: Expected Dice of each region; `None` for a label map.
     """
     convention, lesion_rules = CONVENTIONS[rules.convention], LESION_RULES[rules.lesions]
     spacing_mm = voxel_spacing_mm(affine)

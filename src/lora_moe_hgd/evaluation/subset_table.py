@@ -27,7 +27,7 @@ def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRA
 
     Args:
         scores: Rows of `scores.csv`, by the name of the evaluation.
-        form: Key of `FORMATS`.
+        form: Format of the table, a key of `FORMATS`.
         task: Task that defines the sequences and regions.
 
     Raises:

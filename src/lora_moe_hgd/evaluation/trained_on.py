@@ -16,8 +16,9 @@ def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
     """Return the sorted ids of the cases on which a checkpoint or one of its bases was trained.
 
     `RUN/split.csv` lists the training cases of checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. A
-    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. A base is included
-    if it is a folder on this machine. A case is recognised by its id or by the content of its images.
+    shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. The training cases
+    of a base are included if the base is a folder on this machine. A case is recognised by its id or by the content of
+    its images.
 
     Args:
         cases: Cases that may be training cases.
@@ -42,7 +43,7 @@ def _content_of(case: CaseFiles) -> str | None:
 
 
 def _splits_of(checkpoint: Path) -> Iterator[Split]:
-    """Splits of the runs that trained a checkpoint and its bases."""
+    """Yield the split into training and validation cases of each run that trained a checkpoint or one of its bases."""
     seen: set[Path] = set()
     waiting = [checkpoint]
     while waiting:
@@ -58,8 +59,8 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
             yield read_run_split(run)
             record = read_json(
                 run / "run.json",
-                remedy="It records the run that trained the checkpoint. Restore it, or copy the checkpoint alone to "
-                "another folder.",
+                remedy="This file records the run that trained the checkpoint. Restore the file, or copy the "
+                "checkpoint alone to another folder.",
             )
             base = record["config"]["base"]
             bases += [base] if base else []

@@ -1,1 +1,1 @@
-"""Training: configuration, schedules, adapters and the loop."""
+"""Training of networks and adapters: configuration, data, schedules and the training loop."""

@@ -52,8 +52,8 @@ def build_parser() -> ArgumentParser:
     """Build the parser of the options. The options have dotted names, such as `--data.num_workers`."""
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
-        description="Train on a folder of cases or on phantoms. Options on the command line override the file. The "
-        "last part of an option's name is enough, with - or _: `--num-workers 0` sets `data.num_workers`. "
+        description="Train on a folder of cases or on phantoms. Options on the command line override the YAML file. "
+        "The last part of an option's name is enough, with - or _: `--num-workers 0` sets `data.num_workers`. "
         "`--data FOLDER` sets `data.root`.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -75,7 +75,7 @@ def build_parser() -> ArgumentParser:
 
 
 def spellings(parser: ArgumentParser) -> dict[str, str]:
-    """Map the words that users may write to dotted names of options: `num_workers` to `data.num_workers`."""
+    """Map each name that users may write to the dotted name of an option: `num_workers` to `data.num_workers`."""
     options = _options(parser)
     names = {option.rpartition(".")[2]: option for option in options}
     return names | {name: name for name in (*options, "config", "continue", "help")} | {"data": "data.root"}

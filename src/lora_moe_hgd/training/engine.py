@@ -137,7 +137,8 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
     """Build the network to train, including its adapter, and the processor.
 
     Raises:
-        ValueError: If the base cannot be used, or if an adapter is requested but the task changes the network.
+        ValueError: If the base cannot be used, or if an adapter is requested although the task has other sequences or
+            regions than the base.
     """
     given = None if config.task is None else read_task(config.task)
     if config.base is None:

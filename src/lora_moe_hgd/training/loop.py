@@ -57,8 +57,8 @@ class TrainingLoop:
         network: Network to train.
         processor: Image processor that is saved with the network.
         source: Training cases.
-        objective: Samples, loss and validation score.
-        run: Folder of the run, after `RunFolder.open`.
+        objective: Objective, which defines samples, loss and validation score.
+        run: Folder of the run, which `RunFolder.open` has prepared.
         scored_on: Fingerprint of everything that validation scores depend on, except the weights.
     """
 
@@ -354,7 +354,7 @@ class TrainingLoop:
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices and kernels only. AdamW is fused, so that steps copy no weights."""
+    """Build fused AdamW, whose steps copy no weights. Only matrices and kernels have weight decay."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
@@ -377,7 +377,7 @@ def batch_seed(seed: int, epoch: int, batch: int, process: int) -> int:
 
 
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Yield the seconds of waiting for each batch, and the batch."""
+    """For each batch, yield the seconds of waiting for the batch, and the batch."""
     since = time.perf_counter()
     for batch in batches:
         yield time.perf_counter() - since, batch

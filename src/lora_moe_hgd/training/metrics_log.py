@@ -27,7 +27,7 @@ class MetricsLog:
 
     Args:
         folder: Folder of the run.
-        step: Step after which the run is resumed; lines of later steps are removed.
+        step: Step after which the run is resumed. Lines of later steps are removed.
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
@@ -75,7 +75,7 @@ class RunningDice:
         return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`. Pairs with neither a predicted nor a true voxel are left out."""
+        """Dice by `region/number of sequences`. Dice without any predicted or true voxel is left out."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
@@ -92,7 +92,7 @@ def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int)
     stay 0.
 
     Args:
-        router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
+        router_logits: One tensor `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
         experts_per_token: Number of experts that a token chooses.
     """
     values: dict[str, float] = {}

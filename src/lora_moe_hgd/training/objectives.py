@@ -53,7 +53,7 @@ class Objective(Protocol):
         ...
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        """Values to log, from the sums over all processes. The progress bar shows values named `train_dice/...`."""
+        """Values to log, from the sums over all processes. The progress bar shows the values `train_dice/...`."""
         ...
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:

@@ -37,13 +37,13 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: bool, reason: str) -> None:
-    """Unless `applies`, raise if one of the options `names` is given, because it would have no effect."""
+    """Raise an error if `applies` is false and an option in `names` is given, because it would have no effect."""
     for name in names:
         if getattr(part, name) is not None and not applies:
             option = name.replace("_", "-")
             raise ValueError(
-                f"`{prefix}{name}` has no effect {reason}. Leave it out; if the configuration file sets it, "
-                f"`--{option} null` unsets it."
+                f"`{prefix}{name}` has no effect in this run. {reason} Leave the option out. If the configuration "
+                f"file contains the option, add `--{option} null`."
             )
 
 
@@ -68,8 +68,8 @@ class DataConfig:
         val_phantoms: Number of further phantoms for validation when there are no cases; 8 by default.
         val_fraction: Share of the cases that is used for validation, at least one case; 0.2 by default.
         folds: Number of folds of a cross-validation over the cases. The seed assigns the cases to folds.
-        fold: Number of the fold that is used for validation. With `folds`, numbers begin at 0. With `split_file`, the
-            file defines the numbers.
+        fold: Number of the fold that is used for validation. With `folds`, the folds are numbered from 0. With
+            `split_file`, the file numbers the folds.
         split_file: CSV file or nnU-Net's `splits_final.json` that assigns cases to training and validation.
         val_on_train: Validate on the training cases, to see whether a network can overfit.
         cache_dir: Folder of preprocessed cases and phantoms.
@@ -123,26 +123,32 @@ class DataConfig:
             self.root is None or self.dataset is None,
             f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Omit one option.",
         )
-        self._refuse_idle("split", applies=self.dataset is not None, reason="without `data.dataset`")
-        self._refuse_idle("channel_order", "skip_bad", applies=self.root is not None, reason="without `data.root`")
+        self._refuse_idle("split", applies=self.dataset is not None, reason="Only `data.dataset` has splits.")
+        self._refuse_idle(
+            *("channel_order", "skip_bad"),
+            applies=self.root is not None,
+            reason="The option applies only to the cases in `data.root`.",
+        )
         self._refuse_idle(
             "label_scheme",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`), because phantoms have their own labels",
+            reason="Phantoms have their own labels, and the run has no cases (`data.root` or `data.dataset`).",
         )
         self._refuse_idle(
             *("allow_skull", "allow_partial"),
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`)",
+            reason="The option applies only to cases (`data.root` or `data.dataset`).",
         )
-        self._refuse_idle("label_maps", applies=self.phantoms > 0, reason="without `data.phantoms`")
+        self._refuse_idle(
+            "label_maps", applies=self.phantoms > 0, reason="The option applies only to phantoms (`data.phantoms`)."
+        )
         self._refuse_idle(
             "phantom_share",
             applies=self.has_cases and self.phantoms > 0,
-            reason="unless cases (`data.root` or `data.dataset`) and `data.phantoms` are mixed",
+            reason="The run does not mix cases (`data.root` or `data.dataset`) and phantoms (`data.phantoms`).",
         )
         self._refuse_idle(
-            "val_phantoms", applies=not self.has_cases, reason="with cases, because validation then uses cases"
+            "val_phantoms", applies=not self.has_cases, reason="A run with cases is validated on cases, not phantoms."
         )
 
     def fit_to(self, task: Task) -> None:
@@ -160,9 +166,7 @@ class DataConfig:
                 f"{self.label_scheme or 'missing'}.",
             )
             return
-        self._refuse_idle(
-            "label_scheme", applies=False, reason=f"with the task {task.name}, which has one label scheme"
-        )
+        self._refuse_idle("label_scheme", applies=False, reason=f"The task {task.name} has only one label scheme.")
         _require(
             self.phantoms == 0,
             f"`data.phantoms` must be 0 with the task {task.name}, because phantoms show brain tumours. Give "
@@ -177,12 +181,12 @@ class DataConfig:
             "split_file",
             "val_on_train",
             applies=self.has_cases,
-            reason="without cases (`data.root` or `data.dataset`), because validation then uses phantoms",
+            reason="A run without cases (`data.root` or `data.dataset`) is validated on phantoms.",
         )
         chosen = [name for name in ("val_on_train", "split_file", "folds", "val_fraction") if getattr(self, name)]
         if len(chosen) > 1:
             self._refuse_idle(
-                *chosen[1:], applies=False, reason=f"with `data.{chosen[0]}`, which already chooses the cases"
+                *chosen[1:], applies=False, reason=f"`data.{chosen[0]}` already chooses the validation cases."
             )
         _require(
             self.split_file is None or self.root is not None,
@@ -191,7 +195,7 @@ class DataConfig:
         self._refuse_idle(
             "fold",
             applies=self.folds is not None or self.split_file is not None,
-            reason="without `data.folds` or `data.split_file`",
+            reason="Only `data.folds` and `data.split_file` define folds.",
         )
         if self.folds is not None:
             _require(
@@ -221,8 +225,8 @@ class SampleConfig:
 
     Attributes:
         crop_size: Edges of a crop in voxels, multiples of 16.
-        crops_per_case: Crops of each case in an epoch.
-        batch_size: Crops in a batch of one process.
+        crops_per_case: Number of crops of each case in an epoch.
+        batch_size: Number of crops in a batch of one process.
         spacing_mm: Voxel size of the training samples. The default is the base's voxel size, or 1.5 mm without a base.
     """
 
@@ -254,7 +258,7 @@ class OptimConfig:
         weight_decay: Weight decay of matrices and kernels. Biases, norms and embeddings have no weight decay.
         warmup: Share of the run over which the learning rate rises.
         max_grad_norm: Largest norm of the gradient. Gradients with a larger norm are scaled down.
-        ema_decay: Decay of the moving average of the weights, which is validated and saved.
+        ema_decay: Decay of the moving average of the weights. The averaged weights are validated and saved.
         accumulate: Number of batches per optimizer step.
         precision: `no` for float32, `bf16` or `fp16`. `auto` means `bf16` on hardware that computes bf16 fast, else
             `no`.
@@ -373,8 +377,8 @@ class RunConfig:
         )
         _require(
             (self.base is None) != (self.size is None),
-            "To start from a checkpoint, set `base`; to train from scratch, set `size`. Set the other option to null. "
-            f"Here `base` is {self.base} and `size` is {self.size}.",
+            "Set either `base`, to start from a checkpoint, or `size`, to train from scratch. Set the other of these "
+            f"two options to null. Here `base` is {self.base} and `size` is {self.size}.",
         )
         _require(
             self.objective == "segment" or self.adapter == "none",
@@ -384,20 +388,22 @@ class RunConfig:
             self.base is not None or self.adapter == "none",
             f"Without a `base`, `adapter` must be none, but is {self.adapter}.",
         )
-        _refuse_idle(self, "", ("lora",), applies=self.adapter != "none", reason="with `adapter: none`")
+        _refuse_idle(
+            self, "", ("lora",), applies=self.adapter != "none", reason="With `adapter: none`, no adapter is trained."
+        )
         _refuse_idle(
             self.sample,
             "sample.",
             ("spacing_mm",),
             applies=self.adapter == "none",
-            reason=f"with `adapter: {self.adapter}`, because an adapter has the voxel size of its base",
+            reason=f"With `adapter: {self.adapter}`, the samples have the voxel size of the base.",
         )
         _refuse_idle(
             self.validation,
             "validation.",
             ("subsets",),
             applies=self.objective == "segment",
-            reason="with `objective: reconstruct`, which hides sequences itself",
+            reason="With `objective: reconstruct`, the validation scores no subsets.",
         )
         _require(self.epochs >= 1, f"`epochs` must be at least 1, but is {self.epochs}.")
         _require(self.save_every >= 1, f"`save_every` must be at least 1, but is {self.save_every}.")
@@ -409,7 +415,7 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values depend on the task. A run checks them again after loading its base.
+        """Check the options whose values depend on the task. A run checks these options again after loading its base.
 
         Raises:
             ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.
@@ -425,7 +431,7 @@ class RunConfig:
         return {".".join(path): value for path, value, _ in _leaves(self)}
 
     def marked(self, mark: Mapping[str, str]) -> set[str]:
-        """Dotted names of the options with this mark: `NOTHING`, `SCORE` or `NETWORK`."""
+        """Dotted names of the options with this mark, such as `NETWORK`. A mark says what a change affects."""
         return {".".join(path) for path, _, metadata in _leaves(self) if metadata == mark}
 
 

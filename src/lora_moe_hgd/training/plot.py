@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     if not rows:
         raise ValueError(f"{folder / FILE_NAME} contains no steps yet. Draw the curves after the first step.")
     remedy = (
-        f"It records the task of the run. Restore it. If the task is brain tumours, {FILE_NAME} is enough: copy it "
-        "to another folder and plot that folder."
+        "This file records the task of the run. Restore the file. If the task is brain tumours, you can also copy "
+        f"{FILE_NAME} alone to another folder and plot that folder."
     )
     run = read_json(folder / RUN_FILE, remedy=remedy) if (folder / RUN_FILE).is_file() else {}
     task = Task.from_dict(run["task"]) if run.get("task") else BRAIN_TUMOUR
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plot_curves(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Plot over the steps: losses, Dice or reconstruction error, learning rate, gradient norm, and throughput."""
+    """Plot losses, Dice or reconstruction error, learning rate, gradient norm and throughput over the steps."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True).flatten()
     parts = sorted({name for row in rows for name in row if name.startswith("loss/")})

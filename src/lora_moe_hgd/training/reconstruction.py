@@ -1,10 +1,10 @@
 """Masked pre-training: the encoder learns to predict hidden patches and hidden sequences.
 
 Patches are hidden as in SimMIM (https://arxiv.org/abs/2111.09886). Instead of a hidden patch, the stem gets zeros and
-the transformer a learned token. A linear head predicts the hidden patches, and the loss is the absolute error over
-hidden voxels. Sequences are hidden as in M3AE (https://arxiv.org/abs/2303.05302): the network does not get a hidden
-sequence, and predicts it from the visible sequences. No label is read. The checkpoint is a segmenter with a trained
-encoder and an untrained decoder. A segmentation run starts from this checkpoint with `--base`.
+the transformer gets a learned token. A linear head predicts the hidden patches, and the loss is the absolute error
+over hidden voxels. Sequences are hidden as in M3AE (https://arxiv.org/abs/2303.05302): the network does not get a
+hidden sequence, and predicts it from the visible sequences. No label is read. The checkpoint is a segmenter with a
+trained encoder and an untrained decoder. A segmentation run starts from this checkpoint with `--base`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReconstructionOutput(ModelOutput):
         loss: Scalar.
         losses: Parts of the loss by name.
         predicted: `(B, M, D, H, W)`, predicted intensities of all sequences at all voxels.
-        router_logits: One `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
+        router_logits: One tensor `(T, E)` per MoE layer, minus infinity where a token may not use an expert.
     """
 
     loss: Tensor | None = None
@@ -106,7 +106,7 @@ class MaskedReconstruction(nn.Module):
 
 
 def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean absolute error over the counted voxels; 0, with finite gradients, if no voxel is counted."""
+    """Mean absolute error over the voxels where `counted` is true; 0, with finite gradients, without such voxels."""
     error = (predicted.float() - target.float()).abs()
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 
@@ -133,7 +133,10 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
 
 
 class MaskedCrops(CropDataset):
-    """Crops with random hidden parts. Intensities are not augmented, because a random change cannot be predicted."""
+    """Crops with randomly hidden patches and sequences.
+
+    Intensities are not augmented, because a random change cannot be predicted.
+    """
 
     def sample(
         self, pixel_values: Tensor, labels: Tensor, acquired: Tensor, generator: torch.Generator

@@ -1,11 +1,11 @@
 """The folder of a run: its checkpoints, its records, and the saved states from which the run is resumed.
 
-run.json        options, fingerprints of the other inputs, and whether the run is finished
-split.csv       training and validation cases, see `splits`
-resume/         saved states, see `states`
-best/, last/    checkpoints for `from_pretrained`; the subfolder `adapter/` contains the adapter alone
-metrics.jsonl   losses and scores per step, see `metrics_log`
-pictures/       picture of a validation case after each validation
+- `run.json`: options, fingerprints of the other inputs, and whether the run is finished
+- `split.csv`: training and validation cases, see `splits`
+- `resume/`: saved states, see `states`
+- `best/` and `last/`: checkpoints for `from_pretrained`; the subfolder `adapter/` contains the adapter alone
+- `metrics.jsonl`: losses and scores per step, see `metrics_log`
+- `pictures/`: a picture of a validation case after each validation
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class RunFolder:
 
         Args:
             split: Training and validation cases.
-            made_from: All other inputs of the result by name: versions, files, number of processes.
+            made_from: All other inputs that influence the result, by name: versions, files, number of processes.
             task: Task that defines the sequences and regions.
 
         Raises:
-            ValueError: If the folder contains files but no run (the files are not changed), or if `--continue` finds
-                no run, or a run that cannot be continued with these options.
+            ValueError: If the folder contains files but no run, or if `--continue` finds no run or a run that cannot
+                be continued with these options. Files that belong to no run are not changed.
         """
         names = [*CHECKPOINTS, *(f"{name}.old" for name in CHECKPOINTS), RUN_FILE, SPLIT_FILE]
         remove_leftovers(self.path, names)
@@ -86,7 +86,7 @@ class RunFolder:
     def _continue_or_move_aside(self, split: Split, made_from: Mapping[str, Any]) -> None:
         run = read_json(
             self.path / RUN_FILE,
-            remedy="It records the options of the run. Restore it, or choose another `--output-dir`.",
+            remedy="This file records the options of the run. Restore the file, or choose another `--output-dir`.",
         )
         changes = self._changes(run, split, made_from)
         listed = "; ".join(changes.values())
@@ -142,16 +142,16 @@ class RunFolder:
             )
         if done is not None and done.epoch >= self.config.epochs and (run["finished"] or "epochs" in changes):
             raise ValueError(
-                f"The run in {self.path} has already done {counted(done.epoch, 'epoch')}. Continue it with more "
-                f"epochs, such as `--epochs {2 * done.epoch}`."
+                f"The run in {self.path} has already done {counted(done.epoch, 'epoch')}. Continue the run with "
+                f"more epochs, such as `--epochs {2 * done.epoch}`."
             )
         if done is not None and (self.path / SPLIT_FILE).is_file():
             trained = set(read_run_split(self.path).train)
             if gone := sorted(trained - set(split.train)):
                 raise ValueError(
-                    f"The run in {self.path} was trained on {', '.join(gone)}, which the new split does "
-                    f"not train on. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a new "
-                    "run in another `--output-dir`."
+                    f"Training cases of the run in {self.path} are missing from the training cases of the new split: "
+                    f"{', '.join(gone)}. Keep the old split with `--split-file {self.path / SPLIT_FILE}`, or begin a "
+                    "new run in another `--output-dir`."
                 )
 
     def save_state(self, state: RunState) -> None:

@@ -1,7 +1,7 @@
 """Schedules of a run, as pure functions of its progress from 0 to 1.
 
 The curriculum begins with the first region of the task and adds the other regions in their order: whole tumour, tumour
-core, enhancing tumour. Samples lose at most one sequence at first. Later they may lose all sequences but one.
+core, enhancing tumour. At first, samples lose at most one sequence. Later, samples may lose all sequences but one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPLETE_SHARE = 0.2
 
 
 def ramp(progress: float, start: float, end: float) -> float:
-    """Smooth step from 0 at `start` to 1 at `end`.
+    """Value of a smooth step at `progress`: 0 up to `start`, 1 from `end` on.
 
     Example:
         >>> [ramp(progress, 0.2, 0.4) for progress in (0.0, 0.3, 1.0)]
@@ -37,7 +37,7 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def region_weights(progress: float, regions: int = 3) -> tuple[float, ...]:
-    """Weights of the regions in the loss, by default of WT, TC and ET."""
+    """Weight of each region in the loss, in the order of the regions of the task."""
     weights = [1.0]
     for place in range(regions - 1):
         start, end = (first + place * later for first, later in zip(SECOND_RAMP, LATER, strict=True))
@@ -56,7 +56,7 @@ def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
     The share `COMPLETE_SHARE` of the samples keeps all sequences. Each other sample keeps a non-empty subset, in which
-    at most `most_dropped` sequences are missing. All such subsets are equally likely.
+    at most `most_dropped` sequences are missing. All subsets within this limit are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()
@@ -72,7 +72,7 @@ def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise over the first `warmup` of a run, then half a cosine down to zero.
+    """Factor of the learning rate: a linear rise over the first share `warmup` of a run, then half a cosine to zero.
 
     Example:
         >>> [round(learning_rate_factor(progress, warmup=0.1), 3) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]

@@ -194,10 +194,10 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
         return Split(list(case_ids), list(case_ids))
     least = data.folds or 2
     if len(case_ids) < least:
-        purpose = f"each of the {data.folds} folds needs a case" if data.folds else "one of them for validation"
+        purpose = f"Each of the {data.folds} folds needs a case." if data.folds else "One case is used for validation."
         raise ValueError(
             f"{data.root or data.dataset} has {counted(len(case_ids), 'usable case')}, but training needs at least "
-            f"{least}: {purpose}."
+            f"{least}. {purpose}"
         )
     if data.folds is not None and data.fold is not None:
         return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)

@@ -83,7 +83,7 @@ def start_from(
 
 
 def _places(old: tuple[str, ...], new: tuple[str, ...]) -> list[int | None]:
-    """Index of each new name among the old names, `None` for a name that is not an old name."""
+    """Index of each new name in `old`; `None` for a name that `old` lacks."""
     return [old.index(name) if name in old else None for name in new]
 
 

@@ -1,6 +1,7 @@
 """Saved states from which a run is resumed. Each state is written atomically, and verified before it is used.
 
-step-00000120/   weights, average and optimizer as safetensors, progress.json, manifest.json with hashes of all files
+The folder of a state, such as `step-00000120`, contains weights, average and optimizer as safetensors,
+`progress.json`, and `manifest.json` with the hashes of all files.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _damaged_file(path: Path) -> str | None:
-    """Name of the first file of a state that does not match the manifest; `None` if the state is intact."""
+    """Name of the first damaged file of a state, by the hashes in its manifest; `None` if the state is intact."""
     try:
         manifest = read_json(path / "manifest.json")
     except (OSError, ValueError):
@@ -165,7 +166,7 @@ def _damaged_file(path: Path) -> str | None:
 
 
 def _read_values(path: Path) -> dict[str, Any]:
-    """Everything of an intact state that is not a tensor."""
+    """Read all values of an intact state that are not tensors."""
     # The hash of this file has been verified, so its size needs no limit.
     values: dict[str, Any] = json.loads((path / "progress.json").read_bytes())
     return values

@@ -17,14 +17,14 @@ SubsetDraw = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 class CropDataset(Dataset):
-    """Random augmented crops. A crop depends only on the seed, the epoch, its index and the case.
+    """Random augmented crops. A crop depends only on the seed, the epoch, the index of the crop and the case.
 
     The method `sample` of a subclass defines the content of a sample.
 
     Args:
         source: Cases to crop.
         crop_size: Edges of a crop in voxels.
-        crops_per_case: Crops of each case in an epoch.
+        crops_per_case: Number of crops of each case in an epoch.
         seed: Seed of the run.
     """
 
@@ -58,7 +58,7 @@ class CropDataset(Dataset):
 
 
 class SubsetCrops(CropDataset):
-    """Crops with augmented intensity, a random subset of their sequences, and their labels.
+    """Crops with augmented intensities, a random subset of their sequences, and their labels.
 
     Args:
         source: Cases to crop.
@@ -81,6 +81,6 @@ class SubsetCrops(CropDataset):
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Random generator with its own seed for each seed of a run, epoch and sample."""
+    """Random generator whose seed is different for each sample and epoch, and for each seed of a run."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,4 +1,4 @@
-"""Sources of preprocessed cases: phantoms, files, and mixtures of sources. The module `streams` adds streams."""
+"""Sources of preprocessed cases: phantoms, files, and mixtures of sources. Streamed cases are in `streams`."""
 
 from __future__ import annotations
 
@@ -213,8 +213,8 @@ class CachedCases(Dataset):
 def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
     """Return a separate cache folder for each combination of `--allow-skull` and `--allow-partial`.
 
-    A case that was cached because one of these options accepted it must not be used without this option. The
-    fingerprint of a case does not depend on the options.
+    A run without one of these options must not use a case that was cached only because of this option. The fingerprint
+    of a case does not depend on the options.
     """
     allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
     return folder.with_name(folder.name + allowed)

@@ -19,13 +19,13 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a dataset that the library `datasets` streams once. Then the cases are read from the cache.
+    """Labelled cases of a dataset that the library `datasets` streams once. Later, the cases are read from the cache.
 
     The columns are named after the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`). The column
     `seg` contains the segmentations. All columns are of type `datasets.Nifti`, with null for a missing sequence.
 
     Args:
-        name: First argument of `datasets.load_dataset`.
+        name: Hub id or folder of the dataset, the first argument of `datasets.load_dataset`.
         split: Split of the dataset.
         label_scheme: Name of the label scheme of the segmentations.
         processor: Image processor that preprocesses the cases.
@@ -67,7 +67,7 @@ class StreamedCases(CachedCases):
             a case by its index in a stream.
 
         Raises:
-            ValueError: If the dataset lacks a column or holds no case, or a case cannot be used.
+            ValueError: If the dataset lacks a column or contains no case, or if a case cannot be used.
         """
         self.kept, self._contents = [], []
         for index, files in enumerate(tqdm(self._stream(), desc="streaming", unit="case", disable=not progress)):
@@ -112,7 +112,7 @@ class StreamedCases(CachedCases):
             yield {name: example[name] for name in columns if example[name] is not None}
 
     def _path_of(self, versions: Mapping[str, str]) -> Path:
-        """Path of a preprocessed case. `versions` are the fingerprints of its files, by sequence."""
+        """Path of a preprocessed case. `versions` are the fingerprints of the case's files, by sequence."""
         made_from = fingerprint(self._settings(), self.label_scheme, versions)
         return self.folder / f"{made_from}.safetensors"
 
@@ -156,7 +156,7 @@ class StreamedCases(CachedCases):
 
 
 def _sequence(column: str) -> str:
-    """Name of the sequence in a column of the dataset, or `seg`."""
+    """Name of the sequence that a column of the dataset contains; `seg` for the segmentations."""
     return "t1c" if column == "t1ce" else column
 
 

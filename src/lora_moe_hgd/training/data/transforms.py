@@ -24,10 +24,10 @@ SCALES = (0.7, 1.4)
 def random_crop(
     pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut out a box of `size` voxels at a random position. Small cases are zero-padded.
+    """Cut out a box of `size` voxels at a random position. Cases that are smaller than the box are zero-padded.
 
-    With probability `FOREGROUND_SHARE`, the box is near a voxel of a random region. With probability `TURNED_SHARE`,
-    the box is rotated and scaled.
+    With probability `FOREGROUND_SHARE`, the centre of the box is near a voxel of a random region. With probability
+    `TURNED_SHARE`, the box is rotated and scaled.
     """
     shape = pixel_values.shape[1:]
     centre = [int(torch.randint(edge, (), generator=generator)) for edge in shape]
@@ -99,9 +99,9 @@ def random_flip(pixel_values: Tensor, labels: Tensor, generator: torch.Generator
 
 
 def random_intensity(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
-    """Change scale, offset, gamma, sharpness, resolution, bias field and noise of each sequence independently.
+    """Randomly change scale, offset, gamma, sharpness, resolution, bias field and noise, separately for each sequence.
 
-    Voxels that are exactly zero, outside the brain, stay zero.
+    Voxels outside the brain, which are exactly zero, stay zero.
     """
     return torch.stack([_one_sequence(volume, generator) for volume in pixel_values])
 
