@@ -473,7 +473,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
         "seconds": 3.0,
     }
     calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
-    assert "Doubtful" not in calm
+    assert "is doubtful" not in calm
     assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
     assert "CC BY" not in calm
@@ -484,6 +484,10 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert 'role="alert"' in doubtful
     assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
+    assert "<strong>This result is doubtful. A warning:</strong>" in doubtful
+    without_t1c = report | {"warnings": [BRAIN_TUMOUR.without["t1c"]]}
+    headline = "<strong>TC and ET are doubtful. A warning:</strong>"
+    assert headline in result_html(without_t1c, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
 
 
 def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) -> None:

@@ -237,13 +237,13 @@ def base_reference(name: str | Path, *, adapter: Path) -> str:
     folder = local_folder(name)
     if folder is None:
         return str(name)
-    if shipped := _shipped_name(folder):
+    if shipped := shipped_name(folder):
         return shipped
     way = os.path.relpath(folder.resolve(), adapter.resolve())
     return way if way.startswith(".") else f"./{way}"
 
 
-def _shipped_name(folder: Path) -> str | None:
+def shipped_name(folder: Path) -> str | None:
     """Name of the shipped checkpoint in this folder; `None` for any other folder."""
     return next((name for name in shipped_names() if pretrained_path(name).resolve() == folder.resolve()), None)
 
@@ -334,7 +334,7 @@ def load_checkpoint(
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
         # PEFT records this name as the base of new adapters. Unlike the path of the installed package, a shipped name
         # is valid on every computer.
-        network.name_or_path = _shipped_name(folder) or str(folder)
+        network.name_or_path = shipped_name(folder) or str(folder)
         network.to(device)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(find_base(folder, base), device=device)
@@ -343,6 +343,6 @@ def load_checkpoint(
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     # PEFT records this name as the base of new adapters.
-    adapted.name_or_path = _shipped_name(folder) or str(folder)
+    adapted.name_or_path = shipped_name(folder) or str(folder)
     # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

@@ -37,6 +37,13 @@ WIDTH_IN = 9.6
 MARGIN = 2
 # Width of the strip around each plane in which the orientation letters are written.
 STRIP_IN = 0.17
+# Gap between neighbouring planes. Without it, letters of two planes would read as one word.
+GAP_IN = 0.4
+# Left and right border of the picture, as a share of its width.
+BORDER = 0.01
+PLANES_IN = (1 - 2 * BORDER) * WIDTH_IN - 2 * GAP_IN
+# Gap between rows of planes, as a share of the height of a row.
+ROW_GAP = 0.08
 
 
 def colours_of(task: Task) -> dict[str, str]:
@@ -106,21 +113,22 @@ def save_overlay(
     first = next(iter(regions.values()))
     found, cut = np.logical_or.reduce(first), planes_through(first, brain, task)
     widths = [brain.shape[across] * spacing[across] for across, _, _ in PLANES.values()]
-    strip_mm = STRIP_IN * sum(widths) / (WIDTH_IN - 2 * len(PLANES) * STRIP_IN)
+    strip_mm = STRIP_IN * sum(widths) / (PLANES_IN - 2 * len(PLANES) * STRIP_IN)
     widths = [width + 2 * strip_mm for width in widths]
     heights = [brain.shape[up] * spacing[up] + 2 * strip_mm for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
-    panels = WIDTH_IN * max(heights) / sum(widths) * len(regions) * len(views)
+    rows = len(regions) * len(views)
+    panels = PLANES_IN * max(heights) / sum(widths) * (rows + ROW_GAP * (rows - 1))
     head, foot = 0.5, 0.32 + 0.16 * len(text)
     height = head + panels + foot
     figure = Figure(figsize=(WIDTH_IN, height), facecolor="black", linewidth=6 if text else 0, edgecolor=DOUBT)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(regions) * len(views), 3, squeeze=False, width_ratios=widths)
-    rows = iter(grid)
+    grid = figure.subplots(rows, len(PLANES), squeeze=False, width_ratios=widths)
+    remaining = iter(grid)
     for sequence, numbers in views:
         window = window_of(volumes[sequence], brain, found)
         for name, masks in regions.items():
-            axes = next(rows)
+            axes = next(remaining)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
                 # In a z-scored image, the background is zero, which would be grey. Make it black.
                 picture = np.where(_plane(brain, through, cut), _plane(volumes[sequence], through, cut), window[0])
@@ -157,7 +165,13 @@ def save_overlay(
     if text:
         figure.text(0.015, 0.06 / height, "\n".join(text), color=DOUBT, fontsize=8, va="bottom", linespacing=1.3)
     figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=foot / height, top=1 - head / height, wspace=0.02, hspace=0.08
+        left=BORDER,
+        right=1 - BORDER,
+        bottom=foot / height,
+        top=1 - head / height,
+        # Matplotlib measures this gap in mean widths of a plane.
+        wspace=GAP_IN * len(PLANES) / PLANES_IN,
+        hspace=ROW_GAP,
     )
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png", facecolor="black", edgecolor=figure.get_edgecolor())

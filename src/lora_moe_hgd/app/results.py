@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS, doubt_headline
 from ..model.confidence import LOW_CONFIDENCE, dice_text
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
@@ -63,7 +63,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
     if doubts:
         count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"
         items = "".join(f"<li>{text}</li>" for text in doubts)
-        head = f'<div class="lmh-warn" role="alert"><strong>Doubtful result. {count}:</strong><ul>{items}</ul></div>'
+        headline = f"{html.escape(doubt_headline(report, task))}. {count}:"
+        head = f'<div class="lmh-warn" role="alert"><strong>{headline}</strong><ul>{items}</ul></div>'
     else:
         head = f'<p class="lmh-notice">{NO_WARNINGS}</p>'
     rows = "".join(

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from ..pretrained import hub_id, shipped_names
 from .card import PICTURES, make_card, read_scores
 from .checksums import CARD, write_sums
 from .companions import NOTEBOOK_ON_HUB, write_notebook, write_space, write_wheel
+from .licences import licence_warning
 
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # A push deletes these files in the repository first, because an earlier push may have had other shards or code files.
@@ -299,6 +301,8 @@ def main(argv: Sequence[str]) -> None:
         if args.private:
             raise ValueError("A Space cannot download from a private repository. Omit --space or --private.")
     folder = checkpoint_folder(args.checkpoint)
+    if args.license and (warning := licence_warning(folder, args.license)):
+        print(f"warning: {warning}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         card = stage(

@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ from .segmentation import RESULT_FILES
 SUMMARY, INDEX = "summary.csv", "index.html"
 
 
+@dataclass(frozen=True)
+class CohortCounts:
+    """Numbers of cases of a cohort.
+
+    Attributes:
+        segmented: Cases that were segmented in this run.
+        skipped: Cases that an earlier run had segmented.
+        failed: Cases and folders that could not be segmented.
+    """
+
+    segmented: int
+    skipped: int
+    failed: int
+
+
 def segment_cohort(
     segmenter: CaseSegmenter,
     cases: Sequence[CaseFiles],
@@ -33,8 +49,8 @@ def segment_cohort(
     *,
     root: Path,
     progress: bool = True,
-) -> int:
-    """Write the results of each case and a summary table. Return the number of failed cases.
+) -> CohortCounts:
+    """Write the results of each case and a summary table. Return the numbers of segmented, skipped and failed cases.
 
     Results are written to `out/CASE`, and the table to `out/summary.csv`. A case is skipped if its results exist and
     were made from the same weights, options, code and files. Results are written atomically, so earlier results are
@@ -88,7 +104,11 @@ def segment_cohort(
             write_cohort_index(out / INDEX, rows, segmenter.task)
     # Wait for all processes, because the launcher kills the other processes when one exits with an error.
     state.wait_for_everyone()
-    return len(failed) + len(bad)
+    return CohortCounts(
+        segmented=len(numbers_left) - len(failed),
+        skipped=len(cases) - len(numbers_left),
+        failed=len(failed) + len(bad),
+    )
 
 
 def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterator[Callable[[], ReadyCase]]:
@@ -131,6 +151,7 @@ def _rows(
             report = read_json(out / case.case_id / "report.json")
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
+            row |= {f"{region}_confidence": report["confidence"][region] for region in task.regions}
             found = [value for value in report["confidence"].values() if value is not None]
             row |= {"warnings": report["warnings"], "confidence": min(found, default=None)}
         rows.append(row)
@@ -140,7 +161,8 @@ def _rows(
 
 
 def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path, task: Task) -> None:
-    columns = ("case", "status", "sequences", *(f"{region}_ml" for region in task.regions), "warnings", "message")
+    numbers = (f"{region}_{name}" for name in ("ml", "confidence") for region in task.regions)
+    columns = ("case", "status", "sequences", *numbers, "warnings", "message")
     with (
         replacing(out / SUMMARY) as scratch,
         open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -32,7 +32,7 @@ from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
 from ..sequence_names import parse_sequences
-from .cohort import SUMMARY, segment_cohort
+from .cohort import INDEX, SUMMARY, CohortCounts, segment_cohort
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
@@ -156,12 +156,10 @@ def main(argv: Sequence[str]) -> None:
     segmenter = CaseSegmenter(args.checkpoint, options, device=device, base=args.base)
     if state.is_main_process and cases and not args.quiet:
         print("\n".join(f"files of {line}" for line in namings(cases)))
-    failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
+    counts = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
-        done = len(cases) + len(bad) - failed
-        every = counted(len(cases) + len(bad), "case")
-        print(f"Segmented: {done} of {every}. Summary table: {args.out_path / SUMMARY}.")
-    if failed:
+        _print_cohort(counts, args.out_path)
+    if counts.failed:
         raise SystemExit(1)
 
 
@@ -267,6 +265,14 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order, task=task), [], []
+
+
+def _print_cohort(counts: CohortCounts, folder: Path) -> None:
+    every = counted(counts.segmented + counts.skipped + counts.failed, "case")
+    skipped = f"; {counts.skipped} skipped, because complete results exist" if counts.skipped else ""
+    failed = f"; {counts.failed} failed" if counts.failed else ""
+    page = f" Page with all cases: {folder / INDEX}." if (folder / INDEX).is_file() else ""
+    print(f"Segmented: {counts.segmented} of {every}{skipped}{failed}. Summary table: {folder / SUMMARY}.{page}")
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:

@@ -27,7 +27,7 @@ from ..model.confidence import dice_text
 from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
-from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS
+from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS, doubt_headline
 
 PAGES = files(__package__) / "pages"
 # Margin around the brain, in which the letters for the directions are drawn. It may reach beyond the images.
@@ -276,7 +276,8 @@ def _state(report: Mapping[str, Any], task: Task) -> str:
     """HTML for the top of the page: the warnings, or that there are none."""
     if report["warnings"]:
         items = "".join(f"<li>{html.escape(warning)}</li>" for warning in report["warnings"])
-        return f'<div class="doubt" role="alert"><h2>This result is doubtful</h2><ul>{items}</ul></div>'
+        headline = html.escape(doubt_headline(report, task))
+        return f'<div class="doubt" role="alert"><h2>{headline}</h2><ul>{items}</ul></div>'
     return f'<div class="calm"><p>{NO_WARNINGS}</p></div>'
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import nibabel as nib
 
 from ..files import reason_of, replacing
-from ..model.confidence import rounded_down
+from ..model.confidence import confidence_warnings, rounded_down
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
-from ..model.task import BRAIN_TUMOUR, Task
+from ..model.task import BRAIN_TUMOUR, Task, shown
 
 # Labels whose key in the report has another spelling.
 KEYS = {"oedema": "edema"}
@@ -85,6 +86,28 @@ def make_report(
         | {"python": platform.python_version()},
         "notice": NOTICE,
     }
+
+
+def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
+    """Headline above the warnings of a report. It names the doubtful regions if the warnings are only about these.
+
+    Example:
+        >>> warnings = ["ET: The expected Dice is only 0.52. An expert must correct this region before use."]
+        >>> report = {"warnings": warnings, "confidence": {"wt": 0.9, "tc": 0.8, "et": 0.52}}
+        >>> doubt_headline(report, BRAIN_TUMOUR)
+        'ET is doubtful'
+        >>> doubt_headline(report | {"warnings": ["t1c: 1 voxel is not finite.", *warnings]}, BRAIN_TUMOUR)
+        'This result is doubtful'
+    """
+    names = [shown(region) for region in task.regions]
+    # Only these warnings can be about single regions. Other warnings may contain the name of a region by chance.
+    about = {text: {name for name in names if re.search(rf"\b{name}\b", text)} for text in task.without.values()}
+    about |= {str(finding): {str(finding.where)} & {*names} for finding in confidence_warnings(report["confidence"])}
+    found = [about.get(warning, set()) for warning in report["warnings"]]
+    doubtful = [name for name in names if any(name in regions for regions in found)]
+    if not all(found) or len(doubtful) == len(names):
+        return "This result is doubtful"
+    return f"{' and '.join(doubtful)} {'is' if len(doubtful) == 1 else 'are'} doubtful"
 
 
 @contextmanager
