@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
     """Parser whose error messages suggest the most similar option or choice."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse the options. Errors about a path without its option, and about a list with spaces, say what to type."""
+        """Parse the options. Errors about a path without an option or a list with spaces say what to type."""
         words = sys.argv[1:] if args is None else list(args)
         self._refuse_bare_path(words)
         found, rest = self.parse_known_args(words, namespace)

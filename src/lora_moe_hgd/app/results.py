@@ -1,4 +1,4 @@
-"""HTML that the app shows during a segmentation, and for its result."""
+"""HTML that the app shows during a segmentation and afterwards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def step_html(step: Step, seconds: float) -> str:
 
 
 def problem_html(text: str) -> str:
-    """HTML with the reason why there is no result."""
+    """HTML of a message that says why there is no result."""
     return f'<div class="lmh-error" role="alert">{html.escape(text)}</div>'
 
 

@@ -1,4 +1,4 @@
-"""Licences of checkpoints and of the checkpoints from which they were made."""
+"""Warning about a checkpoint whose licence differs from that of the checkpoint from which it was made."""
 
 from __future__ import annotations
 

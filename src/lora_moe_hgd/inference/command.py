@@ -39,7 +39,7 @@ from .segmentation import RESULT_FILES, Segmentation
 
 
 def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
-    """Build the parser of the options. Each sequence of the task is an option."""
+    """Build the parser of the options. Each sequence of the task has its own option, such as `--t1c FILE`."""
     parser = CommandParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device.",
         epilog=SEGMENT_USES,
@@ -53,7 +53,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=Path, metavar="FILE", help=f"image file of the sequence {name}, instead of --in-path"
         )
-    add_out_path(parser, help="folder for the results; for a cohort, with one subfolder per case")
+    add_out_path(parser, help="folder for the results; a cohort gets one subfolder per case")
     add_checkpoint(parser)
     parser.add_argument(
         "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
@@ -65,10 +65,14 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         "checkpoint's scheme)",
     )
     parser.add_argument(
-        "--channel-order", metavar="NAMES", help="sequences in the order of numbered channels, such as flair,t1,t1c,t2"
+        "--channel-order",
+        metavar="NAMES",
+        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
     )
     parser.add_argument(
-        "--reference", choices=task.modalities, help="sequence whose grid the result has (default: the first sequence)"
+        "--reference",
+        choices=task.modalities,
+        help="sequence whose grid the result has (default: the first sequence of the case)",
     )
     parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
@@ -102,7 +106,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
+    """Segment a case, or every case of a cohort. Exit with code 1 if a case of the cohort failed."""
     task = _task_of(argv)
     args = build_parser(task).parse_args(argv)
     options = ResultOptions(
@@ -167,8 +171,8 @@ def _task_of(argv: Sequence[str]) -> Task:
     """Read the task of the checkpoint on the command line. The sequences of the task become options.
 
     Raises:
-        ValueError: If the checkpoint is not found, unless only `--help` is wanted. The error comes before any work on
-            the case.
+        ValueError: If the checkpoint is not found. With `--help`, the task is then brain tumour, and no error is
+            raised.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
@@ -237,11 +241,15 @@ def _refuse_same_folder(out: Path, folder: Path) -> None:
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """Find one case, or the cases of a cohort and the errors in its other folders.
+    """Find the case or the cohort that the options name.
+
+    Returns:
+        A single case or `None`; the cases of a cohort; and an error for each folder of the cohort that could not be
+        recognised as a case.
 
     Raises:
-        ValueError: If both `--in-path` and single files are given, or neither.
-        BadInputError: If there is no case.
+        ValueError: If the options name both `--in-path` and single files, or neither of them.
+        BadInputError: If no case is found.
     """
     given = {name: getattr(args, name) for name in task.modalities if getattr(args, name) is not None}
     if bool(given) == (args.in_path is not None):
@@ -251,7 +259,9 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
         )
     if given:
         if args.channel_order:
-            raise ValueError("--channel-order has no effect if the sequences are named one by one. Leave it out.")
+            raise ValueError(
+                "--channel-order has no effect if each file is given with its own option, such as --t1. Leave it out."
+            )
         return given_case(given, task), [], []
     order = args.channel_order and parse_channel_order(args.channel_order, task)
     if args.in_path.is_dir():

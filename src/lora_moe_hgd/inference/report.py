@@ -52,13 +52,13 @@ def make_report(
     seconds: float,
     task: Task = BRAIN_TUMOUR,
 ) -> dict[str, Any]:
-    """Collect the report.
+    """Make the content of `report.json`.
 
-    `files` has the file name of each sequence that was used. `left_out` names image files that are not used as a
-    sequence. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
-    expected Dice, see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names
-    the sequences that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and
-    files. `not_written` lists pictures and pages that could not be made.
+    `files` has the file name of each sequence that was used. `left_out` lists the names of image files that were not
+    used. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
+    expected Dice of each region. `reference` is the sequence whose grid the result has. `interpolated` lists the
+    sequences that were resampled to this grid. `made_from` is a fingerprint of weights, options, code and files. The
+    list `not_written` is empty until a picture or a page cannot be made.
     """
     return {
         "case_id": case_id,
@@ -112,12 +112,12 @@ def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Keep the segmentation if the block cannot write its file. The report then says why the file is missing.
+    """Keep the segmentation if the `with` block cannot write its file. The report then says why the file is missing.
 
     Args:
-        name: Name of the file that the block writes, such as a picture or a page.
-        report: Report of the result. If the block fails, a warning and an entry of `not_written` are added to the
-            report.
+        name: Name of the file that the block writes, such as `overlay.png`.
+        report: Report of the result. If the block fails, a warning is added to `warnings`, and `name` is added to
+            `not_written`.
     """
     try:
         yield
@@ -129,6 +129,6 @@ def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write the report atomically."""
+    """Write the report to `path` as JSON, atomically."""
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(report, indent=2) + "\n")
