@@ -7,11 +7,13 @@ SOURCES := src tests scripts examples benchmarks lab train.py infer.py evaluate.
 .PHONY: demo test test-slow check style floor newest build niivue docs
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "Installing the package and its dependencies into .venv. This takes some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: .venv/installed  ## Segment the real case that ships with the package from two of its sequences
+	@echo "Starting examples/demo.py. Loading PyTorch takes some seconds."
 	$(BIN)/python examples/demo.py
 
 test: .venv/installed  ## Everything that is fast, on the CPU

@@ -161,6 +161,13 @@ def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, ru
         lmh.segment(**{"case": dummy_root / "case_000", **change})
 
 
+def test_a_folder_of_cases_is_counted_and_the_way_to_segment_them_is_named(dummy_root: Path) -> None:
+    count = len(list(dummy_root.iterdir()))
+    with pytest.raises(ValueError, match=f"This folder contains {count} cases, but `segment` takes one") as refused:
+        lmh.segment(dummy_root)
+    assert f"`lora-moe-hgd segment --in-path {dummy_root} --out-path OUT`" in str(refused.value)
+
+
 def test_a_confidence_below_the_limit_stays_below_it_when_it_is_rounded(
     dummy_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

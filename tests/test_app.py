@@ -131,7 +131,7 @@ def test_a_case_is_segmented_as_the_package_does_it(
     visitor = server.visitor()
     listing = upload(visitor, sorted(case.iterdir()))
     assert "3 NIfTI files" in listing[1]
-    assert "Not kept" in listing[1]
+    assert "Deleted, because" in listing[1]
     labels = {row["label"]: row for row in listing[-MAX_ROWS:] if row["visible"]}
     assert {name: row["value"] for name, row in labels.items()} == {
         "Muster_FLAIR.nii.gz": "flair",
@@ -209,7 +209,7 @@ def test_visitors_do_not_see_each_others_cases(server: Server, dummy_root: Path)
     for path in server.sessions.of(one.session_hash).folder.rglob("*.nii.gz"):
         assert httpx.get(f"{server.url}/gradio_api/file={path}").status_code in (403, 404)
         stolen = ask(server, "add", [{"path": str(path), "meta": {"_type": "gradio.FileData"}}])
-        assert "The uploaded file is gone" in stolen["output"]["data"][1]
+        assert "The uploaded file no longer exists" in stolen["output"]["data"][1]
     # The server reads no file of its own, and fetches no address, for a visitor.
     given = {"path": __file__, "meta": {"_type": "gradio.FileData"}}
     assert not ask(server, "segment", "", given, server.checkpoint, [], *roles_of(listing))["success"]
@@ -270,7 +270,7 @@ def test_errors_are_the_packages_own_and_the_app_goes_on(server: Server, dummy_r
     assert str(server.sessions.root) not in shown
     second = upload(visitor, [damaged])
     twice = segment(visitor, server, second)
-    assert "FLAIR is chosen more than once: x_flair.nii.gz, x_flair.nii.gz. Leave out all but one." in twice
+    assert "FLAIR is chosen more than once: x_flair.nii.gz, x_flair.nii.gz. Choose only one." in twice
     assert "No sequence is chosen" in segment(visitor, server, second, [LEFT_OUT] * MAX_ROWS)
     # What was chosen for these files says nothing about others that came while the job waited.
     assert "The images have changed in the meantime" in segment(visitor, server, first)
@@ -346,7 +346,7 @@ def test_an_upload_that_is_taken_meanwhile_does_not_end_the_sweeper(
     monkeypatch.setattr(sessions, "sweep", fail)
     sessions._sweep_now_and_then()
     assert len(calls) == 2
-    assert "RuntimeError while old files" in capsys.readouterr().err
+    assert "RuntimeError during the deletion of old files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["end", "close"])
@@ -386,7 +386,7 @@ def test_nothing_of_an_upload_is_kept_if_one_of_its_zip_files_is_bad(sessions: S
     image.write_bytes(b"x")
     bad.write_bytes(b"PK\x03\x04 and no more")
     uploads = [(image, "t1.nii"), (zipped(sessions, {"a": b"one"}), "good.zip"), (bad, "bad.zip")]
-    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* The uploaded files were not kept\."):
+    with pytest.raises(ValueError, match=r"bad\.zip: The zip file is damaged .* The uploaded files were deleted\."):
         session.add(uploads, max_bytes=10**6)
     assert not session.images
     assert not list(session.folder.rglob("*"))
@@ -473,7 +473,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
         "seconds": 3.0,
     }
     calm = result_html(report, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
-    assert "Doubtful" not in calm
+    assert "is doubtful" not in calm
     assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
     assert "CC BY" not in calm
@@ -484,6 +484,10 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     doubtful = result_html(report | {"warnings": ["a <b>skull</b>"]}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert 'role="alert"' in doubtful
     assert "a &lt;b&gt;skull&lt;/b&gt;" in doubtful
+    assert "<strong>This result is doubtful. A warning:</strong>" in doubtful
+    without_t1c = report | {"warnings": [BRAIN_TUMOUR.without["t1c"]]}
+    headline = "<strong>TC and ET are doubtful. A warning:</strong>"
+    assert headline in result_html(without_t1c, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
 
 
 def test_the_page_fetches_nothing_and_other_pages_cannot_use_it(server: Server) -> None:

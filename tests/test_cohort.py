@@ -28,7 +28,7 @@ from lora_moe_hgd.cases.nifti import read_image, write_image
 from lora_moe_hgd.files import replacing_folder
 from lora_moe_hgd.inference import results as inference
 from lora_moe_hgd.inference import segmentation
-from lora_moe_hgd.inference.cohort import segment_cohort
+from lora_moe_hgd.inference.cohort import CohortCounts, segment_cohort
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
 from lora_moe_hgd.phantoms.phantom import make_phantom, write_phantom_case
 from lora_moe_hgd.phantoms.style import NARROW
@@ -121,6 +121,32 @@ def test_a_case_of_a_cohort_has_the_result_it_has_alone(results: Path, cohort: P
     np.testing.assert_array_equal(
         np.asarray(read_image(tmp_path / "out/seg.nii.gz").image.dataobj), segmentations(results)["case_001"]
     )
+
+
+def test_the_confidence_in_the_table_is_that_of_the_reports(results: Path) -> None:
+    rows = table(results)
+    for case in segmentations(results):
+        confidence = json.loads((results / case / "report.json").read_text())["confidence"]
+        assert confidence.keys() == {"wt", "tc", "et"}
+        for region, value in confidence.items():
+            assert rows[case][f"{region}_confidence"] == ("" if value is None else str(value))
+    assert rows["cut"]["wt_confidence"] == ""
+
+
+def test_the_last_line_of_a_cohort_counts_the_cases_and_names_table_and_page(
+    cohort: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    shutil.rmtree(out / "case_002")
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(cohort), "--out-path", str(out)])
+    expected = f"Segmented: 1 of 4 cases; 2 skipped, because complete results exist; 1 failed. Summary table: {out}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{expected}/summary.csv."
+    with pytest.raises(SystemExit):
+        run("segment", ["--in-path", str(cohort), "--out-path", str(out), "--html"])
+    expected = f"Segmented: 3 of 4 cases; 1 failed. Summary table: {out}/summary.csv."
+    assert capsys.readouterr().out.splitlines()[-1] == f"{expected} Page with all cases: {out}/index.html."
 
 
 def test_only_what_is_not_done_is_done(cohort: Path, results: Path, tmp_path: Path) -> None:
@@ -298,7 +324,8 @@ def test_whatever_a_case_raises_the_others_go_on(
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
     cases = [find_case(cohort / f"case_{number:03d}") for number in range(NUM_CASES)]
-    assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort) == 1
+    counts = segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort)
+    assert counts == CohortCounts(segmented=2, skipped=0, failed=1)
     rows = table(tmp_path / "out")
     assert [row["status"] for row in rows.values()] == ["done", "failed", "done"]
     assert type(error).__name__ in rows["case_001"]["message"]
@@ -326,7 +353,7 @@ def test_the_next_case_is_read_while_a_case_is_segmented_and_no_further_one(
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
     segmenter = CaseSegmenter(DEFAULT_CHECKPOINT, ResultOptions())
     cases = [find_case(cohort / name) for name in was_read]
-    assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort) == 0
+    assert segment_cohort(segmenter, cases, [], tmp_path / "out", root=cohort).failed == 0
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])

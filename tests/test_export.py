@@ -126,10 +126,10 @@ def spoiled(kind: str, array: np.ndarray) -> np.ndarray:
     ("kind", "rule"),
     [
         ("NaN", "NaN or infinite"),
-        ("background", "a corner is not zero"),
+        ("background", "a corner of the image is not zero"),
         ("labels", "too few different values for an image"),
-        ("head", "litres of tissue are not a brain"),
-        ("part", "litres of tissue are not a brain"),
+        ("head", "litres of tissue cannot be a brain"),
+        ("part", "litres of tissue cannot be a brain"),
         ("four axes", "not the shape of one volume"),
     ],
 )
@@ -208,7 +208,7 @@ def test_an_adapter_is_merged_and_exported_as_one_graph_for_all_subsets(
     with shipping(small_weights):
         run("export", ["--checkpoint", "glioma", "--out-path", str(tmp_path / "out"), "--format", form])
         source, _ = lmh.load_checkpoint("glioma")
-    assert "The largest difference between its logits" in capsys.readouterr().out
+    assert "Its logits differ from those of the checkpoint" in capsys.readouterr().out
     names = (
         {"preprocessing.json", "network.pt2"} if form == "torch" else {"preprocessing.json", "network.onnx", "run.py"}
     )

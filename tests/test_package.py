@@ -330,6 +330,29 @@ def test_a_word_that_belongs_to_no_list_gets_no_advice_about_lists(
     assert capsys.readouterr().err.endswith(f"unrecognized arguments: {words[-1]}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["segment", "my case"], "segment --in-path 'my case' --out-path FOLDER"),
+        (["segment", "case", "--html", "--out-path", "o"], "segment --in-path case --html --out-path o"),
+        (["evaluate", "data", "--out=o"], "evaluate --in-path data --out=o"),
+        (["push", "runs/best"], "push --checkpoint runs/best"),
+        (["export", "tiny"], "export --checkpoint tiny --out-path FOLDER --format FORMAT"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_a_path_without_its_option_is_answered_with_the_command_to_type(
+    words: list[str], command: str, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    explanation, typed = capsys.readouterr().err.splitlines()
+    assert explanation.startswith(f"error: '{words[1]}' must follow an option, such as --")
+    assert typed == f"  lora-moe-hgd {command}"
+
+
 def test_segment_without_options_shows_what_most_people_type(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lora-moe-hgd", "segment"])
     with pytest.raises(SystemExit) as stopped:

@@ -21,6 +21,7 @@ from lora_moe_hgd.inference import page as page_module
 from lora_moe_hgd.inference.cohort_page import write_cohort_index
 from lora_moe_hgd.inference.page import PAGES, write_case_page
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions
+from lora_moe_hgd.model.task import BRAIN_TUMOUR
 from lora_moe_hgd_cli import run
 
 pytestmark = pytest.mark.usefixtures("small_shipped")
@@ -148,12 +149,14 @@ def test_a_result_with_warnings_never_looks_calm(tmp_path: Path) -> None:
     pages = {}
     for name, change in {
         "doubt": {},
+        "core": {"warnings": [BRAIN_TUMOUR.without["t1c"]]},
         "calm": {"warnings": []},
     }.items():
         write_case_page(tmp_path / name, images, regions, REPORT | change)
         pages[name] = re.split("</?main>", (tmp_path / name).read_text())[1]
     assert '<div class="doubt" role="alert"><h2>This result is doubtful</h2>' in pages["doubt"]
-    assert 'class="calm"' not in pages["doubt"]
+    assert '<div class="doubt" role="alert"><h2>TC and ET are doubtful</h2>' in pages["core"]
+    assert 'class="calm"' not in pages["doubt"] + pages["core"]
     assert 'class="calm"' in pages["calm"]
     assert '<div class="doubt"' not in pages["calm"]
 
@@ -285,7 +288,7 @@ def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
     assert "a &lt;skull&gt;" in text
     assert "cut&lt;script&gt;" in text
     assert text.index("failed: T2.nii.gz: must be &lt;whole&gt;") < text.index("nothing")
-    assert "5 cases: 1 failed, 2 with remarks, 2 without." in text
+    assert "5 cases: 1 failed, 2 with remarks, 2 without remarks." in text
     # A case without any region has no confidence, rather than a full one.
     assert "not found" in text
     assert "No tumour was found." in text

@@ -129,6 +129,19 @@ def test_letters_stand_beside_the_brain(tmp_path: Path, monkeypatch: pytest.Monk
     assert (without[changed][:, :3] == 0).all()
 
 
+def test_letters_of_neighbouring_planes_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, regions = head(*[(slice(8, 32), slice(10, 38), slice(12, 32))] * 3)
+    save_overlay(tmp_path / "with.png", images, {"found": regions}, title="")
+    monkeypatch.setattr("lora_moe_hgd.pictures._letters", lambda *args: None)
+    save_overlay(tmp_path / "without.png", images, {"found": regions}, title="")
+    with_letters, without = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("with", "without"))
+    columns = np.flatnonzero((with_letters != without).any((0, 2)))
+    gaps = np.diff(columns)
+    # In each plane: a letter on the left, two in the middle, and one on the right.
+    assert (gaps > 2).sum() == 3 * 3 - 1
+    assert gaps[gaps > 2].min() > 40
+
+
 def test_a_result_with_a_warning_has_a_frame_and_the_words_and_one_without_has_neither(tmp_path: Path) -> None:
     images, regions = head(*(tuple(slice(start, start + 8) for start in (10, 12, 14)) for _ in range(3)))
     save_overlay(tmp_path / "calm.png", images, {"found": regions}, title="")

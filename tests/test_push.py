@@ -27,6 +27,8 @@ from lora_moe_hgd.adapters.presets import add_adapter
 from lora_moe_hgd.hub import companions, push
 from lora_moe_hgd.hub.card import make_card, model_index
 from lora_moe_hgd.hub.checksums import check_sums, read_sums
+from lora_moe_hgd.hub.licences import licence_warning
+from lora_moe_hgd.pretrained import LICENCES, shipped_names
 from lora_moe_hgd_cli import run
 
 TOLD = ["--license", "cc-by-4.0", "--training-data", "Made-up cases (doi 10/x)."]
@@ -157,6 +159,33 @@ def test_an_adapter_over_a_repository_keeps_it(network_folder: Path, tmp_path: P
     assert staged(adapter, tmp_path / "out").data.base_model == "me/net"
     with pytest.raises(ValueError, match="was trained on the base me/net, so --base cannot be me/other"):
         staged(adapter, tmp_path / "out", base="me/other")
+
+
+def test_another_licence_than_that_of_the_base_is_warned_about(
+    network_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base may be known from an adapter, from the run of a network, or from both."""
+    run_folder = tmp_path / "run"
+    shutil.copytree(network_folder, run_folder / "best")
+    (run_folder / "run.json").write_text(json.dumps({"config": {"base": "glioma"}}))
+    adapter = adapter_over(run_folder / "best", tmp_path / "adapter", "lora")
+    (adapter / "README.md").unlink(missing_ok=True)
+    words = ["--dry-run", "--repo", "me/net", "--base", "me/base", "--without-evaluation", "--training-data", "Mine."]
+    for license, said in (("cc-by-4.0", ""), ("mit", "warning: The licence of glioma is cc-by-4.0, but --license is")):
+        run("push", ["--checkpoint", str(adapter), "--license", license, *words])
+        assert capsys.readouterr().err.startswith(said)
+        run("push", ["--checkpoint", str(run_folder / "best"), "--license", license, *words[:3], *words[5:]])
+        assert capsys.readouterr().err.startswith(said)
+    (run_folder / "best/README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert "The licence of best is apache-2.0" in str(licence_warning(adapter, "cc-by-4.0"))
+    (run_folder / "run.json").write_text(json.dumps({"config": {"base": None}}))
+    (run_folder / "best/README.md").unlink()
+    assert licence_warning(adapter, "mit") is None
+
+
+def test_licences_of_shipped_checkpoints_are_those_of_their_cards() -> None:
+    cards = Path(__file__).parents[1] / "model_cards"
+    assert {name: ModelCard.load(cards / f"{name}.md").data.license for name in shipped_names()} == LICENCES
 
 
 def test_scores_of_other_weights_are_refused(evaluation: Path, tmp_path: Path) -> None:

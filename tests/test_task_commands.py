@@ -74,7 +74,8 @@ def test_sequences_are_options_and_regions_in_the_report(
 def test_all_roads_segment_alike(checkpoint: Path, cohort: Path, tmp_path: Path) -> None:
     run("segment", ["--checkpoint", str(checkpoint), "--in-path", str(cohort), "--out-path", str(tmp_path), "--html"])
     summary = pd.read_csv(tmp_path / "summary.csv")
-    assert list(summary.columns) == ["case", "status", "sequences", "old_ml", "new_ml", "warnings", "message"]
+    numbers = ["old_ml", "new_ml", "old_confidence", "new_confidence"]
+    assert list(summary.columns) == ["case", "status", "sequences", *numbers, "warnings", "message"]
     assert list(summary["sequences"]) == ["flair+dwi", "flair"]
     assert "New infarcts show on DWI alone." in summary["warnings"][1]
     assert "old_ml" not in (tmp_path / "index.html").read_text()

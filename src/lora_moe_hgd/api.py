@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .cases.case_files import given_case
-from .cases.layouts import find_case
+from .cases.layouts import find_case, survey
+from .files import counted
 from .inference.report import EXAMPLE_ID
 from .inference.results import Case, CaseSegmenter, ResultOptions
 from .inference.scanned import segment_scan
@@ -75,6 +76,8 @@ def segment(
         found = _found(case, segmenter.task)
     except BadInputError as error:
         if isinstance(case, Mapping) or not is_raw(Path(case)):
+            if not isinstance(case, Mapping):
+                _refuse_cohort(Path(case), segmenter.task)
             if error.finding.names_unclear:
                 files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
                 remedy = f"Or give a dict with the files of the case: {{{files}}}."
@@ -94,6 +97,24 @@ def example_case() -> Path:
     """Return the folder of a real case that ships with the package: four sequences and the experts' label map."""
     # example/README.md names the source. The case was used neither for training nor for design choices.
     return Path(__file__).parent / "example" / EXAMPLE_ID
+
+
+def _refuse_cohort(folder: Path, task: Task) -> None:
+    """Raise if a folder contains cases.
+
+    Raises:
+        BadInputError: If the folder contains at least one case. The error message says how to segment all of them.
+    """
+    try:
+        cases, _ = survey(folder, task=task)
+    except BadInputError:
+        return
+    if cases:
+        raise BadInputError(
+            folder,
+            f"This folder contains {counted(len(cases), 'case')}, but `segment` takes one case. Give the path of one "
+            f"case, or segment all cases with `lora-moe-hgd segment --in-path {folder} --out-path OUT`.",
+        )
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +26,10 @@ class CommandParser(argparse.ArgumentParser):
     """Parser whose error messages suggest the most similar option or choice."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse the options. If a list of sequences was written with spaces, the error message says so."""
-        found, rest = self.parse_known_args(args, namespace)
+        """Parse the options. Errors about a path without an option or a list with spaces say what to type."""
+        words = sys.argv[1:] if args is None else list(args)
+        self._refuse_bare_path(words)
+        found, rest = self.parse_known_args(words, namespace)
         if rest:
             has_list = any(getattr(found, name, None) for name in LISTS)
             hint = ". Write a list with commas and without spaces, such as t1c,flair."
@@ -40,6 +44,26 @@ class CommandParser(argparse.ArgumentParser):
         elif wrong := UNKNOWN_OPTION.search(message):
             message += "." + sequence_hint(wrong["value"], [*self._option_string_actions])
         super().error(message)
+
+    def _refuse_bare_path(self, words: Sequence[str]) -> None:
+        """Exit with the command to type if the first word is a path whose option is missing.
+
+        Commands without a required option, such as `app`, need no path.
+        """
+        option = next((name for name in ("--in-path", "--checkpoint") if name in self._option_string_actions), None)
+        positional = any(not action.option_strings for action in self._actions)
+        needs_options = any(action.required for action in self._actions)
+        if not words or words[0].startswith("-") or option is None or positional or not needs_options:
+            return
+        given = {word.partition("=")[0] for word in words}
+        needed = [
+            word
+            for action in self._actions
+            if action.required and not given & {option, *action.option_strings} and option not in action.option_strings
+            for word in (action.option_strings[0], action.metavar or action.dest.upper())
+        ]
+        command = f"{self.prog} {shlex.join([option, *words, *map(str, needed)])}"
+        self.exit(2, f"error: '{words[0]}' must follow an option, such as {option}. Type:\n  {command}\n")
 
     def _are_sequences(self, words: Sequence[str]) -> bool:
         """Whether the words are names of sequences, each of which may end with a comma."""

@@ -1,7 +1,7 @@
 """Load checkpoints by name.
 
-A checkpoint is named by its shipped name, by its folder `X` (or `X.pt`), or by a Hub id. A Hub id may end with `@` and
-a branch, tag or commit. A checkpoint is either a complete network or a PEFT adapter of a network.
+A checkpoint is either a complete network or a PEFT adapter of a network. The name of a checkpoint is a shipped name, a
+folder `X` (which may be written `X.pt`), or a Hub id. A Hub id may end with `@` and a branch, tag or commit.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Convert an error of a download from the Hub inside the `with` block to a `ValueError` with a remedy.
+    """Convert an error that a Hub download raises inside the `with` block to a `ValueError` with a remedy.
 
     Args:
         name: Hub id of the repository, as the user gave it.
@@ -86,7 +86,7 @@ def checkpoint_digest(folder: Path, *, base: str | Path | None = None) -> str:
 
 
 def weights_digest(folder: Path, *, base: str | Path | None = None) -> str:
-    """SHA-256 of the weights and settings in a checkpoint's folder. For an adapter, its base is included."""
+    """SHA-256 of the weights and settings of a checkpoint. For an adapter, the digest also covers its base."""
     paths = (*folder.glob("*.json"), *folder.glob("*.safetensors"))
     content = [f"{path.name} {file_fingerprint(path)}" for path in sorted(paths)]
     if is_adapter(folder):
@@ -166,7 +166,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_base(folder: Path) -> str:
-    """Name of the base of the adapter in `folder`: shipped name, Hub id, or full path of a folder.
+    """Name of an adapter's base: shipped name, Hub id, or full path of a folder.
 
     Raises:
         ValueError: If the adapter's configuration does not name a base.
@@ -180,12 +180,12 @@ def adapter_base(folder: Path) -> str:
 
 
 def base_digest(folder: Path) -> str | None:
-    """`tensors_digest` of the base on which the adapter in `folder` was trained; `None` if it is not recorded."""
+    """`tensors_digest` of the base on which the adapter in `folder` was trained; `None` if it is not known."""
     return (read_settings(folder / "adapter_config.json").get("auto_mapping") or {}).get(BASE_DIGEST)
 
 
 def find_base(folder: Path, base: str | Path | None = None) -> Path:
-    """Local folder of the base of the adapter in `folder`.
+    """Local folder of an adapter's base.
 
     Args:
         folder: Folder of the adapter.
@@ -207,7 +207,8 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
         found = checkpoint_folder(name)
     except ValueError as error:
         raise ValueError(
-            f"The base of the adapter in {folder} is not found: {error} Name its folder or Hub id with --base."
+            f"The base of the adapter in {folder} is not found: {error} Name the folder or Hub id of the base with "
+            "--base."
         ) from error
     if digest is not None and (got := digest_of(found)) != digest:
         raise ValueError(
@@ -219,31 +220,31 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
 
 def _called(base: str) -> str:
-    """Name of a base for messages. Of a full path, only the last part is shown."""
+    """Name of a base for messages. If the name is a full path, only its last part is shown."""
     return Path(base).name if Path(base).is_absolute() else base
 
 
 def base_reference(name: str | Path, *, adapter: Path) -> str:
-    """Name of a base to store in an adapter, so that other computers find the base.
+    """Name under which an adapter stores its base, so that other computers find the base.
 
     Args:
         name: Name of the base.
         adapter: Folder of the adapter.
 
     Returns:
-        Shipped name or Hub id. For any other folder, its path relative to the adapter's folder, which begins with a
-        dot.
+        Shipped name or Hub id. For any other folder, the path relative to the adapter's folder. This path begins with
+        a dot.
     """
     folder = local_folder(name)
     if folder is None:
         return str(name)
-    if shipped := _shipped_name(folder):
+    if shipped := shipped_name(folder):
         return shipped
     way = os.path.relpath(folder.resolve(), adapter.resolve())
     return way if way.startswith(".") else f"./{way}"
 
 
-def _shipped_name(folder: Path) -> str | None:
+def shipped_name(folder: Path) -> str | None:
     """Name of the shipped checkpoint in this folder; `None` for any other folder."""
     return next((name for name in shipped_names() if pretrained_path(name).resolve() == folder.resolve()), None)
 
@@ -277,11 +278,11 @@ def local_folder(name: str | Path) -> Path | None:
 
 
 def usable_device(name: str | None, *, bf16: bool = False) -> str:
-    """Return the name of a device after checking it. `None` means `cuda` if there is a GPU, otherwise `cpu`.
+    """Check a device, and return its name. `None` means `cuda` if there is a GPU, otherwise `cpu`.
 
     Args:
         name: Name of a device.
-        bf16: Whether the device is to compute in bfloat16.
+        bf16: Whether the device will compute in bfloat16.
 
     Raises:
         ValueError: If this machine has no such device, or if the device is not known to be faster in bfloat16.
@@ -306,7 +307,7 @@ def _require_device(name: str) -> None:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the loading bars of transformers: weights load in less than a second. Downloads still show a bar."""
+    """Hide the progress bars of transformers for the loading of weights. Downloads still show a bar."""
     before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     try:
         yield
@@ -334,7 +335,7 @@ def load_checkpoint(
             network = LoraMoeHgdForSegmentation.from_pretrained(folder, use_safetensors=True, return_dict=True)
         # PEFT records this name as the base of new adapters. Unlike the path of the installed package, a shipped name
         # is valid on every computer.
-        network.name_or_path = _shipped_name(folder) or str(folder)
+        network.name_or_path = shipped_name(folder) or str(folder)
         network.to(device)
         return network.eval(), LoraMoeHgdImageProcessor.from_pretrained(folder)
     network, processor = load_checkpoint(find_base(folder, base), device=device)
@@ -343,6 +344,6 @@ def load_checkpoint(
         processor = LoraMoeHgdImageProcessor.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(network, folder).merge_and_unload()
     # PEFT records this name as the base of new adapters.
-    adapted.name_or_path = _shipped_name(folder) or str(folder)
+    adapted.name_or_path = shipped_name(folder) or str(folder)
     # PEFT froze the base. The merged network must be trainable like any other network.
     return adapted.eval().requires_grad_(True), processor

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: three planes through the segmented object with outlines of the regions."""
+"""Pictures of a segmentation: outlines of the regions on three planes through the segmented object."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ WIDTH_IN = 9.6
 MARGIN = 2
 # Width of the strip around each plane in which the orientation letters are written.
 STRIP_IN = 0.17
+# Gap between neighbouring planes. Without it, letters of two planes would read as one word.
+GAP_IN = 0.4
+# Left and right border of the picture, as a share of its width.
+BORDER = 0.01
+PLANES_IN = (1 - 2 * BORDER) * WIDTH_IN - 2 * GAP_IN
+# Gap between rows of planes, as a share of the height of a row.
+ROW_GAP = 0.08
 
 
 def colours_of(task: Task) -> dict[str, str]:
@@ -69,7 +76,9 @@ def save_overlay(
     warnings: Sequence[str] = (),
     task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Write a PNG that shows each set of regions over three planes, with one row per set and background.
+    """Write a PNG with the outlines of one or more sets of regions, such as found and true regions, on three planes.
+
+    The picture has a row for each set of regions and each sequence on which the set is drawn.
 
     Outermost regions, such as WT, are outlined on FLAIR, or on the best other sequence if FLAIR is missing. Regions
     inside others, such as TC and ET, are outlined on T1c, or on the best other sequence if T1c is missing. The planes
@@ -82,12 +91,12 @@ def save_overlay(
     Args:
         path: PNG file, written atomically.
         images: Sequences to draw on, all on one grid, zero outside the brain.
-        sets: Regions of each set, `(R, D, H, W)` on the grid of the images, by the name of the set.
+        sets: Regions of each set, `(R, D, H, W)` bool on the grid of the images. Each key is the name of a set.
         title: Title of the picture.
         volumes_ml: Volume of each region in millilitres, for the legend.
         warnings: Warnings about the result. If there is at least one warning, the picture has a frame and lists the
             warnings.
-        task: Names of the regions, and which of them contain others.
+        task: Task that defines the regions, and which regions contain others.
     """
     # Import matplotlib only here, because the import takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -106,21 +115,22 @@ def save_overlay(
     first = next(iter(regions.values()))
     found, cut = np.logical_or.reduce(first), planes_through(first, brain, task)
     widths = [brain.shape[across] * spacing[across] for across, _, _ in PLANES.values()]
-    strip_mm = STRIP_IN * sum(widths) / (WIDTH_IN - 2 * len(PLANES) * STRIP_IN)
+    strip_mm = STRIP_IN * sum(widths) / (PLANES_IN - 2 * len(PLANES) * STRIP_IN)
     widths = [width + 2 * strip_mm for width in widths]
     heights = [brain.shape[up] * spacing[up] + 2 * strip_mm for _, up, _ in PLANES.values()]
     text = _warning_lines(warnings)
-    panels = WIDTH_IN * max(heights) / sum(widths) * len(regions) * len(views)
+    rows = len(regions) * len(views)
+    panels = PLANES_IN * max(heights) / sum(widths) * (rows + ROW_GAP * (rows - 1))
     head, foot = 0.5, 0.32 + 0.16 * len(text)
     height = head + panels + foot
     figure = Figure(figsize=(WIDTH_IN, height), facecolor="black", linewidth=6 if text else 0, edgecolor=DOUBT)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(regions) * len(views), 3, squeeze=False, width_ratios=widths)
-    rows = iter(grid)
+    grid = figure.subplots(rows, len(PLANES), squeeze=False, width_ratios=widths)
+    remaining = iter(grid)
     for sequence, numbers in views:
         window = window_of(volumes[sequence], brain, found)
         for name, masks in regions.items():
-            axes = next(rows)
+            axes = next(remaining)
             for axis, (plane, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
                 # In a z-scored image, the background is zero, which would be grey. Make it black.
                 picture = np.where(_plane(brain, through, cut), _plane(volumes[sequence], through, cut), window[0])
@@ -157,7 +167,13 @@ def save_overlay(
     if text:
         figure.text(0.015, 0.06 / height, "\n".join(text), color=DOUBT, fontsize=8, va="bottom", linespacing=1.3)
     figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=foot / height, top=1 - head / height, wspace=0.02, hspace=0.08
+        left=BORDER,
+        right=1 - BORDER,
+        bottom=foot / height,
+        top=1 - head / height,
+        # Matplotlib measures this gap in mean widths of a plane.
+        wspace=GAP_IN * len(PLANES) / PLANES_IN,
+        hspace=ROW_GAP,
     )
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, format="png", facecolor="black", edgecolor=figure.get_edgecolor())
@@ -175,7 +191,7 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Index of a plane along each axis: the plane with most voxels of the largest connected part of the core.
+    """Index of one plane along each axis: the plane with most voxels of the largest connected part of the core.
 
     Without a core, all regions are used instead of the core. Without any region, the brain is used.
     """
@@ -187,7 +203,7 @@ def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[
 
 
 def window_of(volume: np.ndarray, brain: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """Image values that are drawn as black and as white.
+    """Choose the image values that are drawn as black and as white.
 
     The window covers 99.2 % of the brain and 99 % of the segmented voxels. A window for the brain alone would show a
     small bright tumour as a white spot without structure.
@@ -222,7 +238,7 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
 
 def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write a letter for the anatomical direction at each of the four sides of a plane, outside the brain."""
+    """Write the letter of the anatomical direction at each side of a plane, outside the brain."""
 
     def write(x: float, y: float, letter: str, **aligned: Any) -> None:
         axis.text(x, y, letter, color="white", fontsize=8, transform=axis.transAxes, **aligned)
@@ -234,7 +250,9 @@ def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
 
 
 def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
-    """Draw the borders of masks on a plane, by colour. A mask must come after the masks that contain it.
+    """Draw the border of each mask on a plane. The key of a mask is its colour.
+
+    A mask must come after the masks that contain it.
 
     Where a border coincides with the border of an earlier mask, the line is dashed, so that both colours show.
     """
@@ -257,7 +275,7 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
 
 
 def _border(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed lines around a mask of any width, each `(points, 2)` with x and y in pixels."""
+    """Closed lines around a mask, which may be one pixel wide. Each line is `(points, 2)`, x and y in pixels."""
     # A dependency of matplotlib.
     from contourpy import LineType, contour_generator
 

@@ -1,4 +1,4 @@
-"""List of the uploaded files or series with their recognised sequences, which the visitor can correct."""
+"""List of the uploaded files or series. The visitor can correct the recognised sequence of each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Row:
     """Uploaded NIfTI file, or series of an uploaded DICOM study.
 
     Attributes:
-        key: Number of the file or of the series.
+        key: Position of the file among the uploaded files, or number of the series.
         label: File name, or description of the series.
-        why: Recognised sequence, and the reason.
-        role: Name of the sequence as which the file or series is used, or `LEFT_OUT`.
+        why: Text that names the recognised sequence and the reason for it.
+        role: Sequence as which the file or series is used. `LEFT_OUT` means that it is not used.
     """
 
     key: str
@@ -40,15 +40,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """List of everything that a session has uploaded.
+    """List of the files or series that a visitor has uploaded.
 
     Attributes:
         rows: Files or series that can be used.
-        status: Sentences about all files together.
+        status: Message about all files, such as their number.
         problem: Reason why no case can be segmented yet; empty if a case can be segmented.
         studies: Number and description of each DICOM study, if there are several.
         is_study: Whether the rows are series of DICOM files.
-        automatic: Number of the series that the package chooses for each sequence.
+        automatic: Number of the series that the package has chosen for each sequence.
     """
 
     rows: tuple[Row, ...] = ()
@@ -60,13 +60,13 @@ class Found:
 
 
 def find(session: Session, task: Task, study: str | None = None) -> Found:
-    """List what a session has uploaded.
+    """List the files or series that a visitor has uploaded.
 
     As on the command line, DICOM files are ignored if at least one NIfTI file is a sequence.
 
     Args:
-        session: Session whose files are listed.
-        task: Sequences of the checkpoint.
+        session: Session of the visitor.
+        task: Task that defines the sequences.
         study: Number of the DICOM study, if there are several.
     """
     if not session.images and session.study is None:
@@ -76,7 +76,7 @@ def find(session: Session, task: Task, study: str | None = None) -> Found:
         return _found_in_study(session.study, study)
     problem = ""
     if len(rows) > MAX_ROWS:
-        problem = f'At most {MAX_ROWS} image files can be listed. Press "Delete the files" and upload fewer.'
+        problem = f'At most {MAX_ROWS} image files can be listed. Press "Delete the files" and upload fewer files.'
     status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check the sequence of each file."
     return Found(rows[:MAX_ROWS], "" if problem else status, problem)
 
@@ -147,7 +147,8 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
     status = f"A DICOM study with {len(series)} series. Check the sequence of each series."
     if len(series) > len(rows):
         status += (
-            f" Not listed: {len(series) - len(rows)} series that are not volumes or come after the first {MAX_ROWS}."
+            f" Not listed: {len(series) - len(rows)} series, because they are not volumes or because only {MAX_ROWS} "
+            "series can be listed."
         )
     if unreadable:
         status += f" {unreadable_files(unreadable)}"
@@ -155,12 +156,12 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
 
 
 def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> dict[str, Row]:
-    """File or series of each sequence, in channel order.
+    """Return the row of the file or series that the visitor chose for each sequence, in channel order.
 
     Args:
         rows: Rows of the list.
-        roles: For each row, the sequence or other role that the user of the app chose.
-        task: Sequences of the checkpoint.
+        roles: Choice of the visitor for each row: a sequence, or `LEFT_OUT`.
+        task: Task that defines the sequences.
 
     Raises:
         ValueError: If no sequence is chosen, or a sequence is chosen twice.
@@ -170,7 +171,7 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
     for role in task.modalities:
         if role in double:
             names = listed(row.label for other, row in picked if other == role)
-            raise ValueError(f"{sequence_shown(role)} is chosen more than once: {names}. Leave out all but one.")
+            raise ValueError(f"{sequence_shown(role)} is chosen more than once: {names}. Choose only one.")
     if not picked:
         names = ", ".join(map(sequence_shown, task.modalities))
         raise ValueError(f"No sequence is chosen. Choose at least one of {names} for your files.")
@@ -178,10 +179,10 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 
 
 def scan_options(found: Found, chosen: Mapping[str, Row]) -> dict[str, Any]:
-    """Options of `scans.prepare.ScanOptions` for the chosen series.
+    """Values for the attributes `series` and `sequences` of `scans.prepare.ScanOptions`.
 
-    Only series that the visitor has corrected are named, so that the package warns about its own choices as on the
-    command line.
+    `series` names only series that the visitor has corrected. The package then chooses the other series itself, and
+    warns about its choices as on the command line.
     """
     series = {name: row.key for name, row in chosen.items() if found.automatic.get(name) != row.key}
     return {"series": series, "sequences": tuple(chosen)}

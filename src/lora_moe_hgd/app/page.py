@@ -24,7 +24,7 @@ from .results import problem_html, result_html, step_html
 from .sessions import Session, Sessions
 from .worker import End, Job, Step, Worker, own_names
 
-SKULL = "The images show the whole head: remove the skull and bring the sequences to one grid first (prepare)"
+SKULL = "The images show the whole head. Remove the skull and resample all sequences to one grid first (prepare)"
 PARTIAL = "Accept images of only a part of a brain (--allow-partial)"
 QUEUE = 16
 NO_RESULT = "No result yet."
@@ -45,7 +45,7 @@ class AppOptions:
         checkpoint: Checkpoint that is selected when the page opens.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        max_upload_mb: Megabytes that a visitor may upload.
+        max_upload_mb: Largest total size of the files of a visitor, in megabytes.
     """
 
     checkpoint: str
@@ -60,14 +60,14 @@ class AppOptions:
 
 
 class Offered(NamedTuple):
-    """Folder of a checkpoint that visitors can choose, and for an adapter the folder of its base."""
+    """Folder of a checkpoint that visitors can choose. For an adapter, also the folder of its base."""
 
     folder: Path
     base: Path | None
 
 
 class Actions:
-    """Actions of the controls. Each public method handles an event; its `request` identifies the session."""
+    """Actions of the page's controls. Each public method handles one event. Its `request` identifies the session."""
 
     def __init__(
         self, options: AppOptions, task: Task, checkpoints: dict[str, Offered], sessions: Sessions, worker: Worker
@@ -103,7 +103,7 @@ class Actions:
         return self._listing(session)
 
     def choose_study(self, study: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """List the series of another study."""
+        """List the series of the DICOM study that the visitor chose."""
         return self._listing(self._session(request), study)
 
     def segment(
@@ -111,8 +111,8 @@ class Actions:
     ) -> Iterator[str]:
         """Segment the case. Yield HTML with the progress and finally with the result.
 
-        `listed` is the token of the list for which the roles were chosen. The files may change while the job waits in
-        the queue.
+        `listed` is the token of the list of files that the visitor saw when choosing the sequences. If the files have
+        changed since then, the result is an error message.
         """
         session = self._session(request)
         session.stop.clear()
@@ -176,7 +176,7 @@ class Actions:
             raise ValueError(f"This app does not offer the checkpoint '{checkpoint}'.")
         found = find(session, self.task, study)
         if found.problem or not found.rows:
-            raise ValueError(found.problem or "There are no images yet. Upload some, or use the example case.")
+            raise ValueError(found.problem or "There are no images yet. Upload images, or use the example case.")
         if listed != _token(session, study):
             raise ValueError(
                 "The images have changed in the meantime. Check the sequence of each image and segment again."
@@ -216,9 +216,9 @@ class Actions:
         return result_html(report, [path.name for path in folder.iterdir()], f"results/{token}", self.task)
 
     def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:
-        """New values of the status, the token of the list, the choice of a study, the result, and the rows.
+        """New values of these controls: status, token of the list, study, result, and rows.
 
-        The result is cleared, because it belongs to other files.
+        The result is cleared, because it may belong to other files.
         """
         with session.held():
             found, token = find(session, self.task, study), _token(session, study)
@@ -236,12 +236,12 @@ class Actions:
 
 
 def _token(session: Session, study: str | None) -> str:
-    """Token of the list of files that the browser shows. The token changes with the files and the study."""
+    """Token that identifies the list of files on the page. The token changes with the files and the study."""
     return f"{session.version} {study or ''}"
 
 
 def _plain(text: str) -> str:
-    """Escape all signs of Markdown in a text, because file names often contain stars and underscores."""
+    """Escape the special characters of Markdown, because file names often contain stars and underscores."""
     return "".join(f"\\{sign}" if sign in r"\`*_{}[]()<>#+-!|~" else sign for sign in text)
 
 

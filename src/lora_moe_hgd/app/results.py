@@ -1,4 +1,4 @@
-"""HTML that the app shows during a segmentation, and for its result."""
+"""HTML that the app shows during a segmentation and afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS
+from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS, doubt_headline
 from ..model.confidence import LOW_CONFIDENCE, dice_text
 from ..model.task import Task, shown
 from ..subsets import sequence_shown
@@ -46,7 +46,7 @@ def step_html(step: Step, seconds: float) -> str:
 
 
 def problem_html(text: str) -> str:
-    """HTML with the reason why there is no result."""
+    """HTML of a message that says why there is no result."""
     return f'<div class="lmh-error" role="alert">{html.escape(text)}</div>'
 
 
@@ -63,7 +63,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
     if doubts:
         count = "A warning" if len(doubts) == 1 else f"{len(doubts)} warnings"
         items = "".join(f"<li>{text}</li>" for text in doubts)
-        head = f'<div class="lmh-warn" role="alert"><strong>Doubtful result. {count}:</strong><ul>{items}</ul></div>'
+        headline = f"{html.escape(doubt_headline(report, task))}. {count}:"
+        head = f'<div class="lmh-warn" role="alert"><strong>{headline}</strong><ul>{items}</ul></div>'
     else:
         head = f'<p class="lmh-notice">{NO_WARNINGS}</p>'
     rows = "".join(

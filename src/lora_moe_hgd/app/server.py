@@ -119,7 +119,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     @app.get("/gradio_api/upload_progress")
     async def upload_progress(upload_id: str) -> Response:
-        """Tell the page of Gradio when an upload is done."""
+        """Notify the page of Gradio when an upload has ended."""
 
         async def events() -> AsyncIterator[str]:
             # The upload may begin after this request, or may have ended before it.
@@ -174,12 +174,12 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
 
 async def _untouched(block: Block, url_or_file_path: str | Path | None) -> str | None:
-    """Return the path that a client sent without reading it. `Actions.add` accepts only paths of uploads."""
+    """Return the path that a client sent, without opening it. `Actions.add` accepts only paths of uploads."""
     return None if url_or_file_path is None else str(url_or_file_path)
 
 
 class Guard:
-    """Refuse requests that are too long or come from other web pages, and send the policy to the browser."""
+    """Refuse requests that are too long or come from other web pages, and send the Content-Security-Policy."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes

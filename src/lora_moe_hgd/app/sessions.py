@@ -37,8 +37,8 @@ class Upload:
     """Uploaded image file.
 
     Attributes:
-        path: Path of the stored file, whose name the app has chosen.
-        name: File name of the visitor, which is shown to the visitor and never used as a path.
+        path: Path of the stored file. The app has chosen its name.
+        name: File name on the visitor's computer. The app shows the name, and never uses it as a path.
     """
 
     path: Path
@@ -55,12 +55,12 @@ class Session:
         size: Total size of the uploaded files, in bytes.
         unpacked: Total size of the files from zip files, in bytes.
         count: Number of files. A zip file counts as the files in it.
-        version: Number that grows with each change of the files.
+        version: Number of changes of the files so far.
         case_id: Name of the case in pictures and reports. The name never contains a file name of a visitor.
-        stop: Event that stops the computation of this session when it is set.
+        stop: Event that, when set, stops the computation of this session.
         busy: Whether a computation is running.
-        unfinished: Whether the page shows a computation that has not ended.
-        ended: Whether the visitor has left. Code that still writes into the folder must then delete the folder.
+        unfinished: Whether the page still shows the progress of a computation.
+        ended: Whether the visitor has left. Code that is still writing into `folder` must then delete `folder`.
         touched: Time of the last use, in seconds of the clock `time.monotonic`.
         lock: Lock that is held while the files are listed or changed.
     """
@@ -87,7 +87,7 @@ class Session:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock during the block, so that no other event reads or changes the files.
+        """Hold the lock during the `with` block, so that no other event reads or changes the files.
 
         Raises:
             ValueError: If the visitor has left.
@@ -104,7 +104,7 @@ class Session:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """Stop the computation and delete the files. If the lock is held, its holder deletes the files later."""
+        """Stop the computation and delete the files. If another event holds the lock, it deletes them later."""
         self.ended = True
         self.stop.set()
         if self.lock.acquire(blocking=False):
@@ -117,15 +117,15 @@ class Session:
         """Move uploaded files into the session, and unpack zip files.
 
         Args:
-            uploads: Path and visitor's file name of each uploaded file. Files that are not kept are deleted.
+            uploads: Path and visitor's file name of each uploaded file. Afterwards, no file exists at these paths.
             max_bytes: Largest total size of all uploaded files of the session, in bytes.
 
         Returns:
-            A sentence that names the files that are not kept; empty if all files are kept.
+            A sentence that names the files of other formats, which are deleted; empty if there are none.
 
         Raises:
-            ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. In all these cases,
-                none of the uploaded files is kept.
+            ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. All files in `uploads`
+                are then deleted.
         """
         try:
             with self.held():
@@ -135,12 +135,12 @@ class Session:
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Delete all files. The session can be used again."""
+        """Delete all files of the session. The visitor can upload other files afterwards."""
         with self.held():
             self._clear()
 
     def use_example(self, files: Sequence[Path]) -> None:
-        """Replace the uploaded files by these images of the example case."""
+        """Replace the uploaded files by copies of `files`, the images of the example case."""
         with self.held():
             self._clear()
             for path in files:
@@ -158,7 +158,7 @@ class Session:
         if size > max_bytes or count > MAX_FILES:
             raise ValueError(
                 f"A case may have {max_bytes // 10**6} MB in {MAX_FILES} files at most. The uploaded "
-                "files were not kept."
+                "files were deleted."
             )
         # Keep the new files in a separate folder until nothing can fail any more.
         waiting = _new(self.folder)
@@ -177,7 +177,7 @@ class Session:
                         )
                     except BadInputError as error:
                         raise ValueError(
-                            f"{name}: {error.finding.message} The uploaded files were not kept."
+                            f"{name}: {error.finding.message} The uploaded files were deleted."
                         ) from error
                     count += len(os.listdir(folder))
                 elif is_dicom(path):
@@ -197,7 +197,7 @@ class Session:
         self.size, self.unpacked, self.count = size, unpacked, count
         if not ignored:
             return ""
-        return f"Not kept, because they are neither NIfTI, DICOM nor zip files: {listed(ignored, most=5)}."
+        return f"Deleted, because they are neither NIfTI, DICOM nor zip files: {listed(ignored, most=5)}."
 
     def _clear(self) -> None:
         self._changed()
@@ -206,13 +206,13 @@ class Session:
         self.images, self.size, self.unpacked, self.count, self.case_id = [], 0, 0, 0, "case"
 
     def _changed(self) -> None:
-        """Count a change of the files, and stop the computation with the old files."""
+        """Increase `version`, and stop a computation that uses the old files."""
         self.version += 1
         self.stop.set()
 
 
 def _new(folder: Path, end: str = "") -> Path:
-    """Path of a new file or folder with a random name that ends with `end`."""
+    """Path in `folder` for a new file or folder. Its name is random and ends with `end`."""
     folder.mkdir(exist_ok=True)
     return folder / (secrets.token_hex(8) + end)
 
@@ -223,7 +223,7 @@ def _end(name: str) -> str:
 
 
 class Sessions:
-    """All sessions of an app, and the uploads that do not belong to a session yet."""
+    """All sessions of an app, and the uploaded files that no session has taken over yet."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="lora-moe-hgd-app-"))
@@ -259,11 +259,11 @@ class Sessions:
         """
         place = self.incoming / Path(path).name
         if Path(path) != place or not place.is_file():
-            raise ValueError("The uploaded file is gone. Upload it again.")
+            raise ValueError("The uploaded file no longer exists. Upload it again.")
         return place
 
     def new_result(self, session: Session) -> tuple[str, Path]:
-        """Create a token and a folder for the result of a session. Everybody with the token can read the folder.
+        """Return a token and a folder for the result of a session. Everybody who knows the token can read the folder.
 
         An earlier result of the session is deleted.
         """
@@ -330,5 +330,5 @@ class Sessions:
                 self.sweep(time.monotonic())
             except Exception as error:
                 # Do not let the error end this thread, because then nothing would be deleted any more.
-                print(f"{type(error).__name__} while old files of the app were deleted", file=sys.stderr)
+                print(f"{type(error).__name__} during the deletion of old files of the app", file=sys.stderr)
                 traceback.print_tb(error.__traceback__)

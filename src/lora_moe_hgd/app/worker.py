@@ -36,17 +36,17 @@ ALL_FILES = "all_files.zip"
 
 @dataclass(frozen=True)
 class Job:
-    """A case to segment.
+    """A case to segment, and how to segment it.
 
     Attributes:
-        name: Name of the checkpoint in reports, which must not name a folder of the server.
-        checkpoint: Folder of the network or adapter. The job itself downloads nothing.
-        base: Folder of an adapter's base.
+        name: Name of the checkpoint in reports. The name must not contain a path of the server.
+        checkpoint: Folder of the network or adapter, which was downloaded before the job.
+        base: Folder of an adapter's base; `None` for a network.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         allow_partial: Accept volumes that show only a part of a brain.
-        images: File of each sequence of a skull-stripped case; `None` for a case of raw images.
-        raw: Folder of raw images, which are prepared if `images` is `None`.
-        scan: Options of `scans.prepare.ScanOptions` for raw images.
+        images: File of each sequence of a skull-stripped case; `None` for raw images.
+        raw: Folder of raw images, which are prepared and segmented if `images` is `None`.
+        scan: Keyword arguments of `scans.prepare.ScanOptions` for raw images.
         case_id: Name of the case.
         out: Folder for the results.
         scratch: Folder for temporary files, which the caller deletes.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """Current step of a job. `share` is the finished part of the step from 0 to 1, if it is known."""
+    """Current step of a job. `share` is the finished fraction of the step, from 0 to 1; `None` if it is unknown."""
 
     text: str
     share: float | None = None
@@ -122,7 +122,7 @@ def _segmenter(
 
 
 def work(pipe: Connection) -> None:
-    """Run as the process: do the jobs from the pipe one after another until the pipe is closed."""
+    """Main function of the process: do one job after another from the pipe, until the pipe is closed."""
     # Ignore Ctrl-C, which also reaches this process. The server ends the process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -169,7 +169,7 @@ def folders_of(job: Job) -> set[Path]:
 
 
 class Worker:
-    """The process, which does one job at a time."""
+    """Access to the process that segments. The process does one job at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -177,7 +177,7 @@ class Worker:
         self._pipe: Connection | None = None
 
     def start(self) -> Connection:
-        """Start the process if there is none, and return the pipe to it."""
+        """Start the process if it is not running, and return the pipe to it."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
@@ -188,11 +188,11 @@ class Worker:
         return self._pipe
 
     def run(self, job: Job, stop: threading.Event) -> Iterator[Step | End | None]:
-        """Do a job in the process.
+        """Send a job to the process, and yield its steps.
 
         Args:
             job: Job to do.
-            stop: Event that kills the job when it is set.
+            stop: Event that, when set, kills the job.
 
         Yields:
             Each step of the job, and `None` while no new step arrives. The last item is an `End`, except if the job
@@ -220,7 +220,7 @@ class Worker:
                 shutil.rmtree(job.scratch, ignore_errors=True)
 
     def kill(self) -> None:
-        """Kill the process and everything that it has started."""
+        """Kill the process and all processes that it has started."""
         if self._process is not None and self._process.pid is not None:
             try:
                 children = psutil.Process(self._process.pid).children(recursive=True)

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "written network with the checkpoint in every subset of the sequences. Research use, not a medical device."
     )
     add_checkpoint(parser)
-    add_out_path(parser, help="new folder for the network and the settings of its preprocessing")
+    add_out_path(parser, help="new folder for the network and the settings of the preprocessing")
     parser.add_argument(
         "--format",
         choices=SAVE,
@@ -55,12 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export a checkpoint; an adapter is merged into its base first."""
+    """Export a checkpoint. An adapter is merged into its base first."""
     args = build_parser().parse_args(argv)
     difference = export(args.checkpoint, args.out_path, form=args.format)
     if not args.quiet:
         print(
-            f"The network is in {args.out_path}. The largest difference between its logits and the checkpoint's is "
+            f"The network is in {args.out_path}. Its logits differ from those of the checkpoint by at most "
             f"{difference:.1e}."
         )
 
@@ -70,15 +70,15 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
 
     Args:
         checkpoint: Network or adapter: shipped name, folder or Hub id. An adapter is merged into its base.
-        folder: New folder, which appears when all files are written and checked.
+        folder: New folder. It is created only after the written network has been checked.
         form: Format of the network, `torch` or `onnx`.
 
     Returns:
-        Largest difference between a logit of the written network and of the checkpoint.
+        Largest absolute difference between the logits of the written network and those of the checkpoint.
 
     Raises:
-        ValueError: If the checkpoint cannot be used, a package is missing, or the written network gives other
-            logits than the checkpoint.
+        ValueError: If the checkpoint cannot be used, if a package for the export is missing, or if the written network
+            gives other logits than the checkpoint.
         OSError: If the folder exists or cannot be written.
     """
     network, processor = load_checkpoint(checkpoint)
@@ -118,7 +118,7 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
 
 
 def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
-    """Refuse label schemes whose label maps `run.py` cannot write, because it paints region after region.
+    """Refuse label schemes whose label maps `run.py` cannot write, because later regions overwrite earlier ones.
 
     Raises:
         ValueError: If two regions overlap, neither is inside the other, and the overlap has a label.

@@ -1,8 +1,8 @@
 """Export of the network as one graph for all subsets of the sequences, with `torch.export` or as ONNX.
 
-Inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool, the output is `logits (B, R, D, H,
-W)` float32. B is free. Each edge is a multiple of 16 voxels and at least 32 voxels, because the compiler would treat a
-token axis of length one as a separate case.
+The inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool. The output is `logits (B, R, D,
+H, W)` float32. B may be any number. D, H and W are multiples of 16 voxels and at least 32 voxels, because the compiler
+would need a separate graph for axes of one token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 class _Logits(nn.Module):
-    """The network with only tensors as inputs and output."""
+    """Wrapper of the network whose inputs and output are tensors only."""
 
     def __init__(self, network: LoraMoeHgdForSegmentation) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class _Logits(nn.Module):
 
 
 class _RowwiseGroupNorm(nn.Module):
-    """Group normalisation that sums each row of voxels first, and then the sums of the rows.
+    """Group normalisation that first averages each row of voxels, and then averages the rows.
 
-    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another, which changes
-    logits by 2e-3 for 96^3 voxels.
+    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another. Rounding then
+    changes logits by 2e-3 for 96^3 voxels.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -70,7 +70,7 @@ def _with_rowwise_norms(network: LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegm
 
 
 def export_graph(network: LoraMoeHgdForSegmentation) -> ExportedProgram:
-    """Return the graph of a network in evaluation mode."""
+    """Export the network to a graph, in evaluation mode."""
     num_modalities = len(network.config.modalities)
     # Each axis has a different length, because the export would assume that axes of equal length are always equal.
     pixel_values = torch.zeros(3, num_modalities, 2 * TOKEN_STRIDE, 3 * TOKEN_STRIDE, 4 * TOKEN_STRIDE)
@@ -123,10 +123,10 @@ def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForS
     """Compare a saved graph with its network in every subset of the sequences, with NaN in absent channels.
 
     Returns:
-        Largest difference between a logit of the graph and of the network.
+        Largest absolute difference between the logits of the graph and those of the network.
 
     Raises:
-        ValueError: If the difference is too large for rounding.
+        ValueError: If the difference is too large to be a rounding error.
     """
     masks = [mask for mask in itertools.product([False, True], repeat=len(network.config.modalities)) if any(mask)]
     generator = torch.Generator().manual_seed(0)

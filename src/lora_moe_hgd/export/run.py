@@ -38,9 +38,9 @@ def read(path):
     brain = array != 0
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     if array[tuple(slice(None, None, edge - 1 or 1) for edge in array.shape)].any():
-        raise ValueError(f"{path}: a corner is not zero. Remove the skull and set the background to 0.")
+        raise ValueError(f"{path}: a corner of the image is not zero. Remove the skull and set the background to 0.")
     if not 0.5 <= litres <= 2.8:
-        raise ValueError(f"{path}: {litres:.2g} litres of tissue are not a brain without its skull.")
+        raise ValueError(f"{path}: {litres:.2g} litres of tissue cannot be a brain without its skull.")
     dark = np.mean(np.abs(array[brain]) < 0.2 * np.percentile(array[brain], 90))
     if litres > 1.95 or (dark >= 0.2 and (array < 0).sum() <= 0.25 * brain.sum()):
         tissue = f"the image shows {litres:.2g} litres of tissue, and {dark:.0%} of the tissue is dark"
@@ -49,7 +49,7 @@ def read(path):
 
 
 def resample(volume, shape):
-    """Resample each axis: to coarser voxels by means over the covered voxels, to finer voxels by interpolation."""
+    """Resample each axis. Coarser voxels get the mean of the voxels that they cover; finer voxels are interpolated."""
     for axis, new in zip((-3, -2, -1), shape):
         old = volume.shape[axis]
         step, cells = old / new, np.arange(old)
@@ -62,7 +62,7 @@ def resample(volume, shape):
 
 
 def normalise(volume, shape, clip):
-    """Robust z-scores of the brain at the network's voxel size; zero outside the brain."""
+    """Robust z-scores of the brain, resampled to the network's voxel size. Voxels outside the brain are zero."""
     share = resample((volume != 0).astype(np.float32), shape)
     volume = np.where(share >= 0.5, resample(volume, shape) / np.maximum(share, 0.5), 0)
     median = np.percentile(volume[volume != 0], 50, method="lower")
@@ -73,7 +73,7 @@ def normalise(volume, shape, clip):
 
 
 def windowed(session, volume, mask, settings):
-    """Logits of overlapping windows, blended with Gaussian weights; windows without brain are skipped."""
+    """Logits of overlapping windows, averaged with Gaussian weights. Windows without brain are skipped."""
     window = settings["window"]
     short = [max(0, edge - size) for edge, size in zip(window, volume.shape[1:])]
     padded = np.pad(volume, [(0, 0), *((lack // 2, lack - lack // 2) for lack in short)])

@@ -1,7 +1,6 @@
 """Model cards: training, usage, and scores by subset of the sequences.
 
-The metadata follow https://huggingface.co/docs/hub/model-cards. The scores are entries of the field
-`model-index`.
+The metadata follow https://huggingface.co/docs/hub/model-cards. The field `model-index` contains the scores.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from ..model.task import BRAIN_TUMOUR, Task, shown
 
 # Pictures of an evaluation, and their captions in the gallery of the card.
 PICTURES = {
-    "heat_map.png": "Dice by subset of the sequences and region",
+    "heat_map.png": "Dice by region and subset of the sequences",
     "by_count.png": "Dice by number of sequences, with 95 % intervals",
-    "reliability.png": "Share of true voxels by probability",
+    "reliability.png": "Share of voxels in the true region, by predicted probability",
 }
 
 NETWORK_USE = """```python
@@ -40,7 +39,7 @@ package lora-moe-hgd is installed and imported, its classes replace the code of 
 
 
 def _use(repo: str, task: Task) -> str:
-    """Instructions for use of a network. The example has files of two sequences."""
+    """Instructions for use of a network. The example code uses files of two sequences."""
     files = {name: f'"{name}.nii.gz"' for name in task.modalities}
     given = ["t1c", "flair"] if task.is_brain_tumour else list(files)[-2:]
     return NETWORK_USE.format(
@@ -65,7 +64,7 @@ def read_scores(evaluation: Path) -> dict[str, Any]:
 
 
 def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:
-    """Convert the mean Dice of each subset and region, and the mean over all subsets, to the Hub's metadata."""
+    """Convert the mean Dice of each subset and region, and over all subsets, to entries of `model-index`."""
     about = scores["about"]
     kind = "Brain-tumour segmentation" if task.is_brain_tumour else f"Segmentation of {task.name}"
     return [
@@ -94,7 +93,7 @@ def make_card(
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """Make the card of a network. If `adapter` is given (names of base and preset), make the card of an adapter."""
+    """Make the card of a network or, if `adapter` has the names of base and preset, of an adapter."""
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter

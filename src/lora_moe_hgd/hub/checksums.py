@@ -21,7 +21,7 @@ def read_sums(path: Path) -> dict[str, str]:
     """Read the checksum of each file from `SHA256SUMS`, by file name.
 
     Raises:
-        ValueError: If a line is not a SHA-256, two spaces and a name.
+        ValueError: If a line does not consist of a SHA-256, two spaces and a name.
     """
     sums = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):

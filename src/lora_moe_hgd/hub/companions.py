@@ -76,7 +76,7 @@ def write_wheel(folder: Path) -> Path:
 
 
 def _package_files(installed: Distribution) -> Iterator[Path]:
-    """Files of the package: by the build rules of a clone, otherwise by the record of the installed wheel."""
+    """Files of the package, from the build rules of a clone or from the record of the installed wheel."""
     setuptools = _build_rules()
     if setuptools is None:
         names = (PACKAGE.name, "lora_moe_hgd_cli.py")
@@ -137,7 +137,7 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
     """Write the files of a Space that serves the page of `lora-moe-hgd app` with the checkpoint of a repository.
 
     Args:
-        folder: Folder for the files.
+        folder: Folder for the files of the Space.
         repo: Name of the repository. The repository must be public, because the Space downloads without a token.
         revision: Branch of the checkpoint; `None` means `main`.
         commit: Commit of the repository from which the Space installs the wheel. With another commit, the Hub builds

@@ -19,7 +19,7 @@ from .checksums import CARD, SUMS, check_sums, read_sums
 def pull(repo: str, out: Path, *, revision: str | None = None) -> str:
     """Download a repository to the new folder `out`, and return the downloaded commit.
 
-    If the download or a checksum fails, `out` is not created.
+    If the download fails or a checksum does not match, `out` is not created.
 
     Raises:
         ValueError: If `out` exists, if the download fails, if the repository has no checksums, or if a checksum does

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from ..pretrained import hub_id, shipped_names
 from .card import PICTURES, make_card, read_scores
 from .checksums import CARD, write_sums
 from .companions import NOTEBOOK_ON_HUB, write_notebook, write_space, write_wheel
+from .licences import licence_warning
 
 EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 # A push deletes these files in the repository first, because an earlier push may have had other shards or code files.
@@ -64,7 +66,8 @@ def stage(
     If the task is brain tumour, the files include a notebook, and the wheel that the notebook installs.
 
     Raises:
-        ValueError: If the evaluation belongs to other weights, or if an adapter's base is not on the Hub.
+        ValueError: If the evaluation belongs to other weights, if `base` does not fit the checkpoint, or if an
+            adapter's base is only on this machine.
     """
     if evaluation is not None and read_scores(evaluation)["about"]["checkpoint"] != checkpoint_digest(folder):
         raise ValueError(
@@ -110,7 +113,7 @@ def stage(
 
 
 def _lacks_base(folder: Path, base: str | None) -> bool:
-    """Whether the base of an adapter is only on this machine, and no repository is named for it."""
+    """Whether an adapter's base is only on this machine, and no Hub repository of the base is named."""
     return _is_local_base(adapter_base(folder)) and not (base or hub_id(adapter_base(folder)))
 
 
@@ -147,8 +150,8 @@ def publish(
         private: Whether new repositories and collections are private.
         revision: Branch to push to; `None` means `main`.
         space: Name of the Space. `None` means no Space.
-        collection: Slug of a collection, or title of a collection of the repository's owner. If there is no collection
-            with this title, it is created. `None` means no collection.
+        collection: Slug of a collection, or title of a collection of the repository's owner. If no collection has this
+            title, a new collection is created. `None` means no collection.
 
     Raises:
         ValueError: If a step fails. The error message names the failed step and lists the finished steps.
@@ -178,7 +181,7 @@ def publish(
 
 
 def _report(done: list[str], name: str, address: str) -> None:
-    """Print the name and address of a finished upload, and append the name to `done`."""
+    """Print the name and the Hub address of a finished upload, and append the name to `done`."""
     done.append(name)
     print(f"Pushed {name}: {address}", flush=True)
 
@@ -218,8 +221,8 @@ def upload(
         public: Whether the repository must be public.
 
     Raises:
-        ValueError: If the Hub rejects the card, if an existing repository is public although `private` is set, or if
-            it is private although `public` is set.
+        ValueError: If the Hub rejects the card, or if an existing repository is public although `private` is set, or
+            private although `public` is set.
     """
     api = HfApi()
     card.validate()
@@ -247,7 +250,11 @@ def upload(
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(description="Push a network or an adapter to the Hub, with card and checksums.")
-    parser.add_argument("--checkpoint", required=True, help="shipped name, or folder of a network or an adapter")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="name of a shipped checkpoint, or folder or Hub id of a network or an adapter",
+    )
     # A dry run needs only --checkpoint. Otherwise, `_missing` lists all that is missing at once.
     parser.add_argument("--repo", help="name of the repository, such as me/brats-tiny")
     scored = parser.add_mutually_exclusive_group()
@@ -256,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", help="licence of the weights, named as on the Hub, such as mit")
     parser.add_argument("--training-data", help="text for the card: training data and their citation")
     parser.add_argument("--training-cost", help="text for the card: hardware and time of the training")
-    parser.add_argument("--base", help="Hub repository of an adapter's base, if the base is on this machine")
+    parser.add_argument("--base", help="Hub repository of an adapter's base, if the base is only on this machine")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument(
@@ -299,6 +306,8 @@ def main(argv: Sequence[str]) -> None:
         if args.private:
             raise ValueError("A Space cannot download from a private repository. Omit --space or --private.")
     folder = checkpoint_folder(args.checkpoint)
+    if args.license and (warning := licence_warning(folder, args.license)):
+        print(f"warning: {warning}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         card = stage(
@@ -339,7 +348,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _missing(args: argparse.Namespace, folder: Path | None) -> dict[str, str]:
-    """Options that a push still needs, each with a line that explains it.
+    """Options that a push still needs, each with a line that explains the option.
 
     Args:
         args: The options.

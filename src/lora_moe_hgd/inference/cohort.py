@@ -1,4 +1,4 @@
-"""Segment many cases into one folder per case, with a summary table. A stopped run continues where it stopped."""
+"""Segment many cases: one folder of results per case, and a summary table. A stopped run can be continued."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ from .segmentation import RESULT_FILES
 SUMMARY, INDEX = "summary.csv", "index.html"
 
 
+@dataclass(frozen=True)
+class CohortCounts:
+    """Numbers of segmented, skipped and failed cases of a cohort.
+
+    Attributes:
+        segmented: Cases that were segmented in this run.
+        skipped: Cases that an earlier run had segmented.
+        failed: Cases and folders that could not be segmented.
+    """
+
+    segmented: int
+    skipped: int
+    failed: int
+
+
 def segment_cohort(
     segmenter: CaseSegmenter,
     cases: Sequence[CaseFiles],
@@ -33,21 +49,21 @@ def segment_cohort(
     *,
     root: Path,
     progress: bool = True,
-) -> int:
-    """Write the results of each case and a summary table. Return the number of failed cases.
+) -> CohortCounts:
+    """Write the results of each case and a summary table. Return the numbers of segmented, skipped and failed cases.
 
     Results are written to `out/CASE`, and the table to `out/summary.csv`. A case is skipped if its results exist and
     were made from the same weights, options, code and files. Results are written atomically, so earlier results are
     replaced only by complete results. If a case raises an exception, the exception is printed and the other cases are
-    still segmented. Under `accelerate launch` the processes share the cases.
+    still segmented. Under `accelerate launch`, each process segments a part of the cases.
 
     Args:
         segmenter: Segmenter with the checkpoint and the options.
-        cases: All cases, with distinct ids.
-        bad: Errors of folders that could not be recognised as a case. Each error counts as a failed case.
+        cases: Cases of the cohort, each with a different `case_id`.
+        bad: An error for each folder that could not be recognised as a case. Each error counts as a failed case.
         out: Folder for the results.
-        progress: Show progress bars.
         root: Folder of the cohort.
+        progress: Show progress bars.
     """
     state = started_processes()
     left: list[list[int]] = [[]]
@@ -88,13 +104,18 @@ def segment_cohort(
             write_cohort_index(out / INDEX, rows, segmenter.task)
     # Wait for all processes, because the launcher kills the other processes when one exits with an error.
     state.wait_for_everyone()
-    return len(failed) + len(bad)
+    return CohortCounts(
+        segmented=len(numbers_left) - len(failed),
+        skipped=len(cases) - len(numbers_left),
+        failed=len(failed) + len(bad),
+    )
 
 
 def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterator[Callable[[], ReadyCase]]:
-    """Yield a function for each case, which returns the case once it is read, or raises what reading raised.
+    """For each case, yield a function that waits until the case has been read and returns it.
 
-    While the caller works on a case, another thread reads the next case. So two cases are in memory.
+    If reading failed, the function raises the error. While the caller works on a case, another thread reads the next
+    case. So two cases are in memory at a time.
     """
     with ThreadPoolExecutor(max_workers=1) as reader:
         readings = (reader.submit(segmenter.read, case) for case in cases)
@@ -105,13 +126,13 @@ def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterato
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:
-    """Names of all files and folders that this module writes in the output folder."""
+    """Names of all files and folders that a cohort may have in its output folder."""
     folders = [case.case_id for case in cases]
     return [SUMMARY, INDEX, *folders, *(f"{name}.old" for name in folders)]
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also contains other files: replacing the folder would delete them."""
+    """Raise if a folder of earlier results also contains other files. Replacing it would delete these files."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(
@@ -123,7 +144,10 @@ def _refuse_other_files(folder: Path) -> None:
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """Rows of the summary table, one for each case. The row of a segmented case also has its lowest confidence."""
+    """Rows of the summary table, one for each case.
+
+    The row of a segmented case also has the lowest confidence of its regions, which only the index page shows.
+    """
     rows = []
     for case in cases:
         row: dict[str, Any] = {"case": case.case_id, "status": "failed", "message": failed.get(case.case_id, "")}
@@ -131,6 +155,7 @@ def _rows(
             report = read_json(out / case.case_id / "report.json")
             row |= {f"{region}_ml": report["volumes_ml"][region] for region in task.regions}
             row |= {"status": "done", "sequences": "+".join(report["sequences_used"])}
+            row |= {f"{region}_confidence": report["confidence"][region] for region in task.regions}
             found = [value for value in report["confidence"].values() if value is not None]
             row |= {"warnings": report["warnings"], "confidence": min(found, default=None)}
         rows.append(row)
@@ -140,7 +165,8 @@ def _rows(
 
 
 def _write_summary(rows: Sequence[Mapping[str, Any]], out: Path, task: Task) -> None:
-    columns = ("case", "status", "sequences", *(f"{region}_ml" for region in task.regions), "warnings", "message")
+    numbers = (f"{region}_{name}" for name in ("ml", "confidence") for region in task.regions)
+    columns = ("case", "status", "sequences", *numbers, "warnings", "message")
     with (
         replacing(out / SUMMARY) as scratch,
         open(scratch, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -19,13 +19,14 @@ from .report import NOTICE
 def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task = BRAIN_TUMOUR) -> None:
     """Write the index page of a cohort, with links to the pages of its cases. Readers can sort and filter the cases.
 
-    Failed cases come first, then cases with the most remarks, then cases with the lowest confidence.
+    Failed cases come first. The segmented cases follow, sorted by their number of warnings (most first) and then by
+    their confidence (lowest first).
 
     Args:
         path: HTML file, written atomically. The folders of the cases must be in the same folder.
-        rows: One row per case with `case` and `status`. A failed case has `message`. A segmented case has `sequences`,
-            the volumes, `warnings`, and `confidence`, which is the lowest of its regions or `None` if no region was
-            found.
+        rows: A dictionary for each case, with the keys `case` and `status`. A failed case also has `message`. A
+            segmented case also has `sequences`, the volume of each region in millilitres (such as `wt_ml`),
+            `warnings`, and the lowest `confidence` of its regions. `confidence` is `None` if no region was found.
         task: Task that defines the names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
@@ -45,17 +46,18 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
 
 
 def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Sort key of the index: cases that need a review come first."""
+    """Sort key of a case on the index page. Cases that need a review come first."""
     if row["status"] != "done":
         return (-math.inf, 0.0)
     return (-len(row["warnings"]), 0.0 if row["confidence"] is None else row["confidence"])
 
 
 def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
-    """HTML paragraph with the number of cases that failed or have remarks."""
+    """HTML paragraph with the numbers of failed cases, cases with remarks, and cases without remarks."""
     done = [row for row in rows if row["status"] == "done"]
     failed, doubtful = len(rows) - len(done), sum(bool(row["warnings"]) for row in done)
-    words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {len(done) - doubtful} without."
+    calm = len(done) - doubtful
+    words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {calm} without remarks."
     return f'<p class="{"doubt" if failed or doubtful else "calm"}">{words}</p>'
 
 
@@ -80,6 +82,6 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
 
 
 def _number(value: float | None, text: str) -> str:
-    """Table cell with the number by which the page sorts and filters. `None` means that the cell has no number."""
+    """Table cell with a number, by which the page can sort and filter the cases. `None` means an empty cell."""
     given = "" if value is None else f"{value:g}"
     return f'<td class="number" data-number data-value="{given}">{html.escape(text)}</td>'

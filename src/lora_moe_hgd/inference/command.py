@@ -32,14 +32,14 @@ from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
 from ..sequence_names import parse_sequences
-from .cohort import SUMMARY, segment_cohort
+from .cohort import INDEX, SUMMARY, CohortCounts, segment_cohort
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
 
 
 def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
-    """Build the parser of the options. Each sequence of the task is an option."""
+    """Build the parser of the options. Each sequence of the task has its own option, such as `--t1c FILE`."""
     parser = CommandParser(
         description="Segment the tumour of cases that may lack sequences. Research use, not a medical device.",
         epilog=SEGMENT_USES,
@@ -53,7 +53,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=Path, metavar="FILE", help=f"image file of the sequence {name}, instead of --in-path"
         )
-    add_out_path(parser, help="folder for the results; for a cohort, with one subfolder per case")
+    add_out_path(parser, help="folder for the results; a cohort gets one subfolder per case")
     add_checkpoint(parser)
     parser.add_argument(
         "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
@@ -65,10 +65,14 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         "checkpoint's scheme)",
     )
     parser.add_argument(
-        "--channel-order", metavar="NAMES", help="sequences in the order of numbered channels, such as flair,t1,t1c,t2"
+        "--channel-order",
+        metavar="NAMES",
+        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
     )
     parser.add_argument(
-        "--reference", choices=task.modalities, help="sequence whose grid the result has (default: the first sequence)"
+        "--reference",
+        choices=task.modalities,
+        help="sequence whose grid the result has (default: the first sequence of the case)",
     )
     parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
@@ -102,7 +106,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Segment a case, or every case of a cohort; exit with code 1 if a case of a cohort failed."""
+    """Segment a case, or every case of a cohort. Exit with code 1 if a case of the cohort failed."""
     task = _task_of(argv)
     args = build_parser(task).parse_args(argv)
     options = ResultOptions(
@@ -156,12 +160,10 @@ def main(argv: Sequence[str]) -> None:
     segmenter = CaseSegmenter(args.checkpoint, options, device=device, base=args.base)
     if state.is_main_process and cases and not args.quiet:
         print("\n".join(f"files of {line}" for line in namings(cases)))
-    failed = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
+    counts = segment_cohort(segmenter, cases, bad, args.out_path, root=args.in_path, progress=not args.quiet)
     if state.is_main_process and not args.quiet:
-        done = len(cases) + len(bad) - failed
-        every = counted(len(cases) + len(bad), "case")
-        print(f"Segmented: {done} of {every}. Summary table: {args.out_path / SUMMARY}.")
-    if failed:
+        _print_cohort(counts, args.out_path)
+    if counts.failed:
         raise SystemExit(1)
 
 
@@ -169,8 +171,8 @@ def _task_of(argv: Sequence[str]) -> Task:
     """Read the task of the checkpoint on the command line. The sequences of the task become options.
 
     Raises:
-        ValueError: If the checkpoint is not found, unless only `--help` is wanted. The error comes before any work on
-            the case.
+        ValueError: If the checkpoint is not found. With `--help`, the task is then brain tumour, and no error is
+            raised.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
@@ -239,11 +241,15 @@ def _refuse_same_folder(out: Path, folder: Path) -> None:
 
 
 def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, list[CaseFiles], list[Finding]]:
-    """Find one case, or the cases of a cohort and the errors in its other folders.
+    """Find the case or the cohort that the options name.
+
+    Returns:
+        A single case or `None`; the cases of a cohort; and an error for each folder of the cohort that could not be
+        recognised as a case.
 
     Raises:
-        ValueError: If both `--in-path` and single files are given, or neither.
-        BadInputError: If there is no case.
+        ValueError: If the options name both `--in-path` and single files, or neither of them.
+        BadInputError: If no case is found.
     """
     given = {name: getattr(args, name) for name in task.modalities if getattr(args, name) is not None}
     if bool(given) == (args.in_path is not None):
@@ -253,7 +259,9 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
         )
     if given:
         if args.channel_order:
-            raise ValueError("--channel-order has no effect if the sequences are named one by one. Leave it out.")
+            raise ValueError(
+                "--channel-order has no effect if each file is given with its own option, such as --t1. Leave it out."
+            )
         return given_case(given, task), [], []
     order = args.channel_order and parse_channel_order(args.channel_order, task)
     if args.in_path.is_dir():
@@ -267,6 +275,14 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
         if [case.folder for case in cases] != [args.in_path] or bad:
             return None, cases, bad
     return find_case(args.in_path, channel_order=order, task=task), [], []
+
+
+def _print_cohort(counts: CohortCounts, folder: Path) -> None:
+    every = counted(counts.segmented + counts.skipped + counts.failed, "case")
+    skipped = f"; {counts.skipped} skipped, because complete results exist" if counts.skipped else ""
+    failed = f"; {counts.failed} failed" if counts.failed else ""
+    page = f" Page with all cases: {folder / INDEX}." if (folder / INDEX).is_file() else ""
+    print(f"Segmented: {counts.segmented} of {every}{skipped}{failed}. Summary table: {folder / SUMMARY}.{page}")
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:

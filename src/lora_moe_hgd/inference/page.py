@@ -27,7 +27,7 @@ from ..model.confidence import dice_text
 from ..model.geometry import canonical_spacing_mm, orientation, to_canonical, voxel_ml
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import BEST_FOR_INNER, best_background, colours_of, planes_through, window_of
-from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS
+from .report import EXAMPLE_ID, EXAMPLE_SOURCE, NO_WARNINGS, doubt_headline
 
 PAGES = files(__package__) / "pages"
 # Margin around the brain, in which the letters for the directions are drawn. It may reach beyond the images.
@@ -54,10 +54,10 @@ def write_case_page(
     uncertainty: np.ndarray | None = None,
     picture: Path | None = None,
 ) -> None:
-    """Write a page with the report and all slices in linked planes. The page loads nothing from the internet.
+    """Write an HTML page with the report and all slices in three linked planes. The page works offline.
 
-    Regions are exact. Grey values have 254 levels between the 0.1th and the 99.95th percentile of the brain, or 126 or
-    62 if the page would otherwise be larger than about 8 MB.
+    Regions are stored exactly. Grey values between the 0.1th and the 99.95th percentile of the brain are stored in 254
+    levels, or in 126 or 62 levels if the page would otherwise be larger than about 8 MB.
 
     Args:
         path: HTML file, written atomically.
@@ -141,7 +141,7 @@ def write_case_page(
 
 @cache
 def _niivue() -> str:
-    """Code of NiiVue, preceded by the licences of NiiVue and of the libraries that it contains."""
+    """Code of the viewer NiiVue. A comment at its start contains the licences of NiiVue and of its libraries."""
     licences = "\n\n".join(
         (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
     )
@@ -160,13 +160,14 @@ def _gzip_base64(content: bytes) -> str:
 def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
     """Fill a template of the folder `pages` with the common style and the template's script.
 
-    The page's Content-Security-Policy makes a browser run only these scripts and refuse all network access.
+    The page's Content-Security-Policy allows a browser to run only the scripts named here, and forbids all network
+    access.
 
     Args:
         template: File name of the template.
         script_file: File name of the template's script.
         unpacked_script: Another script, which the template's script adds to the page.
-        parts: HTML for each placeholder of the template. Free text must be escaped.
+        parts: HTML for each placeholder of the template. Text from a case or a user must be escaped.
     """
     style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))
     allowed = " ".join(_hash(text) for text in (script, unpacked_script) if text)
@@ -184,8 +185,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    In the packed bytes, the first axis varies fastest. Each voxel is stored as its difference from the mean of its
-    three neighbours with a lower index, because compressed images are then 10 to 20 % smaller.
+    In the uncompressed bytes, the first axis varies fastest. Each voxel is stored as its difference from the mean of
+    the three voxels before it, one along each axis. Compressed images are then 10 to 20 % smaller.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -196,7 +197,11 @@ def packed(volume: np.ndarray) -> str:
 
 
 def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Encode the sequences with as many grey levels as the size limit of the page allows; return both."""
+    """Encode the sequences with as many grey levels as the size limit of the page allows.
+
+    Returns:
+        Number of grey levels, and the encoded sequences by name.
+    """
     for levels in LEVELS:
         encoded = {name: _grey(volume, found, levels) for name, volume in volumes.items()}
         if sum(len(sequence["data"]) for sequence in encoded.values()) <= MOST_BYTES:
@@ -205,7 +210,7 @@ def _encoded(volumes: Mapping[str, np.ndarray], found: np.ndarray) -> tuple[int,
 
 
 def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
-    """Convert a volume to grey levels from 1 to `levels`. Voxels outside the brain become 0."""
+    """Encode a volume in grey levels from 1 to `levels`. Voxels outside the brain become 0."""
     brain = volume != 0
     dark, bright = window_of(volume, brain, found)
     low, high = np.percentile(volume[brain], (0.1, 99.95)).tolist() if brain.any() else (dark, bright)
@@ -217,7 +222,7 @@ def _grey(volume: np.ndarray, found: np.ndarray, levels: int) -> dict[str, Any]:
 
 
 def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
-    """Convert a map with values from 0 to `most` to 8 bits."""
+    """Encode a map in 8 bits per voxel. The values of the map are between 0 and `most`."""
     step = max(most, 1e-6) / 255
     scaled = (volume / step).clip(0, 255).round().astype(np.uint8)
     # Values below a third of the highest value get no colour, so that the image below the map can be seen.
@@ -226,13 +231,13 @@ def _map(volume: np.ndarray, most: float) -> dict[str, Any]:
 
 
 def _with_margin(box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> tuple[slice, ...]:
-    """Enlarge a box by MARGIN_MM on each side. The result may reach beyond the array."""
+    """Enlarge a box by MARGIN_MM on each side. The enlarged box may reach beyond the array."""
     margins = [math.ceil(MARGIN_MM / edge) for edge in spacing_mm]
     return tuple(slice(part.start - margin, part.stop + margin) for part, margin in zip(box, margins, strict=True))
 
 
 def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-    """Cut a box out of a volume. Voxels of the box beyond the volume are zero."""
+    """Cut a box out of a volume. Where the box reaches beyond the volume, the result is zero."""
     cut = np.zeros([part.stop - part.start for part in box], volume.dtype)
     inside = [slice(max(part.start, 0), min(part.stop, edge)) for part, edge in zip(box, volume.shape, strict=True)]
     target = [slice(own.start - part.start, own.stop - part.start) for own, part in zip(inside, box, strict=True)]
@@ -241,7 +246,7 @@ def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
 
 
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """Matrix `(4, 4)` that maps voxels of the box, in canonical order, to voxels of the case's own array."""
+    """Matrix `(4, 4)` from voxel indices of the box, in canonical order, to voxel indices of the case's own array."""
     axes, flips = orientation(affine)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -252,7 +257,7 @@ def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice,
 
 
 def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
-    """Header of a NIfTI file with uint8 voxels: all bytes before the first voxel."""
+    """Bytes of a NIfTI file with uint8 voxels that come before the first voxel."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
@@ -264,7 +269,7 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name and colour of each region, in the order of the regions' bits."""
+    """Name and colour of each region, in the order of the bits that store the regions of a voxel."""
     return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 
@@ -273,15 +278,16 @@ def _rgb(colour: str) -> list[int]:
 
 
 def _state(report: Mapping[str, Any], task: Task) -> str:
-    """HTML for the top of the page: the warnings, or that there are none."""
+    """HTML for the top of the page. It lists the warnings, or says that there are none."""
     if report["warnings"]:
         items = "".join(f"<li>{html.escape(warning)}</li>" for warning in report["warnings"])
-        return f'<div class="doubt" role="alert"><h2>This result is doubtful</h2><ul>{items}</ul></div>'
+        headline = html.escape(doubt_headline(report, task))
+        return f'<div class="doubt" role="alert"><h2>{headline}</h2><ul>{items}</ul></div>'
     return f'<div class="calm"><p>{NO_WARNINGS}</p></div>'
 
 
 def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[float] | None) -> str:
-    """Table of the regions with a checkbox that shows or hides each.
+    """HTML table of the regions. The checkbox of a region shows or hides the region.
 
     Args:
         report: Result of `report.make_report`.
@@ -304,7 +310,7 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
 
 
 def _facts(report: Mapping[str, Any], truth_note: str) -> str:
-    """The rest of the report as an HTML table."""
+    """HTML table with the rest of the report: sequences, grid, weights and versions."""
     rows = {
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
@@ -321,7 +327,7 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
 
 
 def _picture(path: Path | None) -> str:
-    """Image element with the compressed picture; empty without a picture."""
+    """HTML element with the compressed picture, or an empty text if `path` is `None`."""
     if path is None:
         return ""
     buffer = io.BytesIO()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import nibabel as nib
 
 from ..files import reason_of, replacing
-from ..model.confidence import rounded_down
+from ..model.confidence import confidence_warnings, rounded_down
 from ..model.geometry import voxel_spacing_mm
 from ..model.label_schemes import LabelScheme
-from ..model.task import BRAIN_TUMOUR, Task
+from ..model.task import BRAIN_TUMOUR, Task, shown
 
 # Labels whose key in the report has another spelling.
 KEYS = {"oedema": "edema"}
@@ -51,13 +52,13 @@ def make_report(
     seconds: float,
     task: Task = BRAIN_TUMOUR,
 ) -> dict[str, Any]:
-    """Collect the report.
+    """Make the content of `report.json`.
 
-    `files` has the file name of each sequence that was used. `left_out` names image files that are not used as a
-    sequence. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
-    expected Dice, see `model.confidence`. `reference` is the sequence whose grid the result has. `interpolated` names
-    the sequences that were resampled from another grid. `made_from` is a fingerprint of weights, options, code and
-    files. `not_written` lists pictures and pages that could not be made.
+    `files` has the file name of each sequence that was used. `left_out` lists the names of image files that were not
+    used. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
+    expected Dice of each region. `reference` is the sequence whose grid the result has. `interpolated` lists the
+    sequences that were resampled to this grid. `made_from` is a fingerprint of weights, options, code and files. The
+    list `not_written` is empty until a picture or a page cannot be made.
     """
     return {
         "case_id": case_id,
@@ -87,14 +88,36 @@ def make_report(
     }
 
 
+def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
+    """Headline above the warnings of a report. It names the doubtful regions if the warnings are only about these.
+
+    Example:
+        >>> warnings = ["ET: The expected Dice is only 0.52. An expert must correct this region before use."]
+        >>> report = {"warnings": warnings, "confidence": {"wt": 0.9, "tc": 0.8, "et": 0.52}}
+        >>> doubt_headline(report, BRAIN_TUMOUR)
+        'ET is doubtful'
+        >>> doubt_headline(report | {"warnings": ["t1c: 1 voxel is not finite.", *warnings]}, BRAIN_TUMOUR)
+        'This result is doubtful'
+    """
+    names = [shown(region) for region in task.regions]
+    # Only these warnings can be about single regions. Other warnings may contain the name of a region by chance.
+    about = {text: {name for name in names if re.search(rf"\b{name}\b", text)} for text in task.without.values()}
+    about |= {str(finding): {str(finding.where)} & {*names} for finding in confidence_warnings(report["confidence"])}
+    found = [about.get(warning, set()) for warning in report["warnings"]]
+    doubtful = [name for name in names if any(name in regions for regions in found)]
+    if not all(found) or len(doubtful) == len(names):
+        return "This result is doubtful"
+    return f"{' and '.join(doubtful)} {'is' if len(doubtful) == 1 else 'are'} doubtful"
+
+
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Keep the segmentation if the block cannot write its file. The report then says why the file is missing.
+    """Keep the segmentation if the `with` block cannot write its file. The report then says why the file is missing.
 
     Args:
-        name: Name of the file that the block writes, such as a picture or a page.
-        report: Report of the result. If the block fails, a warning and an entry of `not_written` are added to the
-            report.
+        name: Name of the file that the block writes, such as `overlay.png`.
+        report: Report of the result. If the block fails, a warning is added to `warnings`, and `name` is added to
+            `not_written`.
     """
     try:
         yield
@@ -106,6 +129,6 @@ def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write the report atomically."""
+    """Write the report to `path` as JSON, atomically."""
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(report, indent=2) + "\n")

@@ -32,18 +32,18 @@ from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 INPUT_SCHEME = "input"
 
 Case = CaseFiles | Mapping[str, Any]
-"""Files of a case, or a mapping from sequence names to images, at least one of which is in memory."""
+"""Files of a case, or a dictionary from sequence names to images. At least one of these images is in memory."""
 
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """Options for the input and the output of a case.
+    """Options for reading a case and for writing its result.
 
     Attributes:
         sequences: Use only these sequences. `None` means all available sequences.
         label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
-            `input` means the scheme that the file names imply.
-        reference: Sequence whose grid the result has. `None` means the first sequence.
+            `input` means the scheme of the case's own label map, as implied by the file names.
+        reference: Sequence whose grid the result has. `None` means the first sequence of the case.
         strict: Refuse cases with warnings about their images.
         allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -70,7 +70,7 @@ class ResultOptions:
         """Check that the task of a checkpoint has the sequences and the label scheme of these options.
 
         Raises:
-            ValueError: If a sequence or the label scheme is unknown.
+            ValueError: If the task lacks a sequence or the label scheme, or if the list of sequences is empty.
         """
         known = ", ".join(task.modalities)
         unknown = sorted({*(self.sequences or ()), *([self.reference] if self.reference else [])} - {*task.modalities})
@@ -95,7 +95,7 @@ class ResultOptions:
 
 
 def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles:
-    """Return the case with only the wanted sequences, or with all of them if `wanted` is `None`.
+    """Return the case with only the wanted sequences. If `wanted` is `None`, return the case unchanged.
 
     Raises:
         ValueError: If the case lacks a wanted sequence.
@@ -114,15 +114,15 @@ def _require_sequences(where: str, present: Sequence[str], wanted: Sequence[str]
 
 @dataclass(frozen=True)
 class ReadyCase:
-    """A case that is ready for the network.
+    """A case that was read and prepared for the network.
 
     Attributes:
         case: Files of the case; `None` for a case in memory.
-        reading: Images of the case, and what was found about them.
+        reading: Images of the case, and warnings about them.
         scheme: Label scheme of the result.
-        inputs: Output of the image processor.
+        inputs: Output of the image processor for the case.
         made_from: Fingerprint of all inputs of the result; `None` for a case in memory.
-        seconds: Time that reading took.
+        seconds: Time that reading took, in seconds.
     """
 
     case: CaseFiles | None
@@ -134,17 +134,17 @@ class ReadyCase:
 
 
 class CaseSegmenter:
-    """Segments cases with one checkpoint, which is loaded when it is first needed.
+    """Segmenter of cases with one checkpoint. The checkpoint is loaded when the first case needs it.
 
     Args:
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
-        options: Options for the input and the output of a case.
+        options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
 
     Raises:
-        ValueError: If the checkpoint is not found, an option does not fit the checkpoint's task, or the device cannot
-            be used or is not known to be faster in bfloat16.
+        ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device
+            cannot be used, or if bfloat16 is requested on a device that is not known to be faster in it.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class CaseSegmenter:
         return load_checkpoint(self.folder, device=self.device, base=self.base)
 
     def fingerprint(self, case: CaseFiles) -> str | None:
-        """Fingerprint of all inputs of a result: weights, options, code, and the files that are used.
+        """Fingerprint of everything on which a result depends: weights, options, code, and the files that are used.
 
         The fingerprint is `None` if a file cannot be read. No stored result has the fingerprint `None`, so the case is
         read again, and reading reports the error.
@@ -182,7 +182,7 @@ class CaseSegmenter:
         return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
-        """Whether `folder` contains complete results of exactly these weights, options, code and files."""
+        """Whether `folder` contains complete results that were made from the same weights, options, code and files."""
         try:
             report = read_json(folder / "report.json")
             made_from, not_written = report["made_from"], report["not_written"]
@@ -230,8 +230,8 @@ class CaseSegmenter:
         Args:
             case: Case to segment.
             progress: Show a progress bar.
-            warn: Function that is called with each finding. Findings about the case come before the network runs,
-                findings about the result afterwards.
+            warn: Function that is called with each finding: with findings about the case before the network runs, and
+                with findings about the result afterwards.
 
         Raises:
             ValueError: If the case cannot be used or lacks a requested sequence.
@@ -241,7 +241,7 @@ class CaseSegmenter:
     def segment_ready(
         self, ready: ReadyCase, *, progress: bool = False, warn: Callable[[Finding], object] | None = None
     ) -> Segmentation:
-        """Segment a case that `read` returned. The other arguments are those of `segment`."""
+        """Segment a case that `read` returned. `progress` and `warn` have the same meaning as in `segment`."""
         started = time.perf_counter()
         options, reading, scheme, inputs = self.options, ready.reading, ready.scheme, ready.inputs
         for finding in (*reading.findings, *result_warnings(reading.images, self.task)):
@@ -301,7 +301,7 @@ class CaseSegmenter:
         )
 
     def write(self, ready: ReadyCase, folder: Path, *, progress: bool = False) -> Segmentation:
-        """Segment a case that was read, print warnings about it, and save the files that the options request."""
+        """Segment a case that `read` returned, print its warnings, and save the requested files to `folder`."""
         found = self.segment_ready(
             ready, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
         )
@@ -314,7 +314,7 @@ def _output_scheme(name: str | None, case: CaseFiles) -> str | None:
     """Name of the label scheme to write; `None` means the checkpoint's scheme.
 
     Raises:
-        ValueError: If the case's own scheme is requested, but its file names do not determine it.
+        ValueError: If the case's own scheme is requested, but the file names of the case do not determine a scheme.
     """
     if name != INPUT_SCHEME:
         return name

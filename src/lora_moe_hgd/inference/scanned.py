@@ -1,4 +1,4 @@
-"""Segmentation of raw images: prepare the case, segment it, and keep the transforms back to the scanner's grids."""
+"""Segment raw images from the scanner, after removing the skull and resampling all sequences to one grid."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ def segment_scan(
     say: Callable[[str], object] = lambda line: None,
     warn: Callable[[Finding], object] | None = None,
 ) -> Segmentation:
-    """Segment a study of raw images. The extra `scans` must be installed.
+    """Prepare and segment a study of raw images. The extra `scans` must be installed.
 
     Args:
-        segmenter: Segmenter with the checkpoint and the options.
+        segmenter: Segmenter with the checkpoint and the options of the segmentation.
         path: Folder, zip file or DICOMDIR with DICOM files.
         options: Options of the preparation.
         keep: Folder in which to keep the prepared case. `None` means that the prepared case is deleted.
-        steps: Store for the finished steps, with which a stopped run resumes. `None` means that no steps are stored.
-        check_name: Function that is called with the name of the case before any long step. It may raise.
+        steps: Store of the finished steps of the preparation. A stopped run resumes after the last stored step. `None`
+            means that no steps are stored.
+        check_name: Function that is called with the name of the case before the first long step. The function may
+            raise an error to stop the run.
         progress: Show a progress bar.
         say: Function that is called with the table of series and with a line for each step.
         warn: Function that is called with each finding.
 
     Raises:
-        ValueError: If the images cannot be used.
+        ValueError: If the images cannot be used, or if the checkpoint is not for brain tumours.
     """
     # Import it only here, because it needs the extra `scans`.
     from ..scans.prepare import prepare

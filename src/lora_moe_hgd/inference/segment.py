@@ -19,7 +19,7 @@ def find_regions(
     mirror: bool = False,
     bf16: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment one case that the processor has preprocessed, on the case's own grid.
+    """Segment one preprocessed case, and return the result on the case's own grid.
 
     The arguments are those of `find_in_box`.
 
@@ -41,7 +41,7 @@ def find_in_box(
     bf16: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segment one case that the processor has preprocessed, inside the bounding box of its brain.
+    """Segment one preprocessed case, and return the result only for the bounding box of its brain.
 
     Args:
         network: Network in evaluation mode.
@@ -52,7 +52,8 @@ def find_in_box(
         progress: Show a progress bar.
 
     Returns:
-        Regions (bool) and their probabilities (float32), both as in `processor.post_process_in_box`.
+        Regions, `(R, *box_shape)` bool, and their probabilities, float32 of the same shape. The axes of the box are in
+        canonical order.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),

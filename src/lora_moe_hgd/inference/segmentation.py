@@ -50,18 +50,18 @@ class Segmentation:
         label_map: `(D, H, W)` uint8 with the affine of the case.
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
-        probabilities_in_box: Probabilities in the bounding box of the brain, with the axes in canonical order,
-            float32 in [0, 1].
+        probabilities_in_box: Probabilities of the regions in the bounding box of the brain, `(R, *box_shape)` float32
+            in [0, 1]. The axes of the box are in canonical order.
         geometry: Bounding box of the brain, and grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
             docs/confidence.md shows how reliable the confidence is.
         warnings: Warnings about the case and the result. Each warning has one or more sentences.
-        images: Sequences that were used, float32, zero outside the brain, all on one grid.
+        images: Images of the sequences that were used, float32, zero outside the brain, all on one grid.
         report: Content of `report.json`.
-        case: Files of the case; `None` for a case in memory or of raw images.
-        task: Task, which names the sequences and regions.
-        scan: Prepared case and its original grids; `None` for a case that was not made from raw images.
+        case: Files of the case; `None` for a case in memory, and for a case that was made from raw images.
+        task: Task that defines the sequences and regions.
+        scan: Prepared case with the grids of its raw images; `None` for a case that was not made from raw images.
     """
 
     label_map: nib.Nifti1Image
@@ -100,9 +100,9 @@ class Segmentation:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
         If the case was made from DICOM files, `seg.dcm` is written as well: a DICOM segmentation on the slices of the
-        reference sequence. The pictures of a case of raw images show the skull. Earlier results of a case of the same
-        name in the folder are deleted. All cases in memory have the name `case`. If the picture, the page or `seg.dcm`
-        cannot be made, `report.json` says why.
+        reference sequence. The pictures of a case that was made from raw images show the skull. Earlier results in the
+        folder are deleted if their case has the same name. Every case in memory has the name `case`. If the picture,
+        the page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
             folder: Output folder. A missing folder is created.
@@ -110,13 +110,12 @@ class Segmentation:
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices in linked planes. The page shows the ground truth if
                 the case has one, and the maps that `probabilities` and `uncertainty` request.
-            on_all: Also write `seg_on_t1c.nii.gz` and so on: the label map on the original grid of each sequence. Only
-                a case of raw images has such grids.
+            on_all: Also write the label map on the original grid of each sequence, such as `seg_on_t1c.nii.gz`. Only a
+                case that was made from raw images has original grids.
 
         Raises:
-            ValueError: If `on_all` is requested for a case that was not made from raw images, if `folder` is the
-                folder of a case, whose ground truth would be deleted, or if it contains the results of a case of
-                another name.
+            ValueError: If `on_all` is set for a case that was not made from raw images, if `folder` may be the folder
+                of a case with a ground truth, or if `folder` contains the results of a case with another name.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
@@ -191,7 +190,7 @@ class Segmentation:
         write_report(folder / "report.json", report)
 
     def _truth(self) -> tuple[np.ndarray | None, str]:
-        """Return the regions and the file name of the ground truth, or `None` and the reason why it is not shown."""
+        """Return the regions and the file name of the ground truth, or `None` and why it cannot be shown."""
         if self.case is None or self.case.segmentation is None:
             return None, "none"
         name = safe_name(self.case.segmentation.name)

@@ -8,18 +8,18 @@ from ..model.task import BRAIN_TUMOUR, Task
 
 
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
-    """Entropy in bits of the class of each voxel, `(D, H, W)`.
+    """Entropy of the class probabilities of each voxel, in bits, `(D, H, W)`.
 
-    The classes of a brain tumour are outside, oedema, non-enhancing core and ET. Regions that are not nested in each
-    other are assumed to be independent, given the region that contains them.
+    For brain tumours, the classes are background, oedema, non-enhancing core and ET. Two regions that are not nested
+    are assumed to be independent within the region that contains both, if there is one.
 
     Args:
-        probabilities: Probabilities of the regions, `(R, D, H, W)`. The probability of a region is at most the
-            probability of a region that contains it.
-        task: Regions, and which of them contain others.
+        probabilities: Probabilities of the regions, `(R, D, H, W)`. A region never has a higher probability than a
+            region that contains it.
+        task: Task that defines the regions, and which regions contain others.
 
     Example:
-        WT, TC and ET of two voxels.
+        The probabilities of WT, TC and ET in two voxels:
 
         >>> voxel_entropy(np.array([[0.5, 1.0], [0.0, 0.5], [0.0, 0.25]]))
         array([1. , 1.5])
@@ -35,12 +35,12 @@ def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.nd
 
 
 def _chain(number: int | None, parents: list[int | None]) -> list[int]:
-    """Indices of the regions that contain a region, outermost first, and of the region itself."""
+    """Indices of a region and of all regions that contain it, outermost first."""
     return [] if number is None else [*_chain(parents[number], parents), number]
 
 
 def _chain_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in bits of the class of each voxel, if every region contains the next."""
+    """Entropy of the class probabilities of each voxel, in bits. Every region contains the next region."""
     outside, inside = np.ones_like(probabilities[:1]), np.zeros_like(probabilities[:1])
     nested = np.concatenate([outside, probabilities, inside])
     classes = nested[:-1] - nested[1:]

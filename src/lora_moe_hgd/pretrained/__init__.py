@@ -9,6 +9,8 @@ from ..files import did_you_mean
 
 # Checkpoint that is used if none is named.
 DEFAULT_CHECKPOINT = "glioma"
+# Licence of each shipped checkpoint, named as on the Hub.
+LICENCES = {"glioma": "cc-by-4.0", "tiny": "mit"}
 
 _FOLDER = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""The page of lora-moe-hgd as a Space of Hugging Face."""
+"""Serve the page of `lora-moe-hgd app` as a Hugging Face Space."""
 
 import os
 
