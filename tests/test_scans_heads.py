@@ -115,7 +115,7 @@ def test_a_mask_or_a_command_gives_the_brain(lumps: tuple[Volume, Volume], tmp_p
     found = brain_by_command("cp {input} {output}", volume, "t1", tmp_path)
     assert np.array_equal(found, volume.array > 0)
     for command, message in (
-        ("false {input} {output}", "failed"),
+        ("false {input} {output}", "failed with exit code 1. Its last message: none. Give a mask with --brain-mask"),
         ("no-such-program {input} {output}", "was not found"),
     ):
         with pytest.raises(BadInputError, match=message):

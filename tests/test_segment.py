@@ -254,7 +254,10 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: There is no such file or folder."),
+        (
+            ["--in-path", "nowhere", "--out-path", "{tmp}/out"],
+            "nowhere: There is no such file or folder. Check the path.",
+        ),
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
         (

@@ -106,7 +106,7 @@ def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
         return find_case(Path(case), task=task)
     known = ", ".join(task.modalities)
     if unknown := sorted(set(map(str, case)) - set(task.modalities)):
-        hint = sequence_hint(unknown[0], task.modalities)
+        hint = sequence_hint(unknown, task.modalities)
         raise ValueError(f"Unknown sequence {', '.join(unknown)}.{hint} The names are {known}.")
     present = {name: source for name, source in case.items() if source is not None}
     if not present:

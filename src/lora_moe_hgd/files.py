@@ -189,9 +189,10 @@ def install_command(extra: str) -> str:
 
     Example:
         >>> print(install_command("scans"))
-        pip install ".[scans]" in a clone of the repository
+        pip install "lora-moe-hgd[scans]"
     """
-    return f'pip install ".[{extra}]" in a clone of the repository'
+    # pip finds the installed package, so this works without a package index that lists it, and outside a clone.
+    return f'pip install "lora-moe-hgd[{extra}]"'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

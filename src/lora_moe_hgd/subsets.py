@@ -54,13 +54,13 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
         words = re.split(r"[\s;]+", name.lower())
         if set(words) <= set(sequences):
             raise ValueError(
-                f"Write one subset with plus signs, such as {'+'.join(words)}, and separate subsets by commas. Got: "
-                f"{name}."
+                f"Write one subset with plus signs, such as {'+'.join(words)}, or several subsets with commas, such "
+                f"as {','.join(words)}. Got: {name}."
             )
         if all(set(word.split("+")) <= set(sequences) for word in words):
             raise ValueError(f"Separate subsets by commas: {','.join(words)}. Got: {name}.")
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown[0], sequences)} The names "
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown, sequences)} The names "
             f"are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)

@@ -43,10 +43,9 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     names = parse_sequences(text, task.modalities)
     unknown = [name for name in names if name not in task.modalities]
     if unknown or len(set(names)) != len(names):
-        hint = sequence_hint(unknown[0], task.modalities) if unknown else ""
         raise ValueError(
             f"A channel order lists {', '.join(task.modalities)}, each at most once and separated by commas. "
-            f"Got: {text}.{hint}"
+            f"Got: {text}.{sequence_hint(unknown, task.modalities)}"
         )
     return names
 
@@ -95,7 +94,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
                 )
             numbered[number] = file
     if not numbered:
-        raise BadInputError(path, "There is no such file or folder.")
+        raise BadInputError(path, "There is no such file or folder. Check the path.")
     order = channel_order or _order_of_dataset(path.parent, task)
     if order is None:
         raise BadInputError(
@@ -185,6 +184,6 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file has an unknown channel, or the same channel twice: {', '.join(words)}. The channels must be "
-            f"{', '.join(task.modalities)}, each at most once.",
+            f"{', '.join(task.modalities)}, each at most once. Correct the file, or give {order_option(task)}.",
         )
     return tuple(name for name in order if name is not None)

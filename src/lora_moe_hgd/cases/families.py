@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError
+from ..model.findings import BadInputError, prepare_command
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in, role_of
 from .case_files import OTHER_FORMATS, shared_start, stem_of
@@ -331,11 +331,11 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     ]
     if unread:
         by_prepare = all(name.lower().endswith(NRRD) for name in unread)
-        how = "; `lora-moe-hgd prepare FOLDER OUT` does this" if by_prepare else ""
+        how = f" To convert NRRD files, run {prepare_command()}." if by_prepare else ""
         raise BadInputError(
             folder,
             f"These sequences are in an unsupported format: {listed(unread)}. Convert the files to NIfTI "
-            f"(.nii.gz{how}), or remove the files to continue without them.",
+            f"(.nii.gz), or remove the files to continue without them.{how}",
         )
     if not named.has_sequence:
         raise nothing_found(folder, task)
@@ -379,8 +379,8 @@ def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> BadInputError:
     """Error about a folder in which no sequence is found."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
-        return BadInputError(folder, "No MRI sequence found. The folder is empty.")
-    message = f"No MRI sequence found. The folder contains: {listed(names)}. {_each_name(task)}."
+        return BadInputError(folder, "No MRI sequence found. The folder is empty. Give a folder that contains images.")
+    message = f"No MRI sequence found. The folder contains: {listed(names)}. {_each_name(task)}. Rename the files."
     return BadInputError(folder, message, names_unclear=True)
 
 

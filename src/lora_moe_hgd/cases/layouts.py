@@ -102,8 +102,8 @@ def survey(
         BadInputError: If `root` contains no case, or if `channel_order` has no effect on any case.
     """
     if not root.is_dir():
-        found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
-        raise BadInputError(root, found)
+        is_file = "This is a file, not a folder of cases. Give the folder that contains the cases."
+        raise BadInputError(root, is_file if root.exists() else "There is no such folder. Check the path.")
     # If both folders exist, `imagesTr` is used: `imagesTs` contains cases without labels, which training cannot use.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)

@@ -97,7 +97,7 @@ def read_case(
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
-        message = f"The reference sequence {reference} is missing. The case has {', '.join(case.images)}."
+        message = f"The reference sequence {reference} is missing. Choose another of {', '.join(case.images)}."
         return CaseReading(case, SettledCase({}, np.eye(4), ""), findings=[Finding(case.folder, message, "error")])
     read = _read_images(case, findings)
     label_map = _read_labels(case, findings) if labels else None
@@ -112,7 +112,7 @@ def read_case(
         task=task,
     )
     if not read and not findings:
-        message = f"The case has no sequence. It needs at least one of {', '.join(task.modalities)}."
+        message = f"The case has no sequence. Add an image of at least one of {', '.join(task.modalities)}."
         findings.append(Finding(case.folder, message, "error"))
     places = {**case.images, LABEL_MAP: case.segmentation}
     findings += [replace(finding, where=places.get(str(finding.where)) or case.folder) for finding in settled.findings]

@@ -43,6 +43,7 @@ LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
 # at most 0.85. For six raw images of open-ms the Dice is at least 0.96, and for the composed head of docs/scans.md at
 # least 0.89.
 LEAST_AGREEMENT = 0.87
+OTHER_EXTRACTION = "Give a mask with --brain-mask or another program with --brain-extraction."
 NO_BRAIN = (
     "No brain was found. If this is an image of a complete head, give a mask with --brain-mask or another program "
     "with --brain-extraction. If the skull is removed already, give --brain-extraction none."
@@ -117,11 +118,15 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
             where, f"The program {words[0]} for brain extraction was not found. Check --brain-extraction."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise BadInputError(where, f"The brain extraction was stopped after {COMMAND_TIMEOUT_S} s.") from error
-    if done.returncode or not target.is_file():
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise BadInputError(
-            where, f"The brain extraction by {words[0]} failed (exit code {done.returncode}): {''.join(last)}"
+            where, f"The brain extraction took more than {COMMAND_TIMEOUT_S} s. {OTHER_EXTRACTION}"
+        ) from error
+    if done.returncode or not target.is_file():
+        last = "".join(done.stderr.decode(errors="replace").strip().rstrip(".").splitlines()[-1:]) or "none"
+        raise BadInputError(
+            where,
+            f"The brain extraction by {words[0]} failed with exit code {done.returncode}. Its last message: {last}. "
+            f"{OTHER_EXTRACTION}",
         )
     return brain_by_mask(target, volume, where)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
+from ..arguments import SEQUENCES_HELP, CommandParser, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import PREPARED, refuse_other_case
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..sequence_names import parse_sequences
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "still show the skull",
     )
     add_out_path(parser, required=False, help="folder for the case")
-    parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
+    parser.add_argument("--sequences", metavar="NAMES", help=SEQUENCES_HELP)
     parser.add_argument(
         "--reference",
         choices=MODALITIES,

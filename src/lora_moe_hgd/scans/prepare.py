@@ -158,7 +158,7 @@ def prepare(
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            message = f"The reference sequence {wanted} is missing. The case has {', '.join(volumes)}."
+            message = f"The reference sequence {wanted} is missing. Choose another of {', '.join(volumes)}."
             raise BadInputError(WHOLE_CASE, message)
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}

@@ -5,22 +5,14 @@ This module needs no package of the extra `scans`.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import install_command
+from ..model.findings import missing_scan_modules
 
-# Packages of the extra `scans`, with the name under which each is imported.
-NEEDED = {
-    "pydicom": "pydicom",
-    "dcm2niix": "dcm2niix",
-    "SimpleITK": "SimpleITK",
-    "deepbet": "deepbet",
-    "highdicom": "highdicom",
-}
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 # A folder with more files than this is not a study.
 MAX_FILES = 200_000
@@ -73,8 +65,7 @@ def require_extra() -> None:
     Raises:
         ValueError: If a package is missing. The error message contains the command that installs it.
     """
-    missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := missing_scan_modules():
         raise ValueError(
             f"Images from the scanner need packages that are not installed ({', '.join(missing)}). Install them: "
             f"{install_command('scans')}"

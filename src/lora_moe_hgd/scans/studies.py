@@ -114,7 +114,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         except Exception:
             unreadable += 1
     if not found:
-        raise BadInputError(folder, "No DICOM file was found in this folder or below.")
+        raise BadInputError(folder, "No DICOM file was found in this folder or below. Give the folder of a study.")
     if directories == found:
         raise BadInputError(
             folder, "There is a DICOMDIR, but none of the files that it lists. Copy the entire medium."
@@ -141,7 +141,7 @@ def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -
     if wanted is not None:
         chosen = studies[int(wanted) - 1] if wanted.isdecimal() and 0 < int(wanted) <= len(studies) else wanted
         if chosen not in studies:
-            raise BadInputError(where, f"There is no study {wanted}. The studies are: {listing}.")
+            raise BadInputError(where, f"There is no study {wanted}. Choose one with --study NUMBER. {listing}.")
         return [row for row in series if row.study == chosen]
     if len(patients) > 1:
         raise BadInputError(
