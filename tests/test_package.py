@@ -265,7 +265,7 @@ def test_a_failed_download_is_an_error_in_a_line(
         ),
         (["segment", "--out-path", "o", "--t1gd", "a.nii.gz"], "'--t1gd' is named '--t1c' here."),
         (["segment", "--out-path", "o", "--reference", "T1CE"], "'T1CE' is named 't1c' here."),
-        (["segment", "--out-path", "o", "--reference", "T1C"], "Write 't1c' in lower case."),
+        (["segment", "--out-path", "o", "--reference", "T1C"], "Write in lower case: 't1c'."),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )

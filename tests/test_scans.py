@@ -320,7 +320,7 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     assert "CT, not MRI" in refusal(tmp_path / "ct", tmp_path, capsys)
     write_series(tmp_path / "one", in_plane(ball((20, 24, 1)), "LPS"), "t1", number=1, shared=study())
     assert "1 slice only" in refusal(tmp_path / "one", tmp_path, capsys)
-    assert "not a volume: it has 1 slice. Choose another." in refusal(
+    assert "not a volume: it has 1 slice. Choose another series." in refusal(
         tmp_path / "one", tmp_path, capsys, "--series", "t1=1"
     )
     for path in write_series(tmp_path / "cut", image, "t1", number=1, shared=study()):

@@ -93,7 +93,7 @@ def test_only_the_known_networks_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "model.pt").write_bytes(b"code of someone else")
     monkeypatch.setattr(brain_extraction.metadata, "files", lambda name: [Other()])
     brain_extraction._network.cache_clear()
-    with pytest.raises(ValueError, match="is missing or differs, so it was not loaded"):
+    with pytest.raises(ValueError, match="is missing or differs, so the network was not loaded"):
         brain_extraction._network("model.pt")
     brain_extraction._network.cache_clear()
 

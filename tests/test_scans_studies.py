@@ -173,11 +173,11 @@ def test_two_patients_or_studies_are_listed_and_one_can_be_chosen(tmp_path: Path
     write_series(tmp_path / "1", image, "t2", number=1, shared=study(1))
     write_series(tmp_path / "2", image, "t2", number=1, shared=study(2))
     rows, _ = read_studies(tmp_path)
-    with pytest.raises(BadInputError, match=r"2 studies\. Choose one with --study NUMBER"):
+    with pytest.raises(BadInputError, match=r"2 studies\. Choose a study with --study NUMBER"):
         choose_study(rows, None, where=tmp_path)
     assert [row.number for row in choose_study(rows, "2", where=tmp_path)] == [2]
     assert choose_study(rows, rows[0].study, where=tmp_path) == rows[:1]
-    with pytest.raises(BadInputError, match=r"no study 3\. Choose one with --study NUMBER"):
+    with pytest.raises(BadInputError, match=r"no study 3\. Choose a study with --study NUMBER"):
         choose_study(rows, "3", where=tmp_path)
     write_series(tmp_path / "3", image, "t2", number=1, shared=study(3, PatientID="OTHER"))
     rows, _ = read_studies(tmp_path)
@@ -238,7 +238,7 @@ def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(archives, "SMALL_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "scan.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(1_000_000))
-    with pytest.raises(BadInputError, match=r"100 times its size.*If you trust the file"):
+    with pytest.raises(BadInputError, match=r"100 times its size.*If you trust the zip file"):
         unpack(tmp_path / "scan.zip", tmp_path / "out")
     monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
     with pytest.raises(BadInputError, match="at most"):

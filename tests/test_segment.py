@@ -105,7 +105,7 @@ def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(
     assert capsys.readouterr().out.splitlines() == [
         "t1c: t1_mprage_gad.nii.gz",
         "flair: ax_t2_flair.nii.gz",
-        "not used, judged by the file names: ADC.nii.gz, brain_mask.nii.gz",
+        "not used because of the file names: ADC.nii.gz, brain_mask.nii.gz",
     ]
     with pytest.raises(SystemExit):
         run("segment", ["--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
@@ -300,8 +300,8 @@ def test_results_of_another_case_are_never_overwritten(
     shutil.copytree(segmented, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     message = (
-        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite them. Choose "
-        f"another folder, or delete {out}."
+        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite these "
+        f"results. Choose another folder, or delete {out}."
     )
     other = results.CaseSegmenter("glioma", ResultOptions()).segment(find_case(dummy_root / "case_001"))
     with pytest.raises(ValueError, match=re.escape(message)):

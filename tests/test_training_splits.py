@@ -119,7 +119,7 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
         ("s.json", "[", None, r"not valid JSON .*\. Give the `splits_final\.json` of nnU-Net, or a CSV file\."),
         ("s.json", '{"train": []}', 0, r"a list with .* for each fold"),
         ("s.json", '[{"train": ["a"]}]', 0, r"a list with .* for each fold"),
-        ("s.json", '[{"train": ["a"], "val": ["b"]}]', None, r"has 1 fold\. Choose one with --fold 0 to 0"),
+        ("s.json", '[{"train": ["a"], "val": ["b"]}]', None, r"has 1 fold\. Choose a fold with --fold 0 to 0"),
         ("s.json", '[{"train": ["a"], "val": ["b"]}]', 1, r"has no fold 1\. Choose one of its folds: 0 to 0\."),
         ("s.json", '[{"train": ["a", "b"], "val": ["b"]}]', 0, r"b is in both training and validation in fold 0"),
     ],

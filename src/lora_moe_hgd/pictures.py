@@ -45,7 +45,7 @@ def colours_of(task: Task) -> dict[str, str]:
 
 
 def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER) -> str:
-    """Choose the sequence to draw on: the first of `order` that is present, or else the first of `names`."""
+    """Choose the sequence to draw on: the first of `order` that is in `names`, or else the first of `names`."""
     present = list(names)
     return next((name for name in order if name in present), present[0])
 
@@ -69,8 +69,9 @@ def save_overlay(
     warnings: Sequence[str] = (),
     task: Task = BRAIN_TUMOUR,
 ) -> None:
-    """Write a PNG that shows each set of regions over three planes, with one row per set and background.
+    """Write a PNG that shows the outlines of each set of regions on three planes.
 
+    The picture has one row of planes for each set and each sequence on which regions of the set are outlined.
     Outermost regions, such as WT, are outlined on FLAIR, or on the best other sequence if FLAIR is missing. Regions
     inside others, such as TC and ET, are outlined on T1c, or on the best other sequence if T1c is missing. The planes
     pass through the largest connected part of the core in the first set. Without a core, the planes pass through the
@@ -87,7 +88,7 @@ def save_overlay(
         volumes_ml: Volume of each region in millilitres, for the legend.
         warnings: Warnings about the result. If there is at least one warning, the picture has a frame and lists the
             warnings.
-        task: Names of the regions, and which of them contain others.
+        task: Task that defines the names of the regions, and which regions contain others.
     """
     # Import matplotlib only here, because the import takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -257,7 +258,7 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
 
 
 def _border(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed lines around a mask of any width, each `(points, 2)` with x and y in pixels."""
+    """Closed lines around the parts of a mask, each `(points, 2)` with x and y in pixels."""
     # A dependency of matplotlib.
     from contourpy import LineType, contour_generator
 

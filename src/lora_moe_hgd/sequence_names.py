@@ -151,7 +151,8 @@ def role_in(task: Task, description: str) -> str | None:
 def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
     """Remove the words about the sequence from a file name, so that only the words about the case remain.
 
-    Words about contrast agent or technique are removed only after the sequence. Before it, they may be initials.
+    Words about contrast agent or technique are removed only after the sequence. Before the sequence, such words may be
+    the patient's initials.
 
     Example:
         >>> [without_sequence(name) for name in ("BraTS-GLI-7-t1c", "KM_T1_post", "T1c_p7", "ax_T1", "flair")]
@@ -167,7 +168,7 @@ def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
 
 
 def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Split a text with sequence names that are separated by commas. Other names than the known ones are kept.
+    """Split a text with sequence names that are separated by commas. Unknown names are also returned.
 
     Raises:
         ValueError: If known names are separated by spaces, plus signs or semicolons.
@@ -195,12 +196,12 @@ def sequence_hint(names: Sequence[str], known: Sequence[str]) -> str:
         >>> print(sequence_hint(["T1gd"], ["t1", "t1c"]), sequence_hint(["--t1ce"], ["--t1", "--t1c"]))
          'T1gd' is named 't1c' here.  '--t1ce' is named '--t1c' here.
         >>> print(sequence_hint(["T1C", "FLAIR", "t1w"], ["t1", "t1c", "flair"]))
-         Write 't1c', 'flair' in lower case. 't1w' is named 't1' here.
+         Write in lower case: 't1c', 'flair'. 't1w' is named 't1' here.
         >>> print(sequence_hint(["flare"], ["t1", "flair"]), sequence_hint(["--no-t1"], ["--t1", "--t1c"]))
          Did you mean 'flair'?  Did you mean '--t1'?
     """
     capitals = [name for name in names if name not in known and name.lower() in known]
-    in_lower_case = f" Write {', '.join(repr(name.lower()) for name in capitals)} in lower case." if capitals else ""
+    in_lower_case = f" Write in lower case: {', '.join(repr(name.lower()) for name in capitals)}." if capitals else ""
     return in_lower_case + "".join(_hint(name, known) for name in names if name.lower() not in known)
 
 

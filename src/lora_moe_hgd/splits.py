@@ -24,13 +24,13 @@ VALIDATION_NAMES = ("validate", "validation")
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of the two parts of a cohort.
+    """Case ids of a cohort, split into training and validation.
 
     Attributes:
         train: Cases that a network is trained on.
         validation: Cases on which the network is scored during training.
         contents: Fingerprint of the images of each case, by case id. Cases without a recorded fingerprint are missing.
-            The name of a case does not influence its fingerprint.
+            A fingerprint does not depend on the name of its case.
     """
 
     train: list[str]
@@ -77,10 +77,12 @@ def read_split(path: Path, fold: int | None) -> Split:
     split = _read_folds(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
     for use, names in (("train", split.train), ("validate", split.validation)):
         if not names:
-            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one.")
+            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one case.")
     if both := sorted(set(split.train) & set(split.validation)):
         raise BadInputError(
-            path, f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove it from one of them."
+            path,
+            f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove each case "
+            "from one of the two.",
         )
     return split
 
@@ -98,7 +100,7 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 
 
 def read_run_split(run_folder: Path) -> Split:
-    """Read the training and validation cases of a run, two lists. A run on phantoms only has no cases.
+    """Read the training and validation cases of a run. A run that used only phantoms has no cases.
 
     Runs of earlier versions did not record the fingerprints of the cases.
 
@@ -175,7 +177,7 @@ def _read_folds(path: Path, fold: int | None) -> Split:
         )
     if fold is None:
         raise BadInputError(
-            path, f"The file has {counted(len(folds), 'fold')}. Choose one with --fold 0 to {len(folds) - 1}."
+            path, f"The file has {counted(len(folds), 'fold')}. Choose a fold with --fold 0 to {len(folds) - 1}."
         )
     if not 0 <= fold < len(folds):
         raise BadInputError(path, f"The file has no fold {fold}. Choose one of its folds: 0 to {len(folds) - 1}.")
@@ -195,7 +197,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return [{name: value or "" for name, value in row.items() if name} for row in csv.DictReader(file)]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise BadInputError(path, f"The file is not valid CSV ({error}). Save it again as CSV in UTF-8.") from error
+        raise BadInputError(
+            path, f"The file is not valid CSV ({error}). Save the file again as CSV in UTF-8."
+        ) from error
 
 
 def _listed(names: set[str]) -> str:

@@ -13,7 +13,7 @@ Mask = tuple[bool, ...]
 
 
 def every_subset(sequences: Sequence[str]) -> tuple[Mask, ...]:
-    """Masks of all non-empty subsets, sorted by the number of sequences."""
+    """All non-empty subsets as masks, one boolean for each sequence, sorted by the number of sequences."""
     masks = itertools.product([True, False], repeat=len(sequences))
     return tuple(sorted((mask for mask in masks if any(mask)), key=sum))
 
@@ -37,7 +37,7 @@ def sequences_of(mask: Mask, sequences: Sequence[str] = MODALITIES) -> list[str]
 
 
 def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
-    """Mask of a subset that is written as sequence names joined by plus signs, or as `all`.
+    """Convert a subset, written as `t1c+flair` or `all`, to a mask: one boolean for each sequence.
 
     Raises:
         ValueError: If a name is unknown or empty, or if the names are separated by something else.
@@ -67,7 +67,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
 
 
 def parse_subsets(text: str, sequences: Sequence[str] = MODALITIES) -> list[Mask]:
-    """Masks of a list of subsets that are separated by commas.
+    """Convert subsets that are separated by commas to masks, as `parse_subset` does for one subset.
 
     Raises:
         ValueError: If the list has brackets, or if a subset cannot be parsed.

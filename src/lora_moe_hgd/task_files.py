@@ -40,7 +40,7 @@ def read_task(path: str | Path) -> Task:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(
-            path, f"This is not valid YAML: {error} Correct the file; docs/tasks.md shows an example."
+            path, f"This is not valid YAML ({error}). Correct the file. docs/tasks.md shows an example."
         ) from error
     if not isinstance(content, dict):
         raise BadInputError(path, "A task file must contain keys and values. docs/tasks.md shows an example.")

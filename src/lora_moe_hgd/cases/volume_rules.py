@@ -59,7 +59,8 @@ def check_name(path: Path) -> None:
         message = "Single DICOM files are not supported. Give the folder of the study."
     else:
         message = (
-            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."
+            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Correct the file name, or "
+            "convert the file to NIfTI."
         )
     raise BadInputError(path, message)
 

@@ -19,8 +19,8 @@ MAX_UNPACKED_BYTES = 16 * 1024**3
 # bombs are made, to a thousandth. Files that unpack to at most `SMALL_BYTES` in all may have any ratio.
 MAX_RATIO = 100
 SMALL_BYTES = 64 * 1024**2
-ONE_STUDY = "Give the zip file of one study, or unpack the file yourself."
-IF_TRUSTED = "If you trust the file, unpack it yourself."
+ONE_STUDY = "Give the zip file of one study, or unpack the file yourself, and give the folder."
+IF_TRUSTED = "If you trust the zip file, unpack the file yourself, and give the folder."
 # Errors of the decompressors for invalid bytes. The one of bzip2 also raises an `OSError` without `errno`.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -78,7 +78,8 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
         if error.errno is None:
             raise _damaged(path) from error
         raise BadInputError(
-            path, f"The zip file cannot be unpacked: {error.strerror}. Unpack the file yourself."
+            path,
+            f"The zip file cannot be unpacked: {error.strerror}. Unpack the zip file yourself, and give the folder.",
         ) from error
     finally:
         if not done:
@@ -87,7 +88,9 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
 
 
 def _damaged(path: Path) -> BadInputError:
-    return BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack the file yourself.")
+    return BadInputError(
+        path, "The zip file is damaged or of an unsupported kind. Unpack the zip file yourself, and give the folder."
+    )
 
 
 def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_members: int) -> int:
@@ -110,10 +113,11 @@ def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_membe
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
             raise BadInputError(
-                path, f"The zip file contains a path that leads out of the folder, so it is not unpacked. {IF_TRUSTED}"
+                path,
+                f"The zip file contains a path that leads out of the folder, so nothing is unpacked. {IF_TRUSTED}",
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadInputError(path, f"The zip file contains a link, so it is not unpacked. {IF_TRUSTED}")
+            raise BadInputError(path, f"The zip file contains a link, so nothing is unpacked. {IF_TRUSTED}")
         if member.flag_bits & 0x1:
-            raise BadInputError(path, "The zip file is encrypted. Unpack the file yourself.")
+            raise BadInputError(path, "The zip file is encrypted. Unpack the zip file yourself, and give the folder.")
     return total

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd prepare`: make the folder of a case from raw images."""
+"""`lora-moe-hgd prepare`: write the folder of a case, made from raw images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
         description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
-        "is the folder of a case, which every other command reads."
+        "is the folder of a case. Every other command can read this folder."
     )
     parser.add_argument(
         "places", nargs="*", type=Path, metavar="RAW OUT", help="the same as --in-path RAW --out-path OUT"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(target, made_from):
         say(
             f"{target} already contains this case, made from the same files with the same options. Nothing was done. "
-            f"To make it again, delete {target / PREPARED}."
+            f"To prepare the case again, delete {target / PREPARED}."
         )
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:

@@ -85,7 +85,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
 
 
 def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list[Finding]]:
-    """The volume with each slice at the position in its header, and a warning if that needs interpolation."""
+    """Volume with each slice at the position that its header gives, and a warning if this needed interpolation."""
     origins = _origins(volume, series)
     if origins is None:
         raise BadInputError(
@@ -124,7 +124,7 @@ def _other_series(sequence: str) -> str:
 
 
 def _origins(volume: Volume, series: Series) -> np.ndarray | None:
-    """Position of each slice's first voxel by the DICOM headers, in millimetres (RAS), `(slices, 3)`.
+    """Position of the first voxel of each slice, read from the DICOM headers, in millimetres (RAS), `(slices, 3)`.
 
     The result is `None` if the headers do not fit the volume.
     """

@@ -1,6 +1,6 @@
 """Check whether a path contains DICOM files, and whether the packages that read them are installed.
 
-This module needs no package of the extra `scans`.
+This module imports no package of the pip extra `scans`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_FILES = 200_000
 def is_raw(path: Path) -> bool:
     """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOMDIR.
 
-    A folder with DICOM files counts even if it also contains images of another kind, such as an ordinary case.
+    The folder may also contain images of another kind, such as an ordinary case.
     """
     if path.is_dir():
         return any(is_dicom(file) for file in files_below(path))
@@ -60,10 +60,10 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def require_extra() -> None:
-    """Check that the packages of the extra `scans` are installed.
+    """Check that the packages of the pip extra `scans` are installed.
 
     Raises:
-        ValueError: If a package is missing. The error message contains the command that installs it.
+        ValueError: If a package is missing. The error message contains the command that installs the package.
     """
     if missing := missing_scan_modules():
         raise ValueError(

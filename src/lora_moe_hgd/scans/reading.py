@@ -70,7 +70,10 @@ def read_scans(
     if is_raw(path):
         scans = _read_dicom(path, scratch, study, series or {}, sequences, say)
     elif series or study:
-        raise ValueError("--series and --study choose among DICOM files, but there are none. Leave both options out.")
+        raise ValueError(
+            "--series and --study choose among DICOM files, but there are no such files. Leave out --series "
+            "and --study."
+        )
     else:
         scans = _read_case(path, sequences, say)
     for name, volume in scans.volumes.items():
@@ -98,7 +101,9 @@ def _read_dicom(
     if unreadable:
         findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
-        raise BadInputError(path, "None of the DICOM files can be read. The files may be cut off: copy them again.")
+        raise BadInputError(
+            path, "None of the DICOM files can be read. The files may be cut off. Copy the files again."
+        )
     series = choose_study(series, study, where=path)
     choice = choose(series, wanted, where=path)
     chosen = _only(choice.chosen, sequences, path)
