@@ -1,7 +1,9 @@
-"""The console script `lora-moe-hgd`. The launchers in the repository's root also use it.
+"""The console script `lora-moe-hgd`.
+
+The launchers in the root of the repository, such as `infer.py`, also use this module.
 
 This module is outside the package, because importing the package registers the network with transformers, which takes
-seconds. `--help` needs no network.
+seconds. `lora-moe-hgd --help` does not import the package.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ COMMANDS = {
 # The most frequent uses.
 EXAMPLES = {
     "lora-moe-hgd segment --in-path CASE --out-path OUT": "segment a folder with some of T1, T1c, T2, FLAIR",
-    "lora-moe-hgd check --in-path DATA": "find the errors in your cases first",
+    "lora-moe-hgd check --in-path DATA": "find errors in your cases before you use them",
     "lora-moe-hgd evaluate --in-path DATA --out-path OUT": "score a checkpoint on labelled cases, over all subsets",
 }
 # The most frequent uses of `segment`. `--help` shows them, and so does the command without arguments.
@@ -83,11 +85,11 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
 
 def _set_up_pytorch() -> None:
-    """Set environment variables that make PyTorch faster on a CPU. They must be set before PyTorch is imported.
+    """Set environment variables that make PyTorch faster on a CPU, before PyTorch is imported.
 
-    Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. Threads that
-    wait in a long loop cost nothing on a quiet machine, but two runs beside each other on two cores then take three
-    times as long (lab/busy_cores.py). Large tensors get large pages of memory, where Linux offers them.
+    Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. By default,
+    waiting threads run a busy loop, with which two runs on the same two cores take three times as long
+    (lab/busy_cores.py). Large tensors get large pages of memory, if Linux offers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -143,8 +143,10 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"sequences": "T1C,flair"}, r"must be a list .*\. Write sequences=\['t1c', 'flair'\]\. Got"),
         ({"sequences": ""}, r"must be a list such as \['t1c', 'flair'\]\. None means all sequences\. Got: ''"),
         ({"sequences": "all"}, r"must be a list such as \['t1c', 'flair'\]\. None means all sequences\. Got: 'all'"),
-        ({"sequences": ["T1C"]}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are t1, t1c"),
-        ({"case": {"T1C": "a.nii.gz"}}, r"Unknown sequence T1C\. Write 't1c', in lower case\. The names are"),
+        ({"sequences": ["T1C"]}, r"Unknown sequence T1C\. Write in lower case: 't1c'\. The names are t1, t1c"),
+        ({"sequences": ["T1C", "FLAIR"]}, r"Unknown sequence FLAIR, T1C\. Write in lower case: 'flair', 't1c'\."),
+        ({"sequences": ["flare", "t1w"]}, r"flare, t1w\. Did you mean 'flair'\? 't1w' is named 't1' here\. The"),
+        ({"case": {"T1C": "a.nii.gz"}}, r"Unknown sequence T1C\. Write in lower case: 't1c'\. The names are"),
         ({"sequences": ["T1CE"]}, r"Unknown sequence T1CE\. 'T1CE' is named 't1c' here\. The names are t1, t1c, t2"),
         ({"sequences": []}, "Name at least one of t1, t1c, t2, flair"),
         ({"label_scheme": "brats"}, "Unknown label scheme 'brats'"),
@@ -153,7 +155,10 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"case": {}}, "No sequence was given"),
         ({"case": {"t1gd": "a.nii.gz"}}, "Unknown sequence t1gd. 't1gd' is named 't1c' here. The names are t1, t1c"),
         ({"case": {"t1": np.zeros((4, 4, 4))}}, "t1: All voxels are zero"),
-        ({"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]}, "The case lacks t2. It has t1"),
+        (
+            {"case": {"t1": np.ones((4, 4, 4))}, "sequences": ["t2"]},
+            "The case lacks t2. It has t1. Request only these sequences.",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(dummy_root: Path, change: dict, rule: str) -> None:

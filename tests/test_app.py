@@ -561,7 +561,7 @@ def test_without_the_extra_the_command_names_what_installs_it(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        'error: The app needs the package gradio. Install it: pip install ".[app]" in a clone of the repository\n'
+        'error: The app needs the package gradio. Install it: pip install "lora-moe-hgd[app]"\n'
     )
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 from bad_input import ATTEMPTS, PATIENT, good_case, judge, messages
-from situations import SITUATIONS
+from situations import SITUATIONS, said_by
+
+from lora_moe_hgd.cases.layouts import find_case
+from lora_moe_hgd.cases.nifti import read_image
+from lora_moe_hgd.files import install_command
+from lora_moe_hgd.model import findings
+from lora_moe_hgd.model.findings import BadInputError
 
 DOCUMENT = Path(__file__).parents[1] / "docs/bad_input.md"
 HEAD = """# Bad input
@@ -75,6 +81,24 @@ def test_bad_input_gets_one_line_that_names_the_file_and_no_patient(part_title_a
         assert message.endswith(".")
         assert "\n" not in message
         assert PATIENT not in message
+
+
+@pytest.mark.parametrize("modules", [(), ("not_installed",)], ids=["installed", "missing"])
+def test_who_is_sent_to_prepare_learns_what_it_needs(tmp_path: Path, monkeypatch, modules: tuple[str, ...]) -> None:
+    monkeypatch.setattr(findings, "SCAN_MODULES", modules)
+    case = good_case(tmp_path / "case")
+    (tmp_path / "nrrd").mkdir()
+    (tmp_path / "nrrd/t1.nrrd").write_bytes(b"NRRD0004")
+    head = next(change for _, title, change in EVERY if title == "a head with its skull")
+    said = [str(finding) for finding in head(good_case(tmp_path / "head"))]
+    for refused in (lambda: find_case(tmp_path / "nrrd"), lambda: read_image(tmp_path / "nrrd/t1.nrrd")):
+        with pytest.raises(BadInputError) as error:
+            refused()
+        said.append(str(error.value))
+    said.append(said_by("segment", "--in-path", str(case), "--out-path", str(tmp_path / "out"), "--study", "1"))
+    for message in said:
+        assert "lora-moe-hgd prepare FOLDER OUT" in message
+        assert (install_command("scans") in message) == bool(modules)
 
 
 def test_the_document_shows_what_is_said_now() -> None:

@@ -93,7 +93,10 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
         ("[]", "does not list the sequences by number"),
         ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
         ('{"modality": ["T1"]}', "does not list the sequences by number"),
-        ('{"modality": {"0": "CT"}}', "an unknown channel, or the same channel twice: CT"),
+        (
+            '{"modality": {"0": "CT"}}',
+            "the same channel twice: CT. .*Correct the file, or give --channel-order t1,t1c",
+        ),
         ('{"modality": {"0": "T1", "1": "T1w"}}', "an unknown channel, or the same channel twice: T1, T1w"),
     ],
 )

@@ -86,8 +86,8 @@ def test_hints_name_only_options_of_the_command(good: Path, tmp_path: Path, caps
     """`--t1` and so on are options of `segment` alone, and a dict is for Python."""
     shutil.copytree(good, tmp_path / "cohort/mixed")
     twice(tmp_path / "cohort/mixed")
-    reason = "Several files may be t2: x_t2.nii.gz, y_t2.nii.gz. Keep one of them. Put each patient and each session "
-    reason += "into a separate folder."
+    reason = "Several files may be t2: x_t2.nii.gz, y_t2.nii.gz. Keep one of these files, or put each patient and "
+    reason += "each session into a separate folder."
     code, text = check(capsys, str(tmp_path / "cohort"))
     assert code == 1
     assert text.splitlines()[0] == f"error    mixed: {reason}"

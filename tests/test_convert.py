@@ -130,7 +130,7 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layout", "nnunet"], "nnunet has no usual label scheme. Choose one with --scheme"),
+        (["--layout", "nnunet"], "nnunet has no usual label scheme. Choose a label scheme with --scheme"),
         (["--layout", "plain", "--scheme", "brats2018"], "always read with the label scheme msd"),
         (["--layout", "plain", "--target-order", "t1,t2"], "--target-order is for nnunet"),
     ],
@@ -201,7 +201,7 @@ def test_a_folder_of_other_files_is_no_target(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "out").mkdir()
     (tmp_path / "out/dataset.json").write_text("of somebody else")
     refused(tmp_path / "in", tmp_path / "out", "--layout", "decathlon", code=2)
-    assert "contains files that convert did not write: dataset.json. Choose an empty" in capsys.readouterr().err
+    assert "contains files that `convert` did not write: dataset.json. Choose an empty" in capsys.readouterr().err
     assert (tmp_path / "out/dataset.json").read_text() == "of somebody else"
 
 

@@ -120,7 +120,7 @@ def test_other_images_are_left_out_and_kept_in_mind(tmp_path: Path) -> None:
     assert case.labelled().name == "x_seg.nii.gz"
     assert sorted(case.names_left_out()) == ["ADC.nii.gz", "tumor_mask.nii.gz", "x_brainmask.nii.gz"]
     assert case.mapping()[:2] == ["t1: x_t1.nii.gz", "flair: x_flair.nii.gz"]
-    assert case.mapping()[2].startswith("not used, judged by the file names: ADC.nii.gz, ")
+    assert case.mapping()[2].startswith("not used because of the file names: ADC.nii.gz, ")
 
 
 def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_folder_without_sequences_says_what_it_holds(tmp_path: Path) -> None:
         match=r"a: No MRI sequence found. The folder contains: a.nii.gz, b.nii.gz. Each file name must contain",
     ):
         find_case(touch(tmp_path / "a", "b.nii.gz", "a.nii.gz"))
-    with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty"):
+    with pytest.raises(BadInputError, match=r"No MRI sequence found. The folder is empty. Give a"):
         find_case(touch(tmp_path / "b"))
-    with pytest.raises(BadInputError, match="no such file or folder"):
+    with pytest.raises(BadInputError, match=r"no such file or folder\. Check the path"):
         find_case(tmp_path / "c")
 
 
@@ -453,7 +453,7 @@ def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> No
     touch(tmp_path / "other", "p7_ax_T2.nii.gz", "p7_ADC.nii.gz")
     assert namings(find_cases(tmp_path)) == [
         "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz",
-        "1 case: t2 *_ax_T2.nii.gz; not used, judged by the file names: *_ADC.nii.gz",
+        "1 case: t2 *_ax_T2.nii.gz; not used because of the file names: *_ADC.nii.gz",
     ]
 
 

@@ -265,7 +265,7 @@ def test_a_failed_download_is_an_error_in_a_line(
         ),
         (["segment", "--out-path", "o", "--t1gd", "a.nii.gz"], "'--t1gd' is named '--t1c' here."),
         (["segment", "--out-path", "o", "--reference", "T1CE"], "'T1CE' is named 't1c' here."),
-        (["segment", "--out-path", "o", "--reference", "T1C"], "Write 't1c', in lower case."),
+        (["segment", "--out-path", "o", "--reference", "T1C"], "Write in lower case: 't1c'."),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
@@ -291,8 +291,14 @@ def test_a_mistyped_name_gets_the_most_similar_one(
             ["convert", "--layout", "plain", "--channel-order", "flair t1 t1c t2"],
             "Separate sequences by commas: flair,t1,t1c,t2.",
         ),
-        (["evaluate", "--subsets", "t1c", "flair"], "Write a list with commas and without spaces"),
-        (["evaluate", "--subsets", "t1c flair"], "Write one subset with plus signs, such as t1c+flair"),
+        (
+            ["evaluate", "--subsets", "t1c", "flair"],
+            "such as t1c+flair, or several subsets with commas, such as t1c,flair,",
+        ),
+        (
+            ["evaluate", "--subsets", "t1c flair"],
+            "Write one subset with plus signs, such as t1c+flair, or several subsets with commas, such as t1c,flair.",
+        ),
         (["evaluate", "--subsets", "t1c+flair t2"], "Separate subsets by commas: t1c+flair,t2. Got: t1c+flair t2."),
         (["evaluate", "--subsets", "[t1+t2,flair]"], "Leave out the brackets, as in t1+t2,flair. Got: [t1+t2,flair]."),
     ],

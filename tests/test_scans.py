@@ -17,10 +17,11 @@ from scipy.spatial.transform import Rotation
 from small_scans import SPACINGS, head, quicken
 
 import lora_moe_hgd as lmh
+from lora_moe_hgd.model import findings
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.grids import Volume
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
-from lora_moe_hgd.scans import brains, prepare, raw
+from lora_moe_hgd.scans import brains, prepare
 from lora_moe_hgd.scans.prepared import BRAIN_MASK, FILE_NAMES, PREPARED, Placement, Prepared
 from lora_moe_hgd.scans.registration import Motion
 from lora_moe_hgd_cli import run
@@ -176,7 +177,7 @@ def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference
     volumes = {name: Volume(np.zeros((2, 2, 2)), np.diag([0.5, 0.5, edge, 1.0])) for name, edge in edges.items()}
     assert prepare._reference(volumes, None) == reference
     assert prepare._reference(volumes, "flair") == "flair"
-    with pytest.raises(BadInputError, match="The reference sequence other is missing"):
+    with pytest.raises(BadInputError, match=r"The reference sequence other is missing. Choose another of t1"):
         prepare._reference(volumes, "other")
 
 
@@ -280,12 +281,12 @@ def test_temporary_files_are_removed_and_the_case_can_be_kept(
 def test_raw_images_without_the_extra_name_the_command_that_installs_it(
     dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setitem(raw.NEEDED, "highdicom", "not_installed")
+    monkeypatch.setattr(findings, "SCAN_MODULES", ("highdicom", "not_installed"))
     for command in (["prepare", str(dicom), str(tmp_path)], ["segment", "--in-path", str(dicom), "--out-path", "x"]):
         with pytest.raises(SystemExit):
             run(command[0], command[1:])
-        assert 'pip install ".[scans]"' in capsys.readouterr().err
-    with pytest.raises(ValueError, match="highdicom"):
+        assert 'pip install "lora-moe-hgd[scans]"' in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not_installed"):
         lmh.segment(dicom)
 
 
@@ -319,7 +320,9 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     assert "CT, not MRI" in refusal(tmp_path / "ct", tmp_path, capsys)
     write_series(tmp_path / "one", in_plane(ball((20, 24, 1)), "LPS"), "t1", number=1, shared=study())
     assert "1 slice only" in refusal(tmp_path / "one", tmp_path, capsys)
-    assert "not a volume" in refusal(tmp_path / "one", tmp_path, capsys, "--series", "t1=1")
+    assert "not a volume: it has 1 slice. Choose another series." in refusal(
+        tmp_path / "one", tmp_path, capsys, "--series", "t1=1"
+    )
     for path in write_series(tmp_path / "cut", image, "t1", number=1, shared=study()):
         path.write_bytes(path.read_bytes()[:200])
     assert "cut off" in refusal(tmp_path / "cut", tmp_path, capsys)
@@ -327,8 +330,8 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     write_series(tmp_path / "two/2", image, "t2", number=1, shared=study(2, PatientID="other"))
     assert "2 patients" in refusal(tmp_path / "two", tmp_path, capsys)
     for name, message in (
-        ("t2", "The sequence t2 was not found. The sequences found are t1."),
-        ("T1CE", "The sequence t1ce was not found. 't1ce' is named 't1c' here. The sequences found are t1."),
+        ("t2", "The sequence t2 was not found. Request only sequences that were found: t1."),
+        ("T1CE", "The sequence t1ce was not found. 't1ce' is named 't1c' here. Request only"),
     ):
         options = ("--study", "1", "--sequences", name)
         assert message in refusal(tmp_path / "two", tmp_path, capsys, *options)

@@ -93,7 +93,7 @@ def test_only_the_known_networks_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "model.pt").write_bytes(b"code of someone else")
     monkeypatch.setattr(brain_extraction.metadata, "files", lambda name: [Other()])
     brain_extraction._network.cache_clear()
-    with pytest.raises(ValueError, match="is missing or differs, so it was not loaded"):
+    with pytest.raises(ValueError, match="is missing or differs, so the network was not loaded"):
         brain_extraction._network("model.pt")
     brain_extraction._network.cache_clear()
 
@@ -115,7 +115,7 @@ def test_a_mask_or_a_command_gives_the_brain(lumps: tuple[Volume, Volume], tmp_p
     found = brain_by_command("cp {input} {output}", volume, "t1", tmp_path)
     assert np.array_equal(found, volume.array > 0)
     for command, message in (
-        ("false {input} {output}", "failed"),
+        ("false {input} {output}", "failed with exit code 1. Its last message: none. Give a mask with --brain-mask"),
         ("no-such-program {input} {output}", "was not found"),
     ):
         with pytest.raises(BadInputError, match=message):

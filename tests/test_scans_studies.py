@@ -94,7 +94,7 @@ def test_the_best_candidate_is_original_complete_and_fine(tmp_path: Path) -> Non
     assert "--series t2=NUMBER" in str(found.findings[0])
     assert choose(rows, {"t2": "5"}, where=tmp_path).chosen["t2"].number == 5
     assert "5*" in choose(rows, {"t2": "5"}, where=tmp_path).table()
-    with pytest.raises(BadInputError, match=r"no series 9\. The series have the numbers 1, 2, 3, 4, 5"):
+    with pytest.raises(BadInputError, match=r"no series 9\. Give one of the numbers 1, 2, 3, 4, 5"):
         choose(rows, {"t2": "9"}, where=tmp_path)
     uid = replace(rows[4], uid="1.2.5")
     assert choose([*rows[:4], uid], {"t2": "1.2.5"}, where=tmp_path).chosen["t2"].number == 5
@@ -144,7 +144,7 @@ def test_missing_slices_move_nothing(plane: str, descending: bool, tmp_path: Pat
     write_series(tmp_path, image, "t2", number=1, shared=study(), leave_out=(5, 6), descending=descending)
     rows, _ = read_studies(tmp_path)
     found = choose(rows, {}, where=tmp_path)
-    assert "1 uneven gap between slices" in str(found.findings[0])
+    assert "1 uneven gap between slices. Slices may be missing. Look at the result" in str(found.findings[0])
     volume, findings = convert(found.chosen["t2"], "t2", tmp_path)
     assert "interpolated to evenly spaced slices" in str(findings[0])
     assert volume.array.shape == image.shape
@@ -173,11 +173,11 @@ def test_two_patients_or_studies_are_listed_and_one_can_be_chosen(tmp_path: Path
     write_series(tmp_path / "1", image, "t2", number=1, shared=study(1))
     write_series(tmp_path / "2", image, "t2", number=1, shared=study(2))
     rows, _ = read_studies(tmp_path)
-    with pytest.raises(BadInputError, match=r"2 studies\. Choose one with --study NUMBER"):
+    with pytest.raises(BadInputError, match=r"2 studies\. Choose a study with --study NUMBER"):
         choose_study(rows, None, where=tmp_path)
     assert [row.number for row in choose_study(rows, "2", where=tmp_path)] == [2]
     assert choose_study(rows, rows[0].study, where=tmp_path) == rows[:1]
-    with pytest.raises(BadInputError, match="no study 3"):
+    with pytest.raises(BadInputError, match=r"no study 3\. Choose a study with --study NUMBER"):
         choose_study(rows, "3", where=tmp_path)
     write_series(tmp_path / "3", image, "t2", number=1, shared=study(3, PatientID="OTHER"))
     rows, _ = read_studies(tmp_path)
@@ -224,7 +224,8 @@ def _link() -> zipfile.ZipInfo:
 
 
 @pytest.mark.parametrize(
-    ("member", "message"), [("../a", "out of the folder"), ("/etc/a", "out of the folder"), (_link(), "a link")]
+    ("member", "message"),
+    [("../a", "out of the folder.*If you trust"), ("/etc/a", "out of the folder"), (_link(), "a link.*If you trust")],
 )
 def test_a_zip_that_leads_out_of_its_folder_is_refused(member, message: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
@@ -237,7 +238,7 @@ def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(archives, "SMALL_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "scan.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(1_000_000))
-    with pytest.raises(BadInputError, match="100 times its size"):
+    with pytest.raises(BadInputError, match=r"100 times its size.*If you trust the zip file"):
         unpack(tmp_path / "scan.zip", tmp_path / "out")
     monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
     with pytest.raises(BadInputError, match="at most"):
@@ -289,5 +290,5 @@ def test_a_zip_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path: Path, mon
 def test_images_that_are_not_dicom_are_not_raw(tmp_path: Path) -> None:
     nib.save(ball(), tmp_path / "t1.nii.gz")
     assert not is_raw(tmp_path)
-    with pytest.raises(BadInputError, match="No DICOM file"):
+    with pytest.raises(BadInputError, match=r"No DICOM file.*Give the folder of a study"):
         read_studies(tmp_path)

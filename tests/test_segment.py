@@ -105,7 +105,7 @@ def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(
     assert capsys.readouterr().out.splitlines() == [
         "t1c: t1_mprage_gad.nii.gz",
         "flair: ax_t2_flair.nii.gz",
-        "not used, judged by the file names: ADC.nii.gz, brain_mask.nii.gz",
+        "not used because of the file names: ADC.nii.gz, brain_mask.nii.gz",
     ]
     with pytest.raises(SystemExit):
         run("segment", ["--t2", str(tmp_path / "case/ADC.nii.gz"), *words])
@@ -254,7 +254,10 @@ def test_named_sequences_must_be_there(dummy_root: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--in-path", "nowhere", "--out-path", "{tmp}/out"], "nowhere: There is no such file or folder."),
+        (
+            ["--in-path", "nowhere", "--out-path", "{tmp}/out"],
+            "nowhere: There is no such file or folder. Check the path.",
+        ),
         (["--in-path", "{case}", "--out-path", "{case}"], "--out-path must not be the folder of the case"),
         (["--in-path", "{case}", "--out-path", "{tmp}/out", "--checkpoint", "{tmp}/a.pt"], "Pickled files"),
         (
@@ -297,8 +300,8 @@ def test_results_of_another_case_are_never_overwritten(
     shutil.copytree(segmented, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     message = (
-        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite them. Choose "
-        f"another folder, or delete {out}."
+        f"{out} contains the results of another case, case_000. The results of case_001 would overwrite these "
+        f"results. Choose another folder, or delete {out}."
     )
     other = results.CaseSegmenter("glioma", ResultOptions()).segment(find_case(dummy_root / "case_001"))
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -142,7 +142,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, cache: Path, caps
 def test_bad_data_is_found_before_the_output_folder_is_made(tmp_path: Path, dummy_root: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         train_adapter(tmp_path / "run", tmp_path / "nowhere")
-    assert "nowhere: There is no such folder." in capsys.readouterr().err
+    assert "nowhere: There is no such folder. Check the path." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

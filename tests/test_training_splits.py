@@ -111,7 +111,7 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
         ("s.csv", "case,fold\na,1\n", 1, r"needs the columns case and role, but has case, fold"),
         ("s.csv", "", None, r"needs the columns case and role, but has none"),
         ("s.csv", "case,role\na,fit\nb,validate\n", 1, r"needs the column fold, but the file only has case, role"),
-        ("s.csv", ROLES, 3, r"has no fold 3\. Its folds are 1, 2\."),
+        ("s.csv", ROLES, 3, r"has no fold 3\. Choose one of its folds: 1, 2\."),
         ("s.csv", ROLES + "a,fit,2,16\n", None, r"lists a more than once"),
         ("s.csv", "case,role\na,fit\n", None, r"has no case to validate on\."),
         ("s.csv", "case,role,fold\na,fit,1\n", 1, r"has no case to train on in fold 1\."),
@@ -119,8 +119,8 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
         ("s.json", "[", None, r"not valid JSON .*\. Give the `splits_final\.json` of nnU-Net, or a CSV file\."),
         ("s.json", '{"train": []}', 0, r"a list with .* for each fold"),
         ("s.json", '[{"train": ["a"]}]', 0, r"a list with .* for each fold"),
-        ("s.json", '[{"train": ["a"], "val": ["b"]}]', None, r"has 1 fold\. Choose one with --fold 0 to 0"),
-        ("s.json", '[{"train": ["a"], "val": ["b"]}]', 1, r"has no fold 1\. Its folds are 0 to 0\."),
+        ("s.json", '[{"train": ["a"], "val": ["b"]}]', None, r"has 1 fold\. Choose a fold with --fold 0 to 0"),
+        ("s.json", '[{"train": ["a"], "val": ["b"]}]', 1, r"has no fold 1\. Choose one of its folds: 0 to 0\."),
         ("s.json", '[{"train": ["a", "b"], "val": ["b"]}]', 0, r"b is in both training and validation in fold 0"),
     ],
 )
@@ -134,5 +134,5 @@ def test_a_file_that_says_too_little_is_refused(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="no such split file"):
+    with pytest.raises(BadInputError, match=r"no such split file\. Check the path"):
         read_split(tmp_path / "none.csv", None)

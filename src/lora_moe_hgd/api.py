@@ -45,8 +45,8 @@ def segment(
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
-        label_scheme: Scheme of the labels, or `input` for that of the case's own label map. `None`: the checkpoint's.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        label_scheme: Label scheme of the result. `input` means that of the case, and `None` that of the checkpoint.
+        mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
@@ -89,7 +89,7 @@ def segment(
 
         return segment_scan(segmenter, Path(case), ScanOptions(sequences=options.sequences, deface=deface))
     if deface:
-        raise ValueError("`deface` has an effect on DICOM files only. Leave it out.")
+        raise ValueError("`deface` has an effect on DICOM files only. Leave out `deface`.")
     return segmenter.segment(found)
 
 
@@ -127,7 +127,7 @@ def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
         return find_case(Path(case), task=task)
     known = ", ".join(task.modalities)
     if unknown := sorted(set(map(str, case)) - set(task.modalities)):
-        hint = sequence_hint(unknown[0], task.modalities)
+        hint = sequence_hint(unknown, task.modalities)
         raise ValueError(f"Unknown sequence {', '.join(unknown)}.{hint} The names are {known}.")
     present = {name: source for name, source in case.items() if source is not None}
     if not present:

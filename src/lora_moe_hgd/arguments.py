@@ -18,8 +18,15 @@ from .sequence_names import role_of, sequence_hint
 # choices without quotes.
 WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<known>.*)\)", re.DOTALL)
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (?P<value>--[^\s=]+)")
-# Attributes of the parsed options whose value is a list of sequences, written with commas.
-LISTS = ("sequences", "channel_order", "subsets")
+# Attributes of the parsed options whose value is a list, with the advice for a list that was written with spaces.
+WITH_COMMAS = ". Write a list with commas and without spaces, such as t1c,flair."
+LISTS = {
+    "sequences": WITH_COMMAS,
+    "channel_order": WITH_COMMAS,
+    "subsets": ". Write one subset with plus signs, such as t1c+flair, or several subsets with commas, such as "
+    "t1c,flair, in both cases without spaces.",
+}
+SEQUENCES_HELP = "use only these sequences together, separated by commas, such as t1c,flair (default: all)"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,18 +38,17 @@ class CommandParser(argparse.ArgumentParser):
         self._refuse_bare_path(words)
         found, rest = self.parse_known_args(words, namespace)
         if rest:
-            has_list = any(getattr(found, name, None) for name in LISTS)
-            hint = ". Write a list with commas and without spaces, such as t1c,flair."
-            spaced = has_list and self._are_sequences(rest)
-            self.error(f"unrecognized arguments: {' '.join(rest)}{hint if spaced else ''}")
+            hints = [hint for name, hint in LISTS.items() if getattr(found, name, None)]
+            spaced = self._are_sequences(rest)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hints[0] if hints and spaced else ''}")
         return found
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
         if wrong := WRONG_CHOICE.search(message):
-            message += "." + sequence_hint(wrong["value"], re.findall(r"[^\s',]+", wrong["known"]))
+            message += "." + sequence_hint([wrong["value"]], re.findall(r"[^\s',]+", wrong["known"]))
         elif wrong := UNKNOWN_OPTION.search(message):
-            message += "." + sequence_hint(wrong["value"], [*self._option_string_actions])
+            message += "." + sequence_hint([wrong["value"]], [*self._option_string_actions])
         super().error(message)
 
     def _refuse_bare_path(self, words: Sequence[str]) -> None:

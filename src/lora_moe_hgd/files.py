@@ -19,12 +19,12 @@ MAX_LONG_JSON_BYTES = 100_000_000
 
 
 def read_json(path: Path, *, remedy: str = "", max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file that a user may have brought.
+    """Read a JSON file that may come from a user.
 
     Args:
         path: The file.
-        remedy: Sentences for the error message: what the file is for, and what to do. Callers that catch the error
-            need none.
+        remedy: Sentences at the end of the error message: what the file is for, and what to do. Empty if the caller
+            catches the error.
         max_bytes: Largest size of the file. A larger file is not read.
 
     Raises:
@@ -79,7 +79,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         False
     """
     if path.exists():
-        raise FileExistsError(f"{path} exists already. Choose another folder, or remove the existing one.")
+        raise FileExistsError(f"{path} exists already. Choose another folder, or remove the existing folder.")
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     scratch.mkdir(parents=True)
     try:
@@ -121,7 +121,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files that a killed process left in `folder` when it wrote files of these names.
+    """Remove the temporary files that a killed process left in `folder` when it wrote files with the given names.
 
     Temporary folders are removed as well. Do not call this function while another process writes to `folder`: the
     temporary files of that process would be removed.
@@ -158,7 +158,7 @@ def printable(text: object) -> str:
 
 
 def listed(words: Iterable[str], *, separator: str = ", ", most: int = 10) -> str:
-    """Join words to one text. If there are more than `most` words, the others are only counted.
+    """Join words to one text. If there are more than `most` words, the remaining words are only counted.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)
@@ -189,9 +189,10 @@ def install_command(extra: str) -> str:
 
     Example:
         >>> print(install_command("scans"))
-        pip install ".[scans]" in a clone of the repository
+        pip install "lora-moe-hgd[scans]"
     """
-    return f'pip install ".[{extra}]" in a clone of the repository'
+    # pip finds the installed package, so this works without a package index that lists it, and outside a clone.
+    return f'pip install "lora-moe-hgd[{extra}]"'
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -206,7 +207,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Message of an error on one line. The type of the error is added if the message may be unclear without it.
+    """Message of an error on one line. The type of the error is added unless it is a `ValueError` or an `OSError`.
 
     Example:
         >>> reason_of(ValueError("The case has no T1.")), reason_of(KeyError("t1"))

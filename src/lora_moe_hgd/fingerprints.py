@@ -61,7 +61,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
-    """Fingerprint of the inputs from a case: names and contents of its files, channels and label schemes.
+    """Fingerprint of the files of a case: their names and contents, the channels and the label schemes.
 
     The path of the folder is not included, so a case keeps its fingerprint when it is moved.
 
@@ -82,7 +82,7 @@ def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
 
 
 def images_fingerprint(case: FilesOfCase) -> str:
-    """Fingerprint of only the images of a case. Names of the case and of its files do not matter.
+    """Fingerprint of only the images of a case. Names of the case and of its files do not change the fingerprint.
 
     Raises:
         OSError: If a file cannot be read.

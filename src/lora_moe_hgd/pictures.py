@@ -52,7 +52,7 @@ def colours_of(task: Task) -> dict[str, str]:
 
 
 def best_background(names: Iterable[str], order: Sequence[str] = BEST_FOR_OUTER) -> str:
-    """Choose the sequence to draw on: the first of `order` that is present, or else the first of `names`."""
+    """Choose the sequence to draw on: the first of `order` that is in `names`, or else the first of `names`."""
     present = list(names)
     return next((name for name in order if name in present), present[0])
 

@@ -151,7 +151,8 @@ def role_in(task: Task, description: str) -> str | None:
 def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
     """Remove the words about the sequence from a file name, so that only the words about the case remain.
 
-    Words about contrast agent or technique are removed only after the sequence. Before it, they may be initials.
+    Words about contrast agent or technique are removed only after the sequence. Before the sequence, such words may be
+    the patient's initials.
 
     Example:
         >>> [without_sequence(name) for name in ("BraTS-GLI-7-t1c", "KM_T1_post", "T1c_p7", "ax_T1", "flair")]
@@ -167,7 +168,7 @@ def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
 
 
 def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Split a text with sequence names that are separated by commas. Other names than the known ones are kept.
+    """Split a text with sequence names that are separated by commas. Unknown names are also returned.
 
     Raises:
         ValueError: If known names are separated by spaces, plus signs or semicolons.
@@ -184,25 +185,28 @@ def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def sequence_hint(name: str, known: Sequence[str]) -> str:
-    """Sentence about the known name that an unknown name probably stands for, for the end of a message.
+def sequence_hint(names: Sequence[str], known: Sequence[str]) -> str:
+    """End of an error message: the known name that each unknown name probably stands for.
 
     Args:
-        name: Name of a sequence, or an option such as `--t1ce`.
+        names: Names of sequences, or options such as `--t1ce`. Known names get no hint.
         known: Names, or options, that exist.
 
     Example:
-        >>> print(sequence_hint("T1gd", ["t1", "t1c"]), sequence_hint("--t1ce", ["--t1", "--t1c"]))
+        >>> print(sequence_hint(["T1gd"], ["t1", "t1c"]), sequence_hint(["--t1ce"], ["--t1", "--t1c"]))
          'T1gd' is named 't1c' here.  '--t1ce' is named '--t1c' here.
-        >>> print(sequence_hint("T1C", ["t1", "t1c"]))
-         Write 't1c', in lower case.
-        >>> print(sequence_hint("flare", ["t1", "flair"]), sequence_hint("--no-t1", ["--t1", "--t1c"]))
+        >>> print(sequence_hint(["T1C", "FLAIR", "t1w"], ["t1", "t1c", "flair"]))
+         Write in lower case: 't1c', 'flair'. 't1w' is named 't1' here.
+        >>> print(sequence_hint(["flare"], ["t1", "flair"]), sequence_hint(["--no-t1"], ["--t1", "--t1c"]))
          Did you mean 'flair'?  Did you mean '--t1'?
     """
-    if name in known:
-        return ""
-    if name.lower() in known:
-        return f" Write '{name.lower()}', in lower case."
+    capitals = [name for name in names if name not in known and name.lower() in known]
+    in_lower_case = f" Write in lower case: {', '.join(repr(name.lower()) for name in capitals)}." if capitals else ""
+    return in_lower_case + "".join(_hint(name, known) for name in names if name.lower() not in known)
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """Sentence about the known name that an unknown name probably stands for; empty if there is none."""
     own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
     # An option of several words, such as --no-t1, is no sequence.
     is_other_name = own in known and "-" not in name.removeprefix("--")

@@ -24,13 +24,13 @@ VALIDATION_NAMES = ("validate", "validation")
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of the two parts of a cohort.
+    """Case ids of a cohort, split into training and validation.
 
     Attributes:
         train: Cases that a network is trained on.
         validation: Cases on which the network is scored during training.
         contents: Fingerprint of the images of each case, by case id. Cases without a recorded fingerprint are missing.
-            The name of a case does not influence its fingerprint.
+            A fingerprint does not depend on the name of its case.
     """
 
     train: list[str]
@@ -73,14 +73,16 @@ def read_split(path: Path, fold: int | None) -> Split:
             case for training or validation.
     """
     if not path.is_file():
-        raise BadInputError(path, "There is no such split file.")
+        raise BadInputError(path, "There is no such split file. Check the path.")
     split = _read_folds(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
     for use, names in (("train", split.train), ("validate", split.validation)):
         if not names:
-            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one.")
+            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one case.")
     if both := sorted(set(split.train) & set(split.validation)):
         raise BadInputError(
-            path, f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove it from one of them."
+            path,
+            f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove each case "
+            "from one of the two.",
         )
     return split
 
@@ -98,7 +100,7 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 
 
 def read_run_split(run_folder: Path) -> Split:
-    """Read the training and validation cases of a run, two lists. A run on phantoms only has no cases.
+    """Read the training and validation cases of a run. A run that used only phantoms has no cases.
 
     Runs of earlier versions did not record the fingerprints of the cases.
 
@@ -114,7 +116,9 @@ def read_run_split(run_folder: Path) -> Split:
     columns = set(rows[0]) if rows else {"case", "part"}
     if not {"case", "part"} <= columns:
         raise BadInputError(
-            path, f"The split of a run needs the columns case and part, but this file has {_listed(columns)}."
+            path,
+            f"The split of a run needs the columns case and part, but this file has {_listed(columns)}. "
+            "Give the folder of a run.",
         )
     train, validation = ([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation"))
     return Split(train, validation, {row["case"]: row["content"] for row in rows if row.get("content")})
@@ -138,7 +142,9 @@ def _read_csv(path: Path, fold: int | None) -> Split:
     columns = set(rows[0]) if rows else set()
     part = next((name for name in PART_COLUMNS if name in columns), None)
     if part is None or "case" not in columns:
-        raise BadInputError(path, f"A split file needs the columns case and role, but has {_listed(columns)}.")
+        raise BadInputError(
+            path, f"A split file needs the columns case and role, but has {_listed(columns)}. Rename the columns."
+        )
     if repeated := sorted(name for name, times in Counter(row["case"] for row in rows).items() if times > 1):
         raise BadInputError(path, f"The file lists {', '.join(repeated)} more than once. Remove the repeated rows.")
     trains = [row for row in rows if row[part] in TRAIN_NAMES]
@@ -146,13 +152,17 @@ def _read_csv(path: Path, fold: int | None) -> Split:
         validates = [row for row in rows if row[part] in VALIDATION_NAMES]
     else:
         if "fold" not in columns:
-            raise BadInputError(path, f"`data.fold` needs the column fold, but the file only has {_listed(columns)}.")
+            raise BadInputError(
+                path,
+                f"`data.fold` needs the column fold, but the file only has {_listed(columns)}. Add the column, "
+                "or leave out `data.fold`.",
+            )
         if part == "part":
             raise BadInputError(path, "The split of a run is already a single fold. Leave out `data.fold`.")
         validates = [row for row in trains if row["fold"] == str(fold)]
         if not validates:
             known = _listed({row["fold"] for row in trains if row["fold"]})
-            raise BadInputError(path, f"The file has no fold {fold}. Its folds are {known}.")
+            raise BadInputError(path, f"The file has no fold {fold}. Choose one of its folds: {known}.")
         trains = [row for row in trains if row["fold"] != str(fold)]
     return Split([row["case"] for row in trains], [row["case"] for row in validates])
 
@@ -162,14 +172,15 @@ def _read_folds(path: Path, fold: int | None) -> Split:
     folds = read_json(path, remedy=remedy, max_bytes=MAX_LONG_JSON_BYTES)
     if not isinstance(folds, list) or not folds or not all(_is_fold(item) for item in folds):
         raise BadInputError(
-            path, 'A JSON split file must be a list with one object {"train": [...], "val": [...]} for each fold.'
+            path,
+            'A JSON split file must be a list with one object {"train": [...], "val": [...]} for each fold. ' + remedy,
         )
     if fold is None:
         raise BadInputError(
-            path, f"The file has {counted(len(folds), 'fold')}. Choose one with --fold 0 to {len(folds) - 1}."
+            path, f"The file has {counted(len(folds), 'fold')}. Choose a fold with --fold 0 to {len(folds) - 1}."
         )
     if not 0 <= fold < len(folds):
-        raise BadInputError(path, f"The file has no fold {fold}. Its folds are 0 to {len(folds) - 1}.")
+        raise BadInputError(path, f"The file has no fold {fold}. Choose one of its folds: 0 to {len(folds) - 1}.")
     return Split(folds[fold]["train"], folds[fold]["val"])
 
 
@@ -186,7 +197,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return [{name: value or "" for name, value in row.items() if name} for row in csv.DictReader(file)]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise BadInputError(path, f"The file is not valid CSV ({error}).") from error
+        raise BadInputError(
+            path, f"The file is not valid CSV ({error}). Save the file again as CSV in UTF-8."
+        ) from error
 
 
 def _listed(names: set[str]) -> str:

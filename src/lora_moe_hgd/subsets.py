@@ -13,7 +13,7 @@ Mask = tuple[bool, ...]
 
 
 def every_subset(sequences: Sequence[str]) -> tuple[Mask, ...]:
-    """Masks of all non-empty subsets, sorted by the number of sequences."""
+    """All non-empty subsets as masks, one boolean for each sequence, sorted by the number of sequences."""
     masks = itertools.product([True, False], repeat=len(sequences))
     return tuple(sorted((mask for mask in masks if any(mask)), key=sum))
 
@@ -37,7 +37,7 @@ def sequences_of(mask: Mask, sequences: Sequence[str] = MODALITIES) -> list[str]
 
 
 def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
-    """Mask of a subset that is written as sequence names joined by plus signs, or as `all`.
+    """Convert a subset, written as `t1c+flair` or `all`, to a mask: one boolean for each sequence.
 
     Raises:
         ValueError: If a name is unknown or empty, or if the names are separated by something else.
@@ -54,20 +54,20 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
         words = re.split(r"[\s;]+", name.lower())
         if set(words) <= set(sequences):
             raise ValueError(
-                f"Write one subset with plus signs, such as {'+'.join(words)}, and separate subsets by commas. Got: "
-                f"{name}."
+                f"Write one subset with plus signs, such as {'+'.join(words)}, or several subsets with commas, such "
+                f"as {','.join(words)}. Got: {name}."
             )
         if all(set(word.split("+")) <= set(sequences) for word in words):
             raise ValueError(f"Separate subsets by commas: {','.join(words)}. Got: {name}.")
         raise ValueError(
-            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown[0], sequences)} The names "
+            f"Unknown sequence(s) {', '.join(unknown)} in '{name}'.{sequence_hint(unknown, sequences)} The names "
             f"are {', '.join(sequences)}."
         )
     return tuple(sequence in names for sequence in sequences)
 
 
 def parse_subsets(text: str, sequences: Sequence[str] = MODALITIES) -> list[Mask]:
-    """Masks of a list of subsets that are separated by commas.
+    """Convert subsets that are separated by commas to masks, as `parse_subset` does for one subset.
 
     Raises:
         ValueError: If the list has brackets, or if a subset cannot be parsed.

@@ -39,7 +39,9 @@ def read_task(path: str | Path) -> Task:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInputError(path, f"This is not valid YAML: {error}") from error
+        raise BadInputError(
+            path, f"This is not valid YAML ({error}). Correct the file. docs/tasks.md shows an example."
+        ) from error
     if not isinstance(content, dict):
         raise BadInputError(path, "A task file must contain keys and values. docs/tasks.md shows an example.")
     return make_task(content, where=path)

@@ -22,14 +22,14 @@ EXTENSIONS = (".nii.gz", ".nii", ".npy")
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # Report that `lora-moe-hgd prepare` writes into the folder of a case.
 PREPARED = "prepare.json"
-NOT_USED = "not used, judged by the file names"
+NOT_USED = "not used because of the file names"
 NO_GROUND_TRUTH = (
-    "This case has no ground truth. Add its label map under a name such as seg.nii.gz, or leave the case out."
+    "This case has no ground truth. Add a label map under a name such as seg.nii.gz, or leave the case out."
 )
 
 
 def stem_of(path: Path, extensions: Sequence[str] = EXTENSIONS) -> str | None:
-    """File name without its extension; `None` for a hidden file or a file without one of the extensions."""
+    """File name without its extension; `None` for a hidden file, or for a file with none of the `extensions`."""
     extension = next((end for end in extensions if path.name.lower().endswith(end)), None)
     return None if extension is None or path.name.startswith(".") else path.name[: -len(extension)]
 
@@ -48,7 +48,7 @@ def safe_name(name: str) -> str:
 
 
 def recorded_name(report: Path) -> str | None:
-    """Name of the case in a `report.json` or `prepare.json`; `None` if there is no valid file."""
+    """Name of the case in a `report.json` or `prepare.json`; `None` if the file is missing or invalid."""
     try:
         name = read_json(report)["case_id"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -72,12 +72,12 @@ def refuse_other_case(report: Path, case_id: str) -> None:
     if found not in (None, case_id):
         raise ValueError(
             f"{report.parent} contains the results of another case, {found}. The results of {case_id} would overwrite "
-            f"them. Choose another folder, or delete {report.parent}."
+            f"these results. Choose another folder, or delete {report.parent}."
         )
 
 
 def shared_start(names: Iterable[str]) -> str:
-    """Words that all names begin with, including the punctuation after each word.
+    """Longest text that all names begin with and that ends after a complete word and its punctuation.
 
     Example:
         >>> shared_start(["p1_t1.nii", "p1_t2.nii"])
@@ -150,12 +150,12 @@ class CaseFiles:
         return [safe_name(path.name) for path in self.left_out]
 
     def mapping(self) -> list[str]:
-        """Lines of text: one for each sequence with its file, and one for the files that are not used."""
+        """Lines of text: one for each sequence with its file name, and one for the files that are not used."""
         lines = [f"{name}: {file}" for name, file in self.file_names().items()]
         return lines + ([f"{NOT_USED}: {', '.join(self.names_left_out())}"] if self.left_out else [])
 
     def naming(self) -> str:
-        """Describe all files of the case in one line, with `*` instead of the start that all names share."""
+        """Describe all files of the case in one line. `*` stands for the text that all file names begin with."""
         names = self.file_names()
         if self.segmentation is not None:
             names["seg"] = safe_name(self.segmentation.name)
@@ -168,7 +168,7 @@ class CaseFiles:
 
 
 def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Finding]]:
-    """Return the cases that have a ground truth, and an error for each case that has none."""
+    """Return the cases that have a ground truth, and an error for each case without ground truth."""
     labelled: list[CaseFiles] = []
     findings = []
     for case in cases:
@@ -180,7 +180,7 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
-    """Describe the file names of a cohort: one line for each way to name files, with its number of cases."""
+    """Describe the file names of a cohort: one line for all cases whose files are named alike, with their number."""
     counts = Counter(case.naming() for case in cases).most_common()
     lines = [f"{counted(number, 'case')}: {line}" for line, number in counts[:most]]
     return lines + ([f"and {counted(len(counts) - most, 'other way')} to name files"] if len(counts) > most else [])
@@ -189,9 +189,9 @@ def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
 def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
     """Build a case from a path for each sequence. The file names do not determine the sequences.
 
-    The name of the case is that of the folder of the first file, followed by the words of the file name that do not
-    describe the sequence: `p1` for `p1/T1c.nii.gz`, `all_p1` for `all/p1_T1c.nii.gz`. So further sequences with
-    similar file names do not change it.
+    The case is named after the first file: the name of its folder, followed by the words of its file name that do not
+    describe the sequence. `p1/T1c.nii.gz` gives `p1`, and `all/p1_T1c.nii.gz` gives `all_p1`. Other files of the case
+    do not change this name.
     """
     paths = {name: images[name] for name in task.modalities if name in images}
     first = next(iter(paths.values()))

@@ -2,8 +2,8 @@
 
 Two families of file names use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation
 Decathlon stores the sequences along the fourth axis of one file. nnU-Net stores them in the files `<case>_0000`,
-`<case>_0001` and so on. There is no standard order of the sequences. The command line or `dataset.json` gives the
-order. The files `BRATS_*` of the Decathlon have the order in the publication of the Decathlon.
+`<case>_0001` and so on. There is no standard order of the sequences, so the command line or `dataset.json`
+gives the order. For files named `BRATS_*`, the default is the order that the Decathlon published.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 def order_option(task: Task) -> str:
     """Command line option that gives the order of numbered sequences, as text for error messages."""
-    return f"--channel-order {','.join(task.modalities)} (with the names in the right order)"
+    return f"--channel-order {','.join(task.modalities)} (with these names in the order of your data)"
 
 
 def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]:
@@ -43,10 +43,9 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
     names = parse_sequences(text, task.modalities)
     unknown = [name for name in names if name not in task.modalities]
     if unknown or len(set(names)) != len(names):
-        hint = sequence_hint(unknown[0], task.modalities) if unknown else ""
         raise ValueError(
             f"A channel order lists {', '.join(task.modalities)}, each at most once and separated by commas. "
-            f"Got: {text}.{hint}"
+            f"Got: {text}.{sequence_hint(unknown, task.modalities)}"
         )
     return names
 
@@ -54,7 +53,7 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
 def channel_of(path: Path) -> tuple[str, int | None] | None:
     """Case name and sequence number of a numbered file. For a file with four axes, the number is `None`.
 
-    The result is `None` for any other file, such as `t1_2019.nii.gz`, whose name contains the sequence.
+    The result is `None` for all other files, such as `t1_2019.nii.gz`, in which the number is not that of a sequence.
     """
     stem = stem_of(path)
     if stem is None:
@@ -77,7 +76,9 @@ def channel_cases(folder: Path) -> dict[str, Path]:
 
 
 def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """Build the case at `path`, which is a file with four axes or the common start of numbered files.
+    """Build the case at `path`: a file with four axes, or the shared start of the paths of numbered files.
+
+    The shared start of `imagesTr/case_7_0000.nii.gz` and `imagesTr/case_7_0001.nii.gz` is `imagesTr/case_7`.
 
     Raises:
         BadInputError: If there is no case at `path`, or if the order of the sequences is unknown.
@@ -95,12 +96,12 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
                 )
             numbered[number] = file
     if not numbered:
-        raise BadInputError(path, "There is no such file or folder.")
+        raise BadInputError(path, "There is no such file or folder. Check the path.")
     order = channel_order or _order_of_dataset(path.parent, task)
     if order is None:
         raise BadInputError(
             path,
-            "The file names do not determine which sequence has which number: "
+            "The numbers in these file names do not say which sequence each file contains: "
             f"{', '.join(file.name for file in numbered.values())}. Give the order with {order_option(task)}, or in "
             "dataset.json under channel_names.",
         )
@@ -108,7 +109,7 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
         raise BadInputError(
             path,
             f"A file has the channel number {max(numbered):04d}, but the channel order has {len(order)} "
-            f"sequences: {', '.join(order)}. Name the sequences of all numbers: {order_option(task)}.",
+            f"sequences: {', '.join(order)}. Name a sequence for each number: {order_option(task)}.",
         )
     images = {
         name: numbered[order.index(name)]
@@ -121,18 +122,20 @@ def channel_case(path: Path, channel_order: Sequence[str] | None, task: Task = B
 def _stacked(path: Path, channel_order: Sequence[str] | None, task: Task) -> CaseFiles:
     stem = stem_of(path)
     if stem is None:
-        raise BadInputError(path, f"This file is not an image. Give a folder or a file ({', '.join(EXTENSIONS)}).")
+        raise BadInputError(
+            path, f"This file is not an image. Give the folder of a case, or an image file ({', '.join(EXTENSIONS)})."
+        )
     same = [end for end in EXTENSIONS if path.with_name(f"{stem}{end}").is_file()]
     if len(same) > 1:
         names = ", ".join(f"{stem}{end}" for end in same)
-        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep only one.")
+        raise BadInputError(path, f"Several files have the name of this case: {names}. Keep only one of these files.")
     decathlon = task.is_brain_tumour and bool(DECATHLON_NAMES.fullmatch(stem))
     order = channel_order or _order_of_dataset(path.parent, task) or (DECATHLON_ORDER if decathlon else None)
     if order is None:
         raise BadInputError(
             path,
-            "It is unknown which sequences this file contains. For a 3-D file, give the folder of its case. For a "
-            f"4-D file, give the sequences along its fourth axis with {order_option(task)}.",
+            "It is unknown which sequences this file contains. For a 3-D file, give the folder of the case. For a "
+            f"4-D file, give the sequences along the fourth axis with {order_option(task)}.",
             names_unclear=True,
         )
     return CaseFiles(
@@ -158,7 +161,7 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     """Read the order of the sequences from `dataset.json` in `folder` or its parent; `None` if neither has this file.
 
     Raises:
-        BadInputError: If `dataset.json` cannot be read, or if it contains a name that is not a sequence.
+        BadInputError: If `dataset.json` cannot be read, or if a name in the file is not a sequence.
     """
     path = next(
         (place / "dataset.json" for place in (folder, folder.parent) if (place / "dataset.json").is_file()), None
@@ -185,6 +188,6 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file has an unknown channel, or the same channel twice: {', '.join(words)}. The channels must be "
-            f"{', '.join(task.modalities)}, each at most once.",
+            f"{', '.join(task.modalities)}, each at most once. Correct the file, or give {order_option(task)}.",
         )
     return tuple(name for name in order if name is not None)

@@ -49,7 +49,7 @@ class CheckedCohort:
     Attributes:
         root: Folder of the cohort.
         cases: Cases whose files could be identified.
-        others: Errors of the folders whose files could not be identified.
+        others: Errors about folders whose files could not be identified.
         task: Task that defines the sequences and regions.
     """
 
@@ -60,7 +60,7 @@ class CheckedCohort:
 
     @property
     def findings(self) -> list[Finding]:
-        """All errors and warnings, errors first."""
+        """All errors and warnings of the cohort, errors first."""
         found = [*self.others, *(finding for checked in self.cases for finding in checked.findings)]
         return sorted(found, key=lambda finding: (finding.level, str(finding.where)))
 
@@ -100,11 +100,11 @@ class CheckedCohort:
         }
 
     def lines(self) -> list[str]:
-        """The findings, one per line, with paths relative to the root."""
+        """The errors and warnings, one per line, with paths relative to `root`."""
         return [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
 
     def table(self) -> str:
-        """The findings, one per line, followed by the counts."""
+        """The errors and warnings, one per line, followed by the counts."""
         lines = self.lines()
         counts = self.counts()
         lines.append(", ".join(counted(counts[f"{thing}s"], thing) for thing in ("case", "error", "warning")))
@@ -117,7 +117,7 @@ class CheckedCohort:
         return "\n".join(lines)
 
     def _subsets(self) -> list[str]:
-        """One line for each subset of the sequences that cases have, the most frequent first."""
+        """One line for each combination of sequences: number and names of its cases, the most frequent first."""
         cases: dict[str, list[str]] = {}
         for checked in self.cases:
             cases.setdefault("+".join(checked.case.images), []).append(checked.case.case_id)
@@ -133,7 +133,7 @@ def check_case(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CheckedCase:
-    """Read a case in the same way as training, and return its summary."""
+    """Read a case in the same way as training, and return a summary of the case."""
     try:
         reading = read_case(
             case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial, task=task
@@ -222,10 +222,12 @@ def main(argv: Sequence[str]) -> None:
     """Print the errors and warnings of a cohort; exit with code 1 if there is an error."""
     args = build_parser().parse_args(argv)
     if args.no_labels and args.label_scheme:
-        raise ValueError("--label-scheme has no effect with --no-labels. Leave one of them out.")
+        raise ValueError("--label-scheme has no effect with --no-labels. Leave out one of the two options.")
     task = read_task(args.task) if args.task else BRAIN_TUMOUR
     if args.task and args.label_scheme:
-        raise ValueError("--label-scheme has no effect with --task, which defines the labels. Leave it out.")
+        raise ValueError(
+            "--label-scheme has no effect with --task, which defines the labels. Leave out --label-scheme."
+        )
     cohort = check_cohort(
         args.in_path or args.root,
         labels=not args.no_labels,

@@ -79,7 +79,7 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
         raise BadInputError(
             reading.case.labelled(),
             f"This label map has another grid than {reading.reference}, and interpolation would change it. "
-            f"Resample it to the grid of {reading.reference} first.",
+            f"Resample the label map to the grid of {reading.reference} first.",
         )
     values = label_values(reading.labels)
     if values <= scheme.labels and np.array_equal(scheme.decode(reading.labels), reading.regions):
@@ -88,8 +88,8 @@ def _labels(reading: CaseReading, scheme: LabelScheme) -> np.ndarray:
     if lost:
         raise BadInputError(
             reading.case.labelled(),
-            f"The scheme {scheme} has no counterpart of the label {', '.join(map(str, lost))} of {reading.scheme}. "
-            "Choose another --scheme, or remove this label.",
+            f"The label scheme {scheme} cannot express the label {', '.join(map(str, lost))} of {reading.scheme}. "
+            "Choose another --scheme, or remove this label from the label map.",
         )
     return scheme.encode(reading.regions)
 
@@ -126,10 +126,10 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
 
 
 def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
-    """Read the sequences `roles`, or all sequences if `roles` is empty.
+    """Read the sequences named in `roles`, or all sequences if `roles` is empty.
 
     Returns:
-        For each sequence: voxels in the data type of the file, and an image with the geometry.
+        For each sequence, its voxels in the data type of the file, and an image with its geometry.
 
     Raises:
         BadInputError: If several sequences are read and their grids differ.
@@ -145,8 +145,8 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
         if images[role].shape != first.shape or not np.allclose(images[role].affine, first.affine, atol=1e-3):
             raise BadInputError(
                 case.images[role],
-                f"This file has another grid than {wanted[0]}, so one file cannot contain both. Resample this file "
-                f"to the grid of {wanted[0]}, or choose a layout with one file per sequence.",
+                f"This file has another grid than {wanted[0]}, so one file cannot contain both sequences. Resample "
+                f"this file to the grid of {wanted[0]}, or choose a layout with one file per sequence.",
             )
     return {role: (_in_type_of(case.images[role], np.asarray(images[role].dataobj)), images[role]) for role in wanted}
 
@@ -240,12 +240,14 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
     """Return the label scheme to write.
 
     Raises:
-        ValueError: If the layout is never read with the given scheme, or if no scheme is given and the layout has no
-            usual scheme.
+        ValueError: If files in the target layout are always read with another scheme, or if no scheme is given and the
+            layout has no usual scheme.
     """
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
-        raise ValueError(f"{key} has no usual label scheme. Choose one with --scheme: {', '.join(LABEL_SCHEMES)}.")
+        raise ValueError(
+            f"{key} has no usual label scheme. Choose a label scheme with --scheme: {', '.join(LABEL_SCHEMES)}."
+        )
     if name is not None and known and name not in known:
         raise ValueError(
             f"The layout {key} is always read with the label scheme {' or '.join(known)}, so --scheme cannot be "
@@ -258,5 +260,5 @@ def _order(key: str, names: str | None) -> tuple[str, ...]:
     if key == NUMBERED:
         return parse_channel_order(names) if names else MODALITIES
     if names:
-        raise ValueError(f"--target-order is for {NUMBERED} only. Leave the option out for {key}.")
+        raise ValueError(f"--target-order is for {NUMBERED} only. Leave out --target-order for {key}.")
     return DECATHLON_ORDER if key == STACKED else MODALITIES

@@ -113,7 +113,7 @@ class Record:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Settings that all cases of a target share."""
+        """Settings that all cases of a target share, by name."""
         target = self.target
         return {
             "source": str(self.source.resolve()),
@@ -135,7 +135,7 @@ class Record:
             if others:
                 raise BadInputError(
                     root,
-                    f"This folder contains files that convert did not write: {listed(others, most=5)}. Choose an "
+                    f"This folder contains files that `convert` did not write: {listed(others, most=5)}. Choose an "
                     "empty or a new folder as target.",
                 )
             return
@@ -144,7 +144,8 @@ class Record:
             about, self.cases = {name: kept[name] for name in self.about}, kept["cases"]
         except (ValueError, LookupError, TypeError) as error:
             raise BadInputError(
-                path, f"This record of convert is damaged ({type(error).__name__}). Choose another target."
+                path,
+                f"This record of `lora-moe-hgd convert` is damaged ({type(error).__name__}). Choose another target.",
             ) from error
         for name, value in self.about.items():
             if about[name] != value:
@@ -171,7 +172,7 @@ class Record:
                 )
 
     def remove_leftovers(self) -> None:
-        """Remove incomplete files that a killed process left."""
+        """Remove the incomplete files that a killed process left in the target."""
         files = [self.target.root / name for made in self.cases.values() for name in made["files"].values()]
         names = {RECORD, INDEX[self.target.key]}.union(*({path.name, path.parent.name} for path in files))
         for folder in {self.target.root, *(path.parent for path in files)}:
@@ -193,7 +194,7 @@ class Record:
         }
 
     def has(self, case: CaseFiles, made: dict[str, Any]) -> bool:
-        """Whether all files of the case's entry `made` exist.
+        """Whether all files that the entry `made` lists for the case exist.
 
         Raises:
             BadInputError: If existing files of the case were made from other sources or with other settings.
@@ -222,7 +223,7 @@ class Record:
             scratch.write_text(json.dumps(self.about | {"cases": self.cases}))
 
     def complete(self) -> dict[str, dict[str, str]]:
-        """Files of each completely written case, sorted by case id."""
+        """Files of each case whose files all exist, sorted by case id."""
         return {
             name: made["files"]
             for name, made in sorted(self.cases.items())
@@ -239,7 +240,7 @@ def _sources(case: CaseFiles) -> dict[str, str]:
 def write_index(record: Record) -> None:
     """Write the index of the target: `dataset.json` for numbered files and 4-D files, else `metadata.jsonl`.
 
-    `datasets.load_dataset` finds the cases in `metadata.jsonl`, where a missing sequence is null.
+    `datasets.load_dataset` reads the cases from `metadata.jsonl`, in which a missing sequence is null.
     """
     target, cases = record.target, record.complete()
     if not cases:

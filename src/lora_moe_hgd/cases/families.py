@@ -1,7 +1,7 @@
 """Identify the sequences of the files in a folder by the file names of public data sets.
 
-A family of file names consists of patterns for its names, and of the label schemes that its segmentations may use. If
-the file names in a folder fit no family, the words in the names determine the sequences (see `sequence_names`).
+A family consists of patterns for file names, and of the label schemes that its segmentations may use. If the file
+names in a folder fit no family, the words in the names determine the sequences (see `sequence_names`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..files import listed
 from ..model.configuration_lora_moe_hgd import MODALITIES
-from ..model.findings import BadInputError
+from ..model.findings import BadInputError, prepare_command
 from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in, role_of
 from .case_files import OTHER_FORMATS, shared_start, stem_of
@@ -30,7 +30,7 @@ class Layout:
     """One family of file names.
 
     Patterns are shell patterns for a file name without its extension. Patterns match upper and lower case alike. If
-    files fit several patterns of a sequence, the file with the first of these patterns is used.
+    files fit several patterns of a sequence, the file of the earliest pattern is used.
 
     Attributes:
         key: Name of the family on the command line.
@@ -60,7 +60,7 @@ class Layout:
         ]
 
     def match(self, path: Path) -> Match | None:
-        """Match of the file's name with this family; `None` if the name fits no pattern."""
+        """Find the pattern of this family that the file's name fits; `None` if the name fits no pattern."""
         stem = str(stem_of(path))
         matches = [
             Match(path, role, preference, found[1] if one else None)
@@ -74,7 +74,7 @@ class Layout:
         """File name, without extension, of a case's sequence or segmentation (`seg`) in this family.
 
         Raises:
-            ValueError: If the names of this family begin with a prefix that the case's name lacks.
+            ValueError: If all names of this family begin with a prefix with which the case's name does not begin.
         """
         begin, *rest = self.patterns[role][0].split("*")
         if rest and not case_id.startswith(begin):
@@ -87,14 +87,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Match:
-    """A file whose name belongs to a family.
+    """A file whose name fits a pattern of a family.
 
     Attributes:
         path: The file.
         role: Role of the file: a sequence, or `seg`.
-        preference: Index of the matching pattern; the smallest index is preferred.
-        begin: Part of the name before the sequence, which all files of a case share; `None` if the pattern has no such
-            part.
+        preference: Index of the pattern among the patterns of the role. The file with the smallest index is used.
+        begin: Start of the file name, before the sequence. All files of a case share this start. `None` if the pattern
+            has no such start.
     """
 
     path: Path
@@ -104,9 +104,9 @@ class Match:
 
 
 def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
-    """Build a layout.
+    """Build a layout. `words` has one entry for each of t1, t1c, t2 and flair, which replaces `{}` in `pattern`.
 
-    `pattern` with each of the four entries of `words` gives the file names of t1, t1c, t2 and flair, in this order.
+    An entry such as `T1c|T1gd` gives two patterns for the sequence. The first pattern is preferred.
     """
     patterns = {
         role: tuple(pattern.format(word) for word in choices.split("|"))
@@ -214,7 +214,7 @@ class NamedFiles:
 
     @property
     def has_sequence(self) -> bool:
-        """Whether a file is a sequence."""
+        """Whether at least one file is a sequence."""
         return bool(set(self.roles) - {"seg"})
 
 
@@ -240,7 +240,7 @@ def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
 
 
 def _is_of_family(matches: Sequence[Match]) -> bool:
-    """Whether the files belong to one case, and the shared start of their names names no sequence."""
+    """Whether the files belong to one case, and the start that their names share contains no sequence."""
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
@@ -266,8 +266,9 @@ def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -
 def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
     """Find the roles of the files by the words in their names.
 
-    If all names begin with the same word for contrast agent, that word may be the patient's name: `KM_T1` and
-    `KM_T1_post` are T1 and T1c of the patient KM. If only such a word distinguishes T1c from T1, the file is unknown.
+    If all names begin with the same word for contrast agent, that word may be the patient's initials: `KM_T1` and
+    `KM_T1_post` are T1 and T1c of the patient KM. A file that would be T1c only because of such a word has no known
+    role.
     """
     in_full = _sorted_by_role({file: by_word[file] for file in files})
     stems = [str(stem_of(file)) for file in files]
@@ -293,7 +294,7 @@ def _sorted_by_role(roles: Mapping[Path, str | None], sequences: Sequence[str] =
 
 
 def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
-    """Files in unsupported formats, by sequence."""
+    """Files of each sequence that are in a format that this package does not read as a case, such as MetaImage."""
     found: dict[str, list[Path]] = {}
     for file in files:
         role = role_in(task, stem_of(file, OTHER_FORMATS) or "")
@@ -307,7 +308,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
 
     Args:
         folder: Folder of the case.
-        content: All entries of the folder.
+        content: All files and folders in the folder.
         task: Task that defines the sequences and regions.
 
     Raises:
@@ -331,11 +332,11 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
     ]
     if unread:
         by_prepare = all(name.lower().endswith(NRRD) for name in unread)
-        how = "; `lora-moe-hgd prepare FOLDER OUT` does this" if by_prepare else ""
+        how = f" To convert NRRD files, run {prepare_command()}." if by_prepare else ""
         raise BadInputError(
             folder,
             f"These sequences are in an unsupported format: {listed(unread)}. Convert the files to NIfTI "
-            f"(.nii.gz{how}), or remove the files to continue without them.",
+            f"(.nii.gz), or remove the files to continue without these sequences.{how}",
         )
     if not named.has_sequence:
         raise nothing_found(folder, task)
@@ -352,15 +353,15 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
             what = "the ground truth" if role == "seg" else role
             raise BadInputError(
                 folder,
-                f"Several files may be {what}: {listed(file.name for file in same)}. Keep one of them. Put each "
-                "patient and each session into a separate folder.",
+                f"Several files may be {what}: {listed(file.name for file in same)}. Keep one of these files, or put "
+                "each patient and each session into a separate folder.",
                 names_unclear=True,
             )
     return named
 
 
 def _cases_in(files: Sequence[Path]) -> list[str]:
-    """Patients and sessions in the file names, as far as the names state them with certainty."""
+    """Patients and sessions that the file names state with certainty, sorted."""
     found = set()
     for file in files:
         bids = BIDS_CASE.match(file.name)
@@ -376,11 +377,11 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
 
 
 def nothing_found(folder: Path, task: Task = BRAIN_TUMOUR) -> BadInputError:
-    """Error about a folder in which no sequence is found."""
+    """Error that says that a folder contains no sequence, and lists its files."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
-        return BadInputError(folder, "No MRI sequence found. The folder is empty.")
-    message = f"No MRI sequence found. The folder contains: {listed(names)}. {_each_name(task)}."
+        return BadInputError(folder, "No MRI sequence found. The folder is empty. Give a folder that contains images.")
+    message = f"No MRI sequence found. The folder contains: {listed(names)}. {_each_name(task)}. Rename the files."
     return BadInputError(folder, message, names_unclear=True)
 
 

@@ -22,13 +22,14 @@ NO_CASES_OF_BIDS = ("derivatives", "sourcedata")
 
 
 def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """Find the sequences of one case: a folder, a file with four axes, or the common start of numbered files.
+    """Find the sequences of the case at `path`.
 
-    The case gets the name of its folder. If the folder is a symbolic link, the case gets the name of the link. A case
-    that `lora-moe-hgd prepare` wrote keeps the name in its `prepare.json`.
+    The name of the case is the name of its folder. If the folder is a symbolic link, the case gets the name of the
+    link. A case that `lora-moe-hgd prepare` wrote keeps the name in its `prepare.json`.
 
     Args:
-        path: Folder or file of the case.
+        path: Folder of the case, file with four axes, or shared start of the paths of numbered files, such as
+            `imagesTr/case_7`.
         channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         task: Task whose words identify the sequences in file names.
 
@@ -52,7 +53,8 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
         if len(numbered) > 1:
             raise BadInputError(
                 path,
-                f"This folder contains several cases. Give one of them: {listed(map(str, numbered.values()))}.",
+                f"This folder contains several cases. Give the path of one case: "
+                f"{listed(map(str, numbered.values()))}.",
             )
         others = [file.name for file in content if stem_of(file) is not None and channel_of(file) is None]
         if others:
@@ -80,7 +82,7 @@ def _case_at(path: Path, channel_order: Sequence[str] | None, task: Task) -> Cas
 def find_cases(
     root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
 ) -> list[CaseFiles]:
-    """Find every case below `root`, sorted by path, or `root` itself if it is a case.
+    """Find every case below `root`, sorted by path, or `root` itself if `root` is a case.
 
     Raises:
         BadInputError: If `root` contains no case, or the files of a case cannot be identified.
@@ -102,8 +104,8 @@ def survey(
         BadInputError: If `root` contains no case, or if `channel_order` has no effect on any case.
     """
     if not root.is_dir():
-        found = "This is a file, not a folder of cases." if root.exists() else "There is no such folder."
-        raise BadInputError(root, found)
+        is_file = "This is a file, not a folder of cases. Give the folder that contains the cases."
+        raise BadInputError(root, is_file if root.exists() else "There is no such folder. Check the path.")
     # If both folders exist, `imagesTr` is used: `imagesTs` contains cases without labels, which training cannot use.
     apart = next((root / name for name in ("imagesTr", "imagesTs") if (root / name).is_dir()), None)
     together = channel_cases(apart or root)
@@ -124,7 +126,7 @@ def survey(
 def _found(
     root: Path, places: Sequence[Path], channel_order: Sequence[str] | None, task: Task, *, named_by_file: bool
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Find the case at each path, and return the errors of paths at which no case can be identified."""
+    """Return the case at each path, or an error for a path at which no case can be identified."""
     cases, findings = [], []
     for place in places:
         try:
@@ -153,7 +155,7 @@ def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """Name, for tables, of a folder or file that is not a recognised case: the name that a case there would get."""
+    """Name in tables of a folder or file that is no recognised case. A case at the same path would have this name."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -254,8 +256,8 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
     """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    The folder counts as such a case if it is next to a case. A folder with a file that cannot be identified also
-    counts if a case is on the same level, or if no case is found at all.
+    The result is true if the parent folder also contains a case. If the folder contains a file that cannot be
+    identified, the result is also true if there is a case at the same depth below `root`, or no case at all.
     """
     if not places:
         return not folder.is_clear

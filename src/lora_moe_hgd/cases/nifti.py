@@ -1,8 +1,8 @@
 """Read image files from users, header first, and write results atomically.
 
-A file may be damaged, too large, or of another kind. Sizes are therefore checked before any data is decompressed, and
-only as much data is decompressed as the header announces. Checksums are verified, and every failure is a
-`BadInputError`. Header extensions are skipped, because they may be long and may contain the patient's name.
+A user's file may be damaged, too large, or of another format. Sizes are therefore checked before any data is
+decompressed, and only as much data is decompressed as the header announces. Checksums are verified, and every failure
+is a `BadInputError`. Header extensions are skipped, because they may be long and may contain the patient's name.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class _Content:
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
     """Read one 3-D volume as float32 with nibabel's affine. Trailing axes of length one are dropped.
 
-    A `.npy` array has no geometry, so the array is assumed to be in RAS order, with voxels of `npy_spacing_mm`.
+    A `.npy` array has no geometry, so the array is assumed to be in RAS order, with cubic voxels of edge
+    `npy_spacing_mm`.
 
     Raises:
         BadInputError: If the file is missing, damaged, too large, of another format or not 3-D, or if its affine is
@@ -96,7 +97,8 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]
         channels: Index of each volume along the fourth axis, by name.
 
     Raises:
-        BadInputError: For the reasons in `read_image`, and if the length of the fourth axis does not fit `channels`.
+        BadInputError: For the same reasons as in `read_image`, and if the length of the fourth axis does not fit
+            `channels`.
     """
     content = _read(path, 1.0)
     shape, length = content.array.shape, max(channels.values()) + 1
@@ -106,7 +108,7 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]
             path,
             f"The channel order has {counted(length, 'sequence')}, but the file contains "
             f"{counted(math.prod(shape[3:]), 'volume')} "
-            f"({times(shape)}). Name each sequence along the fourth axis.",
+            f"({times(shape)}). Name the sequence of each volume with --channel-order.",
         )
     array = content.array.reshape(*shape[:3], length)
     return {name: content.volume(np.ascontiguousarray(array[..., at])) for name, at in channels.items()}
@@ -158,7 +160,7 @@ def _read_nifti(path: Path) -> _Content:
 
 
 def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
-    """Read the unchanged header from the file, without its extensions."""
+    """Read the header as it is stored in the file, without its extensions."""
     # Same rule as nibabel: a signature at the end marks NIfTI-1, the header's length at the beginning marks NIfTI-2.
     raw = file.read(nib.Nifti1Header.sizeof_hdr)
     kind = nib.Nifti1Header
@@ -176,7 +178,7 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
             raise BadInputError(path, "The file ends inside its header. Copy or download the file again.")
         if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
             raise BadInputError(
-                path, "The file was copied as text, which damaged it. Copy the file again in binary mode."
+                path, "The file was damaged by a copy in text mode. Copy the file again in binary mode."
             )
     return kind(raw, check=False)
 
@@ -191,7 +193,9 @@ def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
         shape, dtype = tuple(int(edge) for edge in header.get_data_shape()), header.get_data_dtype()
     # Nibabel raises various errors for an invalid header. The user gets one message for all of them.
     except Exception as error:
-        raise BadInputError(path, f"The header is invalid ({error}). Save the file again.") from error
+        raise BadInputError(
+            path, f"The header is invalid ({error}). Save the file again with the program that made it."
+        ) from error
     check_size(path, shape, dtype)
     if not header["sform_code"] and header["qform_code"] and qform_rotation(header) is None:
         raise BadInputError(

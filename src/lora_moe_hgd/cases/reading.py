@@ -26,8 +26,8 @@ class CaseReading:
 
     Attributes:
         case: Files of the case.
-        settled: The case after applying the rules of `case_rules`, for the image processor. Findings in `settled`
-            name sequences, not files.
+        settled: Arrays, grid and findings after the rules of `case_rules`, for the image processor. Findings in
+            `settled` name sequences, not files.
         images: Each usable sequence, float32, zero outside the brain, all on one grid, in channel order.
         findings: Errors and warnings, each with the file that it concerns.
     """
@@ -63,7 +63,7 @@ class CaseReading:
         return self.settled.regions
 
     def checked(self, *, strict: bool = False) -> CaseReading:
-        """Return the reading if the case can be used.
+        """Return this object if the case can be used.
 
         Raises:
             BadInputError: On the first error; with `strict` on the first warning as well.
@@ -84,12 +84,12 @@ def read_case(
 ) -> CaseReading:
     """Read the files of a case and apply the rules of `case_rules`.
 
-    An unusable file is left out, and `findings` gets an error.
+    A file that cannot be used is left out, and the `findings` of the result contain an error about the file.
 
     Args:
         case: Files of the case.
         labels: Whether to read the label map, which must then exist.
-        reference: Sequence to whose grid the others are resampled. `None` means the first readable sequence.
+        reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
         not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -97,7 +97,7 @@ def read_case(
     """
     findings: list[Finding] = []
     if reference is not None and reference not in case.images:
-        message = f"The reference sequence {reference} is missing. The case has {', '.join(case.images)}."
+        message = f"The reference sequence {reference} is missing. Choose another of {', '.join(case.images)}."
         return CaseReading(case, SettledCase({}, np.eye(4), ""), findings=[Finding(case.folder, message, "error")])
     read = _read_images(case, findings)
     label_map = _read_labels(case, findings) if labels else None
@@ -112,7 +112,7 @@ def read_case(
         task=task,
     )
     if not read and not findings:
-        message = f"The case has no sequence. It needs at least one of {', '.join(task.modalities)}."
+        message = f"The case has no sequence. Add an image of at least one of {', '.join(task.modalities)}."
         findings.append(Finding(case.folder, message, "error"))
     places = {**case.images, LABEL_MAP: case.segmentation}
     findings += [replace(finding, where=places.get(str(finding.where)) or case.folder) for finding in settled.findings]
@@ -166,12 +166,12 @@ def read_sources(
 ) -> CaseReading:
     """Apply the rules of `case_rules` to a case with sequences in memory or on disk.
 
-    A finding names the file of its sequence, or the sequence itself if it is in memory.
+    A finding names the file of its sequence, or the sequence if its image is in memory.
 
     Args:
         sources: Path, nibabel image, MONAI `MetaTensor`, array or tensor `(D, H, W)` of each sequence, by its name.
             Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
-        reference: Sequence to whose grid the others are resampled. `None` means the first readable sequence.
+        reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         task: Task that defines the sequences and regions.
@@ -205,7 +205,7 @@ def _image_of(source: Any, volume: Volume) -> nib.Nifti1Image:
 
 
 def _images(settled: SettledCase, sources: Mapping[str, nib.Nifti1Image]) -> dict[str, nib.Nifti1Image]:
-    """Each usable sequence on the common grid, with the header of the reference."""
+    """Each usable sequence as an image on the common grid, with the header of the reference."""
     if not settled.arrays:
         return {}
     like = sources[settled.reference]
@@ -213,7 +213,7 @@ def _images(settled: SettledCase, sources: Mapping[str, nib.Nifti1Image]) -> dic
 
 
 def _read_images(case: CaseFiles, findings: list[Finding]) -> dict[str, ReadVolume]:
-    """Each sequence that can be read, in channel order."""
+    """Each sequence that can be read, in channel order. Errors are added to `findings`."""
     read = {}
     try:
         if case.channels:

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from ..files import counted
-from ..model.findings import BadInputError
+from ..model.findings import BadInputError, prepare_command
 
 MAX_EDGE = 1024
 MAX_BYTES = 4 * 1024**3
@@ -52,14 +52,15 @@ def check_name(path: Path) -> None:
     if name.endswith(CONVERTED_BY_NIBABEL):
         message = f"This file format is not supported. Convert the file to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(NRRD):
-        message = "Only `lora-moe-hgd prepare FOLDER OUT` reads NRRD files. Run this command, and use the case in OUT."
+        message = f"Convert NRRD files first, and use the case in OUT: {prepare_command()}."
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
         message = "Single DICOM files are not supported. Give the folder of the study."
     else:
         message = (
-            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Rename or convert the file."
+            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Correct the file name, or "
+            "convert the file to NIfTI."
         )
     raise BadInputError(path, message)
 

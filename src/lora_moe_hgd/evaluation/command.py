@@ -48,8 +48,8 @@ from .trained_on import trained_among
 PARTS = ("validation", "train")
 TABLES = ("table.md", "table.json", "scores.csv")
 SUBSETS_HELP = (
-    "subsets of the sequences to score, separated by commas; t1c+flair is one subset, and `all` is the one subset of "
-    "all sequences (default: every subset)"
+    "subsets of the sequences to score, separated by commas: t1c+flair is one subset of two sequences, and t1c,flair "
+    "are two subsets of one sequence each; `all` is the one subset of all sequences (default: every subset)"
 )
 
 

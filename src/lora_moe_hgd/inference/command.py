@@ -11,6 +11,7 @@ from pathlib import Path
 from lora_moe_hgd_cli import SEGMENT_USES
 
 from ..arguments import (
+    SEQUENCES_HELP,
     CommandParser,
     add_allowances,
     add_bf16,
@@ -26,7 +27,7 @@ from ..cases.layouts import find_case, survey
 from ..files import counted
 from ..loading import checkpoint_folder, checkpoint_task
 from ..model.confidence import dice_text
-from ..model.findings import BadInputError, Finding, raise_errors
+from ..model.findings import BadInputError, Finding, prepare_command, raise_errors
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..processes import device_of_process, started_processes
 from ..scans.options import add_scan_options, given_scan_options
@@ -55,9 +56,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         )
     add_out_path(parser, help="folder for the results; a cohort gets one subfolder per case")
     add_checkpoint(parser)
-    parser.add_argument(
-        "--sequences", "--modalities", metavar="NAMES", help="use only these sequences, such as t1c,flair"
-    )
+    parser.add_argument("--sequences", "--modalities", metavar="NAMES", help=SEQUENCES_HELP)
     parser.add_argument(
         "--label-scheme",
         choices=[*task.schemes, INPUT_SCHEME],
@@ -138,8 +137,8 @@ def main(argv: Sequence[str]) -> None:
         return
     if given := given_scan_options(args):
         raise ValueError(
-            f"{', '.join(given)} has an effect on DICOM files only. Leave it out. For NIfTI files with the skull, run "
-            "`lora-moe-hgd prepare` first."
+            f"{', '.join(given)} has an effect on DICOM files only. Leave it out. For NIfTI files with the skull, "
+            f"first run {prepare_command()}."
         )
     targets = [(one, args.out_path)] if one else [(case, args.out_path / case.case_id) for case in cases]
     for case, folder in targets:

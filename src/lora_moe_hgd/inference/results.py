@@ -75,7 +75,7 @@ class ResultOptions:
         known = ", ".join(task.modalities)
         unknown = sorted({*(self.sequences or ()), *([self.reference] if self.reference else [])} - {*task.modalities})
         if unknown:
-            hint = sequence_hint(unknown[0], task.modalities)
+            hint = sequence_hint(unknown, task.modalities)
             raise ValueError(f"Unknown sequence {', '.join(unknown)}.{hint} The names are {known}.")
         if self.sequences == ():
             raise ValueError(f"The list of sequences is empty. Name at least one of {known}.")
@@ -109,7 +109,9 @@ def choose_sequences(case: CaseFiles, wanted: Sequence[str] | None) -> CaseFiles
 def _require_sequences(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     lacking = [name for name in wanted if name not in present]
     if lacking:
-        raise ValueError(f"{where} lacks {', '.join(lacking)}. It has {', '.join(present)}.")
+        raise ValueError(
+            f"{where} lacks {', '.join(lacking)}. It has {', '.join(present)}. Request only these sequences."
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .brain import (
     head_litres,
     spread_of,
 )
-from .findings import WHOLE_CASE, BadInputError, Finding, Level, raise_errors
+from .findings import WHOLE_CASE, BadInputError, Finding, Level, prepare_command, raise_errors
 from .grids import Volume, centres_apart_mm, check_affine, on_grid_of
 from .label_schemes import LabelMapError, LabelScheme, detect_label_scheme, label_values
 from .task import BRAIN_TUMOUR, Task
@@ -311,8 +311,7 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
             notes.add(
                 name,
                 f"{head:.1f} litres of tissue look like a head with its skull. Remove the skull first: "
-                "lora-moe-hgd prepare FOLDER OUT. To segment a head with its skull, use `--allow-skull` "
-                "(`allow_skull=True`).",
+                f"{prepare_command()}. To segment a head with its skull, use `--allow-skull` (`allow_skull=True`).",
                 "warning" if allow_skull else "error",
             )
         elif litres < LEAST_BRAIN_LITRES:

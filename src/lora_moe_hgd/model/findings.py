@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,8 @@ Level = Literal["error", "warning"]
 # Value of `Finding.where` if a finding is about the case itself, not about one of its files. Only the message is
 # shown.
 WHOLE_CASE = "case"
+# Modules of the packages in the extra `scans` of `lora-moe-hgd`, which `lora-moe-hgd prepare` imports.
+SCAN_MODULES = ("pydicom", "dcm2niix", "SimpleITK", "deepbet", "highdicom")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class Finding:
 
     def __str__(self) -> str:
         return self.message if self.where == WHOLE_CASE else f"{self.where}: {self.message}"
+
+
+def missing_scan_modules() -> list[str]:
+    """Modules that `lora-moe-hgd prepare` needs, but that are not installed."""
+    return [name for name in SCAN_MODULES if importlib.util.find_spec(name) is None]
+
+
+def prepare_command() -> str:
+    """Text for messages: the command that prepares raw images, and how to install the packages that it lacks."""
+    install = ' (first install its packages: pip install "lora-moe-hgd[scans]")' if missing_scan_modules() else ""
+    return f"lora-moe-hgd prepare FOLDER OUT{install}"
 
 
 def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:

@@ -19,6 +19,8 @@ MAX_UNPACKED_BYTES = 16 * 1024**3
 # bombs are made, to a thousandth. Files that unpack to at most `SMALL_BYTES` in all may have any ratio.
 MAX_RATIO = 100
 SMALL_BYTES = 64 * 1024**2
+ONE_STUDY = "Give the zip file of one study, or unpack the file yourself, and give the folder."
+IF_TRUSTED = "If you trust the zip file, unpack the file yourself, and give the folder."
 # Errors of the decompressors for invalid bytes. The one of bzip2 also raises an `OSError` without `errno`.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -75,7 +77,10 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
     except OSError as error:
         if error.errno is None:
             raise _damaged(path) from error
-        raise BadInputError(path, f"The zip file cannot be unpacked: {error.strerror}.") from error
+        raise BadInputError(
+            path,
+            f"The zip file cannot be unpacked: {error.strerror}. Unpack the zip file yourself, and give the folder.",
+        ) from error
     finally:
         if not done:
             shutil.rmtree(target, ignore_errors=True)
@@ -83,7 +88,9 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
 
 
 def _damaged(path: Path) -> BadInputError:
-    return BadInputError(path, "The zip file is damaged or of an unsupported kind. Unpack the file yourself.")
+    return BadInputError(
+        path, "The zip file is damaged or of an unsupported kind. Unpack the zip file yourself, and give the folder."
+    )
 
 
 def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_members: int) -> int:
@@ -91,24 +98,26 @@ def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_membe
     packed = sum(member.compress_size for member in members)
     if len(members) > max_members:
         raise BadInputError(
-            path, f"The zip file contains {len(members)} files, but at most {max_members} are allowed."
+            path, f"The zip file contains {len(members)} files, but at most {max_members} are allowed. {ONE_STUDY}"
         )
     if total > max_bytes:
         raise BadInputError(
-            path, f"The zip file unpacks to {in_bytes(total)}, but at most {in_bytes(max_bytes)} are allowed."
+            path,
+            f"The zip file unpacks to {in_bytes(total)}, but at most {in_bytes(max_bytes)} are allowed. {ONE_STUDY}",
         )
     if total > SMALL_BYTES and total > MAX_RATIO * packed:
         raise BadInputError(
-            path, f"The zip file unpacks to more than {MAX_RATIO} times its size, which images never do."
+            path, f"The zip file unpacks to more than {MAX_RATIO} times its size, which images never do. {IF_TRUSTED}"
         )
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
             raise BadInputError(
-                path, "The zip file contains a path that leads out of the folder, so it is not unpacked."
+                path,
+                f"The zip file contains a path that leads out of the folder, so nothing is unpacked. {IF_TRUSTED}",
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadInputError(path, "The zip file contains a link, so it is not unpacked.")
+            raise BadInputError(path, f"The zip file contains a link, so nothing is unpacked. {IF_TRUSTED}")
         if member.flag_bits & 0x1:
-            raise BadInputError(path, "The zip file is encrypted. Unpack the file yourself.")
+            raise BadInputError(path, "The zip file is encrypted. Unpack the zip file yourself, and give the folder.")
     return total

@@ -43,6 +43,7 @@ LEAST_SHARE, BOX_MARGIN = 0.02, 0.1
 # at most 0.85. For six raw images of open-ms the Dice is at least 0.96, and for the composed head of docs/scans.md at
 # least 0.89.
 LEAST_AGREEMENT = 0.87
+OTHER_EXTRACTION = "Give a mask with --brain-mask or another program with --brain-extraction."
 NO_BRAIN = (
     "No brain was found. If this is an image of a complete head, give a mask with --brain-mask or another program "
     "with --brain-extraction. If the skull is removed already, give --brain-extraction none."
@@ -96,7 +97,7 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
             not run in a shell.
         volume: Image with the skull.
         where: Name of the image in error messages.
-        scratch: Folder for the files of the image and of the result.
+        scratch: Folder for two temporary files: the image, and the result of the command.
 
     Raises:
         BadInputError: If the command fails, or if its result is not a brain mask.
@@ -117,11 +118,14 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
             where, f"The program {words[0]} for brain extraction was not found. Check --brain-extraction."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise BadInputError(where, f"The brain extraction was stopped after {COMMAND_TIMEOUT_S} s.") from error
-    if done.returncode or not target.is_file():
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise BadInputError(
-            where, f"The brain extraction by {words[0]} failed (exit code {done.returncode}): {''.join(last)}"
+            where, f"The brain extraction took more than {COMMAND_TIMEOUT_S} s. {OTHER_EXTRACTION}"
+        ) from error
+    if done.returncode or not target.is_file():
+        last = "".join(done.stderr.decode(errors="replace").strip().rstrip(".").splitlines()[-1:]) or "none"
+        raise BadInputError(
+            where,
+            f"{words[0]} failed with exit code {done.returncode}. Its last message: {last}. {OTHER_EXTRACTION}",
         )
     return brain_by_mask(target, volume, where)
 
@@ -158,7 +162,7 @@ def _network(name: str) -> torch.jit.ScriptModule:
     content = b"" if path is None or not path.is_file() else path.read_bytes()
     if hashlib.sha256(content).hexdigest() != NETWORKS[name]:
         raise ValueError(
-            f"The network file {name} of deepbet 1.0.2 is missing or differs, so it was not loaded. "
+            f"The network file {name} of deepbet 1.0.2 is missing or differs, so the network was not loaded. "
             'Install deepbet again: pip install --force-reinstall --no-deps "deepbet==1.0.2".'
         )
     # Load the bytes that were checked: the file may have changed since.
@@ -176,7 +180,10 @@ def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _box(coarse: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-    """Box around the coarse brain mask in a volume of this shape; `None` if the mask is nearly empty."""
+    """Bounding box of the brain, with a margin, in a volume of `shape`; `None` if the mask is nearly empty.
+
+    `coarse` is the brain mask on a grid of other voxels that covers the same volume.
+    """
     box = []
     for axis in range(3):
         share = coarse.mean(axis=tuple(other for other in range(3) if other != axis))

@@ -1,4 +1,4 @@
-"""Check brain masks: their agreement between sequences, their volume, and whether they cut off tissue."""
+"""Check brain masks: agreement between sequences, volume, and whether a mask cuts off tissue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BRIGHT_SPREADS = 3.5
 
 
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
-    """Combine the masks of all sequences on one grid: a voxel belongs to the brain if at least half of them mark it.
+    """Combine the masks of all sequences on one grid: a voxel is brain if at least half of the masks contain it.
 
     Because half of the masks is enough, a tumour that is missing in one mask is not lost.
 
@@ -52,7 +52,9 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
             "registration or the brain extraction has failed."
         )
         if overlap < REFUSE_BELOW:
-            raise BadInputError(name, f"{message} Leave the sequence out with --sequences, or register it yourself.")
+            raise BadInputError(
+                name, f"{message} Leave the sequence out with --sequences, or register the sequence yourself."
+            )
         if overlap < WARN_BELOW:
             findings.append(Finding(name, f"{message} Look at the result."))
     votes = np.sum(list(masks.values()), axis=0)
@@ -61,7 +63,7 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
 
 
 def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
-    """Whether the skull has been removed: the non-zero voxels look like a brain, and agree with the mask `brain`.
+    """Whether the skull has been removed: the non-zero voxels look like a brain and agree with the mask `brain`.
 
     Args:
         volume: Image with or without the skull.
@@ -80,7 +82,7 @@ def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
     """Return the volume of a brain mask in litres.
 
     Raises:
-        BadInputError: If no brain can have this volume.
+        BadInputError: If the volume is impossible for a brain.
     """
     litres = np.count_nonzero(brain) * voxel_ml(affine) / 1000
     if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
@@ -96,7 +98,7 @@ def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[F
     """Warn if the volume of a brain mask is unusual.
 
     Raises:
-        BadInputError: If no brain can have this volume.
+        BadInputError: If the volume is impossible for a brain.
     """
     litres = check_brain(brain, affine, where)
     if not LITRES[0] <= litres <= LITRES[1]:
@@ -107,13 +109,13 @@ def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[F
 def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, where: str) -> list[Finding]:
     """Warn if bright tissue on FLAIR continues outside the brain mask: the mask may have cut off a tumour.
 
-    T2 cannot replace FLAIR here, because the fluid around the brain is as bright as a tumour on T2.
+    T2 cannot replace FLAIR in this check, because the fluid around the brain is as bright as a tumour on T2.
 
     Args:
         head: FLAIR with the skull.
         brain: Brain mask on the grid of `head`.
         affine: Affine of the grid of `head`, `(4, 4)`.
-        where: Name of the image in the warning.
+        where: Name of the image, for the warning.
     """
     edges = voxel_spacing_mm(affine)
     inside = head[brain]
@@ -162,7 +164,7 @@ def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarr
 
 
 def _shifted(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Affine of the part of an array that begins at the voxel with the index `voxels`."""
+    """Affine of a part of an array. The first voxel of the part has the index `voxels` in the full array."""
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ voxels
     return moved

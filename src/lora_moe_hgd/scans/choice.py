@@ -1,4 +1,4 @@
-"""The table of series, and the choice of one series for each sequence."""
+"""Choose one series for each sequence, and show all series in a table."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Choice:
 def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) -> Choice:
     """Choose a series for each sequence.
 
-    Original series are preferred, then series without gaps, then series with small voxels.
+    Original series are preferred to derived ones, then series without gaps, then series with small voxels.
 
     Args:
         series: All series of one study.
-        wanted: Number or UID of the series to use, by sequence. The headers of such a series do not matter.
+        wanted: Number or UID of the series to use, by sequence. These series are used whatever their headers say.
         where: Name of the study in error messages.
 
     Raises:
@@ -95,11 +95,15 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
                 Finding(
                     name,
                     f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices. Slices may be "
-                    "missing.",
+                    "missing. Look at the result, or copy the series again.",
                 )
             )
     findings += [
-        Finding(found.sequence or WHOLE_CASE, f"Series {row.number}: {found.why}. The times were used.")
+        Finding(
+            found.sequence or WHOLE_CASE,
+            f"Series {row.number}: {found.why}. The times were used. "
+            f"If the times are wrong, give --series SEQUENCE={row.number}.",
+        )
         for row, found in rows
         if row in chosen.values() and "its description says" in found.why and row not in named.values()
     ]
@@ -107,7 +111,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
     if damaged:
         findings.append(
             Finding(
-                WHOLE_CASE, f"Files of series {', '.join(damaged)} are cut off. Copy the series again if you need it."
+                WHOLE_CASE,
+                f"Files of series {', '.join(damaged)} are cut off. If you need these series, copy the files again.",
             )
         )
     return Choice(tuple(rows), chosen, tuple(findings))
@@ -130,7 +135,7 @@ def parse_series(texts: Sequence[str]) -> dict[str, str]:
         if name not in MODALITIES or not value.strip() or name in wanted:
             raise ValueError(
                 f"--series must be SEQUENCE=NUMBER or SEQUENCE=UID, with each of {', '.join(MODALITIES)} at most "
-                f"once. Got: {text}.{sequence_hint(name, MODALITIES)}"
+                f"once. Got: {text}.{sequence_hint([name], MODALITIES)}"
             )
         wanted[name] = value.strip()
     return wanted
@@ -147,7 +152,7 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
     found = [row for row in series if text in (str(row.number), row.uid)]
     if not found:
         numbers = ", ".join(str(row.number) for row in series)
-        raise BadInputError(where, f"There is no series {text}. The series have the numbers {numbers}.")
+        raise BadInputError(where, f"There is no series {text}. Give one of the numbers {numbers}.")
     if len(found) > 1:
         numbers = ", ".join(str(row.number) for row in found)
         raise BadInputError(
@@ -156,7 +161,9 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         )
     if found[0].shape[2] < 2 or found[0].plane == "none":
         raise BadInputError(
-            where, f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}."
+            where,
+            f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}. Choose another "
+            "series.",
         )
     return found[0]
 
@@ -165,8 +172,8 @@ def _nothing(rows: Sequence[tuple[Series, Recognised]]) -> str:
     """Message that says why no sequence was found."""
     modalities = {row.acquisition.modality for row, _ in rows if row.shape[2]}
     if not modalities:
-        return "The DICOM files contain no images."
+        return "The DICOM files contain no images. Give an MRI study of the head."
     if "MR" not in modalities:
         return f"The images are {', '.join(sorted(modalities))}, not MRI. Give an MRI study of the head."
     reasons = "; ".join(f"{row.number}: {found.why}" for row, found in rows[:20])
-    return f"No series was recognised as T1, T1c, T2 or FLAIR ({reasons}). Name one with --series t1c=NUMBER."
+    return f"No series was recognised as T1, T1c, T2 or FLAIR ({reasons}). Name a series with --series t1c=NUMBER."

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd prepare`: make the folder of a case from raw images."""
+"""`lora-moe-hgd prepare`: write the folder of a case, made from raw images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..arguments import CommandParser, add_in_path, add_out_path, add_quiet
+from ..arguments import SEQUENCES_HELP, CommandParser, add_in_path, add_out_path, add_quiet
 from ..cases.case_files import PREPARED, refuse_other_case
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..sequence_names import parse_sequences
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
         description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
-        "is the folder of a case, which every other command reads."
+        "is the folder of a case. Every other command can read this folder."
     )
     parser.add_argument(
         "places", nargs="*", type=Path, metavar="RAW OUT", help="the same as --in-path RAW --out-path OUT"
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "still show the skull",
     )
     add_out_path(parser, required=False, help="folder for the case")
-    parser.add_argument("--sequences", metavar="NAMES", help="use only these sequences, such as t1c,flair")
+    parser.add_argument("--sequences", metavar="NAMES", help=SEQUENCES_HELP)
     parser.add_argument(
         "--reference",
         choices=MODALITIES,
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(target, made_from):
         say(
             f"{target} already contains this case, made from the same files with the same options. Nothing was done. "
-            f"To make it again, delete {target / PREPARED}."
+            f"To prepare the case again, delete {target / PREPARED}."
         )
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:

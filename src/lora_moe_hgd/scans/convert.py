@@ -55,7 +55,9 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         total += copy.write_bytes(inflated(path))
         if total > MAX_BYTES:
             raise BadInputError(
-                sequence, f"The deflated files of series {series.number} inflate to more than {in_bytes(MAX_BYTES)}."
+                sequence,
+                f"The deflated files of series {series.number} inflate to more than {in_bytes(MAX_BYTES)}. "
+                f"{_other_series(sequence)}",
             )
     # `-g i` ignores the defaults that the user has saved for dcm2niix.
     options = ["-g", "i", "-z", "n", "-b", "n", "-f", "volume", "-o", str(target)]
@@ -64,14 +66,17 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
             [dcm2niix.bin, *options, str(source)], capture_output=True, check=False, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise BadInputError(sequence, f"dcm2niix took more than {TIMEOUT_S} s for series {series.number}.") from error
+        raise BadInputError(
+            sequence, f"dcm2niix took more than {TIMEOUT_S} s for series {series.number}. {_other_series(sequence)}"
+        ) from error
     # For uneven gaps or a tilted gantry, dcm2niix may also write a corrected volume, which is not used here.
     made = sorted(path for path in target.glob("*.nii") if not path.stem.endswith(("_Eq", "_Tilt")))
     if len(made) != 1:
         raise BadInputError(
             sequence,
             f"dcm2niix makes {counted(len(made), 'volume')} of series {series.number}, not one (exit code "
-            f"{done.returncode}). The DICOM files may be damaged, incomplete, or compressed in an unsupported way.",
+            f"{done.returncode}). The DICOM files may be damaged, incomplete, or compressed in an unsupported way. "
+            f"Copy them again. If that does not help: {_other_series(sequence)}",
         )
     image = read_image(made[0]).image
     shutil.rmtree(folder)
@@ -80,13 +85,13 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
 
 
 def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list[Finding]]:
-    """The volume with each slice at the position in its header, and a warning if that needs interpolation."""
+    """Volume with each slice at the position that its header gives, and a warning if this needed interpolation."""
     origins = _origins(volume, series)
     if origins is None:
         raise BadInputError(
             sequence,
             f"The volume that dcm2niix makes of series {series.number} does not fit the slice positions in the "
-            f"headers. Choose another series with --series {sequence}=NUMBER.",
+            f"headers. {_other_series(sequence)}",
         )
     affine, count = volume.affine, volume.array.shape[2]
     assumed = affine[:3, 3] + np.arange(count)[:, None] * affine[:3, 2]
@@ -114,8 +119,12 @@ def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list
     return Volume(array.astype(np.float32), np.vstack([affine, [0, 0, 0, 1]])), [Finding(sequence, message)]
 
 
+def _other_series(sequence: str) -> str:
+    return f"Choose another series with --series {sequence}=NUMBER."
+
+
 def _origins(volume: Volume, series: Series) -> np.ndarray | None:
-    """Position of each slice's first voxel by the DICOM headers, in millimetres (RAS), `(slices, 3)`.
+    """Position of the first voxel of each slice, read from the DICOM headers, in millimetres (RAS), `(slices, 3)`.
 
     The result is `None` if the headers do not fit the volume.
     """

@@ -1,6 +1,7 @@
 """Write the label map as a DICOM segmentation over the slices of the reference series.
 
-Each frame is sampled at the voxel positions that the header of its slice gives, so no rule about flips is needed.
+Each frame is sampled at the voxel positions that the header of its slice gives. The order and direction of the slices
+therefore need no special treatment.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def write_dicom_seg(
         affine: Affine of the regions' grid, voxel to millimetre in RAS, `(4, 4)`.
         headers: Headers of the source series without pixels: one for each slice, or the single header of an enhanced
             file.
-        algorithm: Name of the checkpoint.
+        algorithm: Name of the checkpoint, which the DICOM file names as the algorithm.
 
     Raises:
         ValueError: If no slice contains a voxel of the tumour. The segmentation would be empty.
@@ -110,7 +111,7 @@ def write_dicom_seg(
 
 
 def _completed(header: Dataset) -> Dataset:
-    """Copy of a header, with empty values for missing or invalid ones where the standard allows empty values."""
+    """Copy of a header in which missing or invalid values are empty, where the DICOM standard allows empty values."""
     # A shallow copy would share the elements with the header.
     completed = copy.deepcopy(header)
     for name, kind in MAY_BE_EMPTY.items():
@@ -126,7 +127,7 @@ def _completed(header: Dataset) -> Dataset:
 
 
 def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """For each slice: matrix `(4, 3)` from (column, row, 1) to millimetres in RAS, and numbers of rows and columns."""
+    """Of each slice: matrix `(4, 3)` from (column, row, 1) to millimetres (RAS), numbers of rows and of columns."""
     slices = []
     for source in sources:
         shape = (int(source.Rows), int(source.Columns))

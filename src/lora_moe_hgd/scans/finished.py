@@ -44,7 +44,7 @@ def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str 
 
 
 def is_finished(target: Path, made_from: str | None) -> bool:
-    """Whether `target` contains the complete case that was made from inputs with the fingerprint `made_from`."""
+    """Whether `target` contains the complete case, made from inputs with the fingerprint `made_from`."""
     try:
         report = read_json(target / PREPARED)
         names = [FILE_NAMES[name] for name in report["sequences"]]

@@ -1,7 +1,7 @@
 """Read NRRD images, such as those of 3D Slicer (https://teem.sourceforge.net/nrrd/format.html).
 
-This module reads the header first, so that sizes are checked before any data is read, and no file outside the folder
-is opened. SimpleITK then reads the voxels.
+This module reads the header first, so that sizes are checked before any voxel is read, and no file in another
+folder is opened. SimpleITK then reads the voxels.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def find_nrrd_case(folder: Path) -> CaseFiles:
         name = folder / f"{stem}.nii.gz"
         other = name if name in content else own.get(name)
         if other is not None:
-            raise BadInputError(folder, f"{other.name} and {path.name} may be the same image. Keep one of them.")
+            raise BadInputError(
+                folder, f"{other.name} and {path.name} may be the same image. Keep only one of these files."
+            )
         own[name] = path
     others = [path for path in content if path not in own.values()]
     try:
@@ -113,7 +115,9 @@ def _fields(path: Path) -> dict[str, str]:
         raise BadInputError(path, "The file does not begin with an NRRD header. Copy or save the file again.")
     header, blank, _ = raw.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not blank and len(raw) == MAX_HEADER_BYTES:
-        raise BadInputError(path, f"The NRRD header is longer than {MAX_HEADER_BYTES} bytes. Save the file again.")
+        raise BadInputError(
+            path, f"The NRRD header is longer than {MAX_HEADER_BYTES} bytes. Save the image again with 3D Slicer."
+        )
     fields: dict[str, str] = {}
     for line in header.decode("latin-1").split("\n")[1:]:
         name, separator, value = line.partition(": ")
@@ -121,7 +125,9 @@ def _fields(path: Path) -> dict[str, str]:
             continue
         name = re.sub(r"\s", "", name.lower())
         if name in fields:
-            raise BadInputError(path, f"The NRRD header gives the field {name} twice. Save the file again.")
+            raise BadInputError(
+                path, f"The NRRD header gives the field {name} twice. Save the image again with 3D Slicer."
+            )
         fields[name] = value.strip()
     return fields
 
@@ -134,7 +140,9 @@ def _check(path: Path, fields: dict[str, str]) -> None:
         encoding = fields["encoding"].lower()
     except (KeyError, ValueError) as error:
         raise BadInputError(
-            path, "The NRRD header lacks sizes, type or encoding, or one of these is invalid. Save the file again."
+            path,
+            "The NRRD header lacks sizes, type or encoding, or one of these is invalid. Save the image again with 3D "
+            "Slicer.",
         ) from error
     directions = fields.get("spacedirections", "")
     if len(shape) != 3 or fields.get("dimension") != "3" or "none" in directions.lower():

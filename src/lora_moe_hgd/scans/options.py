@@ -1,4 +1,4 @@
-"""Options of the commands that take raw images. This module needs no package of the extra `scans`."""
+"""Options of the commands that take raw images. This module imports no package of the pip extra `scans`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ SCAN_OPTIONS = ("study", "series", "brain_mask", "brain_extraction", "case_id", 
 
 
 def add_scan_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that choose among the raw images, and that define how the skull is removed."""
-    parser.add_argument("--study", metavar="NUMBER_OR_UID", help="study to use, if there are several")
+    """Add the options that choose the raw images to use, and the method that removes the skull."""
+    parser.add_argument(
+        "--study", metavar="NUMBER_OR_UID", help="number or UID of the study to use, if there are several"
+    )
     parser.add_argument(
         "--series",
         action="append",
@@ -39,5 +41,5 @@ def add_scan_options(parser: argparse._ActionsContainer) -> None:
 
 
 def given_scan_options(args: argparse.Namespace) -> list[str]:
-    """Options for raw images that the user gave to `segment`, with leading dashes."""
+    """Options of `add_scan_options` that the user gave to `segment`, such as `--series`."""
     return [f"--{name.replace('_', '-')}" for name in SCAN_OPTIONS if getattr(args, name)]

@@ -80,8 +80,9 @@ def prepare(
         options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
         steps: Store of finished steps, from which a stopped run continues. `None` stores nothing.
-        check_name: Function that is called with the name of the case before any long step. It may raise.
-        say: Function that prints a line: which image is which sequence, and each step before the step begins.
+        check_name: Function that is called with the name of the case before any long step. It may raise
+            an error.
+        say: Function that prints a line of progress: which image is which sequence, and each step as it begins.
 
     Raises:
         BadInputError: If the images cannot be used.
@@ -158,7 +159,7 @@ def prepare(
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            message = f"The reference sequence {wanted} is missing. The case has {', '.join(volumes)}."
+            message = f"The reference sequence {wanted} is missing. Choose another of {', '.join(volumes)}."
             raise BadInputError(WHOLE_CASE, message)
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}
@@ -174,7 +175,7 @@ def _brains(
     scratch: Path,
     say: Callable[[str], object],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Find the brain on each sequence, or read the user's mask for the reference alone.
+    """Find the brain on each sequence. If the user gave a mask, read it instead, for the reference only.
 
     Returns:
         Brain masks by sequence, and the names of the sequences without skull.
@@ -221,7 +222,7 @@ def _motion(
     steps: Steps,
     say: Callable[[str], object],
 ) -> Motion:
-    """Find the motion that brings a sequence to the reference, and print it."""
+    """Find the motion that brings a sequence to the reference, and print the motion."""
     images = (volumes[reference], volumes[name])
     masks = (brains.get(reference), brains.get(name))
 
@@ -243,7 +244,7 @@ def _motion(
 
 
 def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]:
-    """Warn of a motion that is unusually large.
+    """Warn if the motion from the registration is unusually large.
 
     Raises:
         BadInputError: If the mutual information is so low that the images do not show the same head.
@@ -252,14 +253,14 @@ def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]
         raise BadInputError(
             name,
             f"The registration to {reference} failed: the images have hardly anything in common (mutual information "
-            f"{motion.after:.2f}). Leave the sequence out with --sequences, or register it yourself.",
+            f"{motion.after:.2f}). Leave the sequence out with --sequences, or register the sequence yourself.",
         )
     if motion.turn_degrees > MUCH_TURN_DEGREES or motion.shift_mm > MUCH_SHIFT_MM:
         return [
             Finding(
                 name,
                 f"Registration to {reference} turned this image by {motion.turn_degrees:.0f} degrees and moved it by "
-                f"{motion.shift_mm:.0f} mm. Heads seldom move so far. Look at the result.",
+                f"{motion.shift_mm:.0f} mm. Such large motions are rare. Look at the result.",
             )
         ]
     return []
@@ -307,7 +308,7 @@ def _times(volume: Volume) -> str:
 
 
 class _Clock:
-    """Clock that measures the seconds of each step."""
+    """Clock that measures how many seconds each step takes."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

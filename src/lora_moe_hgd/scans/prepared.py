@@ -1,6 +1,6 @@
 """A case that was prepared from raw images, and the grid on which each sequence was scanned.
 
-This module needs no package of the extra `scans`.
+This module imports no package of the pip extra `scans`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Prepared:
     """A case on one grid without skull, made from raw images.
 
     Attributes:
-        case_id: Name of the case. The name does not reveal the patient, unless the user chose one that does.
+        case_id: Name of the case. The name does not reveal the patient, unless the user chose a name that does.
         reference: Sequence whose grid all sequences of the case have.
         affine: Affine of the reference's grid, `(4, 4)`.
         images: Each sequence on the reference's grid, `(D, H, W)` float32, zero outside the brain.

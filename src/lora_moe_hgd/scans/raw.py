@@ -1,26 +1,18 @@
 """Check whether a path contains DICOM files, and whether the packages that read them are installed.
 
-This module needs no package of the extra `scans`.
+This module imports no package of the pip extra `scans`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import install_command
+from ..model.findings import missing_scan_modules
 
-# Packages of the extra `scans`, with the name under which each is imported.
-NEEDED = {
-    "pydicom": "pydicom",
-    "dcm2niix": "dcm2niix",
-    "SimpleITK": "SimpleITK",
-    "deepbet": "deepbet",
-    "highdicom": "highdicom",
-}
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 # A folder with more files than this is not a study.
 MAX_FILES = 200_000
@@ -29,7 +21,7 @@ MAX_FILES = 200_000
 def is_raw(path: Path) -> bool:
     """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOMDIR.
 
-    A folder with DICOM files counts even if it also contains images of another kind, such as an ordinary case.
+    The folder may also contain images of another kind, such as an ordinary case.
     """
     if path.is_dir():
         return any(is_dicom(file) for file in files_below(path))
@@ -68,13 +60,12 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def require_extra() -> None:
-    """Check that the packages of the extra `scans` are installed.
+    """Check that the packages of the pip extra `scans` are installed.
 
     Raises:
-        ValueError: If a package is missing. The error message contains the command that installs it.
+        ValueError: If a package is missing. The error message contains the command that installs the package.
     """
-    missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := missing_scan_modules():
         raise ValueError(
             f"Images from the scanner need packages that are not installed ({', '.join(missing)}). Install them: "
             f"{install_command('scans')}"

@@ -66,11 +66,14 @@ def read_scans(
     if not path.exists():
         raise BadInputError(path, "There is no such file or folder. Check the path.")
     if path.is_dir() and not any(path.iterdir()):
-        raise BadInputError(path, "The folder is empty.")
+        raise BadInputError(path, "The folder is empty. Give a folder that contains images.")
     if is_raw(path):
         scans = _read_dicom(path, scratch, study, series or {}, sequences, say)
     elif series or study:
-        raise ValueError("--series and --study choose among DICOM files, but there are none. Leave both options out.")
+        raise ValueError(
+            "--series and --study choose among DICOM files, but there are no such files. Leave out --series "
+            "and --study."
+        )
     else:
         scans = _read_case(path, sequences, say)
     for name, volume in scans.volumes.items():
@@ -98,7 +101,9 @@ def _read_dicom(
     if unreadable:
         findings.append(Finding(WHOLE_CASE, unreadable_files(unreadable)))
     if not series:
-        raise BadInputError(path, "None of the DICOM files can be read. The files may be cut off: copy them again.")
+        raise BadInputError(
+            path, "None of the DICOM files can be read. The files may be cut off. Copy the files again."
+        )
     series = choose_study(series, study, where=path)
     choice = choose(series, wanted, where=path)
     chosen = _only(choice.chosen, sequences, path)
@@ -126,9 +131,10 @@ def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path)
     """Return the sequences in `wanted`, or all if `wanted` is `None`, in channel order."""
     lacking = [name for name in wanted or () if name not in found]
     if lacking:
-        hint = sequence_hint(lacking[0], MODALITIES)
+        hint = sequence_hint(lacking, MODALITIES)
         raise BadInputError(
             where,
-            f"The sequence {', '.join(lacking)} was not found.{hint} The sequences found are {', '.join(found)}.",
+            f"The sequence {', '.join(lacking)} was not found.{hint} Request only sequences that were found: "
+            f"{', '.join(found)}.",
         )
     return {name: found[name] for name in MODALITIES if name in found and (wanted is None or name in wanted)}

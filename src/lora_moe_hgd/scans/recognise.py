@@ -2,7 +2,7 @@
 
 Echo, repetition and inversion times decide, because descriptions are in any language and often wrong. The ranges of
 these times are textbook values for 1 to 3 T. The description decides if the headers lack times. The description also
-decides where times do not help: for contrast agents, angiographies and maps.
+decides whether a series is a map or an angiography, or shows a contrast agent, because the times cannot show this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_AGENT = {"", "no", "none", "0", "n", "without", "n/a", "na", "nil", "ohne", "
 
 @dataclass(frozen=True)
 class Times:
-    """A row of `TABLE`: a kind of image, and the ranges of times by which it is recognised.
+    """A kind of image, and the ranges of times by which this kind is recognised. `TABLE` lists all kinds.
 
     Attributes:
         name: Kind of image: `t1`, `t2`, `flair`, or the name of a kind that is not used.
@@ -84,7 +84,7 @@ class Recognised:
 
     Attributes:
         sequence: `t1`, `t1c`, `t2` or `flair`; `None` if the series is left out.
-        why: The reason in a few words.
+        why: Reason for the decision, in a few words.
     """
 
     sequence: str | None
@@ -106,14 +106,14 @@ def recognise(series: Series) -> Recognised:
     if described == "other":
         return Recognised(None, "left out because of its description")
     if found.echo_ms is not None and found.repetition_ms is not None:
-        return Recognised(None, f"no sequence has these times ({_times(found)})")
+        return Recognised(None, f"these times fit no sequence ({_times(found)})")
     if described in ("t1", "t1c", "t2", "flair"):
         return Recognised(described, "recognised by its description, because the headers lack times")
     return Recognised(None, "the headers lack times, and the description names no sequence")
 
 
 def _left_out(series: Series) -> str | None:
-    """Reason why a series cannot be one of the four sequences, whatever its times; `None` if there is none."""
+    """Reason other than its times why a series cannot be one of the four sequences; `None` if there is none."""
     found = series.acquisition
     if not series.shape[2]:
         return "no image"

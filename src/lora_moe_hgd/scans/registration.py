@@ -76,8 +76,8 @@ def register(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, see `optimum`.
-        moving_brain: Brain mask of the moving image, see `optimum`.
+        brain: Brain mask of the reference, which limits the comparison as in `optimum`.
+        moving_brain: Brain mask of the moving image, which adds start positions as in `optimum`.
     """
     found = optimum(reference, moving, brain=brain, moving_brain=moving_brain)
     is_small = found.turn_degrees < SMALL_DEGREES and found.shift_mm < SMALL_MM
@@ -89,7 +89,9 @@ def register(
 def optimum(
     reference: Volume, moving: Volume, *, brain: np.ndarray | None = None, moving_brain: np.ndarray | None = None
 ) -> Motion:
-    """Find the motion with the highest mutual information near the starts, without preference for the headers.
+    """Find the motion with the highest mutual information near the start positions.
+
+    Unlike `register`, this function does not prefer the position that the headers give.
 
     Mutual information has artefacts at positions where the grids of both images are parallel (Pluim et al. 2000, doi
     10.1006/cviu.1999.0816). The position that the headers give may therefore have a higher mutual information than the
@@ -98,7 +100,7 @@ def optimum(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, bool in its shape. With `brain`, the images are compared only in the
+        brain: Brain mask of the reference, bool in its shape. With this mask, the images are compared only in the
             brain and a margin around the brain, where the head moves as a rigid body.
         moving_brain: Brain mask of the moving image. With `brain` and `moving_brain`, the search also starts from the
             position at which the centres of both brains coincide.
@@ -167,7 +169,7 @@ class _Pair:
 
 
 def _climbed(pair: _Pair, start: sitk.Euler3DTransform) -> sitk.Euler3DTransform:
-    """Climb from a start to the nearest optimum of mutual information."""
+    """Search from a start position for the nearest optimum of mutual information, by gradient ascent."""
     found = sitk.Euler3DTransform(start)
     method = pair.method()
     # On real heads, a relaxation of 0.5 stops up to 3 mm short of the optimum.
@@ -185,7 +187,7 @@ def _climbed(pair: _Pair, start: sitk.Euler3DTransform) -> sitk.Euler3DTransform
 
 
 def _best(pair: _Pair, candidates: list[sitk.Euler3DTransform], count: int) -> list[sitk.Euler3DTransform]:
-    """The `count` candidates with the highest mutual information."""
+    """Return the `count` candidates with the highest mutual information."""
     return sorted(candidates, key=lambda candidate: -pair.information(candidate))[:count]
 
 

@@ -1,4 +1,4 @@
-"""Store the finished steps of a preparation, so that a stopped run continues after the last of them.
+"""Store the finished steps of a preparation, so that a stopped run continues after its last finished step.
 
 The file name of a result contains a digest of all its inputs: voxels, affine, options, code and version. A change of
 an input changes the digest, so that an old result is never reused. Only brain masks and motions are stored, because
@@ -76,9 +76,9 @@ class Steps:
 
         Args:
             sequence: Name of the moving image.
-            reference: Name of the image that the moving one is registered to.
+            reference: Name of the image to which the moving image is registered.
             images: Reference and moving image.
-            brains: Brain mask of the reference and of the moving image; `None` if unknown.
+            brains: Brain masks of the reference and of the moving image; `None` for an unknown mask.
             make: Function that computes the motion.
         """
         if self.folder is None:

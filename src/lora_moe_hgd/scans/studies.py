@@ -86,7 +86,7 @@ class _Slice:
 
 
 def read_studies(folder: Path) -> tuple[list[Series], int]:
-    """List the series of all DICOM files below a folder, and count the files that cannot be read.
+    """List the series of all DICOM files below a folder. Also return the number of files that cannot be read.
 
     Raises:
         BadInputError: If there is no DICOM file.
@@ -114,10 +114,10 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         except Exception:
             unreadable += 1
     if not found:
-        raise BadInputError(folder, "No DICOM file was found in this folder or below.")
+        raise BadInputError(folder, "No DICOM file was found in this folder or below. Give the folder of a study.")
     if directories == found:
         raise BadInputError(
-            folder, "There is a DICOMDIR, but none of the files that it lists. Copy the entire medium."
+            folder, "There is a DICOMDIR, but the files that the DICOMDIR lists are missing. Copy the entire medium."
         )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
@@ -125,7 +125,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
 
 
 def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -> list[Series]:
-    """Return the series of one study. If there are several studies, `wanted` is the number or UID of one of them.
+    """Return the series of one study. If there are several studies, `wanted` is the number or UID of one study.
 
     Raises:
         BadInputError: If there are several studies or patients and `wanted` is `None`, or if there is no such study.
@@ -141,19 +141,19 @@ def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -
     if wanted is not None:
         chosen = studies[int(wanted) - 1] if wanted.isdecimal() and 0 < int(wanted) <= len(studies) else wanted
         if chosen not in studies:
-            raise BadInputError(where, f"There is no study {wanted}. The studies are: {listing}.")
+            raise BadInputError(where, f"There is no study {wanted}. Choose a study with --study NUMBER. {listing}.")
         return [row for row in series if row.study == chosen]
     if len(patients) > 1:
         raise BadInputError(
             where, f"The images are of {len(patients)} patients. Choose a study with --study NUMBER. {listing}."
         )
     if len(studies) > 1:
-        raise BadInputError(where, f"There are {len(studies)} studies. Choose one with --study NUMBER. {listing}.")
+        raise BadInputError(where, f"There are {len(studies)} studies. Choose a study with --study NUMBER. {listing}.")
     return list(series)
 
 
 def shown_date(date: str) -> str:
-    """`2026-03-31` for `20260331`.
+    """Write the date of a DICOM header with hyphens.
 
     Example:
         >>> shown_date("20260331"), shown_date("")
@@ -173,7 +173,7 @@ def case_id_of(study: str) -> str:
 
 
 def _slices(path: Path, header: Dataset, *, cut_off: bool) -> list[_Slice]:
-    """The slices of a file: a single slice, or all slices of an enhanced file."""
+    """The slices of a DICOM file: one slice, or all slices of an enhanced file, which has several frames."""
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         cosines = _numbers(header.get("ImageOrientationPatient"), 6)
@@ -206,7 +206,7 @@ def _slices(path: Path, header: Dataset, *, cut_off: bool) -> list[_Slice]:
 
 
 def _nested(frame: Dataset, shared: Dataset, group: str, keyword: str) -> Any:
-    """Value in a functional group of the frame, or else of all frames; `None` if neither has the group."""
+    """Value in a functional group of one frame, or in the group that all frames share; `None` without the group."""
     for place in (frame, shared):
         items = place.get(group)
         if items:
@@ -301,7 +301,7 @@ def _acquisition(part: _Slice) -> Acquisition:
 
 
 def _without_patient(text: str, header: Dataset) -> str:
-    """Black out the words of the patient's name and number in `text`, because some sites write these anywhere."""
+    """Black out the words of the patient's name and number in `text`, because some sites write them into any field."""
     words = re.split(r"[\^=\s,]+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}")
     for word in words:
         is_wide = all(unicodedata.east_asian_width(letter) in "WF" for letter in word)
@@ -343,7 +343,7 @@ def _normal(cosines: Sequence[float]) -> np.ndarray:
 
 
 def _plane(normal: np.ndarray) -> str:
-    """Name of the plane that is perpendicular to `normal`, a unit vector (LPS).
+    """Name of the plane of a stack of slices whose normal is the unit vector `normal` (LPS).
 
     Example:
         >>> _plane(np.array([0.0, -0.1, 0.99]))
