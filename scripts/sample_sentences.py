@@ -16,6 +16,8 @@ from pathlib import Path
 
 SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"][.!?])\s+(?=[A-Z`])|\n\s*\n|\n\s*-\s|\n(?=\s+\w+: )")
 LEAST_WORDS = 4
+# Doctests, regular expressions and HTML are no sentences.
+CODE = re.compile(r"^(?:>>>|\.\.\.)|\(\?:|</?[a-z]+[ >]")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -25,7 +27,7 @@ class Sentence:
 
     Attributes:
         place: File, line, and the function or class, such as `src/files.py:12 replacing`.
-        heading: First line of the docstring in which the sentence stands. It is empty outside docstrings.
+        heading: First line of the docstring, or the complete message, in which the sentence stands.
         text: The sentence. `{}` stands for an inserted value.
     """
 
@@ -48,12 +50,14 @@ def _of_definition(definition: ast.AST, path: str, name: str) -> Iterator[Senten
             yield from _of_definition(node, path, f"{name}.{node.name}" if name else node.name)
         elif isinstance(node, ast.Constant | ast.JoinedStr):
             text = _text_of(node)
-            heading = docstring.splitlines()[0] if docstring and inspect.cleandoc(text) == docstring else ""
+            heading = (
+                docstring.splitlines()[0]
+                if docstring and inspect.cleandoc(text) == docstring
+                else " ".join(text.split())
+            )
             for part in SENTENCE_END.split(text):
                 sentence = " ".join(part.split())
-                if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= LEAST_WORDS and not sentence.startswith(
-                    (">>>", "...")
-                ):
+                if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= LEAST_WORDS and not CODE.search(sentence):
                     yield Sentence(f"{path}:{node.lineno} {name}".strip(), heading, sentence)
 
 
@@ -82,7 +86,7 @@ def main() -> None:
     found = list(sentences(args.root))
     drawn = found if args.all else random.Random(args.seed).sample(found, args.number)
     for number, sentence in enumerate(drawn, start=1):
-        heading = f"   [{sentence.heading}]\n" if sentence.heading and sentence.heading != sentence.text else ""
+        heading = f"   [{sentence.heading}]\n" if sentence.heading != sentence.text else ""
         print(f"{number:2d} {sentence.place}\n{heading}   {sentence.text}")
 
 
