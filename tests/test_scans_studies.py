@@ -144,7 +144,7 @@ def test_missing_slices_move_nothing(plane: str, descending: bool, tmp_path: Pat
     write_series(tmp_path, image, "t2", number=1, shared=study(), leave_out=(5, 6), descending=descending)
     rows, _ = read_studies(tmp_path)
     found = choose(rows, {}, where=tmp_path)
-    assert "1 uneven gap between slices. Slices may be missing. Look at the result" in str(found.findings[0])
+    assert "1 uneven gap between slices. Slices may be missing. Copy the series again" in str(found.findings[0])
     volume, findings = convert(found.chosen["t2"], "t2", tmp_path)
     assert "interpolated to evenly spaced slices" in str(findings[0])
     assert volume.array.shape == image.shape

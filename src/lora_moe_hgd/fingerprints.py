@@ -104,7 +104,7 @@ def code_fingerprint(*modules: str) -> str:
     enough, because the code in a checkout can change while the version stays the same.
 
     Args:
-        modules: Full module names, such as `__name__`.
+        modules: Full names of the modules, such as the value of `__name__`.
     """
     return fingerprint(_code_of(modules))
 

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd info`: versions, device, shipped checkpoints with their tasks, and optional parts."""
+"""`lora-moe-hgd info`: versions, device, shipped checkpoints with their tasks, and installed extras."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Identify an MRI sequence by the name of a file, of a DICOM series, or of a channel in `dataset.json`.
 
 A name is split into words. Each word has a kind (`WORDS`), and rules on the kinds (`RULES`) determine the sequence.
-Words count, not suffixes: `ax_t2_flair`, `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are FLAIR, T1c and T1c.
+A name needs no fixed suffix: `ax_t2_flair` is FLAIR, and `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are T1c.
 """
 
 from __future__ import annotations

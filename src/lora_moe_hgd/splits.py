@@ -29,8 +29,8 @@ class Split:
     Attributes:
         train: Cases that a network is trained on.
         validation: Cases on which the network is scored during training.
-        contents: Fingerprint of the images of each case, by case id. Cases without a recorded fingerprint are missing.
-            A fingerprint does not depend on the name of its case.
+        contents: Fingerprint of the images of each case, by case id. The mapping lacks cases without a recorded
+            fingerprint. A fingerprint does not depend on the name of its case.
     """
 
     train: list[str]

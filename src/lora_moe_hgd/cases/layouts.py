@@ -95,7 +95,7 @@ def find_cases(
 def survey(
     root: Path, *, channel_order: Sequence[str] | None = None, task: Task = BRAIN_TUMOUR
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Find every case below `root`, and an error for each folder whose files cannot be identified.
+    """Return every case below `root`, and an error for each folder whose files cannot be identified.
 
     The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
     `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.

@@ -90,7 +90,8 @@ def read_case(
         case: Files of the case.
         labels: Whether to read the label map, which must then exist.
         reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
-        not_finite: Level of the finding for NaN and infinite voxels, which are set to zero.
+        not_finite: `warning` or `error`, the level of the finding about NaN and infinite voxels, which are set to
+            zero.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         task: Task that defines the sequences and regions.

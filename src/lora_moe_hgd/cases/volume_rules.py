@@ -32,8 +32,8 @@ def check_place(path: Path) -> None:
             path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
             loops = isinstance(error, RuntimeError) or not isinstance(error, FileNotFoundError)
-            target = "leads to itself" if loops else "leads to a file that does not exist"
-            raise BadInputError(path, f"The link {target}. Link to a NIfTI file, or remove the link.") from error
+            what = "The link leads to itself." if loops else "The link leads to a file that does not exist."
+            raise BadInputError(path, f"{what} Link to a NIfTI file, or remove the link.") from error
     if path.is_dir():
         raise BadInputError(path, "This is a folder. Give the path of a file.")
     if not path.exists():

@@ -56,7 +56,7 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
                 name, f"{message} Leave the sequence out with --sequences, or register the sequence yourself."
             )
         if overlap < WARN_BELOW:
-            findings.append(Finding(name, f"{message} Look at the result."))
+            findings.append(Finding(name, f"{message} Compare the two images in the prepared case."))
     votes = np.sum(list(masks.values()), axis=0)
     brain = votes * 2 >= len(masks)
     return ndimage.binary_fill_holes(largest_part(brain)), findings
@@ -138,7 +138,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
         Finding(
             where,
             f"{beyond[cut].sum():.1f} mL of bright tissue continue outside the brain mask. The mask may cut off a "
-            "tumour. Look at the mask, and give a better one with --brain-mask if needed.",
+            "tumour. Look at the mask, and give a better mask with --brain-mask if needed.",
         )
     ]
 

@@ -83,8 +83,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"Several series may be {name}: {numbers}. Series {chosen[name].number} is used. Choose another "
-                    f"with --series {name}=NUMBER.",
+                    f"Several series may be {name}: {numbers}. Series {chosen[name].number} is used. Choose "
+                    f"another series with --series {name}=NUMBER.",
                 )
             )
     if not chosen:
@@ -95,7 +95,7 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
                 Finding(
                     name,
                     f"Series {row.number} has {counted(row.gaps, 'uneven gap')} between slices. Slices may be "
-                    "missing. Look at the result, or copy the series again.",
+                    "missing. Copy the series again, or look at the prepared image.",
                 )
             )
     findings += [

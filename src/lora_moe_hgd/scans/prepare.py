@@ -260,7 +260,8 @@ def _motion_findings(name: str, motion: Motion, reference: str) -> list[Finding]
             Finding(
                 name,
                 f"Registration to {reference} turned this image by {motion.turn_degrees:.0f} degrees and moved it by "
-                f"{motion.shift_mm:.0f} mm. Such large motions are rare. Look at the result.",
+                f"{motion.shift_mm:.0f} mm. Such large motions are rare. "
+                f"Compare the image with {reference} in the prepared case.",
             )
         ]
     return []

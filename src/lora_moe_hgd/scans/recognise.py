@@ -24,7 +24,7 @@ class Times:
     """A kind of image, and the ranges of times by which this kind is recognised. `TABLE` lists all kinds.
 
     Attributes:
-        name: Kind of image: `t1`, `t2`, `flair`, or the name of a kind that is not used.
+        name: Kind of image: `t1`, `t2`, `flair`, or the name of another kind, whose series are not used.
         why: Reason in words, which the list of series shows.
         echo_ms: Smallest and largest echo time, in milliseconds.
         repetition_ms: Smallest and largest repetition time, in milliseconds.
@@ -149,7 +149,7 @@ def _with_contrast(name: str, why: str, found: Acquisition, described: str | Non
     """Change T1 to T1c if the header names a contrast agent, or if the description says T1c."""
     agent = found.agent.strip().lower() not in NO_AGENT
     if name == "t1" and (agent or described == "t1c"):
-        source = "the header names a contrast agent" if agent else "contrast by its description"
+        source = "the header names a contrast agent" if agent else "the description says T1c"
         return Recognised("t1c", f"{why}; {source}")
     if described in ("t1", "t1c", "t2", "flair") and described.rstrip("c") != name:
         return Recognised(name, f"{why}; its description says {described}")

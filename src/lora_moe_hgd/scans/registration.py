@@ -194,7 +194,8 @@ def _best(pair: _Pair, candidates: list[sitk.Euler3DTransform], count: int) -> l
 def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
     """Resample a volume to cubic voxels along its own axes.
 
-    The volume is smoothed first if its voxels are smaller, and its brightest voxels are clipped.
+    If the voxels of the volume are smaller than the cubes, the volume is smoothed first. The brightest voxels are
+    clipped.
     """
     edges = np.linalg.norm(volume.affine[:3, :3], axis=0)
     # The nearest rotation replaces axes that are not perpendicular, because header values are rounded.

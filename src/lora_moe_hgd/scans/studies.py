@@ -117,7 +117,8 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
         raise BadInputError(folder, "No DICOM file was found in this folder or below. Give the folder of a study.")
     if directories == found:
         raise BadInputError(
-            folder, "There is a DICOMDIR, but the files that the DICOMDIR lists are missing. Copy the entire medium."
+            folder,
+            "There is a DICOMDIR, but the files that the DICOMDIR lists are missing. Copy all files of the medium.",
         )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
