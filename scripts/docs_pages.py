@@ -13,7 +13,7 @@ from unittest import mock
 from mkdocs.structure.files import File, Files
 
 import lora_moe_hgd_cli
-from lora_moe_hgd.cases.families import LAYOUTS, Layout
+from lora_moe_hgd.cases.naming import LAYOUTS, Layout
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.sequence_names import WORDS
@@ -73,18 +73,18 @@ KINDS: dict[Any, str] = {
 
 FILE_NAMES = """# File names
 
-A folder is a case if the names of its images fit one of these families, or if the words of the names are known.
+A folder is a case if the names of its images fit one of these conventions, or if the words of the names are known.
 [Segment cases](../use.md#file-names) explains the rules.
 
-## Families of public data sets
+## Naming conventions of public data sets
 
 `*` stands for any text, which is the same in all files of a case. Upper and lower case do not matter. If a case has
 several of the names in a cell, the first name is used. The key is the value of the option `convert --layout`. If a
-family has two label schemes, the labels of the ground truth decide.
+convention has two label schemes, the labels of the ground truth decide.
 
 | key | data set | T1 | T1c | T2 | FLAIR | ground truth | label scheme |
 |---|---|---|---|---|---|---|---|
-{families}
+{conventions}
 
 Two further keys are for sequences that have numbers instead of names. The order of the sequences is read from
 `dataset.json`, or given with `--channel-order`.
@@ -186,14 +186,14 @@ def _cell(text: str) -> str:
 
 
 def file_names_page() -> str:
-    """Page with the families of file names and the known words."""
+    """Page with the naming conventions and the known words."""
     return FILE_NAMES.format(
-        families="\n".join(map(_family_row, LAYOUTS)),
+        conventions="\n".join(map(_convention_row, LAYOUTS)),
         words="\n".join(f"| {kind} | {', '.join(words.split())} |" for kind, words in WORDS.items()),
     )
 
 
-def _family_row(layout: Layout) -> str:
+def _convention_row(layout: Layout) -> str:
     names = [", ".join(f"`{pattern}`" for pattern in layout.patterns[role]) for role in (*MODALITIES, "seg")]
     schemes = ", ".join(f"`{name}`" for name in layout.label_schemes)
     return f"| {' | '.join([f'`{layout.key}`', layout.name, *names, schemes])} |"

@@ -57,7 +57,7 @@ SEGMENT_USES = """most frequent uses:
 
 
 def run(command: str, argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand with the given arguments, or with those of the process.
+    """Run a subcommand with the arguments `argv`, or with the arguments of the command line if `argv` is `None`.
 
     Invalid input leads to a one-line message on standard error and exit code 2. `segment` without arguments also shows
     its most frequent uses.
@@ -88,8 +88,8 @@ def _set_up_pytorch() -> None:
     """Set environment variables that make PyTorch faster on a CPU, before PyTorch is imported.
 
     Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. By default,
-    waiting threads run a busy loop, with which two runs on the same two cores take three times as long
-    (lab/busy_cores.py). Large tensors get large pages of memory, if Linux offers them.
+    waiting threads run a busy loop: then two runs on the same two cores take three times as long (lab/busy_cores.py).
+    Large tensors get huge pages of memory, if Linux offers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -618,8 +618,8 @@ def twice(folder: Path) -> None:
     (folder / "y_t2.nii.gz").write_bytes((folder / "x_t2.nii.gz").read_bytes())
 
 
-@attempt(NAMES, "one sequence under names of two families")
-def two_families(folder: Path) -> None:
+@attempt(NAMES, "one sequence named by two conventions")
+def two_conventions(folder: Path) -> None:
     (folder / "x-t2f.nii.gz").write_bytes((folder / "x_flair.nii.gz").read_bytes())
 
 

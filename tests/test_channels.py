@@ -89,13 +89,13 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "The file is not valid JSON .* give --channel-order"),
+        ("", "The file is not valid JSON .* option --channel-order"),
         ("[]", "does not list the sequences by number"),
         ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
         ('{"modality": ["T1"]}', "does not list the sequences by number"),
         (
             '{"modality": {"0": "CT"}}',
-            "the same channel twice: CT. .*Correct the file, or give --channel-order t1,t1c",
+            "the same channel twice: CT. .*Correct the file, or add the option --channel-order t1,t1c",
         ),
         ('{"modality": {"0": "T1", "1": "T1w"}}', "an unknown channel, or the same channel twice: T1, T1w"),
     ],

@@ -97,7 +97,8 @@ def test_hints_name_only_options_of_the_command(good: Path, tmp_path: Path, caps
     remedy = f"{reason} Or name the files of the case with {options} instead of --in-path.\n"
     assert capsys.readouterr().err.endswith(remedy)
     remedy = (
-        f"{reason} Or give a dict with the files of the case: {{'t1': FILE, 't1c': FILE, 't2': FILE, 'flair': FILE}}."
+        f"{reason} Or give `segment` a dict with the path of each sequence: "
+        "{'t1': FILE, 't1c': FILE, 't2': FILE, 'flair': FILE}."
     )
     with pytest.raises(BadInputError) as refused:
         segment(tmp_path / "cohort/mixed")

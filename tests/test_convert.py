@@ -1,4 +1,4 @@
-"""Any family of names and label scheme into any other, and back, exactly."""
+"""Any naming convention and label scheme into any other, and back, exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lora_moe_hgd.model.label_schemes import LABEL_SCHEMES
 from lora_moe_hgd.training.data.streams import StreamedCases
 from lora_moe_hgd_cli import run
 
-# What a case must be called to be of a family.
+# Name of a case that a naming convention needs.
 BEGINS = {"brats-ped": "BraTS-PED-", "tcga": "TCGA-", "upenn-gbm": "UPENN-GBM-", "ucsf-pdgm": "UCSF-PDGM-"}
 BEGINS |= {"brats2015": "VSD.Brain", "mu-glioma-post": "PatientID_", "ucsd-ptgbm": "UCSD-PTGBM-"}
 AFFINE = np.array([[-3.6, 0.4, 0, 60.5], [0.4, 3.6, 0, -41], [0, 0, 6, 12.25], [0, 0, 0, 1]])
@@ -146,7 +146,9 @@ def test_a_target_that_could_not_be_read_back_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_that_is_not_of_the_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_does_not_fit_the_convention_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_case(tmp_path / "in/case")
     with pytest.raises(SystemExit):
         run("convert", [str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "tcga"])
@@ -162,7 +164,10 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
     kept = tmp_path / "out/case_0/case_0-t1n.nii.gz"
     before = kept.stat().st_mtime_ns
     run("convert", words)
-    assert f"Written to {tmp_path}/out: 1 case. 2 existed already, 0 failed" in capsys.readouterr().out
+    assert (
+        f"Cases written to {tmp_path}/out: 1. Cases that existed already: 2. Cases that failed: 0."
+        in capsys.readouterr().out
+    )
     assert kept.stat().st_mtime_ns == before
     assert len(find_cases(tmp_path / "out")) == 3
 
@@ -173,14 +178,14 @@ def test_a_second_start_writes_only_what_is_missing(tmp_path: Path, capsys: pyte
         (
             "in",
             ["--scheme", "brats2018", "--target-order", "t1c,flair"],
-            "contains cases converted with order t1,t1c,t2,flair, but now the order is t1c,flair",
+            "contains cases that were converted with another order: t1,t1c,t2,flair, not t1c,flair. ",
         ),
         (
             "in",
             ["--scheme", "msd"],
-            "contains cases converted with scheme brats2018, but now the scheme is msd. Choose another target",
+            "contains cases that were converted with another scheme: brats2018, not msd. Choose another target",
         ),
-        ("other", ["--scheme", "brats2018"], "contains cases converted with source "),
+        ("other", ["--scheme", "brats2018"], "contains cases that were converted with another source: "),
     ],
     ids=["order", "scheme", "source"],
 )
@@ -249,7 +254,7 @@ def test_a_case_that_has_changed_is_refused_until_what_was_made_of_it_is_removed
     for path in places:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     convert(tmp_path / "in", tmp_path / "out", "--layout", key)
-    assert f"Written to {tmp_path}/out: 1 case. 0 existed already" in capsys.readouterr().out
+    assert f"Cases written to {tmp_path}/out: 1. Cases that existed already: 0." in capsys.readouterr().out
     assert files_in(tmp_path / "out") != before
 
 
@@ -394,17 +399,19 @@ def test_cases_without_labels_are_read_back(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("BraTS-PED-1", "BraTS-PED"), ("flair-study-1", "other sequences")], ids=["family", "words"]
+    ("name", "other"),
+    [("BraTS-PED-1", "BraTS-PED"), ("flair-study-1", "other sequences")],
+    ids=["convention", "words"],
 )
 def test_a_name_that_would_be_read_otherwise_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, family: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, other: str
 ) -> None:
     make_case(tmp_path / "in" / name)
-    if family == "other sequences":
-        # Which of several families it is read as matters only with labels.
+    if other == "other sequences":
+        # Which of several conventions it is read as matters only with labels.
         (tmp_path / "in" / name / "seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", "brats2023", code=1)
-    message = f"The case {name} cannot be written as BraTS 2023 and later: its files would be read as {family}."
+    message = f"The case {name} cannot be written as BraTS 2023 and later: its files would be read as {other}."
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -58,7 +58,9 @@ def test_an_unknown_label_is_refused_with_the_schemes_that_fit() -> None:
         ({0}, [], "brats2018"),
     ],
 )
-def test_the_scheme_is_told_by_family_then_by_values(values: set[int], candidates: list[str], scheme: str) -> None:
+def test_the_scheme_is_told_by_naming_convention_then_by_values(
+    values: set[int], candidates: list[str], scheme: str
+) -> None:
     assert detect_label_scheme(values, candidates).name == scheme
 
 

@@ -71,7 +71,9 @@ def touch(folder: Path, *names: str) -> Path:
         "UCSD",
     ],
 )
-def test_each_family_gives_its_sequences_and_scheme(tmp_path: Path, names: tuple[str, ...], scheme: str) -> None:
+def test_each_naming_convention_gives_its_sequences_and_scheme(
+    tmp_path: Path, names: tuple[str, ...], scheme: str
+) -> None:
     case = find_case(touch(tmp_path / "case", *names))
     assert [path.name for path in case.images.values()] == list(names[:4])
     assert list(case.images) == ["t1", "t1c", "t2", "flair"]
@@ -120,7 +122,7 @@ def test_other_images_are_left_out_and_kept_in_mind(tmp_path: Path) -> None:
     assert case.labelled().name == "x_seg.nii.gz"
     assert sorted(case.names_left_out()) == ["ADC.nii.gz", "tumor_mask.nii.gz", "x_brainmask.nii.gz"]
     assert case.mapping()[:2] == ["t1: x_t1.nii.gz", "flair: x_flair.nii.gz"]
-    assert case.mapping()[2].startswith("not used because of the file names: ADC.nii.gz, ")
+    assert case.mapping()[2].startswith("not used, judging by the file names: ADC.nii.gz, ")
 
 
 def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
@@ -257,8 +259,8 @@ def test_a_root_without_cases_is_refused_with_what_it_holds(tmp_path: Path) -> N
     assert [finding.where for finding in findings] == [tmp_path / "p2"]
 
 
-def test_the_family_is_the_one_that_explains_every_file(tmp_path: Path) -> None:
-    """T1, T2 and FLAIR alone are called alike in four families."""
+def test_the_naming_convention_is_the_one_that_explains_every_file(tmp_path: Path) -> None:
+    """T1, T2 and FLAIR alone are called alike in four conventions."""
     for number, prefix in enumerate(("BraTS20_Training_001", "TCGA-02-0003_1997", "UPENN-GBM-00001_11")):
         case = find_case(touch(tmp_path / str(number), f"{prefix}_t1.nii.gz", f"{prefix}_flair.nii.gz"))
         assert case.layout == ("BraTS 2017 to 2021", "TCGA", "UPENN-GBM")[number]
@@ -451,10 +453,14 @@ def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> No
     for name in ("BraTS_1", "BraTS_2"):
         touch(tmp_path / name, *(f"{name}_{end}.nii.gz" for end in ("t1", "flair", "seg")))
     touch(tmp_path / "other", "p7_ax_T2.nii.gz", "p7_ADC.nii.gz")
-    assert namings(find_cases(tmp_path)) == [
-        "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz",
-        "1 case: t2 *_ax_T2.nii.gz; not used because of the file names: *_ADC.nii.gz",
+    first = "2 cases: t1 *_t1.nii.gz, flair *_flair.nii.gz, seg *_seg.nii.gz"
+    cases = find_cases(tmp_path)
+    assert namings(cases) == [
+        first,
+        "1 case: t2 *_ax_T2.nii.gz; not used, judging by the file names: *_ADC.nii.gz",
     ]
+    # The commands write "files of" before each line.
+    assert namings(cases, most=1) == [first, "1 other case: named in 1 other way"]
 
 
 def test_an_order_of_channels_that_has_no_effect_is_refused(tmp_path: Path) -> None:

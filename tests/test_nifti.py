@@ -224,11 +224,11 @@ def pickled(path: Path) -> Path:
         (garbage, "a.nii", "does not begin with a NIfTI header"),
         (unpacked, "a.nii.gz", r"not compressed with gzip, but its name ends in \.gz\. Rename the file to a\.nii\."),
         (renamed, "a.nii", r"compressed with gzip, but its name lacks \.gz\. Rename the file to a\.nii\.gz\."),
-        (half_a_pair, "a.nii", "header of a pair of .hdr and .img"),
+        (half_a_pair, "a.nii", "only the header of an image"),
         (begins_in_header, "a.nii", "voxels begin at byte 0, which is inside the header itself"),
         (truncated, "a.nii.gz", "compressed file ends too early"),
         (truncated, "a.nii", "ends too early: its header announces 20 x 20 x 20 voxels of 8 bytes"),
-        (huge, "a.nii.gz", "voxels need 7.907 GiB, but at most 4 GiB are allowed"),
+        (huge, "a.nii.gz", "voxels need 7.907 GiB of memory, but at most 4 GiB are allowed"),
         (pickled, "a.npy", "not an array of numbers"),
         (lambda path: saved(path, np.ones((2, 3, 4, 4))), "a.nii.gz", r"contains 4 volumes \(2 x 3 x 4 x 4\)"),
         (

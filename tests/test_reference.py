@@ -1,4 +1,4 @@
-"""The reference has every field that the program writes, every option of training and every family of file names."""
+"""The reference has every field that the program writes, every option of training and every naming convention."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def test_the_fields_of_a_run_are_explained(tmp_path: Path) -> None:
     assert {*written["config"]} - {"continue_run"} <= {action.dest.split(".")[0] for action in build_parser()._actions}
 
 
-def test_the_pages_that_are_made_have_every_training_option_and_family(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_that_are_made_have_every_training_option_and_naming_convention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("mkdocs")
     monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
     pages = import_module("docs_pages")

@@ -41,27 +41,34 @@ def segment(
     Args:
         case: Folder of a case or of a DICOM study, or a dict from `t1`, `t1c`, `t2`, `flair` to a path, nibabel image,
             array or tensor. Arrays and tensors are `(D, H, W)` in RAS order with voxels of 1 mm.
-        checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
+        checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
-        label_scheme: Label scheme of the result. `input` means that of the case, and `None` that of the checkpoint.
+        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+            adapter's `adapter_config.json` names.
+        label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
+            `input` means the scheme of the case's own label map, as implied by the file names.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.
-        deface: Remove the face from the pictures that `save` makes of DICOM files.
+        deface: For a DICOM study, remove the face from `overlay.png` and `report.html`, which `save` writes.
 
     Returns:
+        Segmentation on the grid of the first available sequence of T1, T1c, T2 and FLAIR. Its attributes are
         `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)`, in order WT, TC, ET),
-        `volumes_ml`, `confidence`, `warnings`, on the grid of the first sequence. `save(folder)` writes the files.
+        `volumes_ml`, `confidence` and `warnings`. `save(folder)` writes the result files to a folder.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.
     """
     if isinstance(sequences, str):
         names = re.findall(r"[^\s,+;]+", sequences.lower())
-        remedy = f"Write sequences={names}." if names and {*names} <= {*MODALITIES} else "None means all sequences."
+        remedy = (
+            f"Write sequences={names}."
+            if names and {*names} <= {*MODALITIES}
+            else "For all sequences, leave out `sequences`."
+        )
         raise ValueError(f"`sequences` must be a list such as ['t1c', 'flair']. {remedy} Got: {sequences!r}.")
     options = ResultOptions(
         sequences=None if sequences is None else tuple(sequences),
@@ -80,7 +87,7 @@ def segment(
                 _refuse_cohort(Path(case), segmenter.task)
             if error.finding.names_unclear:
                 files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
-                remedy = f"Or give a dict with the files of the case: {{{files}}}."
+                remedy = f"Or give `segment` a dict with the path of each sequence: {{{files}}}."
                 raise error.with_remedy(remedy) from error
             raise
         require_extra()
@@ -118,7 +125,7 @@ def _refuse_cohort(folder: Path, task: Task) -> None:
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:
-    """Return the files of the case, or the images of its sequences if at least one image is in memory.
+    """Return the files of the case. If `case` is a dict with an image in memory, return its images instead.
 
     Raises:
         ValueError: If no sequence is found, or a sequence name is unknown.

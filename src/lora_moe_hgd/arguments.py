@@ -23,8 +23,8 @@ WITH_COMMAS = ". Write a list with commas and without spaces, such as t1c,flair.
 LISTS = {
     "sequences": WITH_COMMAS,
     "channel_order": WITH_COMMAS,
-    "subsets": ". Write one subset with plus signs, such as t1c+flair, or several subsets with commas, such as "
-    "t1c,flair, in both cases without spaces.",
+    "subsets": ". Join the sequences of one subset by plus signs, such as t1c+flair, or separate several subsets by "
+    "commas, such as t1c,flair. Write no spaces.",
 }
 SEQUENCES_HELP = "use only these sequences together, separated by commas, such as t1c,flair (default: all)"
 
@@ -33,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
     """Parser whose error messages suggest the most similar option or choice."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse the options. Errors about a path without an option or a list with spaces say what to type."""
+        """Parse the options. For a path without its option, or a list with spaces, the error says what to type."""
         words = sys.argv[1:] if args is None else list(args)
         self._refuse_bare_path(words)
         found, rest = self.parse_known_args(words, namespace)
@@ -52,9 +52,9 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message)
 
     def _refuse_bare_path(self, words: Sequence[str]) -> None:
-        """Exit with the command to type if the first word is a path whose option is missing.
+        """If the first word is a path without its option, such as `--in-path`, print the right command and exit.
 
-        Commands without a required option, such as `app`, need no path.
+        Commands without a required option, such as `app`, need no path and are not checked.
         """
         option = next((name for name in ("--in-path", "--checkpoint") if name in self._option_string_actions), None)
         positional = any(not action.option_strings for action in self._actions)
@@ -108,9 +108,11 @@ def add_task(parser: argparse._ActionsContainer) -> None:
 
 
 def add_base(parser: argparse._ActionsContainer) -> None:
-    """Add `--base`, the folder or Hub id of an adapter's base."""
+    """Add `--base`, the network to which an adapter is added."""
     parser.add_argument(
-        "--base", help="folder or Hub id of an adapter's base (default: the base that the adapter names)"
+        "--base",
+        help="folder or Hub id of the network to which the adapter is added (default: the network that the adapter's "
+        "adapter_config.json names)",
     )
 
 

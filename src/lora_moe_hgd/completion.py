@@ -36,7 +36,7 @@ TRAINING_PATHS = {
 }
 # Header that shtab writes. It is replaced, because it names other folders for the script than docs/use.md.
 SHTAB_HEADER = re.compile(r"# AUTOMATICALLY GENERATED.*?# See also: \S+\n", re.DOTALL)
-HEADER = "# Shell completion of lora-moe-hgd, made with shtab. docs/use.md names the file for this script.\n"
+HEADER = "# Shell completion of lora-moe-hgd, made with shtab. docs/use.md says where to save this script.\n"
 # Options and arguments whose value is a checkpoint.
 CHECKPOINTS = ("checkpoint", "base", "adapters")
 
@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
         description="Print a script that completes commands, options, checkpoints, label schemes and files. For bash, "
-        "write the script to ~/.local/share/bash-completion/completions/lora-moe-hgd. docs/use.md names the files for "
-        "zsh and fish."
+        "write the script to ~/.local/share/bash-completion/completions/lora-moe-hgd. For zsh and fish, docs/use.md "
+        "says where to write the script."
     )
     parser.add_argument("shell", choices=SHELLS, help="your shell")
     return parser

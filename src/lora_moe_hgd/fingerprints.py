@@ -21,7 +21,7 @@ _PACKAGE = _PACKAGE_FOLDER.name
 
 
 class FilesOfCase(Protocol):
-    """The attributes of `cases.case_files.CaseFiles` that determine what is read from a case."""
+    """Attributes of `cases.case_files.CaseFiles` that fingerprints cover, because they determine what is read."""
 
     @property
     def images(self) -> Mapping[str, Path]: ...
@@ -61,7 +61,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def case_fingerprint(case: FilesOfCase, *, labels: bool) -> str:
-    """Fingerprint of the files of a case: their names and contents, the channels and the label schemes.
+    """Fingerprint of the names and contents of a case's files, and of its `channels` and `label_schemes`.
 
     The path of the folder is not included, so a case keeps its fingerprint when it is moved.
 

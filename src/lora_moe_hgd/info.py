@@ -24,7 +24,7 @@ FOR_DEVELOPERS = {"dev", "docs", "test"}
 
 
 def describe() -> dict[str, Any]:
-    """Collect everything that the command prints in a dictionary that can be written as JSON."""
+    """Return everything that the command prints, as a dictionary that can be written as JSON."""
     tasks = {name: checkpoint_task(checkpoint_folder(name)) for name in shipped_names()}
     return {
         "version": metadata.version(PACKAGE),

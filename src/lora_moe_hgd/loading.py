@@ -189,7 +189,8 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+            adapter's `adapter_config.json` names.
 
     Raises:
         ValueError: If the base is not found, or is not the network on which the adapter was trained.
@@ -323,7 +324,8 @@ def load_checkpoint(
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+            adapter's `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.

@@ -1,4 +1,4 @@
-"""Overlap, largest part and bounding box of masks."""
+"""Dice coefficient, largest connected component and bounding box of masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dice(prediction: ArrayLike, target: ArrayLike) -> float:
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """Return the largest connected part of a mask. Voxels are connected if they share a face.
+    """Return the largest connected component of a mask. Voxels are connected if they share a face.
 
     Example:
         >>> largest_part(np.array([True, False, True, True])).tolist()
@@ -42,7 +42,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def bounds(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Bounding box of `mask`, enlarged by `margin` voxels on each side. An empty mask gives the full array.
+    """Bounding box of `mask`, enlarged by `margin` voxels on each side. For an empty mask, the box is the full array.
 
     Example:
         >>> bounds(np.array([False, False, True, True, False]), 1)

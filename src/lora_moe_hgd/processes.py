@@ -24,8 +24,8 @@ def refuse_lone_process() -> None:
     # `accelerate launch --cpu --num_processes 2` sets the address for several processes, but starts only one.
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
-            "Several processes were requested, but `accelerate launch` started only one, as always with --cpu. For "
-            "several processes on the CPU use `accelerate launch --config_file "
+            "Several processes were requested, but `accelerate launch` started only one. With --cpu, it always starts "
+            "only one. For several processes on the CPU, use `accelerate launch --config_file "
             "configs/accelerate/cpu_two_processes.yaml`."
         )
 

@@ -1,6 +1,7 @@
 """Identify an MRI sequence by the name of a file, of a DICOM series, or of a channel in `dataset.json`.
 
-A name is split into words. Each word has a kind (`WORDS`), and rules on the kinds (`RULES`) determine the sequence.
+A name is split into words. `WORDS` gives each word a kind, such as `contrast` for `gad`. The regular expressions in
+`RULES` then determine the sequence from the kinds.
 A name needs no fixed suffix: `ax_t2_flair` is FLAIR, and `t1_mprage_gad` and `sub-01_ce-gadolinium_T1w` are T1c.
 """
 
@@ -151,8 +152,8 @@ def role_in(task: Task, description: str) -> str | None:
 def without_sequence(name: str, task: Task = BRAIN_TUMOUR) -> str:
     """Remove the words about the sequence from a file name, so that only the words about the case remain.
 
-    Words about contrast agent or technique are removed only after the sequence. Before the sequence, such words may be
-    the patient's initials.
+    Words about contrast agent or technique are removed only if they follow the sequence: in `KM_T1_post`, `post` is
+    removed, but `KM` may be the patient's initials.
 
     Example:
         >>> [without_sequence(name) for name in ("BraTS-GLI-7-t1c", "KM_T1_post", "T1c_p7", "ax_T1", "flair")]
@@ -206,7 +207,7 @@ def sequence_hint(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    """Sentence about the known name that an unknown name probably stands for; empty if there is none."""
+    """Sentence with the known name that `name` probably stands for; empty if no known name is similar."""
     own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
     # An option of several words, such as --no-t1, is no sequence.
     is_other_name = own in known and "-" not in name.removeprefix("--")
@@ -236,7 +237,7 @@ def _kinds(description: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _joined(chunk: str) -> list[str] | None:
-    """Split `chunk` into known words, longest first; `None` if that is impossible."""
+    """Split `chunk` into known words, the first one as long as possible; `None` if `chunk` cannot be split so."""
     if chunk in KIND:
         return [chunk]
     for end in range(len(chunk) - 1, 0, -1):

@@ -62,11 +62,11 @@ def draw_fold(case_ids: Sequence[str], *, seed: int, folds: int, fold: int) -> S
 def read_split(path: Path, fold: int | None) -> Split:
     """Read a split from a CSV file or from nnU-Net's `splits_final.json`.
 
-    A CSV file has the columns `case` and `role`. Without a fold, the role `fit` means training and `validate` means
-    validation. With a fold, the file also needs the column `fold`: the `fit` cases of that fold are used for
-    validation, and the other `fit` cases for training. Cases of any other role are left out. A run's own `split.csv`
-    has `part` (`train`, `validation`) instead of `role`. The JSON file is a list with one object `{"train": [...],
-    "val": [...]}` for each fold, counted from 0.
+    A CSV file has the columns `case` and `role`. If `fold` is `None`, the role `fit` means training and `validate`
+    means validation. If `fold` is a number, the file also needs the column `fold`: the `fit` cases of that fold are
+    used for validation, and the other `fit` cases for training. Cases of any other role are left out. The file
+    `split.csv` of a run has the column `part` (`train`, `validation`) instead of `role`. The JSON file is a list with
+    one object `{"train": [...], "val": [...]}` for each fold, counted from 0.
 
     Raises:
         BadInputError: If the file cannot be read, lacks a column or the fold, or names a case twice, or if there is no
@@ -75,14 +75,14 @@ def read_split(path: Path, fold: int | None) -> Split:
     if not path.is_file():
         raise BadInputError(path, "There is no such split file. Check the path.")
     split = _read_folds(path, fold) if path.suffix == ".json" else _read_csv(path, fold)
-    for use, names in (("train", split.train), ("validate", split.validation)):
+    for use, names in (("training", split.train), ("validation", split.validation)):
         if not names:
-            raise BadInputError(path, f"The file has no case to {use} on{_of_fold(fold)}. Add at least one case.")
+            raise BadInputError(path, f"The file has no case for {use}{_of_fold(fold)}. Add at least one case.")
     if both := sorted(set(split.train) & set(split.validation)):
         raise BadInputError(
             path,
-            f"{', '.join(both)} is in both training and validation{_of_fold(fold)}. Remove each case "
-            "from one of the two.",
+            f"The file uses cases for both training and validation{_of_fold(fold)}: {', '.join(both)}. Use each case "
+            "for only one purpose.",
         )
     return split
 
@@ -102,7 +102,7 @@ def write_run_split(run_folder: Path, split: Split, *, fold: int | None) -> None
 def read_run_split(run_folder: Path) -> Split:
     """Read the training and validation cases of a run. A run that used only phantoms has no cases.
 
-    Runs of earlier versions did not record the fingerprints of the cases.
+    `contents` is empty for runs of earlier versions, which did not record the fingerprints of the cases.
 
     Raises:
         BadInputError: If the folder has no `split.csv`, or if the file lacks a column.
@@ -130,7 +130,7 @@ def _shuffled(case_ids: Sequence[str], seed: int) -> list[str]:
 
 
 def _split_off(case_ids: Sequence[str], validation: set[str]) -> Split:
-    """Build a split with both parts in the order of `case_ids`."""
+    """Build a split. Its training and validation cases are in the order of `case_ids`."""
     return Split(
         train=[case for case in case_ids if case not in validation],
         validation=[case for case in case_ids if case in validation],
@@ -158,7 +158,9 @@ def _read_csv(path: Path, fold: int | None) -> Split:
                 "or leave out `data.fold`.",
             )
         if part == "part":
-            raise BadInputError(path, "The split of a run is already a single fold. Leave out `data.fold`.")
+            raise BadInputError(
+                path, "This file is the split of a run, which is already a single fold. Leave out `data.fold`."
+            )
         validates = [row for row in trains if row["fold"] == str(fold)]
         if not validates:
             known = _listed({row["fold"] for row in trains if row["fold"]})
@@ -177,7 +179,9 @@ def _read_folds(path: Path, fold: int | None) -> Split:
         )
     if fold is None:
         raise BadInputError(
-            path, f"The file has {counted(len(folds), 'fold')}. Choose a fold with --fold 0 to {len(folds) - 1}."
+            path,
+            f"No fold was chosen, but this file has {counted(len(folds), 'fold')}. Choose a fold with --fold 0 to "
+            f"{len(folds) - 1}.",
         )
     if not 0 <= fold < len(folds):
         raise BadInputError(path, f"The file has no fold {fold}. Choose one of its folds: 0 to {len(folds) - 1}.")

@@ -40,7 +40,7 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
     """Convert a subset, written as `t1c+flair` or `all`, to a mask: one boolean for each sequence.
 
     Raises:
-        ValueError: If a name is unknown or empty, or if the names are separated by something else.
+        ValueError: If a name is unknown or empty, or if the names are not joined by plus signs.
 
     Example:
         >>> parse_subset("flair+t1c")
@@ -54,8 +54,8 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
         words = re.split(r"[\s;]+", name.lower())
         if set(words) <= set(sequences):
             raise ValueError(
-                f"Write one subset with plus signs, such as {'+'.join(words)}, or several subsets with commas, such "
-                f"as {','.join(words)}. Got: {name}."
+                f"Join the sequences of one subset by plus signs, such as {'+'.join(words)}, or separate several "
+                f"subsets by commas, such as {','.join(words)}. Got: {name}."
             )
         if all(set(word.split("+")) <= set(sequences) for word in words):
             raise ValueError(f"Separate subsets by commas: {','.join(words)}. Got: {name}.")

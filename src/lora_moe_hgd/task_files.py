@@ -35,7 +35,9 @@ def read_task(path: str | Path) -> Task:
     if not path.is_file():
         raise BadInputError(path, "The task file does not exist. Check the path.")
     if path.stat().st_size > MAX_BYTES:
-        raise BadInputError(path, f"A task file has at most {MAX_BYTES} bytes. Check that this is a task file.")
+        raise BadInputError(
+            path, f"The file has more than {MAX_BYTES} bytes, which is too much. Check that this is a task file."
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cases.families import read_names
+from ..cases.naming import read_names
 from ..files import counted, listed
 from ..model.findings import BadInputError
 from ..model.task import Task

@@ -22,7 +22,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".npy")
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # Report that `lora-moe-hgd prepare` writes into the folder of a case.
 PREPARED = "prepare.json"
-NOT_USED = "not used because of the file names"
+NOT_USED = "not used, judging by the file names"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add a label map under a name such as seg.nii.gz, or leave the case out."
 )
@@ -94,7 +94,7 @@ class CaseFiles:
     Attributes:
         case_id: Name of the case, unique in its cohort and usable as the name of a folder.
         folder: Folder of the case's files.
-        layout: Name of the family of file names, such as `BraTS-PED`.
+        layout: Naming convention of the files, such as `BraTS-PED`.
         label_schemes: Possible label schemes of the *ground truth*, the most common scheme first; empty if the file
             names imply no scheme. The label map that inference writes may use another scheme.
         images: Path of each sequence, in channel order.
@@ -141,7 +141,7 @@ class CaseFiles:
         )
 
     def file_names(self) -> dict[str, str]:
-        """File name of each sequence, without its folder. For a 4-D file, the index of the volume is added."""
+        """File name of each sequence, without its folder. For a 4-D file, followed by the index of the volume."""
         volumes = {name: f" (volume {number})" for name, number in self.channels.items()}
         return {name: safe_name(path.name) + volumes.get(name, "") for name, path in self.images.items()}
 
@@ -180,14 +180,16 @@ def with_labels(cases: Iterable[CaseFiles]) -> tuple[list[CaseFiles], list[Findi
 
 
 def namings(cases: Sequence[CaseFiles], *, most: int = 10) -> list[str]:
-    """Describe the file names of a cohort: one line for all cases whose files are named alike, with their number."""
+    """List the ways in which the files of a cohort are named: one line for each way, with its number of cases."""
     counts = Counter(case.naming() for case in cases).most_common()
     lines = [f"{counted(number, 'case')}: {line}" for line, number in counts[:most]]
-    return lines + ([f"and {counted(len(counts) - most, 'other way')} to name files"] if len(counts) > most else [])
+    others = [number for _, number in counts[most:]]
+    rest = f"{counted(sum(others), 'other case')}: named in {counted(len(others), 'other way')}"
+    return lines + ([rest] if others else [])
 
 
 def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFiles:
-    """Build a case from a path for each sequence. The file names do not determine the sequences.
+    """Build a case from the path of each sequence. The keys of `images`, not the file names, identify the sequences.
 
     The case is named after the first file: the name of its folder, followed by the words of its file name that do not
     describe the sequence. `p1/T1c.nii.gz` gives `p1`, and `all/p1_T1c.nii.gz` gives `all_p1`. Other files of the case

@@ -1,6 +1,6 @@
 """Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two families of file names use numbers, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation
+Two naming conventions number the sequences, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation
 Decathlon stores the sequences along the fourth axis of one file. nnU-Net stores them in the files `<case>_0000`,
 `<case>_0001` and so on. There is no standard order of the sequences, so the command line or `dataset.json`
 gives the order. For files named `BRATS_*`, the default is the order that the Decathlon published.
@@ -27,14 +27,14 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 def order_option(task: Task) -> str:
     """Command line option that gives the order of numbered sequences, as text for error messages."""
-    return f"--channel-order {','.join(task.modalities)} (with these names in the order of your data)"
+    return f"--channel-order {','.join(task.modalities)} (put these names into the order of your data)"
 
 
 def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]:
     """Split a list of sequence names, separated by commas.
 
     Raises:
-        ValueError: If a name is unknown or appears twice, or if the names are separated by something else.
+        ValueError: If a name is unknown or appears twice, or if the names are not separated by commas.
 
     Example:
         >>> parse_channel_order("flair,t1,t1c,t2")
@@ -51,9 +51,10 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
 
 
 def channel_of(path: Path) -> tuple[str, int | None] | None:
-    """Case name and sequence number of a numbered file. For a file with four axes, the number is `None`.
+    """Return the case name and the sequence number of a numbered file, or `None` if the file is not numbered.
 
-    The result is `None` for all other files, such as `t1_2019.nii.gz`, in which the number is not that of a sequence.
+    For a 4-D file of the Decathlon, only the number is `None`. In a name such as `t1_2019.nii.gz`, 2019 is not the
+    number of a sequence, so the file is not a numbered file.
     """
     stem = stem_of(path)
     if stem is None:
@@ -65,7 +66,7 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """Map the name of each case with numbered sequences in `folder` to the path that `channel_case` takes."""
+    """Map the name of each case with numbered sequences in `folder` to its path, as `channel_case` expects it."""
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -171,7 +172,7 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     try:
         # The first version of nnU-Net and the Decathlon list all cases in this file.
         content = read_json(
-            path, remedy=f"Correct the file, or give {order_option(task)}.", max_bytes=MAX_LONG_JSON_BYTES
+            path, remedy=f"Correct the file, or add the option {order_option(task)}.", max_bytes=MAX_LONG_JSON_BYTES
         )
         names = content.get("channel_names") or content["modality"]
         words = [str(names[str(number)]) for number in range(len(names))]
@@ -181,13 +182,14 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
         raise BadInputError(
             path,
             f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Correct the file, or give {order_option(task)}.",
+            f"({type(error).__name__}). Correct the file, or add the option {order_option(task)}.",
         ) from error
     order = [role_in(task, word) for word in words]
     if not set(order) <= set(task.modalities) or len(set(order)) != len(order):
         raise BadInputError(
             path,
             f"This file has an unknown channel, or the same channel twice: {', '.join(words)}. The channels must be "
-            f"{', '.join(task.modalities)}, each at most once. Correct the file, or give {order_option(task)}.",
+            f"{', '.join(task.modalities)}, each at most once. Correct the file, or add the option "
+            f"{order_option(task)}.",
         )
     return tuple(name for name in order if name is not None)

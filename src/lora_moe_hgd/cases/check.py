@@ -65,7 +65,7 @@ class CheckedCohort:
         return sorted(found, key=lambda finding: (finding.level, str(finding.where)))
 
     def counts(self) -> dict[str, Any]:
-        """Count cases, errors and warnings, and the cases per sequence, family of file names and label scheme."""
+        """Count cases, errors and warnings, and the cases per sequence, naming convention and label scheme."""
         levels = Counter(finding.level for finding in self.findings)
         present = Counter(name for checked in self.cases for name in checked.case.images)
         schemes = Counter(checked.label_scheme for checked in self.cases if checked.label_scheme)
@@ -167,7 +167,7 @@ def check_cohort(
         channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        num_workers: Number of further processes that read cases.
+        num_workers: Number of worker processes that read cases. With 0 or 1, the current process reads them itself.
         progress: Whether to show a progress bar.
         task: Task that defines the sequences and regions.
 
@@ -212,7 +212,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_task(parser)
     add_allowances(parser)
     parser.add_argument(
-        "--num-workers", type=int, default=0, help="number of further processes that read cases (default: 0)"
+        "--num-workers",
+        type=int,
+        default=0,
+        help="number of worker processes that read cases in parallel (default: 0)",
     )
     add_quiet(parser)
     return parser

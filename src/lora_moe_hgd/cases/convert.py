@@ -1,4 +1,4 @@
-"""Convert cases from any family of file names and label scheme to any other."""
+"""Convert cases from any naming convention and label scheme to any other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
 from ..arguments import CommandParser, add_allowances, add_in_path, add_out_path, add_quiet
-from ..files import counted, new_folder, reason_of, replacing
+from ..files import new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
@@ -31,9 +31,9 @@ from .reading import CaseReading, read_case
 def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, allow_partial: bool = False) -> bool:
     """Write a case unless its files already exist, and return whether the case was written.
 
-    A NIfTI file of one sequence is copied byte by byte, and compressed with gzip if necessary. A volume from a 4-D
-    file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. Labels are decoded to
-    regions and encoded in the new scheme. Warnings about the case are printed to standard error.
+    A `.nii.gz` file of one sequence is copied unchanged, and a `.nii` file is compressed with gzip. A volume from a
+    4-D file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. Labels are decoded
+    to regions and encoded in the new scheme. Warnings about the case are printed to standard error.
 
     Args:
         case: Case to write.
@@ -42,8 +42,9 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
         allow_partial: Accept volumes that show only a part of a brain.
 
     Raises:
-        BadInputError: If the case cannot be used, if the target's scheme lacks a label of the case, if the label map
-            would have to be interpolated, or if the case was converted from other files earlier.
+        BadInputError: If the case cannot be used, if the target's scheme lacks a label of the case, or if the label
+            map would have to be interpolated. The same error is raised if the target contains this case, but from
+            other files or with other settings.
         ValueError: If the target layout cannot store the case.
     """
     made = record.entry(case)
@@ -126,10 +127,11 @@ def _write(paths: Mapping[str, Path], case: CaseFiles, labels: np.ndarray | None
 
 
 def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Nifti1Image]]:
-    """Read the sequences named in `roles`, or all sequences if `roles` is empty.
+    """Read the sequences in `roles`, such as `t1`, or all sequences of the case if `roles` is empty.
 
     Returns:
-        For each sequence, its voxels in the data type of the file, and an image with its geometry.
+        For each sequence, an array of the voxels in the data type of the file, and a float32 image of the same voxels
+        with the geometry of the file.
 
     Raises:
         BadInputError: If several sequences are read and their grids differ.
@@ -162,14 +164,14 @@ def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
-    parser = CommandParser(description="Convert cases from any family of file names and label scheme to another.")
+    parser = CommandParser(description="Convert cases from any naming convention and label scheme to another.")
     reading = parser.add_mutually_exclusive_group(required=True)
     add_in_path(reading, help="folder of cases, or one case")
     reading.add_argument("source", type=Path, nargs="?", help="the same as --in-path")
     writing = parser.add_mutually_exclusive_group(required=True)
     add_out_path(writing, help="folder for the converted cases", required=False)
     writing.add_argument("target", type=Path, nargs="?", help="the same as --out-path")
-    parser.add_argument("--layout", choices=TARGETS, required=True, help="family of file names to write")
+    parser.add_argument("--layout", choices=TARGETS, required=True, help="naming convention of the files to write")
     parser.add_argument(
         "--scheme", choices=list(LABEL_SCHEMES), help="label scheme to write (default: the usual scheme of --layout)"
     )
@@ -229,8 +231,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"failed: {message}", file=sys.stderr)
     if not args.quiet:
         print(
-            f"Written to {target_folder}: {counted(sum(written), 'case')}. {written.count(False)} existed already, "
-            f"{len(failed)} failed."
+            f"Cases written to {target_folder}: {sum(written)}. Cases that existed already: {written.count(False)}. "
+            f"Cases that failed: {len(failed)}."
         )
     if failed:
         raise SystemExit(1)

@@ -14,7 +14,7 @@ from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.label_schemes import LabelScheme
 from .case_files import CaseFiles
-from .families import LAYOUTS, read_names
+from .naming import LAYOUTS, read_names
 
 BY_KEY = {layout.key: layout for layout in LAYOUTS}
 NUMBERED, STACKED = "nnunet", "decathlon"
@@ -31,7 +31,7 @@ class Target:
 
     Attributes:
         root: Folder of the converted cases.
-        key: Name of the target layout: a key of `BY_KEY`, `nnunet` or `decathlon`.
+        key: Name of the target layout, one of `TARGETS`, such as `brats2023` or `nnunet`.
         scheme: Label scheme of the segmentations.
         order: Sequences in the order of their numbers, for `nnunet` and `decathlon`.
     """
@@ -58,10 +58,10 @@ class Target:
             folder = self.root / case.case_id
             paths = {role: folder / f"{layout.stem_for(role, case.case_id)}{END}" for role in roles}
             named = read_names(list(paths.values()))
-            # Families that share the names of the images differ only in the label scheme, which matters only with
+            # Layouts that share the names of the images differ only in the label scheme, which matters only with
             # labels.
-            same_family = named.layout is layout or not case.segmentation
-            if not same_family or named.roles != {role: [path] for role, path in paths.items()}:
+            same_layout = named.layout is layout or not case.segmentation
+            if not same_layout or named.roles != {role: [path] for role, path in paths.items()}:
                 raise BadInputError(
                     case.folder,
                     f"The case {case.case_id} cannot be written as {layout.name}: its files would be read as "
@@ -69,7 +69,7 @@ class Target:
                     "another layout.",
                 )
             return paths
-        # In both families, cases with and without labels are in different folders.
+        # In both layouts, cases with and without labels are in different folders.
         part = "Tr" if case.segmentation else "Ts"
         name = case.case_id if self.key == NUMBERED else f"BRATS_{number:03d}"
         found = {"seg": self.root / f"labels{part}/{name}{END}"} if case.segmentation else {}
@@ -113,7 +113,7 @@ class Record:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Settings that all cases of a target share, by name."""
+        """Map the name of each setting that all cases of the target share to the value of the setting."""
         target = self.target
         return {
             "source": str(self.source.resolve()),
@@ -151,7 +151,7 @@ class Record:
             if about[name] != value:
                 raise BadInputError(
                     root,
-                    f"This folder contains cases converted with {name} {about[name]}, but now the {name} is {value}. "
+                    f"This folder contains cases that were converted with another {name}: {about[name]}, not {value}. "
                     "Choose another target.",
                 )
 
@@ -194,7 +194,7 @@ class Record:
         }
 
     def has(self, case: CaseFiles, made: dict[str, Any]) -> bool:
-        """Whether all files that the entry `made` lists for the case exist.
+        """Whether all files of the case exist. `made` is the entry of the case, which lists the files.
 
         Raises:
             BadInputError: If existing files of the case were made from other sources or with other settings.
@@ -223,7 +223,7 @@ class Record:
             scratch.write_text(json.dumps(self.about | {"cases": self.cases}))
 
     def complete(self) -> dict[str, dict[str, str]]:
-        """Files of each case whose files all exist, sorted by case id."""
+        """Written files of each complete case, sorted by case id. A case is complete if all its files exist."""
         return {
             name: made["files"]
             for name, made in sorted(self.cases.items())

@@ -13,7 +13,7 @@ from ..model.task import BRAIN_TUMOUR, Task
 from ..sequence_names import role_in
 from .case_files import PREPARED, CaseFiles, recorded_name, safe_name, stem_of
 from .channels import channel_case, channel_cases, channel_of
-from .families import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
+from .naming import BY_WORDS, in_other_formats, name_files, nothing_found, read_names
 
 # Folder levels below the root in which cases are searched. BIDS needs three: `<subject>/<session>/anat`.
 DEEPEST_CASE = 3
@@ -98,7 +98,7 @@ def survey(
     """Return every case below `root`, and an error for each folder whose files cannot be identified.
 
     The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
-    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder get the names of their files.
+    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder are named after their files instead.
 
     Raises:
         BadInputError: If `root` contains no case, or if `channel_order` has no effect on any case.
@@ -155,7 +155,7 @@ def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """Name in tables of a folder or file that is no recognised case. A case at the same path would have this name."""
+    """Name in tables for a folder or file that is not recognised as a case: the name that a case there would have."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -197,7 +197,7 @@ def _unique(
 def _together(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding], task: Task
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Remove cases that are only one sequence of a larger case, and return an error for each larger case.
+    """Find patients with one folder per sequence. Remove these one-sequence cases, and return an error per patient.
 
     The Erasmus Glioma Database has one folder per sequence: `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
     """
@@ -256,8 +256,8 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
     """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    The result is true if the parent folder also contains a case. If the folder contains a file that cannot be
-    identified, the result is also true if there is a case at the same depth below `root`, or no case at all.
+    The result is true if the parent folder also contains a case. The result is also true if the folder contains a file
+    that cannot be identified and either there is a case at the same depth below `root`, or `root` contains no case.
     """
     if not places:
         return not folder.is_clear

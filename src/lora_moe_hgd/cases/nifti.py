@@ -178,13 +178,14 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
             raise BadInputError(path, "The file ends inside its header. Copy or download the file again.")
         if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
             raise BadInputError(
-                path, "The file was damaged by a copy in text mode. Copy the file again in binary mode."
+                path,
+                "A copy in text mode, such as that of FTP, damaged this file. Copy the file again in binary mode.",
             )
     return kind(raw, check=False)
 
 
 def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
-    """Read a file from its beginning. `most_bytes` is an upper limit of the file's decompressed size."""
+    """Read the header and the voxels of an open file. `most_bytes` is an upper limit of its decompressed size."""
     header = _read_header(path, file)
     findings = header_findings(header, path)
     check_header(path, header)
@@ -250,7 +251,7 @@ def _read_tail(path: Path, file: BinaryIO) -> list[Finding]:
 
 
 def _geometry_only(header: nib.Nifti1Header, affine: np.ndarray) -> nib.Nifti1Header:
-    """Build a header with only the geometry of `header`, in millimetres, and without its text."""
+    """Build a header with only the geometry of `header`, in millimetres. Texts such as `descrip` are left out."""
     clean = nib.Nifti1Header()
     clean.set_xyzt_units("mm")
     clean["pixdim"][1:4] = voxel_spacing_mm(affine)
@@ -281,7 +282,7 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
 
 
 def image_like(array: np.ndarray, *, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Build an image with the affine and the header geometry of `like`, but without the text of that header."""
+    """Build an image with the affine and the header geometry of `like`. Texts of its header are left out."""
     return nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
 
 

@@ -26,8 +26,8 @@ class CaseReading:
 
     Attributes:
         case: Files of the case.
-        settled: Arrays, grid and findings after the rules of `case_rules`, for the image processor. Findings in
-            `settled` name sequences, not files.
+        settled: Result of the rules of `case_rules`: the arrays, grid and findings that the image processor needs.
+            Findings in `settled` name sequences, not files.
         images: Each usable sequence, float32, zero outside the brain, all on one grid, in channel order.
         findings: Errors and warnings, each with the file that it concerns.
     """
@@ -66,7 +66,7 @@ class CaseReading:
         """Return this object if the case can be used.
 
         Raises:
-            BadInputError: On the first error; with `strict` on the first warning as well.
+            BadInputError: If there is an error, or, with `strict`, if there is an error or a warning.
         """
         raise_errors(self.findings, strict=strict)
         return self
@@ -170,8 +170,8 @@ def read_sources(
     A finding names the file of its sequence, or the sequence if its image is in memory.
 
     Args:
-        sources: Path, nibabel image, MONAI `MetaTensor`, array or tensor `(D, H, W)` of each sequence, by its name.
-            Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
+        sources: Dict from the name of each sequence to its path, nibabel image, MONAI `MetaTensor`, array or tensor
+            `(D, H, W)`. Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
         reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.

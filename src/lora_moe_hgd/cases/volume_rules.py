@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import psutil
 
-from ..files import counted
 from ..model.findings import BadInputError, prepare_command
 
 MAX_EDGE = 1024
@@ -52,14 +51,14 @@ def check_name(path: Path) -> None:
     if name.endswith(CONVERTED_BY_NIBABEL):
         message = f"This file format is not supported. Convert the file to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(NRRD):
-        message = f"Convert NRRD files first, and use the case in OUT: {prepare_command()}."
+        message = f"NRRD files must be converted first. Run {prepare_command()}, then give the case in OUT."
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
         message = "Single DICOM files are not supported. Give the folder of the study."
     else:
         message = (
-            f"The file name does not end in {', '.join(FORMATS)}, the supported formats. Correct the file name, or "
+            f"The file name ends in none of the supported extensions: {', '.join(FORMATS)}. Correct the file name, or "
             "convert the file to NIfTI."
         )
     raise BadInputError(path, message)
@@ -76,8 +75,8 @@ def check_header(path: Path, header: nib.Nifti1Header) -> None:
         if header["magic"].item()[:2] == b"ni":
             raise BadInputError(
                 path,
-                "This file is the header of a pair of .hdr and .img. The voxels are in the .img file. Convert the "
-                "pair to one file: nib-convert NAME.hdr NAME.nii.gz.",
+                "This file is only the header of an image. The voxels are in a separate .img file. Convert both files "
+                "to one file: nib-convert NAME.hdr NAME.nii.gz.",
             )
         raise BadInputError(
             path,
@@ -110,8 +109,8 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) < 3:
         raise BadInputError(
             path,
-            f"The file has {counted(len(shape), 'axis', 'axes')} ({times(shape)}), not three. Give a complete volume, "
-            "not a slice.",
+            f"The image must have three axes, but has {len(shape)} ({times(shape)}). Give a complete volume, not a "
+            "slice.",
         )
     if any(not 1 <= edge <= MAX_EDGE for edge in shape):
         raise BadInputError(
@@ -121,13 +120,15 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         )
     if dtype.kind not in "biuf":
         found = {"c": "complex numbers", "V": "colours or records"}.get(dtype.kind, "not numbers")
-        raise BadInputError(path, f"The voxels are {found}. Save one real number per voxel.")
+        raise BadInputError(
+            path, f"Each voxel must be one real number, but the voxels are {found}. Save real numbers."
+        )
     size = math.prod(shape) * max(dtype.itemsize, 4)
     if size > MAX_BYTES:
         raise BadInputError(
             path,
-            f"The voxels need {in_bytes(size)}, but at most {in_bytes(MAX_BYTES)} are allowed. Crop the volume, or "
-            "save the voxels as float32.",
+            f"The voxels need {in_bytes(size)} of memory, but at most {in_bytes(MAX_BYTES)} are allowed. Crop the "
+            "volume, or save the voxels as float32.",
         )
     # Reading needs memory for two copies in the stored data type (one of them during conversion) and one in float32.
     needed, free = math.prod(shape) * (2 * dtype.itemsize + 4), psutil.virtual_memory().available

@@ -139,10 +139,11 @@ class CaseSegmenter:
     """Segmenter of cases with one checkpoint. The checkpoint is loaded when the first case needs it.
 
     Args:
-        checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
+        checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+            adapter's `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device

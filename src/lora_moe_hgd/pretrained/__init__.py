@@ -44,7 +44,7 @@ def hub_id(name: str) -> str | None:
 
 
 def pretrained_path(name: str) -> Path:
-    """Return the folder of a shipped network or adapter, in `from_pretrained` form.
+    """Return the folder of a shipped network or adapter, which `from_pretrained` can load.
 
     Raises:
         ValueError: If no shipped checkpoint has this name. The error message lists the shipped checkpoints.

@@ -13,8 +13,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name that its documentation uses
 
 from ..cases.case_files import CaseFiles, stem_of
-from ..cases.families import name_files
 from ..cases.layouts import name_of_place
+from ..cases.naming import name_files
 from ..cases.volume_rules import NRRD, check_place, check_size
 from ..model.findings import BadInputError
 from ..model.grids import Volume, check_affine

@@ -1,7 +1,8 @@
 """Identify the sequences of the files in a folder by the file names of public data sets.
 
-A family consists of patterns for file names, and of the label schemes that its segmentations may use. If the file
-names in a folder fit no family, the words in the names determine the sequences (see `sequence_names`).
+A naming convention (`Layout`) consists of patterns for file names, and of the label schemes that its segmentations may
+use. If the file names in a folder fit no convention, the words in the names determine the sequences (see
+`sequence_names`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ BIDS_CASE = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_")
 
 @dataclass(frozen=True)
 class Layout:
-    """One family of file names.
+    """Naming convention for the files of a case, such as that of BraTS 2023.
 
     Patterns are shell patterns for a file name without its extension. Patterns match upper and lower case alike. If
     files fit several patterns of a sequence, the file of the earliest pattern is used.
 
     Attributes:
-        key: Name of the family on the command line.
-        name: Name of the family in messages.
+        key: Name of the convention on the command line.
+        name: Name of the convention in messages.
         patterns: Patterns of each sequence, and of the segmentation under `seg`.
         label_schemes: Label schemes that the segmentations may use.
         elsewhere: Possible paths of the segmentation outside the case's folder, relative to that folder.
@@ -60,7 +61,7 @@ class Layout:
         ]
 
     def match(self, path: Path) -> Match | None:
-        """Find the pattern of this family that the file's name fits; `None` if the name fits no pattern."""
+        """Find the pattern of this convention that the file's name fits; `None` if the name fits no pattern."""
         stem = str(stem_of(path))
         matches = [
             Match(path, role, preference, found[1] if one else None)
@@ -71,10 +72,10 @@ class Layout:
         return min(matches, key=lambda match: len(match.begin or ""), default=None)
 
     def stem_for(self, role: str, case_id: str) -> str:
-        """File name, without extension, of a case's sequence or segmentation (`seg`) in this family.
+        """File name, without extension, of a case's sequence or segmentation (`seg`) in this convention.
 
         Raises:
-            ValueError: If all names of this family begin with a prefix with which the case's name does not begin.
+            ValueError: If this convention needs a prefix, such as `TCGA-`, that the case's name lacks.
         """
         begin, *rest = self.patterns[role][0].split("*")
         if rest and not case_id.startswith(begin):
@@ -87,14 +88,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Match:
-    """A file whose name fits a pattern of a family.
+    """A file whose name fits a pattern of a naming convention.
 
     Attributes:
         path: The file.
         role: Role of the file: a sequence, or `seg`.
         preference: Index of the pattern among the patterns of the role. The file with the smallest index is used.
-        begin: Start of the file name, before the sequence. All files of a case share this start. `None` if the pattern
-            has no such start.
+        begin: Text in place of the `*` of the pattern. This text is equal for all files of a case. `None` if the
+            pattern has no `*` or several.
     """
 
     path: Path
@@ -103,8 +104,10 @@ class Match:
     begin: str | None
 
 
-def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = "") -> Layout:
-    """Build a layout. `words` has one entry for each of t1, t1c, t2 and flair, which replaces `{}` in `pattern`.
+def _convention(
+    key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = ""
+) -> Layout:
+    """Build a naming convention. Each entry of `words` replaces `{}` in `pattern`. The order is t1, t1c, t2, flair.
 
     An entry such as `T1c|T1gd` gives two patterns for the sequence. The first pattern is preferred.
     """
@@ -115,10 +118,10 @@ def _family(key: str, name: str, pattern: str, words: str, *, seg: str, schemes:
     return Layout(key, name, {**patterns, "seg": tuple(seg.split())}, tuple(schemes.split()), tuple(elsewhere.split()))
 
 
-# If several families fit, the first one is used.
+# If several naming conventions fit, the first one is used.
 LAYOUTS = (
-    _family("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
-    _family(
+    _convention("plain", "plain", "{}", "T1 T1c|T1gd T2 FLAIR", seg="seg", schemes="msd"),
+    _convention(
         "brats-ped",
         "BraTS-PED",
         "BraTS-PED-*-{}",
@@ -126,8 +129,10 @@ LAYOUTS = (
         seg="BraTS-PED-*-seg",
         schemes="ped2024 brats2023",
     ),
-    _family("brats2023", "BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"),
-    _family(
+    _convention(
+        "brats2023", "BraTS 2023 and later", "*-{}", "t1n t1c t2w t2f", seg="*-seg", schemes="brats2023 gli2024"
+    ),
+    _convention(
         "tcga",
         "TCGA",
         "TCGA-*_{}",
@@ -135,7 +140,7 @@ LAYOUTS = (
         seg="TCGA-*_GlistrBoost_ManuallyCorrected TCGA-*_GlistrBoost",
         schemes="brats2018",
     ),
-    _family(
+    _convention(
         "upenn-gbm",
         "UPENN-GBM",
         "UPENN-GBM-*_{}",
@@ -144,7 +149,7 @@ LAYOUTS = (
         schemes="brats2018",
         elsewhere="../../images_segm/{case}_segm.nii.gz ../../automated_segm/{case}_automated_approx_segm.nii.gz",
     ),
-    _family(
+    _convention(
         "ucsf-pdgm",
         "UCSF-PDGM",
         "UCSF-PDGM-*_{}",
@@ -152,7 +157,7 @@ LAYOUTS = (
         seg="UCSF-PDGM-*_tumor_segmentation",
         schemes="brats2018",
     ),
-    _family(
+    _convention(
         "mu-glioma-post",
         "MU-Glioma-Post",
         "PatientID_*_brain_{}",
@@ -160,7 +165,7 @@ LAYOUTS = (
         seg="PatientID_*_tumorMask",
         schemes="gli2024",
     ),
-    _family(
+    _convention(
         "ucsd-ptgbm",
         "UCSD-PTGBM",
         "UCSD-PTGBM-*_{}",
@@ -168,8 +173,8 @@ LAYOUTS = (
         seg="UCSD-PTGBM-*_BraTS_tumor_seg",
         schemes="gli2024",
     ),
-    _family("brats2018", "BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
-    _family(
+    _convention("brats2018", "BraTS 2017 to 2021", "*_{}", "t1 t1ce t2 flair", seg="*_seg", schemes="brats2018"),
+    _convention(
         "brats2015",
         "BraTS 2012 to 2015",
         "VSD.Brain*.MR_{}.*",
@@ -178,7 +183,7 @@ LAYOUTS = (
         schemes="brats2015",
     ),
     # File names of DeepMedic's examples.
-    _family(
+    _convention(
         "brats2015-renamed",
         "BraTS 2012 to 2015, renamed",
         "{}",
@@ -191,10 +196,10 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """Roles of the files of a folder, as the file names show them.
+    """Role of each file in a folder, determined by the file names. A role is a sequence or `seg` (the segmentation).
 
     Attributes:
-        layout: Family of the file names; `None` if the words in the names determine the roles.
+        layout: Naming convention of the files; `None` if the words in the names determine the roles.
         roles: Files of each sequence, and those of the segmentation under the key `seg`. A sequence has several files
             if the names are ambiguous.
         left_out: Files whose names show that they are not sequences, such as ADC maps and brain masks.
@@ -219,28 +224,28 @@ class NamedFiles:
 
 
 def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
-    """Find the role of each volume in a folder.
+    """Find the role of each volume in a folder: a sequence or `seg` (the segmentation).
 
-    The first family that fits all file names determines the roles. If no family fits, the words in the names
-    determine the roles. Families apply to the brain tumour task only. For another task, the words in its definition
-    determine the roles.
+    The first naming convention that fits all file names determines the roles. If no convention fits, the words in the
+    names determine the roles. For a task other than brain tumour, the words in the definition of the task determine
+    the roles, without any convention.
     """
     if not task.is_brain_tumour:
         return _sorted_by_role({file: role_in(task, str(stem_of(file))) for file in files}, task.modalities)
     by_word = {file: role_of(str(stem_of(file))) for file in files}
     for layout in LAYOUTS:
         matches = [match for file in files if (match := layout.match(file))]
-        if _is_of_family(matches):
+        if _are_of_one_case(matches):
             own = {match.path for match in matches}
             rest = [file for file in files if file not in own]
             labelled = any(match.role == "seg" for match in matches)
             if all(by_word[file] == "other" or (labelled and by_word[file] == "seg") for file in rest):
-                return _of_family(layout, matches, rest)
+                return _by_convention(layout, matches, rest)
     return _by_words(files, by_word)
 
 
-def _is_of_family(matches: Sequence[Match]) -> bool:
-    """Whether the files belong to one case, and the start that their names share contains no sequence."""
+def _are_of_one_case(matches: Sequence[Match]) -> bool:
+    """Whether the files are those of one case. The text in place of `*` must be equal, and must name no sequence."""
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
@@ -251,7 +256,7 @@ def _is_of_family(matches: Sequence[Match]) -> bool:
     )
 
 
-def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -> NamedFiles:
+def _by_convention(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -> NamedFiles:
     roles: dict[str, list[Path]] = {}
     left_out = list(rest)
     for role in layout.patterns:
@@ -266,9 +271,9 @@ def _of_family(layout: Layout, matches: Sequence[Match], rest: Sequence[Path]) -
 def _by_words(files: Sequence[Path], by_word: Mapping[Path, str | None]) -> NamedFiles:
     """Find the roles of the files by the words in their names.
 
-    If all names begin with the same word for contrast agent, that word may be the patient's initials: `KM_T1` and
-    `KM_T1_post` are T1 and T1c of the patient KM. A file that would be T1c only because of such a word has no known
-    role.
+    If all names begin with the same word for contrast agent, such as `KM` (German `Kontrastmittel`), that word may be
+    the patient's initials. So `KM_T1` and `KM_T1_post` are T1 and T1c of the patient KM. The role of a file is unknown
+    if the file would be T1c only because of such a word.
     """
     in_full = _sorted_by_role({file: by_word[file] for file in files})
     stems = [str(stem_of(file)) for file in files]
@@ -304,7 +309,7 @@ def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[s
 
 
 def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
-    """Find the roles of the volumes in a case's folder.
+    """Find the role of each volume in a case's folder: a sequence or `seg` (the segmentation).
 
     Args:
         folder: Folder of the case.
@@ -361,7 +366,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
 
 
 def _cases_in(files: Sequence[Path]) -> list[str]:
-    """Patients and sessions that the file names state with certainty, sorted."""
+    """Patients and sessions of files with BIDS names or with names of a convention that has a prefix, sorted."""
     found = set()
     for file in files:
         bids = BIDS_CASE.match(file.name)
@@ -369,7 +374,7 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
             found.add(bids[1])
         for layout in LAYOUTS:
             match = layout.match(file)
-            # Only families with a fixed prefix are certain. Other names may begin with any text, such as a number.
+            # Only conventions with a fixed prefix are certain. Other names may begin with any text, such as a number.
             own = layout.patterns["t1"][0].split("*")[0]
             if match and match.begin and own and role_of(match.begin) is None:
                 found.add(own + match.begin)
