@@ -88,7 +88,7 @@ def _set_up_pytorch() -> None:
     """Set environment variables that make PyTorch faster on a CPU, before PyTorch is imported.
 
     Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. By default,
-    waiting threads run a busy loop: then two runs on the same two cores take three times as long (lab/busy_cores.py).
+    waiting threads run a busy loop. Then two runs on the same two cores take three times as long (lab/busy_cores.py).
     Large tensors get huge pages of memory, if Linux offers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -130,9 +130,9 @@ def test_a_case_that_lacks_a_sequence_cannot_be_one_file(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layout", "nnunet"], "nnunet has no usual label scheme. Choose a label scheme with --scheme"),
+        (["--layout", "nnunet"], "The layout nnunet has no usual label scheme. Choose a label scheme with --scheme"),
         (["--layout", "plain", "--scheme", "brats2018"], "always read with the label scheme msd"),
-        (["--layout", "plain", "--target-order", "t1,t2"], "--target-order is for nnunet"),
+        (["--layout", "plain", "--target-order", "t1,t2"], "--target-order has an effect only with --layout nnunet"),
     ],
 )
 def test_a_target_that_could_not_be_read_back_is_refused(

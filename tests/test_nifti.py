@@ -234,7 +234,7 @@ def pickled(path: Path) -> Path:
         (
             lambda path: saved(path, np.ones((1025, 1, 1))),
             "a.nii.gz",
-            "1025 x 1 x 1 voxels, but each axis must have 1 to 1024",
+            "1025 x 1 x 1 voxels, but each axis must have 1 to 1024 voxels",
         ),
         (singular, "a.nii", "singular or not finite"),
         *(
@@ -244,7 +244,7 @@ def pickled(path: Path) -> Path:
         (garbage, "a.mha", "3D Slicer"),
         (garbage, "a.nrrd", "lora-moe-hgd prepare"),
         (garbage, "a.dcm", "Give the folder of the study"),
-        (garbage, "a.gz", r"does not end in \.nii, \.nii\.gz, \.npy"),
+        (garbage, "a.gz", r"none of the supported extensions: \.nii, \.nii\.gz, \.npy\."),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

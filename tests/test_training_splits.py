@@ -107,10 +107,15 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "fold", "message"),
     [
-        ("s.csv", "name,role\na,fit\n", None, r"needs the columns case and role, but has name, role"),
-        ("s.csv", "case,fold\na,1\n", 1, r"needs the columns case and role, but has case, fold"),
-        ("s.csv", "", None, r"needs the columns case and role, but has none"),
-        ("s.csv", "case,role\na,fit\nb,validate\n", 1, r"needs the column fold, but the file only has case, role"),
+        ("s.csv", "name,role\na,fit\n", None, r"case and role\. The columns of this file are: name, role\."),
+        ("s.csv", "case,fold\na,1\n", 1, r"case and role\. The columns of this file are: case, fold\."),
+        ("s.csv", "", None, r"case and role\. The columns of this file are: none\."),
+        (
+            "s.csv",
+            "case,role\na,fit\nb,validate\n",
+            1,
+            r"the column fold\. The columns of this file are: case, role\.",
+        ),
         ("s.csv", ROLES, 3, r"has no fold 3\. Choose one of its folds: 1, 2\."),
         ("s.csv", ROLES + "a,fit,2,16\n", None, r"lists a more than once"),
         ("s.csv", "case,role\na,fit\n", None, r"has no case for validation\."),
@@ -123,7 +128,7 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
             "s.json",
             '[{"train": ["a"], "val": ["b"]}]',
             None,
-            r"this file has 1 fold\. Choose a fold with --fold 0 to 0",
+            r"No fold was chosen\. Choose one of the folds of this file with --fold 0 to 0\.",
         ),
         ("s.json", '[{"train": ["a"], "val": ["b"]}]', 1, r"has no fold 1\. Choose one of its folds: 0 to 0\."),
         ("s.json", '[{"train": ["a", "b"], "val": ["b"]}]', 0, r"both training and validation in fold 0: b\."),

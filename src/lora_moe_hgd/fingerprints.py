@@ -135,7 +135,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _imports_of(tree: ast.Module, package: str) -> Iterator[str]:
-    """Full names of the package's modules that a module of `package` imports."""
+    """Full names of the modules of this package that `tree`, a module of `package`, imports."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

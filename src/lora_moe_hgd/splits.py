@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .files import MAX_LONG_JSON_BYTES, counted, read_json, replacing
+from .files import MAX_LONG_JSON_BYTES, read_json, replacing
 from .model.findings import BadInputError
 
 FILE_NAME = "split.csv"
@@ -117,7 +117,7 @@ def read_run_split(run_folder: Path) -> Split:
     if not {"case", "part"} <= columns:
         raise BadInputError(
             path,
-            f"The split of a run needs the columns case and part, but this file has {_listed(columns)}. "
+            f"The split of a run needs the columns case and part. The columns of this file are: {_listed(columns)}. "
             "Give the folder of a run.",
         )
     train, validation = ([row["case"] for row in rows if row["part"] == part] for part in ("train", "validation"))
@@ -143,7 +143,9 @@ def _read_csv(path: Path, fold: int | None) -> Split:
     part = next((name for name in PART_COLUMNS if name in columns), None)
     if part is None or "case" not in columns:
         raise BadInputError(
-            path, f"A split file needs the columns case and role, but has {_listed(columns)}. Rename the columns."
+            path,
+            f"A split file needs the columns case and role. The columns of this file are: {_listed(columns)}. Rename "
+            "the columns.",
         )
     if repeated := sorted(name for name, times in Counter(row["case"] for row in rows).items() if times > 1):
         raise BadInputError(path, f"The file lists {', '.join(repeated)} more than once. Remove the repeated rows.")
@@ -154,8 +156,8 @@ def _read_csv(path: Path, fold: int | None) -> Split:
         if "fold" not in columns:
             raise BadInputError(
                 path,
-                f"`data.fold` needs the column fold, but the file only has {_listed(columns)}. Add the column, "
-                "or leave out `data.fold`.",
+                f"`data.fold` needs the column fold. The columns of this file are: {_listed(columns)}. Add the "
+                "column, or leave out `data.fold`.",
             )
         if part == "part":
             raise BadInputError(
@@ -179,9 +181,7 @@ def _read_folds(path: Path, fold: int | None) -> Split:
         )
     if fold is None:
         raise BadInputError(
-            path,
-            f"No fold was chosen, but this file has {counted(len(folds), 'fold')}. Choose a fold with --fold 0 to "
-            f"{len(folds) - 1}.",
+            path, f"No fold was chosen. Choose one of the folds of this file with --fold 0 to {len(folds) - 1}."
         )
     if not 0 <= fold < len(folds):
         raise BadInputError(path, f"The file has no fold {fold}. Choose one of its folds: 0 to {len(folds) - 1}.")

@@ -141,7 +141,10 @@ class CaseFiles:
         )
 
     def file_names(self) -> dict[str, str]:
-        """File name of each sequence, without its folder. For a 4-D file, followed by the index of the volume."""
+        """File name of each sequence, without its folder.
+
+        For a 4-D file, the index of the volume follows, as in `a.nii (volume 2)`.
+        """
         volumes = {name: f" (volume {number})" for name, number in self.channels.items()}
         return {name: safe_name(path.name) + volumes.get(name, "") for name, path in self.images.items()}
 

@@ -167,7 +167,7 @@ def check_cohort(
         channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        num_workers: Number of worker processes that read cases. With 0 or 1, the current process reads them itself.
+        num_workers: Number of worker processes that read cases. With 0 or 1, the current process reads the cases.
         progress: Whether to show a progress bar.
         task: Task that defines the sequences and regions.
 

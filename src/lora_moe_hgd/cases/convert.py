@@ -210,8 +210,9 @@ def main(argv: Sequence[str]) -> None:
     if target.key not in BY_KEY and 0 < labelled < len(cases):
         raise BadInputError(
             source,
-            f"Only some cases have a ground truth: {labelled} of {len(cases)}. {target.key} stores cases with and "
-            "without ground truth in different folders. Convert the two groups separately, each to its own target.",
+            f"Only some cases have a ground truth: {labelled} of {len(cases)}. The layout {target.key} stores cases "
+            "with and without ground truth in different folders. Convert the two groups separately, each to its own "
+            "target.",
         )
     record = Record(target, source)
     record.load()
@@ -248,7 +249,8 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
         raise ValueError(
-            f"{key} has no usual label scheme. Choose a label scheme with --scheme: {', '.join(LABEL_SCHEMES)}."
+            f"The layout {key} has no usual label scheme. Choose a label scheme with --scheme: "
+            f"{', '.join(LABEL_SCHEMES)}."
         )
     if name is not None and known and name not in known:
         raise ValueError(
@@ -262,5 +264,7 @@ def _order(key: str, names: str | None) -> tuple[str, ...]:
     if key == NUMBERED:
         return parse_channel_order(names) if names else MODALITIES
     if names:
-        raise ValueError(f"--target-order is for {NUMBERED} only. Leave out --target-order for {key}.")
+        raise ValueError(
+            f"--target-order has an effect only with --layout {NUMBERED}. Leave out --target-order for {key}."
+        )
     return DECATHLON_ORDER if key == STACKED else MODALITIES

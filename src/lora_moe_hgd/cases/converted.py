@@ -42,7 +42,7 @@ class Target:
     order: tuple[str, ...] = MODALITIES
 
     def paths(self, case: CaseFiles, number: int) -> dict[str, Path]:
-        """Target path of each sequence of the case. `seg` is the path of the segmentation, if there is one.
+        """Target path of each sequence of the case, and of the segmentation under the key `seg`, if there is one.
 
         Args:
             case: Case to write.

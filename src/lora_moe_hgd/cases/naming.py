@@ -94,8 +94,8 @@ class Match:
         path: The file.
         role: Role of the file: a sequence, or `seg`.
         preference: Index of the pattern among the patterns of the role. The file with the smallest index is used.
-        begin: Text in place of the `*` of the pattern. This text is equal for all files of a case. `None` if the
-            pattern has no `*` or several.
+        begin: Part of the file name that the `*` of the pattern matches. All files of a case share this part. `None`
+            if the pattern has no `*` or several.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Match:
 def _convention(
     key: str, name: str, pattern: str, words: str, *, seg: str, schemes: str, elsewhere: str = ""
 ) -> Layout:
-    """Build a naming convention. Each entry of `words` replaces `{}` in `pattern`. The order is t1, t1c, t2, flair.
+    """Build a naming convention. The four entries of `words` (t1, t1c, t2, flair) each replace `{}` in `pattern`.
 
     An entry such as `T1c|T1gd` gives two patterns for the sequence. The first pattern is preferred.
     """
@@ -245,7 +245,7 @@ def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
 
 
 def _are_of_one_case(matches: Sequence[Match]) -> bool:
-    """Whether the files are those of one case. The text in place of `*` must be equal, and must name no sequence."""
+    """Whether the files belong to one case. `*` must match the same text in all names, and no sequence."""
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
@@ -366,7 +366,7 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
 
 
 def _cases_in(files: Sequence[Path]) -> list[str]:
-    """Patients and sessions of files with BIDS names or with names of a convention that has a prefix, sorted."""
+    """Sorted names of patients and sessions. Only BIDS names and conventions with a prefix, such as TCGA, count."""
     found = set()
     for file in files:
         bids = BIDS_CASE.match(file.name)

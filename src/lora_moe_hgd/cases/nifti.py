@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
-from ..files import counted, replacing
+from ..files import replacing
 from ..model.findings import BadInputError, Finding
 from ..model.geometry import voxel_spacing_mm
 from ..model.grids import check_affine
@@ -90,11 +90,11 @@ def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
 
 
 def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]:
-    """Read the volumes of a file with four axes by the rules of `read_image`, and return them by name.
+    """Read a file with four axes by the rules of `read_image`. Map the name of each sequence to its volume.
 
     Args:
         path: File with four axes.
-        channels: Index of each volume along the fourth axis, by name.
+        channels: Index along the fourth axis, by the name of the sequence.
 
     Raises:
         BadInputError: For the same reasons as in `read_image`, and if the length of the fourth axis does not fit
@@ -106,9 +106,8 @@ def read_stack(path: Path, channels: Mapping[str, int]) -> dict[str, ReadVolume]
     if [edge for edge in shape[3:] if edge != 1] != [length] * (length > 1):
         raise BadInputError(
             path,
-            f"The channel order has {counted(length, 'sequence')}, but the file contains "
-            f"{counted(math.prod(shape[3:]), 'volume')} "
-            f"({times(shape)}). Name the sequence of each volume with --channel-order.",
+            f"The number of sequences in the channel order ({length}) differs from the number of volumes in the file "
+            f"({math.prod(shape[3:])}, shape {times(shape)}). Name the sequence of each volume with --channel-order.",
         )
     array = content.array.reshape(*shape[:3], length)
     return {name: content.volume(np.ascontiguousarray(array[..., at])) for name, at in channels.items()}
@@ -179,7 +178,8 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
         if raw[8:12] not in (b"\r\n\x1a\n", bytes(4)):
             raise BadInputError(
                 path,
-                "A copy in text mode, such as that of FTP, damaged this file. Copy the file again in binary mode.",
+                "This file was damaged when it was copied in text mode, for example with FTP. Copy the file again in "
+                "binary mode.",
             )
     return kind(raw, check=False)
 
@@ -282,7 +282,7 @@ def _read_npy(path: Path, spacing_mm: float) -> _Content:
 
 
 def image_like(array: np.ndarray, *, like: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Build an image with the affine and the header geometry of `like`. Texts of its header are left out."""
+    """Build an image with the affine and the header geometry of `like`. Texts in the header of `like` are left out."""
     return nib.Nifti1Image(array, like.affine, _geometry_only(like.header, like.affine), dtype=array.dtype)
 
 

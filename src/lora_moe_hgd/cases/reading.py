@@ -44,7 +44,7 @@ class CaseReading:
 
     @property
     def interpolated(self) -> list[str]:
-        """Sequences, and `label map`, that were resampled from another grid."""
+        """Names of the sequences that were resampled from another grid; also `label map` if it was resampled."""
         return list(self.settled.interpolated)
 
     @property
@@ -66,7 +66,7 @@ class CaseReading:
         """Return this object if the case can be used.
 
         Raises:
-            BadInputError: If there is an error, or, with `strict`, if there is an error or a warning.
+            BadInputError: If the case has an error or, with `strict`, a warning.
         """
         raise_errors(self.findings, strict=strict)
         return self

@@ -51,7 +51,7 @@ def check_name(path: Path) -> None:
     if name.endswith(CONVERTED_BY_NIBABEL):
         message = f"This file format is not supported. Convert the file to NIfTI: nib-convert {path.name} NAME.nii.gz."
     elif name.endswith(NRRD):
-        message = f"NRRD files must be converted first. Run {prepare_command()}, then give the case in OUT."
+        message = f"NRRD files must be converted first. Run {prepare_command()}, and use the case in the folder OUT."
     elif name.endswith(CONVERTED_BY_ITK):
         message = "This file format is not supported. Save the image as .nii.gz with 3D Slicer, ITK-SNAP or SimpleITK."
     elif name.endswith(DICOM):
@@ -115,7 +115,7 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if any(not 1 <= edge <= MAX_EDGE for edge in shape):
         raise BadInputError(
             path,
-            f"The header announces {times(shape)} voxels, but each axis must have 1 to {MAX_EDGE}. "
+            f"The header announces {times(shape)} voxels, but each axis must have 1 to {MAX_EDGE} voxels. "
             "Correct the header, or crop the volume.",
         )
     if dtype.kind not in "biuf":
