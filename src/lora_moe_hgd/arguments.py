@@ -111,7 +111,7 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     """Add `--base`, the network to which an adapter is added."""
     parser.add_argument(
         "--base",
-        help="folder or Hub id of the network to which the adapter is added (default: the network that the adapter's "
+        help="folder or Hub id of the network to which an adapter is added (default: the network that the adapter's "
         "adapter_config.json names)",
     )
 

@@ -189,7 +189,7 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
             adapter's `adapter_config.json` names.
 
     Raises:
@@ -324,7 +324,7 @@ def load_checkpoint(
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
-        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
             adapter's `adapter_config.json` names.
 
     Raises:

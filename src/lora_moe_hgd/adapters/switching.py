@@ -184,7 +184,7 @@ def merge_adapter(
     Args:
         name: Folder or Hub id of the adapter.
         scale: Strength of the adapter, from 0 (the base alone) to 1 (the full adapter).
-        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
             adapter's `adapter_config.json` names.
 
     Raises:

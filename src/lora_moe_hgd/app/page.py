@@ -43,7 +43,7 @@ class AppOptions:
 
     Attributes:
         checkpoint: Checkpoint that is selected when the page opens.
-        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
             adapter's `adapter_config.json` names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         max_upload_mb: Largest total size of the files of a visitor, in megabytes.

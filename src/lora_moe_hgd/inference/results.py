@@ -142,7 +142,7 @@ class CaseSegmenter:
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of the network to which the adapter is added. `None` means the network that the
+        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
             adapter's `adapter_config.json` names.
 
     Raises:

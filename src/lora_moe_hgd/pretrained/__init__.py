@@ -19,7 +19,7 @@ def shipped_names() -> list[str]:
     """Names of the shipped networks and adapters, in alphabetical order.
 
     The list is fixed, because the folder may also contain checkpoints of the user, which are not shipped. The wheel
-    contains the same checkpoints (`package-data` in `pyproject.toml`).
+    contains exactly the checkpoints in this list (`package-data` in `pyproject.toml`).
     """
     return ["glioma", "tiny"]
 
