@@ -128,7 +128,7 @@ def compare_adapters(
         Text of the comparison, and number of failures. A case that fails with two checkpoints counts twice.
 
     Raises:
-        ValueError: If a checkpoint or the data cannot be used. Missing checkpoints raise before any evaluation.
+        ValueError: If a checkpoint or the data cannot be used. A missing checkpoint is an error before any evaluation.
     """
     for name in names:
         checkpoint_folder(name)
