@@ -104,7 +104,7 @@ class Session:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """Stop the computation and delete the files. If another event holds the lock, it deletes them later."""
+        """Stop the computation and delete the files. If another event holds the lock, that event deletes them."""
         self.ended = True
         self.stop.set()
         if self.lock.acquire(blocking=False):

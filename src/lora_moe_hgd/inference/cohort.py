@@ -132,7 +132,7 @@ def _names(cases: Sequence[CaseFiles]) -> list[str]:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also contains other files. Replacing it would delete these files."""
+    """Raise if a folder of earlier results also contains other files. Replacing the folder would delete these."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(

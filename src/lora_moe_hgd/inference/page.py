@@ -141,7 +141,7 @@ def write_case_page(
 
 @cache
 def _niivue() -> str:
-    """Code of the viewer NiiVue. A comment at its start contains the licences of NiiVue and of its libraries."""
+    """Code of the viewer NiiVue, preceded by a comment with the licences of NiiVue and of its libraries."""
     licences = "\n\n".join(
         (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
     )

@@ -89,7 +89,7 @@ def make_report(
 
 
 def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
-    """Headline above the warnings of a report. It names the doubtful regions if the warnings are only about these.
+    """Headline above the warnings of a report. It names the doubtful regions, unless a warning is about other things.
 
     Example:
         >>> warnings = ["ET: The expected Dice is only 0.52. An expert must correct this region before use."]

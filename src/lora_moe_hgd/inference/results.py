@@ -146,7 +146,7 @@ class CaseSegmenter:
 
     Raises:
         ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device
-            cannot be used, or if bfloat16 is requested on a device that is not known to be faster in it.
+            cannot be used, or if bfloat16 is requested, but the device is not known to be faster in bfloat16.
     """
 
     def __init__(
