@@ -44,7 +44,8 @@ def segment(
         checkpoint: Network or adapter: name of a shipped checkpoint, folder or Hub id.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        base: Folder or Hub id of the base, if the checkpoint is an adapter. `None` means the base that the adapter's
+            configuration names.
         label_scheme: Label scheme of the result. `input` means that of the case, and `None` that of the checkpoint.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.

@@ -43,7 +43,8 @@ class AppOptions:
 
     Attributes:
         checkpoint: Checkpoint that is selected when the page opens.
-        base: Folder or Hub id of an adapter's base. `None` means the base that the adapter names.
+        base: Folder or Hub id of the base, if the checkpoint is an adapter. `None` means the base that the adapter's
+            configuration names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         max_upload_mb: Largest total size of the files of a visitor, in megabytes.
     """

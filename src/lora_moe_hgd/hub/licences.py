@@ -33,7 +33,7 @@ def licence_warning(folder: Path, license: str) -> str | None:
 
 
 def _known_licence(folder: Path) -> tuple[str, str] | None:
-    """Name and licence of a checkpoint, or of the nearest checkpoint from which it was made.
+    """Name and licence of a checkpoint or, if no licence is recorded, of the nearest one from which it was made.
 
     `LICENCES` has the licences of shipped checkpoints. The card of a pulled checkpoint names its licence.
     """
