@@ -46,7 +46,7 @@ class Motion:
         before: Mutual information at the position that the headers give.
         after: Mutual information after the motion.
         turn_degrees: Angle of the rotation.
-        shift_mm: Distance by which the centre of the reference moves.
+        shift_mm: Distance from the centre of the reference to the point of the moving image that comes to this centre.
     """
 
     matrix: np.ndarray
@@ -76,8 +76,9 @@ def register(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, which limits the comparison as in `optimum`.
-        moving_brain: Brain mask of the moving image, which adds start positions as in `optimum`.
+        brain: Brain mask of the reference. With this mask, the images are compared only in and near the brain.
+        moving_brain: Brain mask of the moving image. With both masks, the search also starts from the position at
+            which the centres of both brains coincide.
     """
     found = optimum(reference, moving, brain=brain, moving_brain=moving_brain)
     is_small = found.turn_degrees < SMALL_DEGREES and found.shift_mm < SMALL_MM
