@@ -40,7 +40,7 @@ CSS = """
 
 
 def step_html(step: Step, seconds: float) -> str:
-    """HTML with the current step of a job and its running time in seconds."""
+    """HTML with the current step of a job, and the seconds since the job began."""
     bar = "<progress></progress>" if step.share is None else f'<progress value="{step.share:.3f}"></progress>'
     return f'<div class="lmh-result" role="status">{html.escape(step.text)} ({seconds:.0f} s)<br>{bar}</div>'
 

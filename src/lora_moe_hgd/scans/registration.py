@@ -1,7 +1,8 @@
 """Rigid registration of one sequence to another, with SimpleITK.
 
 Mattes mutual information (Mattes et al. 2003, doi 10.1109/TMI.2003.809072) does not depend on how bright a tissue
-is in either image. Mutual information has local optima, so the search starts from several positions on a coarse grid.
+is in either image. Mutual information has local optima, so the search begins with coarse voxels and many start
+positions.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
 
 
 def _centre(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
-    """Centre of mass of the mask, or of the image without a mask, in millimetres (LPS)."""
+    """Centre of mass of the mask, or of the image if there is no mask, in millimetres (LPS)."""
     array = sitk.GetArrayViewFromImage(image if mask is None else mask).astype(np.float32)
     index = ndimage.center_of_mass(array)[::-1] if array.any() else (np.array(image.GetSize()) - 1) / 2
     return np.array(image.TransformContinuousIndexToPhysicalPoint([float(value) for value in index]))

@@ -172,7 +172,7 @@ def unreadable_files(count: int) -> str:
 
 
 def case_id_of(study: str) -> str:
-    """Name of a case that does not reveal the patient: the beginning of a digest of the study's UID."""
+    """Name of a case: the beginning of a digest of the study's UID, which does not reveal the patient."""
     return f"study-{hashlib.sha256(study.encode()).hexdigest()[:12]}"
 
 
