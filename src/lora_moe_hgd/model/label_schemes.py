@@ -206,18 +206,23 @@ def detect_label_scheme(
     chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
     if not chosen:
         known = set().union(*(scheme.labels for scheme in allowed or schemes.values()))
-        unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
+        unknown = sorted(values - known) or sorted(values)
+        subject = (
+            f"The label {unknown[0]} is" if len(unknown) == 1 else f"The labels {', '.join(map(str, unknown))} are"
+        )
         named = allowed or (list(schemes.values()) if len(schemes) == 1 else [])
         wanted = " or ".join(map(str, named)) or "any known scheme"
         if "brats2018" not in schemes and not fitting:
             remedy = "Add the label to a region of the task or to `other_labels`, or correct the label map."
-        else:
-            fit = ", ".join(scheme.name for scheme in fitting) or "none"
+        elif fitting:
+            fit = ", ".join(scheme.name for scheme in fitting)
             remedy = (
                 f"These schemes have all labels of the map: {fit}. Choose a scheme with `--label-scheme`, or correct "
                 "the label map."
             )
-        raise LabelMapError(f"The label {unknown} is not among the labels of {wanted}. {remedy}")
+        else:
+            remedy = "No known scheme has all labels of the map. Correct the label map."
+        raise LabelMapError(f"{subject} not among the labels of {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]
     regions = {
