@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import posixpath
 import re
 import sys
 from typing import Any, get_args
 from unittest import mock
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import lora_moe_hgd_cli
 from lora_moe_hgd.cases.naming import LAYOUTS, Layout
@@ -117,15 +119,17 @@ def on_files(files: Files, config: Any, **kwargs: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Replace links to files that are not pages by the names of the files. mkdocs calls this function."""
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+([^)#]+)\)", name_file, markdown)
+def on_page_markdown(markdown: str, *, page: Page, files: Files, **kwargs: Any) -> str:
+    """Replace links to files outside the site by the names of the files. mkdocs calls this function."""
 
+    def kept_or_named(link: re.Match[str]) -> str:
+        text, path = link.groups()
+        if files.get_file_from_path(posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), path))):
+            return link.group()
+        named = path.replace("../", "")
+        return f"`{named}`" if text == named else f"{text} (`{named}` in the repository)"
 
-def name_file(link: re.Match[str]) -> str:
-    """Replace a link by the name of the linked file."""
-    text, path = link.groups()
-    return f"`{path}`" if text == path else f"{text} (`{path}` in the repository)"
+    return re.sub(r"\[([^\]]*)\]\((\.\./[^)#]+)\)", kept_or_named, markdown)
 
 
 def commands_page() -> str:

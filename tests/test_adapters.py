@@ -233,7 +233,7 @@ def test_a_combination_is_an_adapter_like_any_other(shelf: Shelf, tmp_path: Path
         (
             {"site_a": 1.0, "full_a": 1.0},
             "new",
-            "'full_a' trained .* in full .*`modules_to_save`.* with the preset `lora`",
+            "'full_a' trained all weights of .*`modules_to_save`.* with the preset `lora`",
         ),
         ({"site_a": 1.0}, "site_b", "The name 'site_b' is in use"),
         ({"site_c": 1.0}, "new", "No adapter is named 'site_c'. The names are: site_a, site_b, full_a"),

@@ -346,7 +346,7 @@ def test_an_upload_that_is_taken_meanwhile_does_not_end_the_sweeper(
     monkeypatch.setattr(sessions, "sweep", fail)
     sessions._sweep_now_and_then()
     assert len(calls) == 2
-    assert "RuntimeError during the deletion of old files" in capsys.readouterr().err
+    assert "The deletion of old files of the app failed with RuntimeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["end", "close"])

@@ -204,7 +204,7 @@ def test_the_reference_can_be_chosen(tmp_path, source) -> None:
 def test_headers_that_differ_by_rounding_are_one_grid_and_what_differs_is_said(tmp_path, source, expected) -> None:
     reading = read_case(find_case(changed(source, tmp_path / "case", {"T2": nudged(0.02)}))).checked()
     (finding,) = reading.findings
-    assert "The affine differs by up to 0.02 mm from that of t1" in finding.message
+    assert "The affine places voxels up to 0.02 mm away from those of t1" in finding.message
     np.testing.assert_array_equal(reading.images["t2"].dataobj, expected[0].images["t2"].dataobj)
     assert read_case(find_case(changed(source, tmp_path / "far", {"T2": nudged(2)}))).interpolated == ["t2"]
 

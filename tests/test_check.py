@@ -139,7 +139,7 @@ def test_labels_can_be_left_out_or_named(cohort: Path, capsys) -> None:
     assert check(capsys, str(cohort / "a"), "--no-labels")[0] == 0
     code, text = check(capsys, str(cohort / "b"), "--label-scheme", "msd")
     assert code == 1
-    assert "is not in msd" in text
+    assert "is not among the labels of msd" in text
 
 
 def test_a_root_without_cases_is_a_wrong_command_not_a_finding(tmp_path: Path, capsys) -> None:
@@ -179,7 +179,7 @@ def test_training_goes_on_without_bad_cases_if_asked_and_lists_them(cohort: Path
 
 
 def test_a_scheme_that_is_named_is_the_one_that_is_trained_on(cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not in msd"):
+    with pytest.raises(ValueError, match="is not among the labels of msd"):
         training_data(cohort, tmp_path, "--skip-bad", "false", "--label-scheme", "msd")
 
 

@@ -108,5 +108,5 @@ def test_without_weights_the_confidence_is_what_the_probabilities_imply() -> Non
 
 
 def test_weights_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"9 numbers for each of wt, tc, et, got \[6, 6, 6\]"):
+    with pytest.raises(ValueError, match=r"9 numbers for each region \(wt, tc, et\), but has \[6, 6, 6\]"):
         LoraMoeHgdImageProcessor(confidence_weights=[[0.0] * 6] * 3)

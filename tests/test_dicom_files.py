@@ -205,7 +205,7 @@ def test_a_dicomdir_is_read_as_a_file_and_as_the_folder(way: str, media: Path, t
 
 def test_a_dicomdir_alone_is_refused(media: Path, tmp_path: Path) -> None:
     shutil.copy(media, tmp_path)
-    with pytest.raises(BadInputError, match="Copy the entire medium"):
+    with pytest.raises(BadInputError, match="Copy the DICOMDIR together with these files"):
         read_studies(tmp_path)
 
 

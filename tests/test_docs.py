@@ -104,6 +104,9 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path)
     subprocess.run(build, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True, timeout=600)
     assert "lora-moe-hgd segment" in (tmp_path / "reference/commands/index.html").read_text()
     assert "brats2023" in (tmp_path / "reference/label_schemes/index.html").read_text()
+    # A link to a page in another folder stays a link. A link to a file outside the site becomes its name.
+    assert 'href="../../use/"' in (tmp_path / "reference/results/index.html").read_text()
+    assert "<code>lab/2026-11-27.md</code> in the repository" in (tmp_path / "failures/index.html").read_text()
     for page in tmp_path.rglob("*.html"):
         assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?://", page.read_text()), page
 

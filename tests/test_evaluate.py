@@ -131,7 +131,7 @@ def test_one_or_two_cases_have_neither_intervals_nor_r2(cases: str) -> None:
     assert summarise(rows)["low"].isna().all()
     assert volume_agreement(rows.assign(sequences=1))["r2_wt"].isna().all()
     text = to_markdown(rows, {})
-    assert "Fewer than 3 cases have no interval." in text
+    assert "Means over fewer than 3 cases have no interval." in text
     assert "R2 needs 3 cases." in text
     assert "| 1 | 0.050 | - | 0.050 | - | 0.050 | - |" in text
     assert " to " not in text

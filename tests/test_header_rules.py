@@ -46,8 +46,8 @@ def test_forms_that_agree_or_are_alone_are_no_finding(kind) -> None:
 def test_forms_that_disagree_about_the_voxel_size_are_found(kind) -> None:
     header = header_with(kind, sform=affine_of(), qform=affine_of(sizes=(1, 1.5, 1.5)))
     expected = (
-        "The header's sform and qform disagree about the voxel size: 1 x 1.5 x 3 mm by the sform and 1 x 1.5 x 1.5 mm "
-        "by the qform. The sform is used, as in nibabel. If the qform is right, set the sform code to 0."
+        "The header's sform and qform disagree about the voxel size: the sform gives 1 x 1.5 x 3 mm, and the qform "
+        "gives 1 x 1.5 x 1.5 mm. The sform is used, as in nibabel. If the qform is right, set the sform code to 0."
     )
     assert header_findings(header, "t1") == [Finding("t1", expected)]
 

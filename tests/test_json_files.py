@@ -56,7 +56,7 @@ def test_a_dataset_and_a_split_of_a_hundred_thousand_cases_are_read(tmp_path: Pa
 def test_settings_of_a_checkpoint_are_an_object(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     (tmp_path / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(BadInputError, match=r"is not a JSON object\. It contains settings of a checkpoint\."):
+    with pytest.raises(BadInputError, match=r"is not a JSON object\. This file belongs to a checkpoint\."):
         checkpoint_task(tmp_path)
 
 

@@ -288,7 +288,7 @@ def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
     assert "a &lt;skull&gt;" in text
     assert "cut&lt;script&gt;" in text
     assert text.index("failed: T2.nii.gz: must be &lt;whole&gt;") < text.index("nothing")
-    assert "5 cases: 1 failed, 2 with remarks, 2 without remarks." in text
+    assert "5 cases: 1 failed, 2 with warnings, 2 without warnings." in text
     # A case without any region has no confidence, rather than a full one.
     assert "not found" in text
     assert "No tumour was found." in text

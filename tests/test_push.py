@@ -238,7 +238,7 @@ def test_everything_that_a_push_lacks_is_listed_at_once(
         "--base",
     ]
     assert "which is only on this machine. Push the base too" in missing[-1]
-    assert last == "With --dry-run, the command shows the files without them."
+    assert last == "To see the files without giving these options, add --dry-run."
     run("push", [*words, "--dry-run"])
     printed = capsys.readouterr().out
     assert "bytes  adapter_model.safetensors" in printed

@@ -146,7 +146,10 @@ def test_each_step_is_said_before_it_begins_and_nothing_with_quiet(
         "flair": "flair: finding the brain",
         "registration": "flair: registering it to t1c",
     }
-    kept = "registration found no clearly better position than the image headers give, so their position is used"
+    kept = (
+        "registration found no clearly better position than the image headers give, so the position in the headers "
+        "is used"
+    )
     assert f"flair to t1c: {kept}\n" in capfd.readouterr().out
     quicken(monkeypatch)
     run("prepare", [*words, "--quiet"])
@@ -322,6 +325,10 @@ def test_what_is_no_study_of_a_head_is_refused_in_one_line(tmp_path: Path, capsy
     assert "1 slice only" in refusal(tmp_path / "one", tmp_path, capsys)
     assert "not a volume: it has 1 slice. Choose another series." in refusal(
         tmp_path / "one", tmp_path, capsys, "--series", "t1=1"
+    )
+    write_series(tmp_path / "turned", image, "t1", number=1, shared=study(), ImageOrientationPatient=None)
+    assert "not a volume: it has no orientation. Choose another series." in refusal(
+        tmp_path / "turned", tmp_path, capsys, "--series", "t1=1"
     )
     for path in write_series(tmp_path / "cut", image, "t1", number=1, shared=study()):
         path.write_bytes(path.read_bytes()[:200])

@@ -102,7 +102,7 @@ def test_an_empty_image_has_no_brain() -> None:
 @pytest.mark.parametrize("kind", ["noise", "leg"])
 def test_the_networks_of_deepbet_find_no_brain_where_there_is_none(kind: str) -> None:
     volume = leg((160, 160, 120), 1.25) if kind == "leg" else Volume(noise((160, 160, 120), 50), np.eye(4))
-    with pytest.raises(BadInputError, match=r"No brain was found.*two networks have a Dice of only 0\.[0-8]"):
+    with pytest.raises(BadInputError, match=r"No brain was found.*two networks differ: their Dice is only 0\.[0-8]"):
         extract_brain(volume, "t1")
 
 

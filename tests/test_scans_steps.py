@@ -70,7 +70,7 @@ def test_a_stopped_preparation_goes_on_and_gives_the_same_case(
     run("prepare", [str(dicom), str(tmp_path / "out"), *EXTRACT])
     assert extracted == ["t1c", "flair"]
     printed = capsys.readouterr().out
-    assert "reused from a run that was stopped: brain of t1c, brain of flair\n" in printed
+    assert "results of a stopped run are used again: brain of t1c, brain of flair\n" in printed
     assert "finding the brain" not in printed
     files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, PREPARED}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
@@ -238,7 +238,8 @@ def test_segment_goes_on_after_the_preparation(
     run("segment", words)
     assert extracted == ["t1c", "flair"]
     assert (
-        "reused from a run that was stopped: brain of t1c, brain of flair, flair to t1c\n" in capsys.readouterr().out
+        "results of a stopped run are used again: brain of t1c, brain of flair, flair to t1c\n"
+        in capsys.readouterr().out
     )
     assert (tmp_path / "out/seg.nii.gz").is_file()
     assert not (tmp_path / "out" / UNFINISHED).exists()

@@ -69,7 +69,7 @@ def test_times_tell_the_sequence_and_descriptions_come_last(sequence: str | None
     [
         ({"shape": (256, 256, 3)}, "3 slices only"),
         ({"spacing_mm": (1.0, 1.0, 1.0)}, "covers 40 mm only"),
-        ({"volumes": 20}, "20 volumes"),
+        ({"volumes": 20}, "20 images at each slice position"),
         ({"plane": "none"}, "no orientation"),
         ({"shape": (0, 0, 0)}, "no image"),
     ],

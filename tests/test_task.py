@@ -160,7 +160,7 @@ def test_only_regions_that_contain_another_limit_it() -> None:
 
 def test_an_unknown_label_is_refused_with_the_remedy() -> None:
     (scheme,) = task_of({"lesion": [1]}).schemes.values()
-    with pytest.raises(ValueError, match=re.escape("The label 5 is not in made-up (0 background, 1 lesion). Add the")):
+    with pytest.raises(ValueError, match=re.escape("among the labels of made-up (0 background, 1 lesion). Add the")):
         scheme.decode(np.array([0, 1, 5]))
 
 

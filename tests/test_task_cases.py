@@ -98,7 +98,7 @@ def test_a_processor_keeps_its_task_and_warns_as_it_says(task: Task, tmp_path: P
     assert "New infarcts show on DWI alone." in inputs["geometry"][0].warnings
     with pytest.raises(ValueError, match=r"Unknown sequence t1c\. The names are flair, dwi"):
         processor({"t1c": brain(0)}, spacing_mm=5)
-    with pytest.raises(ValueError, match="`modalities` must be the sequences of the task, flair, dwi, got t1"):
+    with pytest.raises(ValueError, match=r"`modalities` must be flair, dwi \(the sequences of the task\), got t1"):
         LoraMoeHgdImageProcessor(["t1"], task=task.to_dict())
 
 

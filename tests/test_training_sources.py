@@ -96,8 +96,14 @@ def test_a_part_without_usable_cases_is_refused(dummy_root: Path, cache: Path, t
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--folds", "4", "--fold", "0"], "has 3 usable cases, but training needs at least 4. Each of the 4 folds"),
-        (["--val-fraction", "0.5"], "has 1 usable case, but training needs at least 2. One case is used"),
+        (
+            ["--folds", "4", "--fold", "0"],
+            "only 3 usable cases, but training needs at least 4 cases. Each of the 4 folds",
+        ),
+        (
+            ["--val-fraction", "0.5"],
+            "only 1 usable case, but training needs at least 2 cases. One case is used for validation",
+        ),
     ],
 )
 def test_too_few_cases_are_refused(

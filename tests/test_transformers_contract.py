@@ -64,7 +64,7 @@ def test_the_labels_of_a_configuration_are_its_regions(tmp_path: Path) -> None:
     assert (config.num_labels, config.id2label) == (3, {0: "wt", 1: "tc", 2: "et"})
     config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).label2id == {"wt": 0, "tc": 1, "et": 2}
-    with pytest.raises(ValueError, match=r"`num_labels` must be the number of regions, 3 \(wt, tc, et\), got 2"):
+    with pytest.raises(ValueError, match=r"`num_labels` must be 3 \(the number of the regions wt, tc, et\), got 2"):
         LoraMoeHgdConfig(num_labels=2)
 
 

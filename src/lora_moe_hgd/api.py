@@ -44,8 +44,8 @@ def segment(
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
+            adapter's configuration names.
         label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
             `input` means the scheme of the case's own label map, as implied by the file names.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.

@@ -108,11 +108,11 @@ def add_task(parser: argparse._ActionsContainer) -> None:
 
 
 def add_base(parser: argparse._ActionsContainer) -> None:
-    """Add `--base`, the network to which an adapter is added."""
+    """Add `--base`, the base network of an adapter."""
     parser.add_argument(
         "--base",
-        help="folder or Hub id of the network to which an adapter is added (default: the network that the adapter's "
-        "adapter_config.json names)",
+        help="folder or Hub id of the base network, if the checkpoint is an adapter (default: the base that the "
+        "adapter's configuration names)",
     )
 
 

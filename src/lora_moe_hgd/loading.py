@@ -1,7 +1,7 @@
 """Load checkpoints by name.
 
 A checkpoint is either a complete network or a PEFT adapter of a network. The name of a checkpoint is a shipped name, a
-folder `X` (which may be written `X.pt`), or a Hub id. A Hub id may end with `@` and a branch, tag or commit.
+folder, or a Hub id. The folder `X` may also be called `X.pt`. A Hub id may end with `@` and a branch, tag or commit.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: If the file is too large or not a JSON object.
     """
-    remedy = "It contains settings of a checkpoint. Save or download the checkpoint again."
+    remedy = "This file belongs to a checkpoint. Save or download the checkpoint again."
     settings = read_json(path, remedy=remedy)
     if not isinstance(settings, dict):
         raise BadInputError(path, f"The file is not a JSON object. {remedy}")
@@ -189,8 +189,8 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
+            adapter's configuration names.
 
     Raises:
         ValueError: If the base is not found, or is not the network on which the adapter was trained.
@@ -226,7 +226,7 @@ def _called(base: str) -> str:
 
 
 def base_reference(name: str | Path, *, adapter: Path) -> str:
-    """Name under which an adapter stores its base, so that other computers find the base.
+    """Name of a base for the configuration of an adapter that other computers will load.
 
     Args:
         name: Name of the base.
@@ -234,7 +234,7 @@ def base_reference(name: str | Path, *, adapter: Path) -> str:
 
     Returns:
         Shipped name or Hub id. For any other folder, the path relative to the adapter's folder. This path begins with
-        a dot.
+        a dot, so it is not read as a Hub id.
     """
     folder = local_folder(name)
     if folder is None:
@@ -251,7 +251,7 @@ def shipped_name(folder: Path) -> str | None:
 
 
 def base_name(name: str | Path) -> str:
-    """Name of a base for an adapter's configuration: a Hub id stays unchanged, a folder becomes a full path."""
+    """Name of a base that holds in every working directory: a Hub id stays unchanged, a folder becomes a full path."""
     folder = local_folder(name)
     return str(name) if folder is None else str(folder.resolve())
 
@@ -286,7 +286,8 @@ def usable_device(name: str | None, *, bf16: bool = False) -> str:
         bf16: Whether the device will compute in bfloat16.
 
     Raises:
-        ValueError: If this machine has no such device, or if the device is not known to be faster in bfloat16.
+        ValueError: If this machine has no such device, or if `bf16` is true and the device is not known to compute
+            faster in bfloat16.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -324,8 +325,8 @@ def load_checkpoint(
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
+            adapter's configuration names.
 
     Raises:
         ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.

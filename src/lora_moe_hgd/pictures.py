@@ -82,8 +82,9 @@ def save_overlay(
 
     Outermost regions, such as WT, are outlined on FLAIR, or on the best other sequence if FLAIR is missing. Regions
     inside others, such as TC and ET, are outlined on T1c, or on the best other sequence if T1c is missing. The planes
-    pass through the largest connected part of the core in the first set. Without a core, the planes pass through the
-    other regions. Without any region, the planes pass through the brain.
+    pass through the largest connected part of the core in the first set. The core is the union of all regions inside
+    others. Without a core, the planes pass through the other regions. Without any region, the planes pass through the
+    brain.
 
     The patient's left is on the right of axial and coronal planes, in the radiological convention. The patient's front
     is on the left of the sagittal plane.
@@ -191,9 +192,10 @@ def _views(names: Iterable[str], task: Task) -> list[tuple[str, list[int]]]:
 
 
 def planes_through(regions: np.ndarray, brain: np.ndarray, task: Task) -> tuple[int, ...]:
-    """Index of one plane along each axis: the plane with most voxels of the largest connected part of the core.
+    """Along each axis, the index of the plane with the most voxels of the core's largest connected part.
 
-    Without a core, all regions are used instead of the core. Without any region, the brain is used.
+    The core is the union of all regions inside others. Without a core, the union of all regions is used instead.
+    Without any region, the brain is used.
     """
     inner = [region for region, around in zip(regions, task.around, strict=True) if around]
     core = np.logical_or.reduce(inner) if inner else np.zeros_like(brain)
@@ -252,7 +254,7 @@ def _letters(axis: Axes, across: tuple[str, str], up: tuple[str, str]) -> None:
 def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
     """Draw the border of each mask on a plane. The key of a mask is its colour.
 
-    A mask must come after the masks that contain it.
+    A mask must come after the masks that contain it, so that its line is drawn over theirs.
 
     Where a border coincides with the border of an earlier mask, the line is dashed, so that both colours show.
     """
@@ -275,7 +277,7 @@ def _outlines(axis: Axes, masks: Mapping[str, np.ndarray]) -> None:
 
 
 def _border(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed lines around a mask, which may be one pixel wide. Each line is `(points, 2)`, x and y in pixels."""
+    """Closed lines around a mask, also around parts one pixel wide. Each is `(points, 2)`, x and y in pixels."""
     # A dependency of matplotlib.
     from contourpy import LineType, contour_generator
 
@@ -288,7 +290,7 @@ def _border(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _plane(volume: np.ndarray, through: int, cut: tuple[int, ...]) -> np.ndarray:
-    """Cut a plane out of `volume`. The plane has the vertical axis first and the horizontal axis second."""
+    """Cut a plane out of `volume`. The plane's first axis is vertical, its second axis horizontal."""
     # `take` keeps the order of the two other axes. In every plane of PLANES, the horizontal axis comes before the
     # vertical one.
     return volume.take(cut[through], axis=through).T

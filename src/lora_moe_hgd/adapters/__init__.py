@@ -1,1 +1,1 @@
-"""LoRA adapters: presets, loading, merging and combining, commands, cards."""
+"""LoRA adapters: presets, loading, merging, combining, model cards, and the command `lora-moe-hgd adapters`."""

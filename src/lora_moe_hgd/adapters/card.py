@@ -1,4 +1,4 @@
-"""Model card of an adapter, for the folder of its run and for the Hub. Cards of networks use the same template."""
+"""Model card of an adapter, for the folder of its run and for the Hub. Cards of complete networks also use `CARD`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ TUMOUR_TAG = "brain-tumor"
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. Such adapters can be combined.",
-    "lora+decoder": "LoRA on attention and experts was trained, and stem, routers and decoder were trained in full.",
+    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. Adapters of this kind can be combined.",
+    "lora+decoder": "Attention and experts were trained with LoRA, and stem, routers and decoder with all their "
+    "weights.",
 }
 
 FROM_THE_HUB = """```python
@@ -99,7 +100,7 @@ def about_task(task: Task) -> dict[str, str]:
         f"{', '.join(task.modalities)}.\nLabel scheme: {scheme}.",
         "as_where": "",
         "intended": f"Research on the task `{task.name}`: segmentations that an expert checks, and further training.",
-        "out_of_scope": "Images of another kind than those of the training data.",
+        "out_of_scope": "Images that are unlike the training data.",
         "limits": limits,
     }
 
@@ -113,7 +114,7 @@ def about_release(license: str | None, cost: str | None) -> dict[str, str]:
 
 
 def tags_of(task: Task) -> list[str]:
-    """Tags of a card. Only cards of the task brain tumour have the tag `brain-tumor`."""
+    """Tags of a card. Only cards of checkpoints for brain tumours have the tag `brain-tumor`."""
     return [tag for tag in TAGS if tag != TUMOUR_TAG or task.is_brain_tumour]
 
 
@@ -171,8 +172,8 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
         "Adapter for lora-moe-hgd",
         base=base,
         preset=preset,
-        training_data="The training cases in `split.csv` of the run.",
-        scores=f"Validation score of the run, over its validation cases, subsets and regions: {score}.",
+        training_data="The training cases that `split.csv` of the run lists.",
+        scores=f"Validation score over the validation cases, subsets of sequences and regions of the run: {score}.",
         task=task,
     )
     card.data[SCORE] = score
@@ -180,6 +181,6 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
 
 
 def validation_score(folder: Path) -> str:
-    """Read the validation score from the card in the adapter's `folder`; empty if no card or no score exists."""
+    """Read the validation score from the card in the adapter's `folder`; an empty string without a score."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

@@ -125,10 +125,12 @@ def compare_adapters(
         quiet: Print only warnings and errors.
 
     Returns:
-        Text of the comparison, and number of failures. A case that fails with two checkpoints counts twice.
+        Text of the comparison, and the number of cases that failed. A case that fails with two checkpoints counts
+        twice.
 
     Raises:
-        ValueError: If a checkpoint or the data cannot be used. Missing checkpoints raise before any evaluation.
+        ValueError: If a checkpoint or the data cannot be used. A missing checkpoint raises the error before the first
+            evaluation.
     """
     for name in names:
         checkpoint_folder(name)

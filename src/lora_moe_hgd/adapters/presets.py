@@ -1,7 +1,8 @@
 """Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) for PEFT.
 
-Adapters of the preset `lora` can be merged, weighted and combined. The preset `lora+decoder` also trains stem, routers
-and decoder in full. With few training cases, `lora+decoder` segments better, but its adapters cannot be combined.
+Adapters of the preset `lora` can be combined with each other. The preset `lora+decoder` also trains all weights of
+stem, routers and decoder. With few training cases, `lora+decoder` segments better, but its adapters cannot be
+combined.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def add_adapter(
         base: Name from which `network` was loaded. The name is saved with the adapter.
 
     Raises:
-        ValueError: If PEFT lacks an option, if `target_modules` matches no module, or if PEFT could not merge the
-            adapter of a matched module.
+        ValueError: If PEFT does not know an option, if `target_modules` matches no module, or if PEFT could not merge
+            the adapter of a matched module.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):
@@ -77,6 +78,6 @@ def preset_of(config: LoraConfig) -> str:
 
 
 def merged(network: PeftModel | LoraMoeHgdForSegmentation) -> LoraMoeHgdForSegmentation:
-    """Return a copy of the network. An adapter of the network is merged into the weights of the copy."""
+    """Return a copy of the network. If the network has an adapter, the adapter is merged into the copy."""
     network = copy.deepcopy(network)
     return network.merge_and_unload() if isinstance(network, PeftModel) else network

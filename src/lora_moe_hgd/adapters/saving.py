@@ -22,8 +22,8 @@ def save_adapter(
     """Save an adapter with all information that another computer needs to load it over its base.
 
     PEFT writes the adapter. The settings of the network and of the image processor are added, so that `AutoModel` and
-    `pipeline` can load the folder. `adapter_config.json` records the name of the base and the digest of its weights.
-    A base that is neither shipped nor on the Hub is recorded by its path relative to the adapter's folder.
+    `pipeline` can load the folder. `adapter_config.json` records the base by its name and by the digest of the base's
+    weights. A base that is neither shipped nor on the Hub is recorded by its path relative to the adapter's folder.
 
     Args:
         network: Network with one adapter, as `add_adapter` or `get_peft_model` returned it.

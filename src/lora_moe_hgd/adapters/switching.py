@@ -2,7 +2,7 @@
 
 This module avoids two defects of PEFT and transformers. PEFT makes frozen adapters trainable when it switches
 adapters. If adapters are disabled and then enabled again with `enable_adapters`, transformers does not restore the
-modules that an adapter trained in full.
+modules of which an adapter trained all weights.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def adapter_folder(name: str | Path) -> Path:
 
 
 def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]) -> PeftModel:
-    """Load several adapters into one network. All adapters are frozen, and the first adapter is active.
+    """Load several adapters into one network. All adapters are frozen, and the first of `adapters` is active.
 
     Args:
         base: Name of a checkpoint, or a network, which is modified in place. A network that an earlier call returned
-            keeps its adapters.
-        adapters: Folder or Hub id of each adapter, by a name of your choice.
+            can be given again: it keeps its adapters and gets the new ones.
+        adapters: Dictionary from names of your choice to the folder or Hub id of each adapter.
 
     Returns:
         The network with its adapters, in evaluation mode.
@@ -70,7 +70,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         >>> load_adapters("tiny", {"site.a": "runs/a/best/adapter"})
         Traceback (most recent call last):
         ...
-        ValueError: An adapter cannot be named 'site.a': the name is empty, has a dot or is a method of torch modules.
+        ValueError: The adapter name 'site.a' is empty, has a dot or is an attribute of torch modules. Choose another.
     """
     if not adapters:
         raise ValueError("`adapters` is empty. Give at least one adapter.")
@@ -178,14 +178,14 @@ def merge_adapter(
 ) -> tuple[LoraMoeHgdForSegmentation, LoraMoeHgdImageProcessor]:
     """Merge an adapter into its base; return the complete network and the processor.
 
-    Each weight becomes `base + scale (adapted - base)`, also in modules that were trained in full. A scale of 0 gives
-    exactly the base, and a scale of 1 exactly the adapted network.
+    Each weight becomes `base + scale * (adapted - base)`, also in modules of which the adapter trained all weights. A
+    scale of 0 gives exactly the base, and a scale of 1 exactly the adapted network.
 
     Args:
         name: Folder or Hub id of the adapter.
         scale: Strength of the adapter, from 0 (the base alone) to 1 (the full adapter).
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the adapter's base network. `None` means the base that the adapter's configuration
+            names.
 
     Raises:
         ValueError: If `name` is not an adapter, if its base cannot be found, or if `scale` is not between 0 and 1.
@@ -226,7 +226,7 @@ def _adapted_layers(model: nn.Module) -> list[BaseTunerLayer | ModulesToSaveWrap
 
 @contextmanager
 def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWrapper]]:
-    """Yield the layers with adapters. Restore their active adapters when the `with` block ends."""
+    """Yield the layers that have adapters. After the `with` block, the earlier adapters are active again."""
     layers = _adapted_layers(model)
     if not layers:
         raise ValueError("`model` has no adapter. Load an adapter with `load_adapters`.")
@@ -245,7 +245,7 @@ def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWra
 
 @contextmanager
 def _same_gradients(model: nn.Module) -> Iterator[None]:
-    """Restore `requires_grad` of all parameters after the `with` block, because PEFT changes them in every switch."""
+    """Restore each parameter's `requires_grad` after the `with` block. Switching adapters in PEFT changes it."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -256,7 +256,8 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
 
 def _activate(model: Adapted, name: str) -> None:
     with _same_gradients(model):
-        # Use PEFT's function. The function of transformers fails if only another adapter trained a module in full.
+        # Use PEFT's function. The function of transformers fails if only another adapter trained all weights of
+        # a module.
         set_adapter(model, name)
         for layer in _adapted_layers(model):
             layer.enable_adapters(True)
@@ -268,7 +269,7 @@ def _activate(model: Adapted, name: str) -> None:
 def _check_name(name: str, taken: set[str]) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"An adapter cannot be named '{name}': the name is empty, has a dot or is a method of torch modules."
+            f"The adapter name '{name}' is empty, has a dot or is an attribute of torch modules. Choose another."
         )
     if name in taken:
         raise ValueError(
@@ -292,8 +293,8 @@ def _check_composable(name: str, config: LoraConfig) -> None:
     rule = "Only adapters that consist of low-rank matrices can be combined."
     if config.modules_to_save:
         raise ValueError(
-            f"{rule} '{name}' trained {', '.join(sorted(config.modules_to_save))} in full (`modules_to_save`). "
-            f"Train such an adapter with the preset `{COMPOSABLE_PRESET}`."
+            f"{rule} '{name}' trained all weights of {', '.join(sorted(config.modules_to_save))} "
+            f"(`modules_to_save`). Train '{name}' with the preset `{COMPOSABLE_PRESET}`."
         )
     if config.use_dora:
         raise ValueError(f"{rule} '{name}' uses DoRA. Train the adapter with `use_dora: false`.")
@@ -304,13 +305,13 @@ def _check_composable(name: str, config: LoraConfig) -> None:
 
 
 def _name_of(base: str | Path | Adapted) -> str:
-    """Name of the base; empty for a network that was not loaded from a checkpoint."""
+    """Name of the base; an empty string for a network that was not loaded from a checkpoint."""
     network = base.get_base_model() if isinstance(base, PeftModel) else base
     return str(network.name_or_path) if isinstance(network, nn.Module) else str(network)
 
 
 def _check_base(folder: Path, given: str) -> None:
-    """Check the base of an adapter by its name and, if the base is on this machine, by its weights.
+    """Check that the adapter in `folder` was trained on the base `given`. Compare weights if possible, else names.
 
     Raises:
         ValueError: If the adapter was trained on another base.
@@ -320,7 +321,8 @@ def _check_base(folder: Path, given: str) -> None:
         if (got := tensors_digest(found)) != digest:
             raise ValueError(
                 f"The adapter in {folder} was trained on the base {adapter_base(folder)} (digest of the weights: "
-                f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the base of the adapter."
+                f"{digest[:12]}), but {given} has other weights (digest: {got[:12]}). Give the base on "
+                "which the adapter was trained."
             )
         return
     recorded = adapter_base(folder) if PeftConfig.from_pretrained(str(folder)).base_model_name_or_path else ""
@@ -338,8 +340,8 @@ def _check_base(folder: Path, given: str) -> None:
         same = names[0].partition("@")[0] == names[1].partition("@")[0]
     if not same:
         raise ValueError(
-            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the base of "
-            "the adapter."
+            f"The adapter in {folder} was trained on the base {recorded}, not on {given}. Give the base on which the "
+            "adapter was trained."
         )
 
 

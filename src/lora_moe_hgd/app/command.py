@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=MAX_UPLOAD_MB,
         metavar="MB",
-        help=f"megabytes that a visitor may upload (default: {MAX_UPLOAD_MB})",
+        help=f"largest total size of the files of a case, in megabytes (default: {MAX_UPLOAD_MB})",
     )
     return parser
 

@@ -26,7 +26,7 @@ class Row:
     """Uploaded NIfTI file, or series of an uploaded DICOM study.
 
     Attributes:
-        key: Position of the file among the uploaded files, or number of the series.
+        key: Index of the file in `Session.images`, from 0, or number of the series in the list of series, from 1.
         label: File name, or description of the series.
         why: Text that names the recognised sequence and the reason for it.
         role: Sequence as which the file or series is used. `LEFT_OUT` means that it is not used.
@@ -46,9 +46,10 @@ class Found:
         rows: Files or series that can be used.
         status: Message about all files, such as their number.
         problem: Reason why no case can be segmented yet; empty if a case can be segmented.
-        studies: Number and description of each DICOM study, if there are several.
+        studies: For each DICOM study, its number and a description that contains the number; empty unless there are
+            several studies.
         is_study: Whether the rows are series of DICOM files.
-        automatic: Number of the series that the package has chosen for each sequence.
+        automatic: For each sequence, the number of the series that the package has chosen.
     """
 
     rows: tuple[Row, ...] = ()
@@ -62,12 +63,12 @@ class Found:
 def find(session: Session, task: Task, study: str | None = None) -> Found:
     """List the files or series that a visitor has uploaded.
 
-    As on the command line, DICOM files are ignored if at least one NIfTI file is a sequence.
+    As on the command line, DICOM files are ignored if the name of at least one NIfTI file names a sequence.
 
     Args:
-        session: Session of the visitor.
+        session: Session that stores the visitor's files.
         task: Task that defines the sequences.
-        study: Number of the DICOM study, if there are several.
+        study: Number of the DICOM study to list, if there are several.
     """
     if not session.images and session.study is None:
         return Found()
@@ -90,11 +91,11 @@ def _image_rows(images: Sequence[Upload], task: Task) -> tuple[Row, ...]:
     rows = []
     for number, path in enumerate(paths):
         if role := roles.get(path):
-            why = f"{sequence_shown(role)}, according to its name"
+            why = f"{sequence_shown(role)}, according to the file name"
         elif path in named.left_out:
-            why = "not a sequence, according to its name"
+            why = "not a sequence, according to the file name"
         elif path in named.roles.get("seg", ()):
-            why = "a label map, according to its name"
+            why = "a label map, according to the file name"
         else:
             why = "The name does not say which sequence the file is. Choose a sequence to use the file."
         rows.append(Row(str(number), path.name, why, role or LEFT_OUT))
@@ -141,14 +142,14 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
         taken = guess.sequence and sequence_shown(guess.sequence)
         why = f"{row.plane}, {size} mm, {counted(row.shape[2], 'slice')}. {taken or 'Not used'}: {guess.why}"
         if taken and not used:
-            why += ". Another series of this sequence is preferred"
+            why += ". Another series was chosen for this sequence"
         label = f"Series {row.number}: {row.acquisition.description or 'no description'}"
         rows.append(Row(str(row.number), label, why, used or LEFT_OUT))
     status = f"A DICOM study with {len(series)} series. Check the sequence of each series."
     if len(series) > len(rows):
         status += (
-            f" Not listed: {len(series) - len(rows)} series, because they are not volumes or because only {MAX_ROWS} "
-            "series can be listed."
+            f" Not listed: {len(series) - len(rows)} series. The list shows only series that are volumes, and at most "
+            f"{MAX_ROWS} of them."
         )
     if unreadable:
         status += f" {unreadable_files(unreadable)}"
@@ -179,10 +180,10 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 
 
 def scan_options(found: Found, chosen: Mapping[str, Row]) -> dict[str, Any]:
-    """Values for the attributes `series` and `sequences` of `scans.prepare.ScanOptions`.
+    """Return the values of `series` and `sequences` in `scans.prepare.ScanOptions` for the visitor's choice.
 
-    `series` names only series that the visitor has corrected. The package then chooses the other series itself, and
-    warns about its choices as on the command line.
+    `series` contains only those sequences for which the visitor chose another series than the package. For the other
+    sequences, the package chooses the series again, and warns about its choice as on the command line.
     """
     series = {name: row.key for name, row in chosen.items() if found.automatic.get(name) != row.key}
     return {"series": series, "sequences": tuple(chosen)}

@@ -31,7 +31,7 @@ NO_RESULT = "No result yet."
 INTRODUCTION = """# Find the {target} in MRI
 
 Give one or more of {sequences} of one case: NIfTI files, or a DICOM study as a zip file or a folder.
-A case may have {most} MB.
+A case may have {most} MB at most.
 
 **{notice}** Your files are used for the segmentation only, and are deleted when you close this page.
 """
@@ -43,10 +43,10 @@ class AppOptions:
 
     Attributes:
         checkpoint: Checkpoint that is selected when the page opens.
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
+            adapter's configuration names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        max_upload_mb: Largest total size of the files of a visitor, in megabytes.
+        max_upload_mb: Largest total size of the files of a case, in megabytes.
     """
 
     checkpoint: str
@@ -56,7 +56,7 @@ class AppOptions:
 
     @property
     def max_bytes(self) -> int:
-        """Largest total size of the files of a visitor, in bytes."""
+        """Largest total size of the files of a case, in bytes."""
         return self.max_upload_mb * 10**6
 
 
@@ -68,7 +68,10 @@ class Offered(NamedTuple):
 
 
 class Actions:
-    """Actions of the page's controls. Each public method handles one event. Its `request` identifies the session."""
+    """Actions of the page's controls.
+
+    Each public method handles one event. The argument `request` identifies the session.
+    """
 
     def __init__(
         self, options: AppOptions, task: Task, checkpoints: dict[str, Offered], sessions: Sessions, worker: Worker
@@ -112,7 +115,7 @@ class Actions:
     ) -> Iterator[str]:
         """Segment the case. Yield HTML with the progress and finally with the result.
 
-        `listed` is the token of the list of files that the visitor saw when choosing the sequences. If the files have
+        `listed` is the token (see `_token`) of the list in which the visitor chose the sequences. If the files have
         changed since then, the result is an error message.
         """
         session = self._session(request)
@@ -148,7 +151,10 @@ class Actions:
                 shutil.rmtree(session.folder, ignore_errors=True)
 
     def stop(self, request: gr.Request) -> Any:
-        """Stop the job of the session. Gradio closes the generator of a running job and drops a waiting job."""
+        """Stop the job of the session, and return the message that it was stopped.
+
+        `segment` cannot yield this message, because Gradio cancels that event when the visitor presses "Stop".
+        """
         session = self._session(request)
         session.stop.set()
         if not session.unfinished:
@@ -217,7 +223,7 @@ class Actions:
         return result_html(report, [path.name for path in folder.iterdir()], f"results/{token}", self.task)
 
     def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:
-        """New values of these controls: status, token of the list, study, result, and rows.
+        """New values of the controls: status, token of the list, choice of the study, result, and rows of the list.
 
         The result is cleared, because it may belong to other files.
         """

@@ -40,7 +40,7 @@ CSS = """
 
 
 def step_html(step: Step, seconds: float) -> str:
-    """HTML with the current step of a job and its running time in seconds."""
+    """HTML with the current step of a job, and the seconds since the job began."""
     bar = "<progress></progress>" if step.share is None else f'<progress value="{step.share:.3f}"></progress>'
     return f'<div class="lmh-result" role="status">{html.escape(step.text)} ({seconds:.0f} s)<br>{bar}</div>'
 
@@ -51,12 +51,12 @@ def problem_html(text: str) -> str:
 
 
 def result_html(report: Mapping[str, Any], files: Collection[str], address: str, task: Task) -> str:
-    """HTML of a result: first warnings, then volumes and confidence, the page with all slices, and the files.
+    """HTML of a result: warnings, table of volumes and confidence, page with all slices, and links to the files.
 
     Args:
         report: Content of `report.json`.
-        files: Names of the files that exist.
-        address: Address at which the files are served, without a slash at the end.
+        files: Names of the result files that exist.
+        address: Address of the folder in which the result files are served, without a slash at the end.
         task: Task that defines the names of the regions.
     """
     doubts = [html.escape(text) for text in report["warnings"]]

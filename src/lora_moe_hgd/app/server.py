@@ -54,8 +54,8 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     Args:
         options: Options of the app.
-        only_this_computer: Refuse requests whose header `Host` does not name this computer. Otherwise, a web page from
-            elsewhere could reach the app through a host name that points to this computer.
+        only_this_computer: Refuse requests whose header `Host` does not name this computer. Without this check, any
+            web page in the visitor's browser could reach the app through a host name that points to this computer.
 
     Raises:
         ValueError: If the checkpoint, the device or the version of Gradio cannot be used.
@@ -111,7 +111,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
         async with request.form(max_files=1000, max_fields=10) as form:
             for file in form.getlist("files"):
                 if isinstance(file, str):
-                    raise HTTPException(400, "Each value of `files` must be a file.")
+                    raise HTTPException(400, "Each field `files` of an upload must contain a file, not text.")
                 paths.append(path := sessions.new_upload())
                 with path.open("xb") as target:
                     await run_in_threadpool(shutil.copyfileobj, file.file, target, 1024**2)
@@ -174,12 +174,15 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
 
 async def _untouched(block: Block, url_or_file_path: str | Path | None) -> str | None:
-    """Return the path that a client sent, without opening it. `Actions.add` accepts only paths of uploads."""
+    """Return the path or address that a client sent, unchanged. Gradio's own method would open or fetch it.
+
+    `Actions.add` later refuses every path that is not the path of an uploaded file.
+    """
     return None if url_or_file_path is None else str(url_or_file_path)
 
 
 class Guard:
-    """Refuse requests that are too long or come from other web pages, and send the Content-Security-Policy."""
+    """Refuse requests that are too large or come from other web pages, and send the Content-Security-Policy."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -205,7 +208,7 @@ class Guard:
             elif not length.isdigit():
                 problem = "The request must state its Content-Length.", 411
             elif int(length) > self.max_bytes + MARGIN_BYTES:
-                problem = self._too_long()
+                problem = self._too_large()
         if problem is not None:
             await PlainTextResponse(*problem)(scope, receive, send)
             return
@@ -216,7 +219,7 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes + MARGIN_BYTES:
-                text, status = self._too_long()
+                text, status = self._too_large()
                 raise HTTPException(status, text)
             return message
 
@@ -230,7 +233,7 @@ class Guard:
 
         await self.app(scope, counted, with_policy)
 
-    def _too_long(self) -> tuple[str, int]:
+    def _too_large(self) -> tuple[str, int]:
         return f"A case may have {self.max_bytes // 10**6} MB at most.", 413
 
 

@@ -37,7 +37,7 @@ class Upload:
     """Uploaded image file.
 
     Attributes:
-        path: Path of the stored file. The app has chosen its name.
+        path: Path of the stored file, whose name the app has chosen.
         name: File name on the visitor's computer. The app shows the name, and never uses it as a path.
     """
 
@@ -54,13 +54,14 @@ class Session:
         images: NIfTI files, in the order of their upload.
         size: Total size of the uploaded files, in bytes.
         unpacked: Total size of the files from zip files, in bytes.
-        count: Number of files. A zip file counts as the files in it.
+        count: Number of uploaded files. The files in a zip file are counted, but not the zip file itself.
         version: Number of changes of the files so far.
         case_id: Name of the case in pictures and reports. The name never contains a file name of a visitor.
         stop: Event that, when set, stops the computation of this session.
         busy: Whether a computation is running.
-        unfinished: Whether the page still shows the progress of a computation.
-        ended: Whether the visitor has left. Code that is still writing into `folder` must then delete `folder`.
+        unfinished: Whether the page still waits for a result, an error, or the message that the job was stopped.
+        ended: Whether the visitor has left. Code that is writing into `folder` at that moment must delete `folder`
+            afterwards.
         touched: Time of the last use, in seconds of the clock `time.monotonic`.
         lock: Lock that is held while the files are listed or changed.
     """
@@ -104,7 +105,7 @@ class Session:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """Stop the computation and delete the files. If another event holds the lock, it deletes them later."""
+        """Stop the computation and delete the files. If another event holds the lock, that event deletes the files."""
         self.ended = True
         self.stop.set()
         if self.lock.acquire(blocking=False):
@@ -121,7 +122,8 @@ class Session:
             max_bytes: Largest total size of all uploaded files of the session, in bytes.
 
         Returns:
-            A sentence that names the files of other formats, which are deleted; empty if there are none.
+            A sentence that names the files that were deleted, because they are neither NIfTI, DICOM nor zip files;
+            empty if there are none.
 
         Raises:
             ValueError: If there are too many files or bytes, or a zip file cannot be unpacked. All files in `uploads`
@@ -223,7 +225,7 @@ def _end(name: str) -> str:
 
 
 class Sessions:
-    """All sessions of an app, and the uploaded files that no session has taken over yet."""
+    """All sessions of an app, and the uploaded files that were not moved into a session yet."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="lora-moe-hgd-app-"))
@@ -255,7 +257,7 @@ class Sessions:
         """Return the uploaded file at the path that a browser sent.
 
         Raises:
-            ValueError: If the path is not an uploaded file, or an event has already moved the file.
+            ValueError: If no uploaded file has this path, for example because it was already moved into a session.
         """
         place = self.incoming / Path(path).name
         if Path(path) != place or not place.is_file():
@@ -330,5 +332,5 @@ class Sessions:
                 self.sweep(time.monotonic())
             except Exception as error:
                 # Do not let the error end this thread, because then nothing would be deleted any more.
-                print(f"{type(error).__name__} during the deletion of old files of the app", file=sys.stderr)
+                print(f"The deletion of old files of the app failed with {type(error).__name__}.", file=sys.stderr)
                 traceback.print_tb(error.__traceback__)

@@ -146,7 +146,7 @@ def work(pipe: Connection) -> None:
             pipe.send(End(own_names(reason_of(error), *folders_of(job))))
         except Exception as error:
             # The message may contain data of the case, so it is shown to the visitor of the case and never logged.
-            print(f"{type(error).__name__} in a job of the app", file=sys.stderr)
+            print(f"A job of the app failed with {type(error).__name__}.", file=sys.stderr)
             traceback.print_tb(error.__traceback__)
             reason = own_names(reason_of(error), *folders_of(job))
             pipe.send(End(f"The segmentation failed with an unexpected error ({reason}). The app is still running."))
@@ -155,7 +155,7 @@ def work(pipe: Connection) -> None:
 
 
 def own_names(message: str, *folders: Path) -> str:
-    """Remove the paths of these folders from a message."""
+    """Remove the paths of `folders` from a message, because visitors must not see these paths."""
     for folder in sorted(map(str, folders), key=len, reverse=True):
         message = message.replace(f"{folder}/", "").replace(f"{folder}:", "The images:")
         message = message.replace(folder, "a folder of the app")
@@ -195,8 +195,8 @@ class Worker:
             stop: Event that, when set, kills the job.
 
         Yields:
-            Each step of the job, and `None` while no new step arrives. The last item is an `End`, except if the job
-            was stopped.
+            Each step of the job, and `None` whenever no step has arrived for `POLL_SECONDS`. The last item is an
+            `End`, except if the job was stopped.
         """
         with self._lock:
             job.scratch.mkdir()

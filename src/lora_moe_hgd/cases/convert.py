@@ -183,12 +183,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences of the source in the order of their numbers, for numbered files and 4-D files",
+        help="sequences of the source by ascending file or channel number, for numbered files and 4-D files",
     )
     parser.add_argument(
         "--target-order",
         metavar="NAMES",
-        help="sequences of the target in the order of their numbers, for nnunet only (default: t1,t1c,t2,flair)",
+        help="sequences of the target by ascending file number, for nnunet only (default: t1,t1c,t2,flair)",
     )
     add_quiet(parser)
     add_allowances(parser)

@@ -33,7 +33,7 @@ class Target:
         root: Folder of the converted cases.
         key: Name of the target layout, one of `TARGETS`, such as `brats2023` or `nnunet`.
         scheme: Label scheme of the segmentations.
-        order: Sequences in the order of their numbers, for `nnunet` and `decathlon`.
+        order: Sequences by ascending file or channel number, for `nnunet` and `decathlon`.
     """
 
     root: Path

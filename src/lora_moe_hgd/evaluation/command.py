@@ -345,8 +345,9 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            what = "a prediction from" if isinstance(scorer, PredictionScorer) else "all sequences of"
-            print(f"warning: only {able} of {counted(len(cases), 'case')} have {what} {name}.", file=sys.stderr)
+            predicted = isinstance(scorer, PredictionScorer)
+            what = f"have a prediction from {name}" if predicted else f"have all sequences of {name}"
+            print(f"warning: only {able} of {counted(len(cases), 'case')} {what}.", file=sys.stderr)
     if trained_on:
         print(
             printable(

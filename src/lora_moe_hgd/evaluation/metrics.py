@@ -37,8 +37,8 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Value of Dice, NSD and sensitivity if both masks are empty. With 1, HD95 is 0. With NaN, HD95 is
-            NaN.
+        both_empty: Value of Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is 0 if this value is 1,
+            and NaN if this value is NaN.
         missed_hd95_mm: HD95 in mm if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
         fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. A smaller predicted

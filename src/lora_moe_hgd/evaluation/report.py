@@ -190,7 +190,7 @@ def to_markdown(
         + (
             "Values are means over cases, with a 95 % bootstrap interval."
             if enough
-            else f"Values are means over cases. Fewer than {LEAST_CASES} cases have no interval."
+            else f"Values are means over cases. Means over fewer than {LEAST_CASES} cases have no interval."
         ),
         dice_table(summary, task),
         "Means of the other metrics over subsets and cases, for each region.",

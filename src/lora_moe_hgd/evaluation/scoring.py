@@ -59,7 +59,7 @@ class CaseScores:
     """Scores of a case.
 
     Attributes:
-        rows: One row for each subset and region: ids, metrics and expected Dice.
+        rows: One row for each subset and region, with ids, metrics and expected Dice.
         reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. A
             subset has `None` if its prediction is a label map, which has no probabilities.
         findings: Warnings about the case, as dicts of `level`, `where` and `message`.

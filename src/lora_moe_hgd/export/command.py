@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
         description="Write a network that runs without this package. The export takes a minute, and compares the "
-        "written network with the checkpoint in every subset of the sequences. Research use, not a medical device."
+        "logits of the written network with those of the checkpoint for every subset of the sequences. Research use, "
+        "not a medical device."
     )
     add_checkpoint(parser)
     add_out_path(parser, help="new folder for the network and the settings of the preprocessing")
@@ -48,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--format",
         choices=SAVE,
         required=True,
-        help="torch: network.pt2 for torch.export.load; onnx: network.onnx for onnxruntime, with a program run.py",
+        help="torch: network.pt2 for torch.export.load; onnx: network.onnx for onnxruntime, and the program run.py, "
+        "which segments a case with network.onnx",
     )
     add_quiet(parser)
     return parser
@@ -70,7 +72,7 @@ def export(checkpoint: str | Path, folder: Path, *, form: str) -> float:
 
     Args:
         checkpoint: Network or adapter: shipped name, folder or Hub id. An adapter is merged into its base.
-        folder: New folder. It is created only after the written network has been checked.
+        folder: New folder, which is created only after the written network has been checked.
         form: Format of the network, `torch` or `onnx`.
 
     Returns:
@@ -118,15 +120,15 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
 
 
 def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
-    """Refuse label schemes whose label maps `run.py` cannot write, because later regions overwrite earlier ones.
+    """Refuse a label scheme with a label that `run.py` cannot write, because `run.py` writes one label per region.
 
     Raises:
-        ValueError: If two regions overlap, neither is inside the other, and the overlap has a label.
+        ValueError: If two regions overlap, neither is inside the other, and the overlap has a label of its own.
     """
     scheme = processor.scheme()
     labels = scheme.encode(scheme.decode(np.array(sorted(scheme.labels))))
     if overlaps := sorted({*labels.tolist()} - {0, *scheme.written.values()}):
         raise ValueError(
-            f"Two regions of {scheme.name} overlap, but neither is inside the other (label {overlaps[0]}). `run.py` "
-            "cannot write label maps of such regions. Export with --format torch."
+            f"Label {overlaps[0]} of the scheme {scheme.name} is the overlap of two regions, of which neither is "
+            "inside the other. `run.py` cannot write this label. Export with --format torch."
         )

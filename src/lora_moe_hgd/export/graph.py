@@ -1,8 +1,8 @@
 """Export of the network as one graph for all subsets of the sequences, with `torch.export` or as ONNX.
 
-The inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool. The output is `logits (B, R, D,
-H, W)` float32. B may be any number. D, H and W are multiples of 16 voxels and at least 32 voxels, because the compiler
-would need a separate graph for axes of one token.
+The inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool, for B cases and M sequences. The
+output is `logits (B, R, D, H, W)` float32, for R regions. B may be any number. D, H and W must be multiples of 16
+voxels, the length of one token, and at least 32 voxels: an axis of only one token would need another graph.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Logits(nn.Module):
 class _RowwiseGroupNorm(nn.Module):
     """Group normalisation that first averages each row of voxels, and then averages the rows.
 
-    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another. Rounding then
-    changes logits by 2e-3 for 96^3 voxels.
+    For PyTorch's group normalisation, onnxruntime adds up all voxels of a group one after another. For an input of
+    96^3 voxels, the rounding errors then change logits by 2e-3.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -120,7 +120,9 @@ def save_onnx(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tenso
 
 @torch.no_grad()
 def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForSegmentation) -> float:
-    """Compare a saved graph with its network in every subset of the sequences, with NaN in absent channels.
+    """Compare the logits of a saved graph with those of its network, for every subset of the sequences.
+
+    The absent channels of the graph's input contain NaN, so a graph that reads them does not pass.
 
     Returns:
         Largest absolute difference between the logits of the graph and those of the network.

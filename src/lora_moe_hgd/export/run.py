@@ -1,7 +1,8 @@
 """Segment a case with network.onnx: `python run.py seg.nii.gz --case FOLDER`, or `--t1c FILE --flair FILE`.
 
-The program needs numpy, nibabel, scipy and onnxruntime, not the package lora-moe-hgd. Sequences must be skull-stripped
-and on one grid. The program refuses some cases that the package would repair. Research use, not a medical device.
+The program needs numpy, nibabel, scipy and onnxruntime, not the package lora-moe-hgd. The images must be
+skull-stripped and on one grid. The program refuses some cases that the package would repair. Research use, not a
+medical device.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def find(folder, settings):
 def read(path):
     image = nib.load(path)
     if len(image.shape) != 3 or max(image.shape) > 1024 or np.prod(image.shape, dtype=float) > 2**28:
-        raise ValueError(f"{path}: {image.shape} is not the shape of one volume of a head.")
+        raise ValueError(f"{path}: the image must be one 3-D volume of a head, but its shape is {image.shape}.")
     array = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(array).all() or len(np.unique(array)) <= 8:
         raise ValueError(f"{path}: the image has NaN or infinite voxels, or too few different values for an image.")

@@ -33,9 +33,9 @@ logits = model.segment_volume(inputs["pixel_values"], inputs["modality_mask"])
 (labels,) = processor.post_process_semantic_segmentation(logits, inputs["geometry"])
 ```
 
-or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If the
-package lora-moe-hgd is installed and imported, its classes replace the code of this repository. Its command is
-`lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
+or `pipeline(model="{repo}", trust_remote_code=True)({{{present_inputs}}})`. If you
+import the package lora-moe-hgd, transformers uses the classes of the package instead of the code in this
+repository. The command of the package is `lora-moe-hgd segment --checkpoint {repo} --in-path CASE --out-path OUT`."""
 
 
 def _use(repo: str, task: Task) -> str:
@@ -64,7 +64,7 @@ def read_scores(evaluation: Path) -> dict[str, Any]:
 
 
 def model_index(scores: Mapping[str, Any], task: Task = BRAIN_TUMOUR) -> list[EvalResult]:
-    """Convert the mean Dice of each subset and region, and over all subsets, to entries of `model-index`."""
+    """Convert the mean Dice of each region, for each subset and over all subsets, to entries of `model-index`."""
     about = scores["about"]
     kind = "Brain-tumour segmentation" if task.is_brain_tumour else f"Segmentation of {task.name}"
     return [
@@ -93,7 +93,7 @@ def make_card(
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """Make the card of a network or, if `adapter` has the names of base and preset, of an adapter."""
+    """Make the card of a network. With `adapter`, the names of base and preset, make the card of an adapter."""
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter

@@ -76,7 +76,7 @@ def write_wheel(folder: Path) -> Path:
 
 
 def _package_files(installed: Distribution) -> Iterator[Path]:
-    """Files of the package, from the build rules of a clone or from the record of the installed wheel."""
+    """Files of the package: those that the build rules of the clone name, or that the installed wheel records."""
     setuptools = _build_rules()
     if setuptools is None:
         names = (PACKAGE.name, "lora_moe_hgd_cli.py")
@@ -140,8 +140,8 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
         folder: Folder for the files of the Space.
         repo: Name of the repository. The repository must be public, because the Space downloads without a token.
         revision: Branch of the checkpoint; `None` means `main`.
-        commit: Commit of the repository from which the Space installs the wheel. With another commit, the Hub builds
-            the Space again.
+        commit: Commit of the repository from which the Space installs the wheel. If the commit differs from that of
+            the last push, the Hub builds the Space again.
         wheel: File name of the wheel in the repository.
     """
     shutil.copytree(SPACE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -33,9 +33,9 @@ def licence_warning(folder: Path, license: str) -> str | None:
 
 
 def _known_licence(folder: Path) -> tuple[str, str] | None:
-    """Name and licence of a checkpoint, or of the nearest checkpoint from which it was made.
+    """Name and licence of a checkpoint or, if no licence is recorded, of the nearest one from which it was made.
 
-    The licence of a shipped checkpoint is in `LICENCES`, and that of a pulled checkpoint in its card.
+    `LICENCES` has the licences of shipped checkpoints. The card of a pulled checkpoint names its licence.
     """
     if shipped := shipped_name(folder):
         return shipped, LICENCES[shipped]

@@ -60,4 +60,4 @@ def main(argv: Sequence[str]) -> None:
     """Pull a repository."""
     args = build_parser().parse_args(argv)
     commit = pull(args.repo, args.out_path, revision=args.revision)
-    print(f"{args.repo} at {commit} is in {args.out_path}. All checksums are correct.")
+    print(f"Commit {commit} of {args.repo} is in {args.out_path}. All checksums are correct.")

@@ -42,7 +42,7 @@ EVALUATION_FILES = ("table.json", "table.md", *PICTURES)
 STALE = ["*.safetensors", "*.safetensors.index.json", "*.py", "evaluation/*", "*.whl", NOTEBOOK_ON_HUB]
 BASE_REMEDY = (
     "Push the base too, and name its repository with --base. For a shipped base, you can set the environment variable "
-    "LORA_MOE_HGD_HUB_IDS=tiny=OWNER/NAME instead."
+    "LORA_MOE_HGD_HUB_IDS=tiny=OWNER/NAME instead of --base."
 )
 # The Hub ends the slug of a collection with 24 hexadecimal digits.
 SLUG = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
@@ -296,7 +296,7 @@ def main(argv: Sequence[str]) -> None:
     missing = _missing(args, find(args.checkpoint))
     still = "".join(f"\n  {line}" for line in missing.values())
     if missing and not args.dry_run:
-        raise ValueError(f"Options are missing:{still}\nWith --dry-run, the command shows the files without them.")
+        raise ValueError(f"Options are missing:{still}\nTo see the files without giving these options, add --dry-run.")
     # In a dry run, examples stand for missing options.
     repo = args.repo or "OWNER/NAME"
     space = repo if args.space == "" else args.space

@@ -126,13 +126,13 @@ def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterato
 
 
 def _names(cases: Sequence[CaseFiles]) -> list[str]:
-    """Names of all files and folders that a cohort may have in its output folder."""
+    """Names of all files and folders that `segment_cohort` may write into its output folder."""
     folders = [case.case_id for case in cases]
     return [SUMMARY, INDEX, *folders, *(f"{name}.old" for name in folders)]
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also contains other files. Replacing it would delete these files."""
+    """Raise if a folder of earlier results also contains other files, because replacing it would delete them."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(
@@ -146,7 +146,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Rows of the summary table, one for each case.
 
-    The row of a segmented case also has the lowest confidence of its regions, which only the index page shows.
+    The row of a segmented case also has `confidence`, the lowest confidence of its regions, for the index page.
     """
     rows = []
     for case in cases:

@@ -30,7 +30,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
         task: Task that defines the names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
-    heads = ["case", "sequences", *numbers, "remarks", "what to look at"]
+    heads = ["case", "sequences", *numbers, "warnings", "text of the warnings"]
     choices = [f'<option value="{2 + number}">{html.escape(name)}</option>' for number, name in enumerate(numbers)]
     page = filled_page(
         "cohort.html",
@@ -53,32 +53,32 @@ def _oddness(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _state(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
-    """HTML paragraph with the numbers of failed cases, cases with remarks, and cases without remarks."""
+    """HTML paragraph with the numbers of failed cases, cases with warnings, and cases without warnings."""
     done = [row for row in rows if row["status"] == "done"]
     failed, doubtful = len(rows) - len(done), sum(bool(row["warnings"]) for row in done)
     calm = len(done) - doubtful
-    words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with remarks, {calm} without remarks."
+    words = f"{counted(len(rows), 'case')}: {failed} failed, {doubtful} with warnings, {calm} without warnings."
     return f'<p class="{"doubt" if failed or doubtful else "calm"}">{words}</p>'
 
 
 def _row(row: Mapping[str, Any], task: Task) -> str:
-    """Table row of a case. The CSS class of the row is `failed`, `doubtful` or `calm`."""
+    """Table row of a case. Its CSS class is `failed`, `doubtful` (with warnings) or `calm` (without)."""
     name = html.escape(row["case"])
     if row["status"] != "done":
         empty = "<td></td>" + _number(None, "") * (len(task.regions) + 2)
         return f'<tr class="failed"><td>{name}</td>{empty}<td>failed: {html.escape(row["message"])}</td></tr>'
     link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
     volumes = [_number(row[f"{region}_ml"], f"{row[f'{region}_ml']:.1f}") for region in task.regions]
-    confidence, remarks = row["confidence"], row["warnings"]
+    confidence, warnings = row["confidence"], row["warnings"]
     cells = [
         f"<td>{link}</td>",
         f"<td>{html.escape(row['sequences'].replace('+', ' + '))}</td>",
         *volumes,
         _number(confidence, dice_text(confidence)),
-        _number(len(remarks), str(len(remarks))),
-        f"<td>{'<br>'.join(map(html.escape, remarks)) or 'none'}</td>",
+        _number(len(warnings), str(len(warnings))),
+        f"<td>{'<br>'.join(map(html.escape, warnings)) or 'none'}</td>",
     ]
-    return f'<tr class="{"doubtful" if remarks else "calm"}">{"".join(cells)}</tr>'
+    return f'<tr class="{"doubtful" if warnings else "calm"}">{"".join(cells)}</tr>'
 
 
 def _number(value: float | None, text: str) -> str:

@@ -48,7 +48,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     )
     add_in_path(
         parser,
-        help="folder or 4-D file of a case, folder of many cases, or folder, zip file or DICOMDIR of a DICOM study",
+        help="a case (folder or 4-D file), many cases (their folder) or a DICOM study (folder, zip file or DICOMDIR)",
     )
     for name in task.modalities:
         parser.add_argument(
@@ -66,7 +66,8 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
+        help="sequences by ascending file or channel number, for numbered files and 4-D files, such as "
+        "flair,t1,t1c,t2",
     )
     parser.add_argument(
         "--reference",
@@ -97,7 +98,12 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         choices=["all"],
         help="also write seg_on_SEQUENCE.nii.gz: the label map on the original grid of each sequence",
     )
-    raw.add_argument("--keep", type=Path, metavar="FOLDER", help="folder in which to keep the prepared case")
+    raw.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="folder in which to save the prepared case: without the skull, all sequences on one grid",
+    )
     raw.add_argument("--deface", action="store_true", help="remove the face from overlay.png and report.html")
     add_device(parser)
     add_quiet(parser)
@@ -167,11 +173,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _task_of(argv: Sequence[str]) -> Task:
-    """Read the task of the checkpoint on the command line. The sequences of the task become options.
+    """Read the task of the checkpoint on the command line, because each sequence of the task has its own option.
 
     Raises:
-        ValueError: If the checkpoint is not found. With `--help`, the task is then brain tumour, and no error is
-            raised.
+        ValueError: If the checkpoint is not found. With `--help`, return the task brain tumour instead.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_checkpoint(parser)
@@ -243,8 +248,8 @@ def _cases_of(args: argparse.Namespace, task: Task) -> tuple[CaseFiles | None, l
     """Find the case or the cohort that the options name.
 
     Returns:
-        A single case or `None`; the cases of a cohort; and an error for each folder of the cohort that could not be
-        recognised as a case.
+        The single case, or `None` for a cohort; the cases of the cohort; and an error for each folder of the cohort
+        that could not be recognised as a case.
 
     Raises:
         ValueError: If the options name both `--in-path` and single files, or neither of them.

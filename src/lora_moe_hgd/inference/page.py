@@ -56,8 +56,8 @@ def write_case_page(
 ) -> None:
     """Write an HTML page with the report and all slices in three linked planes. The page works offline.
 
-    Regions are stored exactly. Grey values between the 0.1th and the 99.95th percentile of the brain are stored in 254
-    levels, or in 126 or 62 levels if the page would otherwise be larger than about 8 MB.
+    Regions are stored without loss. Grey values between the 0.1th and the 99.95th percentile of the brain are stored
+    in 254 levels, or in 126 or 62 levels if the page would otherwise be larger than about 8 MB.
 
     Args:
         path: HTML file, written atomically.
@@ -141,7 +141,7 @@ def write_case_page(
 
 @cache
 def _niivue() -> str:
-    """Code of the viewer NiiVue. A comment at its start contains the licences of NiiVue and of its libraries."""
+    """Code of the viewer NiiVue, preceded by a comment with the licences of NiiVue and of its libraries."""
     licences = "\n\n".join(
         (PAGES / "niivue" / name).read_text("utf-8") for name in ("LICENSE", "LICENSES-bundled.txt")
     )
@@ -160,13 +160,13 @@ def _gzip_base64(content: bytes) -> str:
 def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
     """Fill a template of the folder `pages` with the common style and the template's script.
 
-    The page's Content-Security-Policy allows a browser to run only the scripts named here, and forbids all network
-    access.
+    The page's Content-Security-Policy allows a browser to run only `script_file` and `unpacked_script`, and forbids
+    all network access.
 
     Args:
         template: File name of the template.
         script_file: File name of the template's script.
-        unpacked_script: Another script, which the template's script adds to the page.
+        unpacked_script: Text of a script that the template's script unpacks and adds to the page.
         parts: HTML for each placeholder of the template. Text from a case or a user must be escaped.
     """
     style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))
@@ -185,8 +185,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    In the uncompressed bytes, the first axis varies fastest. Each voxel is stored as its difference from the mean of
-    the three voxels before it, one along each axis. Compressed images are then 10 to 20 % smaller.
+    In the uncompressed bytes, the first axis varies fastest. Each byte is a voxel minus the mean of its three
+    predecessors, one along each axis. Compressed images are then 10 to 20 % smaller.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -246,7 +246,7 @@ def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
 
 
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """Matrix `(4, 4)` from voxel indices of the box, in canonical order, to voxel indices of the case's own array."""
+    """Matrix `(4, 4)` that converts voxel indices of the RAS-ordered box to those of the case's own array."""
     axes, flips = orientation(affine)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -257,7 +257,7 @@ def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice,
 
 
 def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -> bytes:
-    """Bytes of a NIfTI file with uint8 voxels that come before the first voxel."""
+    """All bytes before the first voxel of a NIfTI file with uint8 voxels: the header and four zeros."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
@@ -269,7 +269,7 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name and colour of each region, in the order of the bits that store the regions of a voxel."""
+    """Name and colour of each region. In the voxels of a label volume, the first region is the lowest bit."""
     return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 

@@ -57,8 +57,8 @@ def make_report(
     `files` has the file name of each sequence that was used. `left_out` lists the names of image files that were not
     used. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
     expected Dice of each region. `reference` is the sequence whose grid the result has. `interpolated` lists the
-    sequences that were resampled to this grid. `made_from` is a fingerprint of weights, options, code and files. The
-    list `not_written` is empty until a picture or a page cannot be made.
+    sequences that were resampled to this grid. `made_from` is a fingerprint of weights, options, code and files.
+    `not_written` is an empty list, to which `not_at_the_cost_of_the_result` adds files that could not be made.
     """
     return {
         "case_id": case_id,
@@ -89,7 +89,9 @@ def make_report(
 
 
 def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
-    """Headline above the warnings of a report. It names the doubtful regions if the warnings are only about these.
+    """Headline above the warnings of a report.
+
+    The headline names the doubtful regions if each warning is about certain regions, and not every region is doubtful.
 
     Example:
         >>> warnings = ["ET: The expected Dice is only 0.52. An expert must correct this region before use."]
@@ -112,12 +114,12 @@ def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
 
 @contextmanager
 def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
-    """Keep the segmentation if the `with` block cannot write its file. The report then says why the file is missing.
+    """Convert an error inside the `with` block, which writes one result file, to a warning in the report.
 
     Args:
         name: Name of the file that the block writes, such as `overlay.png`.
-        report: Report of the result. If the block fails, a warning is added to `warnings`, and `name` is added to
-            `not_written`.
+        report: Report of the result. If the block fails, the warning is added to its list `warnings`, and `name` to
+            its list `not_written`.
     """
     try:
         yield

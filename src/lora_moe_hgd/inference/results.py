@@ -32,7 +32,7 @@ from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 INPUT_SCHEME = "input"
 
 Case = CaseFiles | Mapping[str, Any]
-"""Files of a case, or a dictionary from sequence names to images. At least one of these images is in memory."""
+"""Files of a case, or a dictionary from sequence names to images, of which at least one is in memory."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ class CaseSegmenter:
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of the network to which an adapter is added. `None` means the network that the
-            adapter's `adapter_config.json` names.
+        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
+            adapter's configuration names.
 
     Raises:
         ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device
-            cannot be used, or if bfloat16 is requested on a device that is not known to be faster in it.
+            cannot be used, or if bfloat16 is requested, but the device is not known to compute faster in bfloat16.
     """
 
     def __init__(
@@ -233,8 +233,8 @@ class CaseSegmenter:
         Args:
             case: Case to segment.
             progress: Show a progress bar.
-            warn: Function that is called with each finding: with findings about the case before the network runs, and
-                with findings about the result afterwards.
+            warn: Function that is called with each warning: with warnings about the case before the network runs, and
+                with warnings about the result afterwards.
 
         Raises:
             ValueError: If the case cannot be used or lacks a requested sequence.

@@ -44,7 +44,7 @@ def segment_scan(
             raise an error to stop the run.
         progress: Show a progress bar.
         say: Function that is called with the table of series and with a line for each step.
-        warn: Function that is called with each finding.
+        warn: Function that is called with each `Finding` about the images or the result.
 
     Raises:
         ValueError: If the images cannot be used, or if the checkpoint is not for brain tumours.

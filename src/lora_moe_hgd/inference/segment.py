@@ -53,7 +53,7 @@ def find_in_box(
 
     Returns:
         Regions, `(R, *box_shape)` bool, and their probabilities, float32 of the same shape. The axes of the box are in
-        canonical order.
+        RAS order.
     """
     logits = network.segment_volume(
         inputs["pixel_values"].to(network.device),

@@ -51,7 +51,7 @@ class Segmentation:
         label_scheme: Meaning of the numbers in the label map.
         regions: `(R, D, H, W)` bool.
         probabilities_in_box: Probabilities of the regions in the bounding box of the brain, `(R, *box_shape)` float32
-            in [0, 1]. The axes of the box are in canonical order.
+            in [0, 1]. The axes of the box are in RAS order.
         geometry: Bounding box of the brain, and grid of the case.
         volumes_ml: Volume of each region in millilitres, by name (`wt`, `tc` and `et`), rounded to 0.001 mL.
         confidence: Expected Dice of each region, from 0 to 1; `None` for a region that was not found.
@@ -101,8 +101,8 @@ class Segmentation:
 
         If the case was made from DICOM files, `seg.dcm` is written as well: a DICOM segmentation on the slices of the
         reference sequence. The pictures of a case that was made from raw images show the skull. Earlier results in the
-        folder are deleted if their case has the same name. Every case in memory has the name `case`. If the picture,
-        the page or `seg.dcm` cannot be made, `report.json` says why.
+        folder are deleted if their case has the same name. All cases in memory have the name `case`, so their results
+        replace each other. If the picture, the page or `seg.dcm` cannot be made, `report.json` says why.
 
         Args:
             folder: Output folder. A missing folder is created.
@@ -110,8 +110,8 @@ class Segmentation:
             uncertainty: Also write `uncertainty.nii.gz`, the entropy of each voxel in bits, `(D, H, W)`.
             html: Also write `report.html`, a page with all slices in linked planes. The page shows the ground truth if
                 the case has one, and the maps that `probabilities` and `uncertainty` request.
-            on_all: Also write the label map on the original grid of each sequence, such as `seg_on_t1c.nii.gz`. Only a
-                case that was made from raw images has original grids.
+            on_all: Also write the label map on the original grid of each sequence, such as `seg_on_t1c.nii.gz`.
+                `on_all` needs a case that was made from raw images.
 
         Raises:
             ValueError: If `on_all` is set for a case that was not made from raw images, if `folder` may be the folder
@@ -120,7 +120,7 @@ class Segmentation:
         """
         folder = Path(folder)
         if on_all and self.scan is None:
-            raise ValueError("The case was not made from raw images, so it has only one grid. Leave out `--on all`.")
+            raise ValueError("The case was not made from raw images, so it has only one grid. Leave out `on_all`.")
         if self.case is not None and folder.resolve() == self.case.folder.resolve():
             raise ValueError(
                 f"{folder} is the folder of the case. The label map of the case could be overwritten. Choose another "
@@ -190,7 +190,7 @@ class Segmentation:
         write_report(folder / "report.json", report)
 
     def _truth(self) -> tuple[np.ndarray | None, str]:
-        """Return the regions and the file name of the ground truth, or `None` and why it cannot be shown."""
+        """Return the regions and the file name of the ground truth, or `None` and the reason why none is shown."""
         if self.case is None or self.case.segmentation is None:
             return None, "none"
         name = safe_name(self.case.segmentation.name)

@@ -10,11 +10,11 @@ from ..model.task import BRAIN_TUMOUR, Task
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
     """Entropy of the class probabilities of each voxel, in bits, `(D, H, W)`.
 
-    For brain tumours, the classes are background, oedema, non-enhancing core and ET. Two regions that are not nested
-    are assumed to be independent within the region that contains both, if there is one.
+    For brain tumours, the classes are background, oedema, non-enhancing core and ET. Two regions of which neither
+    contains the other are assumed to be statistically independent, given the regions that contain both.
 
     Args:
-        probabilities: Probabilities of the regions, `(R, D, H, W)`. A region never has a higher probability than a
+        probabilities: Probabilities of the regions, `(R, D, H, W)`. A region must not have a higher probability than a
             region that contains it.
         task: Task that defines the regions, and which regions contain others.
 
@@ -40,7 +40,7 @@ def _chain(number: int | None, parents: list[int | None]) -> list[int]:
 
 
 def _chain_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy of the class probabilities of each voxel, in bits. Every region contains the next region."""
+    """Entropy of the class probabilities of each voxel, in bits. Each region must contain the next region."""
     outside, inside = np.ones_like(probabilities[:1]), np.zeros_like(probabilities[:1])
     nested = np.concatenate([outside, probabilities, inside])
     classes = nested[:-1] - nested[1:]

@@ -68,8 +68,8 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
 def dark_rim(array: np.ndarray) -> np.ndarray | None:
     """Mask of the dark noise that surrounds the brain, `(D, H, W)`; `None` if there is little or no such noise.
 
-    Brain extraction with a wide margin leaves a rim of noise around the brain. Resampling that causes ringing fills
-    the complete background with noise.
+    Such noise has two sources. Brain extraction with a wide margin leaves a rim of noise around the brain. Resampling
+    with ringing fills the complete background with noise.
     """
     foreground = array != 0
     if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):
@@ -83,7 +83,7 @@ def dark_rim(array: np.ndarray) -> np.ndarray | None:
 
 
 def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
-    """Volume of the mask in litres, holes filled, if the mask shows a head with its skull; otherwise 0."""
+    """Volume in litres of a head with its skull, including its cavities; 0 if the mask shows a brain without skull."""
     canonical, spacing_mm = to_canonical(brain, affine), canonical_spacing_mm(affine)
     voxel_litres = float(np.prod(spacing_mm)) / 1e6
     extents_mm = [
@@ -110,7 +110,11 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Brain area on a face of the volume, divided by the largest parallel brain section; the maximum of all faces."""
+    """Return how much of the brain the field of view cuts off: 0 for none, 1 for a cut through the largest section.
+
+    For each face of the volume, the brain area on this face is divided by the largest area of a brain section parallel
+    to this face. The result is the maximum of the six faces.
+    """
     shares = []
     for axis in range(3):
         planes = brain.sum(axis=tuple(other for other in range(3) if other != axis))
@@ -139,6 +143,9 @@ def _border(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _extent(counts: np.ndarray) -> int:
-    """Extent in planes of a mask with `counts` voxels per plane, without the outermost 0.2 % of voxels at each end."""
+    """Length of a mask along one axis, in planes, without the outermost 0.2 % of the mask's voxels at each end.
+
+    `counts` holds the number of mask voxels in each plane.
+    """
     shares = np.cumsum(counts) / max(counts.sum(), 1)
     return int(np.count_nonzero((shares > 0.002) & (shares < 0.998)))

@@ -111,10 +111,11 @@ def settle(
         reference: Name of the sequence to whose grid all other volumes are resampled, or `None` for the first usable
             sequence whose source states an affine. If no source states an affine, `reference=None` means the first
             usable sequence.
-        not_finite: Level of the finding about NaN and infinite voxels, which are set to zero.
+        not_finite: Level (`error` or `warning`) of the finding about NaN and infinite voxels. These voxels are set to
+            zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.
-        task: Regions and label schemes of the label map.
+        task: Task that defines the regions and the label schemes.
     """
     notes = _Notes()
     usable = {}
@@ -162,7 +163,7 @@ def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]
 
 
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
-    """Warnings about missing sequences, such as T1c, without which the segmentation is unreliable."""
+    """Return the task's warnings about missing sequences, such as that TC is unreliable without T1c."""
     present = set(names)
     return tuple(
         Finding(WHOLE_CASE, warning) for absent, warning in task.without.items() if not present & {*absent.split("+")}
@@ -170,7 +171,10 @@ def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Fi
 
 
 def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volume | None:
-    """Set NaN, infinite voxels and background to zero; return the volume, or `None` if the volume is unusable."""
+    """Set NaN, infinite voxels and background to zero, and add findings about the volume to `notes`.
+
+    The result is `None` if the volume is unusable.
+    """
     array = volume.array
     for oddity in volume.oddities:
         notes.add(name, oddity)
@@ -230,7 +234,10 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
 def _on_reference(
     notes: _Notes, name: str, volume: Volume, reference: str, like: Volume, *, labels: bool = False
 ) -> tuple[Volume, bool] | None:
-    """Return the volume on the reference's grid, and whether it was interpolated; `None` if the grids do not fit."""
+    """Return the volume on the reference's grid, and whether its values were interpolated.
+
+    If the volume cannot be aligned with the reference, the result is `None`, and an error is added to `notes`.
+    """
     if volume is like:
         return volume, False
     same_shape = volume.array.shape == like.array.shape
@@ -252,8 +259,8 @@ def _on_reference(
     if step == "taken over":
         notes.add(
             name,
-            f"The affine differs by up to {apart_mm:.3g} mm from that of {reference}. The affine of {reference} is "
-            "used for both volumes.",
+            f"The affine places voxels up to {apart_mm:.3g} mm away from those of {reference}. The affine of "
+            f"{reference} is used for both volumes.",
         )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():
@@ -265,11 +272,11 @@ def _on_reference(
                 "error",
             )
             return None
-        how = "by nearest-neighbour interpolation" if labels else "by linear interpolation"
+        how = "nearest-neighbour" if labels else "linear"
         notes.add(
             name,
             f"The grid differs from that of {reference} ({_differences(volume, like)}). The volume was resampled "
-            f"{how}.",
+            f"by {how} interpolation.",
         )
     return placed, step == "interpolated"
 
@@ -378,7 +385,8 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     if outside > 0.05:
         notes.add(
             LABEL_MAP,
-            f"{outside:.0%} of the {task.target} is outside the brain. Check that the label map belongs to this case.",
+            f"A part of the {task.target} ({outside:.0%}) is outside the brain. Check that the label map belongs to "
+            "this case.",
         )
     enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
@@ -387,13 +395,13 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
         if gain < ENHANCEMENT:
             notes.add(
                 LABEL_MAP,
-                f"With the scheme {case.scheme}, ET is not brighter on t1c than on t1 (difference: {gain:.2f} median "
-                "absolute deviations of the brain). Check the scheme (`--label-scheme`).",
+                f"With the scheme {case.scheme}, ET is not brighter on t1c than on t1. Relative to the brain, the "
+                f"difference is {gain:.2f} median absolute deviations. Check the scheme (`--label-scheme`).",
             )
 
 
 def _height(volume: np.ndarray, inside: np.ndarray, rest: np.ndarray) -> float:
-    """Difference between the medians of `inside` and `rest`, in median absolute deviations of `rest`."""
+    """Median of `inside` minus median of `rest`, divided by the median absolute deviation of `rest`."""
     values = volume[rest]
     if not values.size:
         return 0.0

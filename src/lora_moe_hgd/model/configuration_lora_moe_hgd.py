@@ -58,11 +58,13 @@ class LoraMoeHgdConfig(PreTrainedConfig):
             volume with another number of patches, the stored embeddings are interpolated.
         hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third of
             these numbers must be the number of the last block.
-        fusion_size: Length `d` of the vector that fuses the hidden states of a token at the three depths. The
-            codewords are computed from the fused vectors.
-        codeword_size: Length `q` of a codeword, and number of channels of the decoder's features at stride 8.
+        fusion_size: Length `d` of the vector that fuses the outputs of these three blocks for one token. The decoder
+            computes the codewords from the fused vectors.
+        codeword_size: Length `q` of a codeword, which is a vector that describes the complete image, and number of
+            channels of the decoder's features at stride 8.
         num_codewords: Number `n` of codewords that are computed from the image.
-        num_prior_codewords: Number `k` of learned codewords, which replace information of missing sequences.
+        num_prior_codewords: Number `k` of learned codewords. They do not depend on the image, so they can replace
+            information of missing sequences.
         refinement_channels: Number of channels of the decoder's refinement at strides 4, 2 and 1.
         load_balance_coef: Weight of the load-balancing loss.
         router_z_coef: Weight of the router's z-loss.
@@ -135,7 +137,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         num_labels = kwargs.pop("num_labels", len(self.regions))
         if num_labels != len(self.regions):
             raise ValueError(
-                f"`num_labels` must be the number of regions, {len(self.regions)} ({', '.join(self.regions)}), "
+                f"`num_labels` must be {len(self.regions)} (the number of the regions {', '.join(self.regions)}), "
                 f"got {num_labels}."
             )
         super().__post_init__(**kwargs)
@@ -202,8 +204,8 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         depths = list(self.hidden_state_depths)
         if depths != sorted(set(depths)) or depths[0] < 1 or depths[-1] != self.num_hidden_layers:
             raise ValueError(
-                f"`hidden_state_depths` must be at least 1, increase, and end with `num_hidden_layers` "
-                f"({self.num_hidden_layers}), got {self.hidden_state_depths}."
+                f"The numbers in `hidden_state_depths` must be at least 1 and increase, and the last number must be "
+                f"`num_hidden_layers` ({self.num_hidden_layers}), got {self.hidden_state_depths}."
             )
 
     @property

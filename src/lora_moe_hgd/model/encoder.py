@@ -1,8 +1,8 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-A sequence that a case lacks gets no tokens, except in a compiled graph. A volume is one sequence of one case. Shape
-letters: B cases, P volumes of all cases of a batch, L patches of a volume, S slots (largest number of volumes of a
-case), N = S * L tokens of a case, T tokens that the experts process.
+A sequence that a case lacks gets no tokens. Only in a compiled graph, it gets tokens, which are masked. A volume is
+one sequence of one case. Shape letters: B cases of a batch, P computed volumes of a batch, L patches of a volume, S
+slots (largest number of volumes of a case), N = S * L tokens of a case, T tokens that the experts process.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class TokenLayout:
         modality_BN: Index of each token's sequence in channel order; meaningless for padding.
         present_BN: True for tokens of present sequences, false for padding of cases with fewer sequences and for
             tokens of absent sequences, which exist only in a compiled graph.
-        is_padded: Whether `present_BN` may be false for a token. Outside a compiled graph, `present_BN` is true for
-            all tokens of a batch of one case.
+        is_padded: False if `present_BN` is known to be true for all tokens, such as for a batch of one case outside a
+            compiled graph.
         routed_T: Indices, among the `B * N` tokens, of the tokens that the experts process, or `None` if the experts
             process all tokens.
         is_dense: True in a compiled graph, in which no shape may depend on the mask of present sequences or on the
@@ -78,7 +78,7 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Group the tokens `(P, L, hidden)` of the packed volumes by case; return tokens `(B, N, hidden)` and layout."""
+    """Group the tokens `(P, L, hidden)` of all computed volumes by case; return tokens `(B, N, hidden)` and layout."""
     slots = presence.slots(packed)
     num_slots, num_patches = slots.values.shape[1:3]
     routed_T = None
@@ -103,8 +103,8 @@ def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> 
 
     Returns:
         `None` if no token must be masked, so that a faster kernel may run. For `sdpa`, `eager` and attention functions
-        that users register, the mask is `(B, 1, 1, N)`, true for tokens of present sequences. For the other attention
-        functions of transformers, transformers makes the mask.
+        that users register, the mask is `(B, 1, 1, N)`, true for tokens of present sequences. For all other attention
+        functions, the library transformers makes the mask.
     """
     if not layout.is_padded:
         return None
@@ -117,7 +117,9 @@ def attention_mask(config: LoraMoeHgdConfig, x: Tensor, layout: TokenLayout) -> 
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention that also returns its weights, with the signature of the attention functions of transformers.
+    """Attention function `eager`, which also returns the attention weights.
+
+    The arguments are those that transformers gives to every attention function.
 
     Args:
         module: Attention module, which is ignored.
@@ -180,7 +182,11 @@ class EncoderLayer(GradientCheckpointingLayer):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, layout: TokenLayout, mask: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return hidden states `(B, N, hidden)`, router logits or `None`, and attention weights or `None`."""
+        """Return hidden states `(B, N, hidden)`, router logits, and attention weights.
+
+        The router logits are `None` for a block without experts. The attention weights are `None` if the attention
+        function does not return them.
+        """
         attended, weights = self.attention(self.attention_norm(x), mask)
         x = x + attended
         normed = self.feed_forward_norm(x)
@@ -200,7 +206,7 @@ class EncoderOutput:
             state has passed the final LayerNorm.
         router_logits: Router logits `(T, E)` of each block with experts, for the T tokens and E routed experts.
         layout: Case, sequence and patch from which each token comes.
-        attentions: On request, the attention weights of each block, `(B, heads, N, N)`.
+        attentions: Attention weights of each block, `(B, heads, N, N)`, or `None` if they were not requested.
     """
 
     hidden_states: tuple[Tensor, ...]

@@ -26,8 +26,8 @@ class Finding:
         message: Full sentences that say what is wrong and what to do.
         level: `error` if the case cannot be used; `warning` if the case can be used, but the result may be wrong.
         names_unclear: True if the file names do not show which file is which sequence. A case with unclear file names
-            can be used if the user names the file of each sequence. Only some commands have options that name files,
-            so the message mentions no option.
+            can be used if the user names the file of each sequence. The message names no option for this, because only
+            some commands have one. These commands add the option to the message.
     """
 
     where: Path | str
@@ -45,7 +45,7 @@ def missing_scan_modules() -> list[str]:
 
 
 def prepare_command() -> str:
-    """Text for messages: the command that prepares raw images, and how to install the packages that it lacks."""
+    """Return the command that prepares raw images, and how to install its packages if some are missing."""
     install = ' (first install its packages: pip install "lora-moe-hgd[scans]")' if missing_scan_modules() else ""
     return f"lora-moe-hgd prepare FOLDER OUT{install}"
 

@@ -17,12 +17,14 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """Everything that is needed to resample a prediction to the original grid of a case.
+    """Everything that is needed to convert a prediction to the case's own grid.
+
+    The case's own grid is the grid of one of its sequences. `case_rules.settle` resamples all sequences to this grid.
 
     Attributes:
-        shape: Shape of the arrays in the case's files.
-        affine: Affine of the arrays in the case's files, voxel to millimetre, `(4, 4)`.
-        box: Bounding box of the brain: first voxel, and one more than the last voxel, along each canonical axis.
+        shape: Shape of the case's own grid.
+        affine: Affine of the case's own grid, voxel to millimetre, `(4, 4)`.
+        box: Bounding box of the brain in voxels: `(first, last + 1)` along each canonical axis.
         resampled_shape: Shape of the bounding box after resampling to the network's voxel size, before padding.
         brain: Brain mask inside the box, bool, in canonical order. The prediction is zero outside the brain mask.
         warnings: Warnings about the case.
@@ -46,7 +48,7 @@ class CaseGeometry:
         return voxel_ml(self.affine)
 
     def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
-        """Convert volumes of the brain's bounding box to the case's own grid; voxels outside the box are zero.
+        """Put volumes of the brain's bounding box into the case's own grid; voxels outside the box are zero.
 
         Args:
             volumes: Volumes of the bounding box in canonical order, `(..., D, H, W)`, with any number of leading axes.
@@ -62,7 +64,8 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
 
     To get RAS order, apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
-    Each anatomical axis gets the array axis with the closest direction. The closest pair of axes is chosen first.
+    Each anatomical axis is matched with one array axis. The two axes with the closest directions are matched first,
+    then the two closest of the remaining axes, and so on.
 
     Raises:
         ValueError: If the affine is singular or not finite.
@@ -137,7 +140,10 @@ def _grow(mask: Tensor, radii: list[int]) -> Tensor:
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
-    """Shape of a grid with the same field of view and voxels of about `target_mm`; at least one voxel per axis."""
+    """Shape of a grid with voxels of about `target_mm` over the field of view of `shape` voxels of `spacing_mm`.
+
+    Each axis has at least one voxel.
+    """
     edges = [
         max(1, round(edge * spacing / target))
         for edge, spacing, target in zip(shape, spacing_mm, target_mm, strict=True)

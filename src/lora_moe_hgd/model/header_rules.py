@@ -64,8 +64,8 @@ def _disagreements(header: Any) -> list[str]:
     # Write `not (a <= b)` instead of `a > b`, so that NaN counts as a difference.
     if not (np.abs(other_mm - sizes_mm) <= SIZE_TOLERANCE * sizes_mm).all():
         return [
-            f"The header's sform and qform disagree about the voxel size: {_in_mm(sizes_mm)} by the sform and "
-            f"{_in_mm(other_mm)} by the qform. {used}"
+            f"The header's sform and qform disagree about the voxel size: the sform gives {_in_mm(sizes_mm)}, "
+            f"and the qform gives {_in_mm(other_mm)}. {used}"
         ]
     rotation = qform_rotation(header)
     if rotation is None:

@@ -3,8 +3,9 @@
 As in EfficientFCN (Liu et al., ECCV 2020, https://arxiv.org/abs/2008.10487), the decoder computes a codebook of
 holistic codewords from the coarse tokens. At each position of stride 8, a fine feature map determines the weights with
 which the codewords are summed. There are two differences from the paper: absent tokens are masked in the spatial
-softmax, and learned prior codewords are added to the codebook. A refinement to full resolution follows, because at
-stride 8 the best possible Dice of the enhancing tumour on real masks is only about 0.82.
+softmax, and learned prior codewords are added to the codebook. A refinement to full resolution follows, because stride
+8 is too coarse: on real masks, even perfect logits at stride 8 reach a Dice of only about 0.82 for the enhancing
+tumour.
 
 Shape letters: B cases, N tokens of a case, d fusion width, q codeword size, n codewords from the image, k prior
 codewords.
@@ -76,10 +77,11 @@ class HolisticCodebook(nn.Module):
 class HolisticallyGuidedAssembly(nn.Module):
     """Weighted sum of the codewords at each position of stride 8.
 
-    `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W = ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`
-    with `f8` the stem's features at stride 8 and `g` the mean base vector, `F = (n + k)^-1/2 C+ W`, `out =
-    ReLU(norm(conv1(cat[F, G])))`. Note that the output uses `G`, not `G + g`, and that the coefficients `W` are the
-    result of a ReLU, not of a softmax.
+    The inputs are the stem's features at stride 8 (`f8`), the last hidden states (`X_L`), the codebook (`C+`) and the
+    mean base vector (`g`). The steps are `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W =
+    ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`, `F = (n + k)^-1/2 C+ W` and `out = ReLU(norm(conv1(cat[F, G])))`.
+    Note that the output uses `G`, not `G + g`, and that the coefficients `W` are the result of a ReLU, not of a
+    softmax.
     """
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:

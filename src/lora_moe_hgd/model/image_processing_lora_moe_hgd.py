@@ -98,7 +98,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         names = self.segmentation_task.modalities
         if task is not None and modalities is not None and tuple(modalities) != names:
             raise ValueError(
-                f"`modalities` must be the sequences of the task, {', '.join(names)}, got {', '.join(modalities)}."
+                f"`modalities` must be {', '.join(names)} (the sequences of the task), got {', '.join(modalities)}."
             )
         self.modalities = list(modalities or names)
         self.target_spacing_mm = [float(spacing) for spacing in target_spacing_mm]
@@ -112,10 +112,11 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
             needed = 2 + len(regions) + len(self.modalities)
             if lengths != [needed] * len(regions):
                 raise ValueError(
-                    f"`confidence_weights` must have {needed} numbers for each of {', '.join(regions)}, got {lengths}."
-                    " A checkpoint from an earlier version has fewer numbers. Set `confidence_weights` to null in the"
-                    " checkpoint's preprocessor_config.json. If the checkpoint was trained from a shipped checkpoint,"
-                    " you can copy the `confidence_weights` of the shipped checkpoint instead."
+                    f"`confidence_weights` must have {needed} numbers for each region ({', '.join(regions)}), but has"
+                    f" {lengths} numbers. A checkpoint from an earlier version has fewer numbers. Set"
+                    " `confidence_weights` to null in the checkpoint's preprocessor_config.json. If the checkpoint was"
+                    " trained from a shipped checkpoint, you can copy the `confidence_weights` of the shipped"
+                    " checkpoint instead."
                 )
             confidence_weights = [[float(weight) for weight in weights] for weights in confidence_weights]
         self.confidence_weights = confidence_weights
@@ -150,14 +151,15 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         """Preprocess one case or a list of cases.
 
         Every case follows the rules of `case_rules.settle`: all sequences and the label map are resampled to the grid
-        of the first sequence that states its affine, and problems are reported as warnings.
+        of the first sequence that states its affine (or of the first sequence if none states it). A problem with which
+        the case can still be used is reported as a warning.
 
         Args:
             images: For each case, a dict from sequence name to a path (NIfTI or `.npy`), a nibabel image, a MONAI
                 `MetaTensor`, an array or a tensor `(D, H, W)`. Absent sequences are left out or `None`. Instead of a
                 dict, a case may be a result of `settle`.
-            segmentation_maps: Label map of each case, in the same forms as the sequences. A result of `settle` already
-                contains its label map.
+            segmentation_maps: Label map of each case, in the same forms as the sequences. For a result of `settle`,
+                which already contains its label map, the label map given here is ignored.
             label_scheme: Name of the label scheme, which gives each value of a label map its meaning, or `None` for
                 the processor's default scheme.
             spacing_mm: Voxel size in millimetres of arrays without an affine, which must be in RAS order, or `None`
@@ -272,7 +274,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         *,
         label_scheme: str | None = None,
     ) -> list[np.ndarray]:
-        """Convert logits to label maps on each case's own grid.
+        """Convert logits to label maps on each case's own grid (see `CaseGeometry`).
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
@@ -289,7 +291,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     def post_process_regions(
         self, outputs: Any, geometry: Sequence[CaseGeometry]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Convert logits to regions and probabilities on each case's own grid.
+        """Convert logits to regions and probabilities on each case's own grid (see `CaseGeometry`).
 
         Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to the
         probability of each region that contains it: TC is at most WT, and ET is at most TC. Probabilities outside the
@@ -367,7 +369,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Crop to the brain's bounding box, resample and normalise; return `(M, D, H, W)` and the geometry."""
+        """Crop to the brain's bounding box, resample and normalise; return images `(M, D, H, W)` and geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]

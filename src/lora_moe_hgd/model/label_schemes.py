@@ -39,7 +39,10 @@ class LabelScheme:
 
     @cached_property
     def written(self) -> dict[str, int]:
-        """Label that is written for each region outside all later regions, by the word for that part (`words`)."""
+        """Map from the word for each region (`words`) to the label that `encode` writes for this region.
+
+        The label means the part of the region outside all later regions.
+        """
         members = list(self.regions.values())
         own = []
         for place, labels in enumerate(members):
@@ -50,9 +53,10 @@ class LabelScheme:
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Labels of overlaps between regions that are not nested, and for each label, which regions have it.
+        """Map from the label of each overlap to one flag per region: true if the region is part of the overlap.
 
-        `encode` writes one region after another, and then the voxels of these overlaps.
+        Only overlaps of regions that are not nested have labels of their own. `encode` writes one region after
+        another, and then the voxels of these overlaps.
         """
         painted = {self._regions_of(label) for label in self.written.values()}
         found: dict[tuple[bool, ...], int] = {}
@@ -161,7 +165,7 @@ def label_scheme(name: str, schemes: Mapping[str, LabelScheme] = LABEL_SCHEMES) 
 
 
 def label_values(labels: np.ndarray) -> set[int]:
-    """Return all values of a label map.
+    """Return all different values of a label map, rounded to integers.
 
     Raises:
         LabelMapError: If a value differs from an integer by more than 1e-3. The error message lists up to five of the
@@ -181,9 +185,9 @@ def detect_label_scheme(
 ) -> LabelScheme:
     """Detect the scheme of a label map from its values.
 
-    If several schemes contain all values and assign them to the same regions, the first of these schemes is returned.
-    If `candidates` is empty, a label map with the label 4 but without the label 3 has the scheme of BraTS 2017 to
-    2021.
+    A scheme fits if all values are labels of this scheme. If several schemes fit and assign the values to the same
+    regions, the first of these schemes is returned. If `candidates` is empty and the label map has the label 4 but not
+    the label 3, the scheme of BraTS 2017 to 2021 is returned.
 
     Args:
         values: Labels in the label map.
@@ -191,8 +195,7 @@ def detect_label_scheme(
         schemes: All schemes of the task, by name.
 
     Raises:
-        LabelMapError: If no scheme contains all values, or if several schemes contain all values, but assign them to
-            different regions.
+        LabelMapError: If no scheme fits, or if several schemes fit, but assign the values to different regions.
 
     Example:
         >>> detect_label_scheme({0, 1, 2, 3, 4}, ["brats2023", "gli2024"]).name
@@ -203,18 +206,23 @@ def detect_label_scheme(
     chosen = [scheme for scheme in allowed if scheme in fitting] if allowed else fitting
     if not chosen:
         known = set().union(*(scheme.labels for scheme in allowed or schemes.values()))
-        unknown = ", ".join(map(str, sorted(values - known) or sorted(values)))
+        unknown = sorted(values - known) or sorted(values)
+        subject = (
+            f"The label {unknown[0]} is" if len(unknown) == 1 else f"The labels {', '.join(map(str, unknown))} are"
+        )
         named = allowed or (list(schemes.values()) if len(schemes) == 1 else [])
         wanted = " or ".join(map(str, named)) or "any known scheme"
         if "brats2018" not in schemes and not fitting:
             remedy = "Add the label to a region of the task or to `other_labels`, or correct the label map."
-        else:
-            fit = ", ".join(scheme.name for scheme in fitting) or "none"
+        elif fitting:
+            fit = ", ".join(scheme.name for scheme in fitting)
             remedy = (
-                f"Schemes with all labels of the map: {fit}. Choose a scheme with `--label-scheme`, or correct the "
-                "label map."
+                f"These schemes have all labels of the map: {fit}. Choose a scheme with `--label-scheme`, or correct "
+                "the label map."
             )
-        raise LabelMapError(f"The label {unknown} is not in {wanted}. {remedy}")
+        else:
+            remedy = "No known scheme has all labels of the map. Correct the label map."
+        raise LabelMapError(f"{subject} not among the labels of {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]
     regions = {

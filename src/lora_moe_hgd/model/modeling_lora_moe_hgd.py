@@ -31,6 +31,8 @@ from .stem import ModalityStem, StemOutput
 class LoraMoeHgdEncoderOutput(ModelOutput):
     """Output of the encoder.
 
+    Attributes with the note `On request` are `None` unless the call requests them.
+
     Attributes:
         last_hidden_state: Hidden states after the last block and the final LayerNorm, `(B, N, hidden)`. N is the
             number of tokens of the case with the most present sequences. Cases with fewer tokens are padded. A
@@ -51,6 +53,8 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
 @dataclass
 class LoraMoeHgdSegmenterOutput(ModelOutput):
     """Segmentation of a batch.
+
+    Attributes with the note `On request` are `None` unless the call requests them.
 
     Attributes:
         loss: Weighted sum of all parts of the loss, a scalar; `None` without labels.
@@ -163,7 +167,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         return modality_mask.bool()
 
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
-        """Replace `None` by the value in the configuration, for hidden states and for attention weights.
+        """Return whether hidden states and attention weights are requested; `None` means as in the configuration.
 
         Raises:
             ValueError: If attention weights are requested, but the configured attention does not return them.
@@ -186,8 +190,8 @@ class LoraMoeHgdModel(LoraMoeHgdPreTrainedModel):
 
     Args:
         config: Sizes of the network.
-        with_skips: Also fuse the stem's features for a decoder. Without a decoder, the layers of this fusion would get
-            no gradient.
+        with_skips: Add the layers that fuse the stem's features for a decoder. Without a decoder, these layers would
+            get no gradient.
     """
 
     # Parameters of a segmenter that its encoder does not have.
@@ -270,8 +274,8 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
                 in the configuration).
             output_router_logits: Return the router logits.
             output_codebook: Return the codebook of the decoder.
-            geometry: Ignored. With the argument `geometry`, `model(**processor(case))` accepts all outputs of the
-                image processor.
+            geometry: Ignored. The argument exists because the image processor also returns `geometry`, so that
+                `model(**processor(case))` works.
 
         Raises:
             ValueError: If a shape is wrong, if a case has no sequence, or if attention weights are requested that the

@@ -37,7 +37,7 @@ def largest_parts(mask: np.ndarray, least_part: float) -> np.ndarray:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Line (index over the first two axes), first voxel and last voxel plus one of each run, in voxel order."""
+    """For each run in voxel order: its line (index over the first two axes), first voxel, and last voxel plus one."""
     lines = mask.reshape(-1, mask.shape[-1])
     first, last = lines.copy(), lines.copy()
     first[:, 1:] &= ~lines[:, :-1]
@@ -68,7 +68,10 @@ def _touching(
 
 
 def _roots(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each of `count` runs, the lowest number of a run in the same part. The runs `one` and `other` touch."""
+    """For each of `count` runs, the lowest index of all runs that belong to the same part.
+
+    `one` and `other` hold indices of runs: the runs `one[i]` and `other[i]` touch.
+    """
     root = np.arange(count)
     while len(one):
         # Of two parts that touch, the part with the larger number joins the other one, so there is no cycle.

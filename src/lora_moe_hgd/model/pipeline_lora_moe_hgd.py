@@ -58,8 +58,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
         """
         if kwargs.get("batch_size", self._batch_size or 1) != 1:
             raise ValueError(
-                f"`batch_size` must be 1, because cases differ in size and sequences, got "
-                f"{kwargs.get('batch_size', self._batch_size)}. A list of cases is segmented one by one."
+                f"`batch_size` must be 1, got {kwargs.get('batch_size', self._batch_size)}. Cases differ in size and "
+                "sequences, so a list of cases is segmented one by one."
             )
         return super().__call__(cases, **kwargs)
 
@@ -113,7 +113,8 @@ class BrainTumorSegmentationPipeline(Pipeline):
             return self.image_processor(case, **parameters)
         if "spacing_mm" in parameters:
             raise ValueError(
-                "`spacing_mm` is only for arrays without an affine. The files in a folder state their voxel size."
+                "`spacing_mm` is only for arrays without an affine. Leave it out for a folder, because the files in a "
+                "folder state their voxel size."
             )
         return self.image_processor(_read_folder(case, self.image_processor.segmentation_task, **parameters))
 

@@ -51,7 +51,7 @@ def sliding_window_logits(
         progress: Show a progress bar.
 
     Returns:
-        Logits `(1, R, D, H, W)`, float32 or float64. Voxels outside all windows with brain get the logit -10 in each
+        Logits `(1, R, D, H, W)`, float32 or float64. Voxels that are in no window with brain get the logit -10 in each
         region.
 
     Raises:

@@ -72,7 +72,9 @@ def volume_of_image(image: Any, *, where: str, header: Any = None) -> Volume:
     oddities = [finding.message for finding in header_findings(header or image.header, where)]
     if not stated and np.isfinite(affine).all():
         codes = "".join(nib.aff2axcodes(affine))
-        oddities.append(f"The header states no orientation (sform and qform codes are 0). {codes} is assumed.")
+        oddities.append(
+            f"The header states no orientation (sform and qform codes are 0). The orientation {codes} is assumed."
+        )
     return Volume(array, affine, stated, tuple(oddities))
 
 

@@ -2,10 +2,11 @@
 
 A volume is one sequence of one case. The present volumes of a batch are packed along the batch axis. So an absent
 sequence costs no computation and cannot influence the result. The shapes of a compiled or exported graph cannot depend
-on the mask, so a graph computes absent volumes on zeros and masks the results. Only `presence_of` chooses between
-packing and masking.
+on the mask. Therefore a graph replaces absent volumes by zeros, computes all volumes, and masks the results of absent
+volumes. Only `presence_of` chooses between packing and masking.
 
-Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots, C channels, D H W voxels.
+Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots for the volumes of a case
+(`Slots`), C channels, D H W voxels.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def add_per_channel(x: Tensor, values: Tensor) -> Tensor:
 class InputConv3d(nn.Conv3d):
     """Convolution that converts its input to the type of its weights.
 
-    During the call, the weights have the type of the computation. Between calls, offloading and sharding may store
-    the weights in another type.
+    Callers cannot convert the input themselves: only during the call, the weights have the type of the computation.
+    Between calls, offloading and sharding may store the weights in another type.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +110,9 @@ class Slots:
 
 @dataclass
 class Presence(ABC):
-    """Case and sequence of each volume that is computed, sorted by case, then by sequence, with operations per case.
+    """Case and sequence of each computed volume, sorted by case, then by sequence.
+
+    The methods combine the volumes of each case.
 
     Attributes:
         mask_BM: True where a sequence was acquired.
@@ -133,7 +136,7 @@ class Presence(ABC):
 
     @abstractmethod
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, always in channel order."""
+        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, in channel order, so that rounding does not vary."""
 
     @abstractmethod
     def slots(self, packed: Tensor) -> Slots:
@@ -275,11 +278,13 @@ class StemOutput:
 
 
 class ModalityStem(nn.Module):
-    """Features of each present sequence at strides 2, 4, 8 and patch vectors at stride 16, with shared weights.
+    """Features of each present sequence at strides 2, 4 and 8, and patch vectors at stride 16.
+
+    The same convolutions process all sequences.
 
     Args:
         config: Sizes of the network.
-        with_skips: Also fuse the features for a decoder. Without a decoder, the layers of this fusion would get no
+        with_skips: Add the layers that fuse the features for a decoder. Without a decoder, these layers would get no
             gradient.
     """
 

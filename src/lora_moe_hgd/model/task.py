@@ -125,7 +125,10 @@ class Task:
         return torch.stack(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the task to a dictionary for JSON. Lists of pairs keep the channel order if JSON sorts the keys."""
+        """Convert the task to a dictionary for JSON.
+
+        Sequences and regions become lists of pairs, because a JSON file with sorted keys would lose their order.
+        """
         return {
             "name": self.name,
             "target": self.target,
@@ -254,7 +257,7 @@ class _Rules:
         raise BadInputError(self.where, f"`{key}`: {message}")
 
     def named(self, key: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the names of sequences or regions below `key`; return the value of each name."""
+        """Check the names in the section `key` (`sequences` or `regions`); return the section."""
         values = content[key]
         if not isinstance(values, Mapping) or not values:
             self.refuse(key, f"Give at least one name with a list of values. Got: {values!r}.")

@@ -62,10 +62,10 @@ MARGIN = 6
 
 @functools.lru_cache(maxsize=32)
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
-    """Load tissue maps `(3 + mixed, D, H, W)`, ventricles `(D, H, W)` and the affine of a brain at `spacing_mm`.
+    """Load tissue maps `(T, D, H, W)`, ventricles `(D, H, W)` and the affine of a brain at `spacing_mm`.
 
-    The tissue maps are CSF, grey matter, white matter, and one map for each `mixed` structure, which consists of grey
-    and white matter. All maps are cropped near the brain.
+    The T tissue maps are CSF, grey matter, white matter, and one map for each mixed structure. A mixed structure, such
+    as the thalamus, consists of grey and white matter. All maps are cropped near the brain.
 
     Args:
         spacing_mm: Edge of a voxel, in millimetres.
@@ -157,7 +157,7 @@ def _mix(tissues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Offset of each voxel, `(D, H, W, 3)` in voxels, for a random rotation, shear, and scaling of each axis."""
+    """Offsets for `sample_at_offset`, `(D, H, W, 3)` in voxels, that rotate, shear and scale a brain at random."""
     matrix = torch.eye(3)
     for axis in range(3):
         angle = math.radians(uniform(*style.rotation_degrees, generator))
@@ -174,7 +174,7 @@ def _affine_offset(shape: Shape, style: PhantomStyle, generator: torch.Generator
 
 
 def _elastic_offset(shape: Shape, spacing_mm: float, style: PhantomStyle, generator: torch.Generator) -> Tensor:
-    """Smooth random offset of each voxel, `(D, H, W, 3)` in voxels: bumps of 45 mm, and finer bumps of 18 mm."""
+    """Smooth random offsets for `sample_at_offset`, `(D, H, W, 3)` in voxels, with bumps 45 mm and 18 mm wide."""
     strength_mm = uniform(*style.bumps_mm, generator)
     fields = [
         strength_mm * smooth_noise(shape, scale_mm=45, spacing_mm=spacing_mm, generator=generator)

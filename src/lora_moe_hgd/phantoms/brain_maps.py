@@ -45,10 +45,10 @@ def label_map_files(folder: Path) -> list[Path]:
 
 
 def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Read a label map: tissues, `(3 + 3, D, H, W)` float 0 or 1, ventricles `(D, H, W)`, and the affine in RAS.
+    """Read tissues `(6, D, H, W)`, ventricles `(D, H, W)`, both float 0 or 1, and the RAS affine from a label map.
 
-    Tissues are CSF, grey matter, white matter and the structures of `MIXED`. All other voxels inside the brain are
-    CSF.
+    The six tissues are CSF, grey matter, white matter and the three structures of `MIXED`. All other voxels inside the
+    brain are CSF.
 
     Raises:
         BadInputError: If voxels are not 1 mm wide, if there is too little grey and white matter for a brain, or if

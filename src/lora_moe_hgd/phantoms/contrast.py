@@ -67,7 +67,7 @@ def paint(anatomy: Anatomy, tumour: Tumour, *, generator: torch.Generator, style
 
 
 def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
-    """Robust z-score over the brain, `(x - median) / MAD`, which is the unit of lesion levels."""
+    """Robust z-score over the brain, `(x - median) / MAD`. Lesion levels are given in this unit."""
     values = volume[brain]
     median = values.median()
     return (volume - median) / (values - median).abs().median()
@@ -76,7 +76,8 @@ def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
     """Draw a number from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
 
-    All sequences of a case share `severity`, so a lesion that is bright on T2 tends to be bright on FLAIR.
+    `severity` shifts the draw. All sequences of a case have the same `severity`, so a lesion that is bright on T2
+    tends to be bright on FLAIR.
     """
     low, median, high = percentiles
     # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.
@@ -102,7 +103,7 @@ def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style:
 
 
 def _shown_oedema(anatomy: Anatomy, tumour: Tumour, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Factor for the brightness of oedema, `(D, H, W)` in [0, 1], lower in grey matter, in fluid and at its border."""
+    """Factor for the brightness of oedema, `(D, H, W)` in [0, 1]: low in grey matter, in fluid and at the border."""
     _, grey, white = anatomy.tissues
     fluid = 1 - grey - white
     in_grey, in_fluid = uniform(*style.shown_in_grey, generator), uniform(*style.shown_in_fluid, generator)
@@ -146,7 +147,10 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
 def _healthy(
     name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
 ) -> tuple[Tensor, float]:
-    """Relative signal of the healthy tissue, `(D, H, W)`, and a factor for the lesion levels."""
+    """Relative signal of the healthy tissue, `(D, H, W)`, and a factor for the lesion levels.
+
+    The factor makes lesions more or less conspicuous, and balances an unusual contrast of grey and white matter.
+    """
     csf, grey, white = style.healthy[name]
     contrast, unit = uniform(*style.grey_white, generator), 1.0
     if chance(style.odd_grey_white_share, generator):
@@ -181,7 +185,11 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: Phantom
 
 
 def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Fraction of each voxel outside the brain, and the share of this fraction that is not bone, both `(D, H, W)`."""
+    """Return what surrounds the brain, as two arrays `(D, H, W)` in [0, 1].
+
+    The first array is the fraction of each voxel outside the brain. The second array is the share of this fraction
+    that is not bone.
+    """
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)
     outside = 1 - anatomy.tissues.sum(dim=0).clamp(0, 1)

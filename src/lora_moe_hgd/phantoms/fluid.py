@@ -64,7 +64,7 @@ def _distance(shape: Shape, points: Tensor) -> Tensor:
 def grow_ventricles(
     ventricles: Tensor, brain: Tensor, target_ml: float, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Offset of each voxel, `(D, H, W, 3)` in voxels, that gives the ventricles a volume of about `target_ml`.
+    """Offsets for `sample_at_offset`, `(D, H, W, 3)` in voxels, that bring the ventricles to about `target_ml`.
 
     The walls of the ventricles move in steps along the gradient of the blurred ventricles. The brain around the
     ventricles moves too, less and less towards the brain's surface, which does not move. Some parts of the walls move
@@ -119,7 +119,7 @@ def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generato
 
 
 def with_fluid(tissues: Tensor, fluid: Tensor) -> Tensor:
-    """Raise the CSF of each voxel to at least the share `fluid`, `(D, H, W)` in [0, 1], of all its tissues."""
+    """Increase CSF so that its share of the tissue in each voxel is at least `fluid`, `(D, H, W)` in [0, 1]."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     return _of_fluid(torch.maximum(csf, fluid * brain), grey, white, brain)
@@ -152,7 +152,7 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Random ragged ellipsoid, as the distance `(D, H, W)` of each voxel from the centre, which is 1 at the surface.
+    """Distance of each voxel, `(D, H, W)`, from the centre of a random ragged ellipsoid, scaled to 1 at its surface.
 
     `where`, `(D, H, W)`, is the relative probability of each voxel to be the centre.
     """

@@ -17,7 +17,7 @@ Levels = tuple[Percentiles, Percentiles, Percentiles]
 class PhantomStyle:
     """Ranges of everything that differs from phantom to phantom. Change single ranges with `dataclasses.replace`.
 
-    Signal levels of healthy tissue are relative, because each image is divided by the spread of its brain. Signal
+    Signal levels of healthy tissue have no unit, because each image is divided by the spread of its brain. Signal
     levels of lesions are robust z-scores relative to the healthy brain of the same case. A share of phantoms, tumours
     or sequences is the probability for one phantom, tumour or sequence.
 

@@ -2,8 +2,8 @@
 
 Growth follows Fisher and Kolmogorov, `du/dt = div(D grad u) + rho u (1 - u)`, with D ten times larger in white than in
 grey matter and zero in fluid, solved on a coarse grid. Volumes are drawn to match real gliomas; the growth parameters
-are not matched. Each region consists of the voxels above a level, which is chosen so that the region has the drawn
-volume.
+are not matched. Each region consists of the voxels in which a smooth field, such as the tumour density, exceeds a
+threshold. The threshold is chosen so that the region has the drawn volume.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ class Tumour:
 
     Attributes:
         regions: WT, TC and ET, nested, `(3, D, H, W)` bool.
-        infiltration: Depth of the oedema, from 0 at its border to 1 at the core, `(D, H, W)`.
-        displacement: Mass effect: offset, `(D, H, W, 3)` in voxels, from each voxel to the position from which the
-            voxel gets its healthy tissue.
+        infiltration: Depth of each voxel in the oedema, `(D, H, W)`: 0 at the border of the oedema, 1 at the core.
+        displacement: Mass effect, as offsets for `sample_at_offset`, `(D, H, W, 3)` in voxels.
         kind: Content of the core inside its rim: `necrotic`, `cystic` or `solid`.
     """
 
@@ -198,7 +197,7 @@ def _enhancing(
 
 
 def _mass_effect(core: Tensor, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Displacement, `(D, H, W, 3)` in voxels, that makes healthy tissue look pushed away from the core."""
+    """Offsets for `sample_at_offset`, `(D, H, W, 3)` in voxels, that push healthy tissue away from the core."""
     sigma = 10 / spacing_mm
     pressure = gaussian_blur(core.float(), (sigma, sigma, sigma))
     slope = torch.stack(torch.gradient(pressure), dim=-1)

@@ -1,1 +1,1 @@
-"""Make cases from scanner images: DICOM, recognition of sequences, registration, brain extraction, DICOM SEG."""
+"""Make cases from scanner images: read DICOM, recognise and register sequences, find the brain, write DICOM SEG."""

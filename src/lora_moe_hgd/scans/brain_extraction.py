@@ -82,7 +82,7 @@ def extract_brain(volume: Volume, where: str) -> np.ndarray:
     agreement = dice(coarse, _resized(torch.from_numpy(mask).float(), COARSE).numpy() > 0.5)
     if agreement < LEAST_AGREEMENT:
         raise BadInputError(
-            where, f"{NO_BRAIN} (The masks of deepbet's two networks have a Dice of only {agreement:.2f}.)"
+            where, f"{NO_BRAIN} (The masks of deepbet's two networks differ: their Dice is only {agreement:.2f}.)"
         )
     flipped = np.flip(mask, axis=tuple(axis for axis in range(3) if flips[axis]))
     return np.ascontiguousarray(np.transpose(flipped, np.argsort(axes)))
@@ -182,7 +182,7 @@ def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _box(coarse: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
     """Bounding box of the brain, with a margin, in a volume of `shape`; `None` if the mask is nearly empty.
 
-    `coarse` is the brain mask on a grid of other voxels that covers the same volume.
+    `coarse` is a brain mask of the same volume with another number of voxels.
     """
     box = []
     for axis in range(3):

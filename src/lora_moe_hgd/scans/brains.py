@@ -1,4 +1,4 @@
-"""Check brain masks: agreement between sequences, volume, and whether a mask cuts off tissue."""
+"""Check brain masks: do the sequences agree, is the volume that of a brain, and does a mask cut off tissue?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BRIGHT_SPREADS = 3.5
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
     """Combine the masks of all sequences on one grid: a voxel is brain if at least half of the masks contain it.
 
-    Because half of the masks is enough, a tumour that is missing in one mask is not lost.
+    Half of the masks is enough, so that a tumour that only one of several masks leaves out is kept.
 
     Args:
         masks: Mask of each sequence on the reference's grid.
@@ -48,8 +48,8 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
     for name, mask in masks.items():
         overlap = dice(mask, masks[reference])
         message = (
-            f"After registration, the brain masks of {name} and {reference} have a Dice of only {overlap:.2f}. The "
-            "registration or the brain extraction has failed."
+            f"After registration, the brain masks of {name} and {reference} differ: their Dice is only {overlap:.2f}. "
+            "The registration or the brain extraction has failed."
         )
         if overlap < REFUSE_BELOW:
             raise BadInputError(
@@ -144,7 +144,7 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
-    """Resample a mask to the grid of `reference`. A voxel is true if at least half of its volume is in the mask."""
+    """Resample a mask to the grid of `reference`. A voxel there is true if at least half of it is in the mask."""
     found = np.zeros(reference.array.shape, dtype=bool)
     # Compute only the box of the grid that the mask reaches, with a margin of one voxel for interpolation.
     own = bounds(mask, 1)

@@ -17,7 +17,7 @@ from .studies import shown_date
 
 @dataclass(frozen=True)
 class Choice:
-    """The series of a study, with the sequence that each series was recognised as.
+    """All series of a study, and the series chosen for each sequence.
 
     Attributes:
         rows: Every series, with the sequence that it was recognised as.
@@ -30,7 +30,7 @@ class Choice:
     findings: tuple[Finding, ...]
 
     def table(self) -> str:
-        """One line for each series: number, date, plane, voxel size, slices, description, sequence, and reason.
+        """One line for each series: number, date, plane, voxel size, slice count, description, sequence, and reason.
 
         An asterisk marks the series that are used.
         """
@@ -57,11 +57,13 @@ class Choice:
 def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) -> Choice:
     """Choose a series for each sequence.
 
-    Original series are preferred to derived ones, then series without gaps, then series with small voxels.
+    Three criteria decide, in this order: an original series is better than a derived one, a series without uneven gaps
+    is better than one with such gaps, and small voxels are better than large ones.
 
     Args:
         series: All series of one study.
-        wanted: Number or UID of the series to use, by sequence. These series are used whatever their headers say.
+        wanted: Series to use for a sequence, such as `{"t1c": "5"}`: its number in `series`, or its UID. These series
+            are used whatever their headers say.
         where: Name of the study in error messages.
 
     Raises:
@@ -83,8 +85,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
             findings.append(
                 Finding(
                     name,
-                    f"Several series may be {name}: {numbers}. Series {chosen[name].number} is used. Choose "
-                    f"another series with --series {name}=NUMBER.",
+                    f"Several series were recognised as {name}: {numbers}. Series {chosen[name].number} is used. "
+                    f"Choose another series with --series {name}=NUMBER.",
                 )
             )
     if not chosen:
@@ -101,8 +103,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
     findings += [
         Finding(
             found.sequence or WHOLE_CASE,
-            f"Series {row.number}: {found.why}. The times were used. "
-            f"If the times are wrong, give --series SEQUENCE={row.number}.",
+            f"Series {row.number}: {found.why}. The sequence was recognised by the times, not by the description. "
+            f"If this is wrong, name the sequence with --series SEQUENCE={row.number}.",
         )
         for row, found in rows
         if row in chosen.values() and "its description says" in found.why and row not in named.values()
@@ -119,7 +121,7 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
 
 
 def parse_series(texts: Sequence[str]) -> dict[str, str]:
-    """Parse texts such as `t1c=5`, which give the number or UID of the series for a sequence.
+    """Parse texts such as `t1c=5`, which give the number or the UID of the series to use for a sequence.
 
     Raises:
         ValueError: If a text has another form, or if a sequence is unknown or occurs twice.
@@ -142,7 +144,7 @@ def parse_series(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _rank(row: Series) -> tuple[bool, bool, float, float, int]:
-    """Sort key: original series first, then series without gaps, then short voxel edges, then small voxels."""
+    """Sort key: original before derived, then no uneven gaps, then a short longest voxel edge, then a small voxel."""
     volume = row.spacing_mm[0] * row.spacing_mm[1] * row.spacing_mm[2]
     derived = "DERIVED" in row.acquisition.image_type
     return derived, row.gaps > 0, round(max(row.spacing_mm), 1), round(volume, 2), row.number
@@ -160,11 +162,10 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
             f"The series UID {text} belongs to several stacks of slices. Give the number of one stack: {numbers}.",
         )
     if found[0].shape[2] < 2 or found[0].plane == "none":
-        raise BadInputError(
-            where,
-            f"Series {found[0].number} is not a volume: it has {counted(found[0].shape[2], 'slice')}. Choose another "
-            "series.",
-        )
+        # The positions of the slices are unknown without an orientation, so they would count as one.
+        unplaced = found[0].plane == "none" and found[0].shape[2] > 0
+        what = "no orientation" if unplaced else counted(found[0].shape[2], "slice")
+        raise BadInputError(where, f"Series {found[0].number} is not a volume: it has {what}. Choose another series.")
     return found[0]
 
 

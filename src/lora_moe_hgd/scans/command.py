@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         choices=MODALITIES,
-        help="sequence whose grid the case gets (default: the sequence with the finest voxels)",
+        help="sequence whose grid the case gets (default: the first of t1c, t1, flair and t2 whose voxels are "
+        "about as fine as the finest)",
     )
     add_scan_options(parser)
     add_quiet(parser)

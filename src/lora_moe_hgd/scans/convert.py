@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from ..cases.nifti import read_image
 from ..cases.volume_rules import in_bytes
-from ..files import counted
 from ..model.findings import BadInputError, Finding
 from ..model.grids import Volume
 from .deflated import MAX_BYTES, inflated, is_deflated
@@ -35,11 +34,12 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
 
     Args:
         series: Series to convert.
-        sequence: Name of the image in warnings.
+        sequence: Name of the sequence, for warnings and error messages.
         scratch: Folder for intermediate files.
 
     Raises:
-        BadInputError: If dcm2niix does not make one volume of the series, or if the volume does not fit the headers.
+        BadInputError: If dcm2niix does not make one volume of the series, or if its slices are not those of
+            the headers.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
     source, target = folder / "dicom", folder / "nifti"
@@ -74,7 +74,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
     if len(made) != 1:
         raise BadInputError(
             sequence,
-            f"dcm2niix makes {counted(len(made), 'volume')} of series {series.number}, not one (exit code "
+            f"dcm2niix must make one volume of series {series.number}, but it made {len(made)} (exit code "
             f"{done.returncode}). The DICOM files may be damaged, incomplete, or compressed in an unsupported way. "
             f"Copy them again. If that does not help: {_other_series(sequence)}",
         )
@@ -126,7 +126,7 @@ def _other_series(sequence: str) -> str:
 def _origins(volume: Volume, series: Series) -> np.ndarray | None:
     """Position of the first voxel of each slice, read from the DICOM headers, in millimetres (RAS), `(slices, 3)`.
 
-    The result is `None` if the headers do not fit the volume.
+    The result is `None` if the headers give another number, size or direction of slices than the volume has.
     """
     affine, shape = volume.affine, volume.array.shape
     if len(series.positions) != shape[2] or shape[:2] != series.shape[:2]:

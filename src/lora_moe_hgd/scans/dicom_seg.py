@@ -1,7 +1,7 @@
 """Write the label map as a DICOM segmentation over the slices of the reference series.
 
-Each frame is sampled at the voxel positions that the header of its slice gives. The order and direction of the slices
-therefore need no special treatment.
+For each slice of the series, the label map is sampled at the positions of the pixels that the header of the slice
+gives. The order and direction of the slices therefore need no special treatment.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _completed(header: Dataset) -> Dataset:
 
 
 def _slices(sources: Sequence[Dataset]) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Of each slice: matrix `(4, 3)` from (column, row, 1) to millimetres (RAS), numbers of rows and of columns."""
+    """For each slice: the matrix `(4, 3)` from (column, row, 1) to millimetres (RAS), and (rows, columns)."""
     slices = []
     for source in sources:
         shape = (int(source.Rows), int(source.Columns))
@@ -165,7 +165,10 @@ def _height(source: Dataset) -> float:
 
 
 def _sampled(classes: np.ndarray, affine: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The nearest voxel of `classes` `(D, H, W, C)` at each pixel of a slice, `(rows, columns, C)`."""
+    """Values of `classes` at the pixels of a slice, `(rows, columns, C)` bool.
+
+    A pixel gets the value of the nearest voxel of `classes`, `(D, H, W, C)`, or false if it lies outside this grid.
+    """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
     index = np.rint((np.linalg.inv(affine) @ matrix @ pixels)[:3]).astype(int)

@@ -22,7 +22,7 @@ def inputs_fingerprint(source: Path, target: Path, options: ScanOptions) -> str 
 
     Args:
         source: Path of the raw images.
-        target: Folder for the case, which may be inside the folder of the raw images.
+        target: Folder for the case. If it is inside the folder of the raw images, its files are not inputs.
         options: Options of the preparation.
     """
     if options.brain_extraction not in (None, DEEPBET, NONE):

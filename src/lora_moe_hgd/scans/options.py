@@ -1,4 +1,4 @@
-"""Options of the commands that take raw images. This module imports no package of the pip extra `scans`."""
+"""Options of the commands that take raw images. This module can be imported without the pip extra `scans`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ SCAN_OPTIONS = ("study", "series", "brain_mask", "brain_extraction", "case_id", 
 def add_scan_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that choose the raw images to use, and the method that removes the skull."""
     parser.add_argument(
-        "--study", metavar="NUMBER_OR_UID", help="number or UID of the study to use, if there are several"
+        "--study",
+        metavar="NUMBER_OR_UID",
+        help="study to use if there are several: its number in the list of studies, or its UID",
     )
     parser.add_argument(
         "--series",
         action="append",
         default=[],
         metavar="SEQUENCE=NUMBER_OR_UID",
-        help="number or UID of the series to use for a sequence, such as t1c=5; may be given several times",
+        help="series to use for a sequence, such as t1c=5: its number in the list of series, or its UID; may be given "
+        "several times",
     )
     parser.add_argument(
         "--brain-mask",
@@ -36,10 +39,11 @@ def add_scan_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--case-id",
         metavar="NAME",
-        help="name of the case (default: a digest of the DICOM study, or without DICOM the name of the folder)",
+        help="name of the case (default: for DICOM files a digest of the UID of the study, for other files the "
+        "name of the folder)",
     )
 
 
 def given_scan_options(args: argparse.Namespace) -> list[str]:
-    """Options of `add_scan_options` that the user gave to `segment`, such as `--series`."""
+    """Names of the options in `SCAN_OPTIONS` that the user gave to `segment`, such as `--series`."""
     return [f"--{name.replace('_', '-')}" for name in SCAN_OPTIONS if getattr(args, name)]

@@ -42,15 +42,16 @@ class ScanOptions:
     """Options of the preparation of raw images.
 
     Attributes:
-        study: Number or UID of the study to use, if there are several.
-        series: Number or UID of the series to use, by sequence.
+        study: Study to use if there are several: its number in the list of studies, or its UID.
+        series: Series to use for a sequence, such as `{"t1c": "5"}`: its number in the list of series, or its UID.
         sequences: Use only these sequences. `None` means all sequences that are found.
-        reference: Sequence whose grid the case gets. `None` means the sequence with the finest voxels.
-        brain_extraction: `deepbet`, `none` for images without skull, or a command with `{input}` and `{output}`.
-            `None` means `deepbet`, but `none` for sequences without skull.
+        reference: Sequence whose grid the case gets. `None` means the first of t1c, t1, flair and t2 whose voxels are
+            about as fine as the finest.
+        brain_extraction: `"deepbet"`, `"none"` if no sequence has a skull, or a command with `{input}` and `{output}`.
+            `None` means deepbet for each sequence that has a skull.
         brain_mask: File with the brain mask in the space of the reference, used instead of brain extraction.
-        case_id: Name of the case. `None` means a digest of the study's UID or, without DICOM, the name
-            of the folder.
+        case_id: Name of the case. `None` means a digest of the study's UID for DICOM files, and the name of the folder
+            for other files.
         deface: Remove the face from `Prepared.heads`.
     """
 
@@ -80,8 +81,8 @@ def prepare(
         options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
         steps: Store of finished steps, from which a stopped run continues. `None` stores nothing.
-        check_name: Function that is called with the name of the case before any long step. It may raise
-            an error.
+        check_name: Function that is called with the name of the case before any long step. To refuse the name, it
+            raises an error, which ends the preparation.
         say: Function that prints a line of progress: which image is which sequence, and each step as it begins.
 
     Raises:
@@ -107,7 +108,7 @@ def prepare(
             findings += _motion_findings(name, motions[name], reference)
     clock.lap("registration")
     if steps.reused:
-        say(f"reused from a run that was stopped: {', '.join(steps.reused)}")
+        say(f"results of a stopped run are used again: {', '.join(steps.reused)}")
     say(f"bringing the sequences to the grid of {reference}, removing the skull, and checking the result")
     like = volumes[reference]
     moved = {name: motions[name].moved(volume) if name in motions else volume for name, volume in volumes.items()}
@@ -124,7 +125,7 @@ def prepare(
     own = {name: Placement(volume.array.shape, volume.affine, np.eye(4)) for name, volume in volumes.items()}
     own |= {name: replace(own[name], motion=motion.matrix) for name, motion in motions.items()}
     litres = float(brain.sum()) * like.voxel_litres
-    say(f"brain: {litres:.2f} litres; grid of {reference}, {_times(like)}")
+    say(f"the brain has {litres:.2f} litres; the case has the grid of {reference}, with voxels of {_times(like)}")
     return Prepared(
         case_id=case_id,
         reference=reference,
@@ -175,7 +176,7 @@ def _brains(
     scratch: Path,
     say: Callable[[str], object],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Find the brain on each sequence. If the user gave a mask, read it instead, for the reference only.
+    """Find the brain on each sequence. If the user gave a mask, return only this mask, as that of the reference.
 
     Returns:
         Brain masks by sequence, and the names of the sequences without skull.
@@ -234,7 +235,7 @@ def _motion(
     if motion.is_none:
         say(
             f"{name} to {reference}: registration found no clearly better position than the image headers give, "
-            "so their position is used"
+            "so the position in the headers is used"
         )
     else:
         say(

@@ -1,6 +1,6 @@
 """A case that was prepared from raw images, and the grid on which each sequence was scanned.
 
-This module imports no package of the pip extra `scans`.
+This module can be imported without the pip extra `scans`.
 """
 
 from __future__ import annotations

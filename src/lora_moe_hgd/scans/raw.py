@@ -1,6 +1,6 @@
 """Check whether a path contains DICOM files, and whether the packages that read them are installed.
 
-This module imports no package of the pip extra `scans`.
+This module can be imported without the pip extra `scans`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_FILES = 200_000
 def is_raw(path: Path) -> bool:
     """Whether `path` is a folder with DICOM files at any depth, a zip file, or a DICOMDIR.
 
-    The folder may also contain images of another kind, such as an ordinary case.
+    The answer is yes even if the folder also contains other images, such as NIfTI files.
     """
     if path.is_dir():
         return any(is_dicom(file) for file in files_below(path))

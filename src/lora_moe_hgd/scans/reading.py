@@ -28,10 +28,10 @@ class Scans:
     """Sequences as they were scanned.
 
     Attributes:
-        case_id: Name of the case: a digest of the study's UID or, without DICOM, the name of the folder.
+        case_id: Name of the case: for DICOM files a digest of the study's UID, for other files the name of the folder.
         volumes: Each sequence as it was scanned, in channel order.
         findings: Warnings about the images.
-        choice: The DICOM series and the choice among them; `None` without DICOM.
+        choice: All DICOM series, and the series chosen for each sequence; `None` if the files are not DICOM.
     """
 
     case_id: str
@@ -54,8 +54,8 @@ def read_scans(
     Args:
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case.
         scratch: Folder for intermediate files.
-        study: Number or UID of the study to use, if there are several.
-        series: Number or UID of the series to use, by sequence.
+        study: Study to use if there are several: its number in the list of studies, or its UID.
+        series: Series to use for a sequence, such as `{"t1c": "5"}`: its number in the list of series, or its UID.
         sequences: Use only these sequences. `None` means all sequences that are found.
         say: Function that prints a line: which file or series is which sequence.
 

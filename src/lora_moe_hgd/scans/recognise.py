@@ -113,7 +113,7 @@ def recognise(series: Series) -> Recognised:
 
 
 def _left_out(series: Series) -> str | None:
-    """Reason other than its times why a series cannot be one of the four sequences; `None` if there is none."""
+    """Reason to leave out a series whatever its times are; `None` if there is no such reason."""
     found = series.acquisition
     if not series.shape[2]:
         return "no image"
@@ -129,7 +129,7 @@ def _left_out(series: Series) -> str | None:
     if found.angiography:
         return "angiography"
     if "EP" in found.scanning:
-        return "echo planar, such as diffusion and perfusion"
+        return "echo planar, as in diffusion and perfusion"
     if series.plane == "none":
         return "no orientation"
     if series.shape[2] < LEAST_SLICES:
@@ -137,7 +137,7 @@ def _left_out(series: Series) -> str | None:
     if series.coverage_mm < LEAST_COVERAGE_MM:
         return f"covers {series.coverage_mm:.0f} mm only"
     if series.volumes > 1:
-        return f"{series.volumes} volumes at the same position, such as perfusion"
+        return f"{series.volumes} images at each slice position, as in perfusion"
     if series.cut_off:
         return f"{series.cut_off} of {counted(len(series.files), 'file')} cut off"
     if found.description and role_of(found.description) == "other":

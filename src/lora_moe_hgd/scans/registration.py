@@ -1,7 +1,8 @@
 """Rigid registration of one sequence to another, with SimpleITK.
 
 Mattes mutual information (Mattes et al. 2003, doi 10.1109/TMI.2003.809072) does not depend on how bright a tissue
-is in either image. Mutual information has local optima, so the search starts from several positions on a coarse grid.
+is in either image. Mutual information has local optima, so the search begins with coarse voxels and many start
+positions.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Motion:
         before: Mutual information at the position that the headers give.
         after: Mutual information after the motion.
         turn_degrees: Angle of the rotation.
-        shift_mm: Distance by which the centre of the reference moves.
+        shift_mm: Distance from the centre of the reference to the point of the moving image that comes to this centre.
     """
 
     matrix: np.ndarray
@@ -76,8 +77,9 @@ def register(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, which limits the comparison as in `optimum`.
-        moving_brain: Brain mask of the moving image, which adds start positions as in `optimum`.
+        brain: Brain mask of the reference. With this mask, the images are compared only in and near the brain.
+        moving_brain: Brain mask of the moving image. With both masks, the search also starts from the position at
+            which the centres of both brains coincide.
     """
     found = optimum(reference, moving, brain=brain, moving_brain=moving_brain)
     is_small = found.turn_degrees < SMALL_DEGREES and found.shift_mm < SMALL_MM
@@ -222,7 +224,7 @@ def _cubes(volume: Volume, edge_mm: float) -> sitk.Image:
 
 
 def _centre(image: sitk.Image, mask: sitk.Image | None) -> np.ndarray:
-    """Centre of mass of the mask, or of the image without a mask, in millimetres (LPS)."""
+    """Centre of mass of the mask, or of the image if there is no mask, in millimetres (LPS)."""
     array = sitk.GetArrayViewFromImage(image if mask is None else mask).astype(np.float32)
     index = ndimage.center_of_mass(array)[::-1] if array.any() else (np.array(image.GetSize()) - 1) / 2
     return np.array(image.TransformContinuousIndexToPhysicalPoint([float(value) for value in index]))

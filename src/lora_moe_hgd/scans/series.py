@@ -56,8 +56,8 @@ class Series:
         plane: `transverse`, `sagittal` or `coronal`, with `oblique` added for a large angle to that plane; `none` if
             the headers give no orientation.
         volumes: Number of images at each slice position.
-        gaps: Number of gaps between slices that differ from the usual gap.
-        cut_off: Number of files that are shorter than their headers announce.
+        gaps: Number of uneven gaps: distances between neighbouring slices that differ from their median.
+        cut_off: Number of files that end before their last pixel.
     """
 
     number: int

@@ -1,8 +1,8 @@
 """Store the finished steps of a preparation, so that a stopped run continues after its last finished step.
 
 The file name of a result contains a digest of all its inputs: voxels, affine, options, code and version. A change of
-an input changes the digest, so that an old result is never reused. Only brain masks and motions are stored, because
-these show no face. The headers of the masks contain only geometry.
+an input changes the digest, so that a result of other inputs is never used. Only brain masks and motions are stored,
+because these show no face. The headers of the masks contain only geometry.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class Steps:
 
 @contextmanager
 def steps_in(out: Path) -> Iterator[Steps]:
-    """Store steps in a hidden folder of the output folder. The folder is removed when the block ends without error."""
+    """Store steps in a hidden folder of the output folder.
+
+    The hidden folder is removed when the `with` block ends without error.
+    """
     folder = out / UNFINISHED
     try:
         yield Steps(folder)

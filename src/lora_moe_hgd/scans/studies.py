@@ -1,6 +1,7 @@
 """List the patients, studies and series in a folder of DICOM files.
 
-No patient data leaves this module. Patients are distinguished by a digest, which is never written to a file.
+The list leaves out the fields with the name, number and date of birth of a patient. A digest distinguishes patients,
+and is never written to a file.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ LAST_ITEM, LAST_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0", 4096
 # Slices of one stack have equal cosines up to the rounding of the header.
 SAME_COSINES = 1e-2
 SAME_POSITION_MM = 0.05
-# A gap between slices is uneven if it differs from the usual gap by more than this share.
+# A gap between slices is uneven if it differs from the median gap by more than this share.
 UNEVEN = 0.1
 OBLIQUE_DEGREES = 20.0
 # Words of the patient's name with fewer letters are not blacked out, because short words, such as initials, are also
@@ -118,7 +119,7 @@ def read_studies(folder: Path) -> tuple[list[Series], int]:
     if directories == found:
         raise BadInputError(
             folder,
-            "There is a DICOMDIR, but the files that the DICOMDIR lists are missing. Copy all files of the medium.",
+            "The files that the DICOMDIR lists are missing. Copy the DICOMDIR together with these files.",
         )
     stacks = [stack for part in _by_series(slices) for stack in _stacks(part)]
     rows = sorted((_series(stack) for stack in stacks), key=_row_order)
@@ -142,14 +143,14 @@ def choose_study(series: Sequence[Series], wanted: str | None, *, where: Path) -
     if wanted is not None:
         chosen = studies[int(wanted) - 1] if wanted.isdecimal() and 0 < int(wanted) <= len(studies) else wanted
         if chosen not in studies:
-            raise BadInputError(where, f"There is no study {wanted}. Choose a study with --study NUMBER. {listing}.")
+            raise BadInputError(where, f"There is no study {wanted}. Choose a study with --study NUMBER: {listing}.")
         return [row for row in series if row.study == chosen]
     if len(patients) > 1:
         raise BadInputError(
-            where, f"The images are of {len(patients)} patients. Choose a study with --study NUMBER. {listing}."
+            where, f"The images are of {len(patients)} patients. Choose a study with --study NUMBER: {listing}."
         )
     if len(studies) > 1:
-        raise BadInputError(where, f"There are {len(studies)} studies. Choose a study with --study NUMBER. {listing}.")
+        raise BadInputError(where, f"There are {len(studies)} studies. Choose a study with --study NUMBER: {listing}.")
     return list(series)
 
 
@@ -165,11 +166,13 @@ def shown_date(date: str) -> str:
 
 def unreadable_files(count: int) -> str:
     """Warning about DICOM files that cannot be read."""
-    return f"{counted(count, 'DICOM file')} cannot be read. If the copy was cut off, copy the study again."
+    return (
+        f"{counted(count, 'DICOM file')} cannot be read. If the study was not copied completely, copy the study again."
+    )
 
 
 def case_id_of(study: str) -> str:
-    """Name of a case that does not reveal the patient: the beginning of a digest of the study's UID."""
+    """Name of a case: the beginning of a digest of the study's UID, which does not reveal the patient."""
     return f"study-{hashlib.sha256(study.encode()).hexdigest()[:12]}"
 
 
@@ -319,7 +322,7 @@ def _patient(header: Dataset) -> str:
 
 
 def _is_cut_off(file: BinaryIO, header: Dataset, left: int) -> bool:
-    """Whether the pixels of a file are incomplete: too few if uncompressed, without end marker if compressed.
+    """Whether pixels are missing: an uncompressed file is too short, or a compressed file has no end marker.
 
     Args:
         file: Open file at the beginning of its pixels, or at its end if it has no pixels.

@@ -255,9 +255,9 @@ class TrainingLoop:
             self.optimizer.step()
         if self.done.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"The gradient was not finite (norm {norm.item()}) in {MOST_SKIPPED_IN_A_ROW} steps in a row, the "
-                f"last of them step {self.done.step}. Lower `optim.lr`, or train with `--precision no`. The last "
-                f"saved state and the checkpoints are in {self.run.path}."
+                f"The gradient was not finite (norm {norm.item()}) in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to "
+                f"step {self.done.step}. Lower `optim.lr`, or train with `--precision no`. The last saved state and "
+                f"the checkpoints are in {self.run.path}."
             )
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:

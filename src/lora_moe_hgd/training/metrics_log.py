@@ -53,7 +53,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class RunningDice:
-    """Dice of training crops per number of present sequences and region, over the last few batches."""
+    """Dice of training crops by number of present sequences and by region, over the last few batches."""
 
     def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
         self.task = task

@@ -280,7 +280,9 @@ class OptimConfig:
         _require(self.weight_decay >= 0, f"`optim.weight_decay` must not be negative, but is {self.weight_decay}.")
         _require(0 < self.warmup < 1, f"`optim.warmup` must be between 0 and 1, but is {self.warmup}.")
         _require(self.max_grad_norm > 0, f"`optim.max_grad_norm` must be positive, but is {self.max_grad_norm}.")
-        _require(0 <= self.ema_decay < 1, f"`optim.ema_decay` must be from 0 to below 1, but is {self.ema_decay}.")
+        _require(
+            0 <= self.ema_decay < 1, f"`optim.ema_decay` must be at least 0 and below 1, but is {self.ema_decay}."
+        )
         _require(self.accumulate >= 1, f"`optim.accumulate` must be at least 1, but is {self.accumulate}.")
         _require(
             self.precision in ("auto", "no", "bf16", "fp16"),
@@ -436,7 +438,7 @@ class RunConfig:
 
 
 def _leaves(part: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
-    """Path, value and metadata of each option below `part`."""
+    """Path, value and metadata of each option in `part` and in the dataclasses that `part` contains."""
     for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         if dataclasses.is_dataclass(value):

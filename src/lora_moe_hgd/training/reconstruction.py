@@ -3,7 +3,7 @@
 Patches are hidden as in SimMIM (https://arxiv.org/abs/2111.09886). Instead of a hidden patch, the stem gets zeros and
 the transformer gets a learned token. A linear head predicts the hidden patches, and the loss is the absolute error
 over hidden voxels. Sequences are hidden as in M3AE (https://arxiv.org/abs/2303.05302): the network does not get a
-hidden sequence, and predicts it from the visible sequences. No label is read. The checkpoint is a segmenter with a
+hidden sequence, and predicts it from the visible sequences. Labels are not read. The checkpoint is a segmenter with a
 trained encoder and an untrained decoder. A segmentation run starts from this checkpoint with `--base`.
 """
 

@@ -101,9 +101,9 @@ class RunFolder:
             kind = "a finished run" if run["finished"] else "an unfinished run"
             differs = f"other options ({listed})" if changes else "the same options"
             print(
-                f"{self.path} contained {kind} with {differs}. This run is now in {aside}, and a new run begins. To "
-                f"continue the earlier run instead, stop the new run, delete {self.path}, rename {aside} to "
-                f"{self.path} and add `--continue`."
+                f"The folder {self.path} contained {kind} with {differs}. This run is now in {aside}, and a new run "
+                f"begins. To continue the earlier run instead, stop the new run, delete {self.path}, rename {aside} "
+                f"to {self.path} and add `--continue`."
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:

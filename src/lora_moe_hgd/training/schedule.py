@@ -55,8 +55,8 @@ def most_dropped(progress: float, sequences: int = 4) -> int:
 def draw_subset(acquired: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """Choose which of the acquired sequences a training sample keeps, `(M,)` bool.
 
-    The share `COMPLETE_SHARE` of the samples keeps all sequences. Each other sample keeps a non-empty subset, in which
-    at most `most_dropped` sequences are missing. All subsets within this limit are equally likely.
+    The share `COMPLETE_SHARE` of the samples keeps all acquired sequences. Each other sample keeps a non-empty subset,
+    in which at most `most_dropped` sequences are missing. All subsets within this limit are equally likely.
     """
     if torch.rand((), generator=generator).item() < COMPLETE_SHARE:
         return acquired.clone()

@@ -179,7 +179,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
     if missing := sorted(wanted - there):
         raise BadInputError(path, f"The split uses {listed(missing)}, but {root} contains no such case.")
     if show and (others := sorted(there - wanted)):
-        print(f"{path} does not use {counted(len(others), 'case')} of {root}: {listed(others)}.")
+        print(f"The split file {path} does not use {counted(len(others), 'case')} of {root}: {listed(others)}.")
     return [case for case in cases if case.case_id in wanted]
 
 
@@ -196,8 +196,8 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
     if len(case_ids) < least:
         purpose = f"Each of the {data.folds} folds needs a case." if data.folds else "One case is used for validation."
         raise ValueError(
-            f"{data.root or data.dataset} has {counted(len(case_ids), 'usable case')}, but training needs at least "
-            f"{least}. {purpose}"
+            f"{data.root or data.dataset} contains only {counted(len(case_ids), 'usable case')}, but training needs "
+            f"at least {counted(least, 'case')}. {purpose}"
         )
     if data.folds is not None and data.fold is not None:
         return draw_fold(case_ids, seed=config.seed, folds=data.folds, fold=data.fold)

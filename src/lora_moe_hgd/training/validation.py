@@ -11,7 +11,7 @@ from .options import DEFAULT_SUBSETS
 
 
 def default_subsets(task: Task) -> tuple[str, ...]:
-    """Subsets to score by default. For a task of your own: all sequences together, and each sequence alone."""
+    """Subsets that are scored by default. For a task of your own: all sequences together, and each sequence alone."""
     return DEFAULT_SUBSETS if task.is_brain_tumour else tuple(dict.fromkeys(("all", *task.modalities)))
 
 
