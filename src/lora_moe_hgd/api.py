@@ -44,10 +44,8 @@ def segment(
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
-            adapter's configuration names.
-        label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
-            `input` means the scheme of the case's own label map, as implied by the file names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        label_scheme: Label scheme of the result. `input` means the scheme of the case, `None` that of the checkpoint.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
@@ -55,9 +53,8 @@ def segment(
         deface: For a DICOM study, remove the face from `overlay.png` and `report.html`, which `save` writes.
 
     Returns:
-        Segmentation on the grid of the first available sequence of T1, T1c, T2 and FLAIR. Its attributes are
-        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)`, in order WT, TC, ET),
-        `volumes_ml`, `confidence` and `warnings`. `save(folder)` writes the result files to a folder.
+        `label_map` (nibabel image), `regions` and `probabilities` (arrays `(R, D, H, W)`, in order WT, TC, ET) on the
+        grid of the case's first sequence, `volumes_ml`, `confidence`, `warnings`. `save(folder)` writes result files.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.

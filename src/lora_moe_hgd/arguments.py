@@ -111,8 +111,7 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     """Add `--base`, the base network of an adapter."""
     parser.add_argument(
         "--base",
-        help="folder or Hub id of the base network, if the checkpoint is an adapter (default: the base that the "
-        "adapter's configuration names)",
+        help="folder or Hub id of an adapter's base network (default: the base that adapter_config.json names)",
     )
 
 

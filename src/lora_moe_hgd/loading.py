@@ -189,8 +189,7 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
-            adapter's configuration names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the base is not found, or is not the network on which the adapter was trained.
@@ -325,8 +324,7 @@ def load_checkpoint(
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
-        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
-            adapter's configuration names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.

@@ -184,8 +184,7 @@ def merge_adapter(
     Args:
         name: Folder or Hub id of the adapter.
         scale: Strength of the adapter, from 0 (the base alone) to 1 (the full adapter).
-        base: Folder or Hub id of the adapter's base network. `None` means the base that the adapter's configuration
-            names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If `name` is not an adapter, if its base cannot be found, or if `scale` is not between 0 and 1.

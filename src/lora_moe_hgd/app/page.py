@@ -43,8 +43,7 @@ class AppOptions:
 
     Attributes:
         checkpoint: Checkpoint that is selected when the page opens.
-        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
-            adapter's configuration names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         max_upload_mb: Largest total size of the files of a case, in megabytes.
     """

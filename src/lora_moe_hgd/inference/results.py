@@ -142,8 +142,7 @@ class CaseSegmenter:
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of the base network, if the checkpoint is an adapter. `None` means the base that the
-            adapter's configuration names.
+        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device
