@@ -162,9 +162,9 @@ def check_cohort(
     Args:
         root: Folder of cases.
         labels: Whether to read the segmentation of each case, which must then exist.
-        label_scheme: Label scheme, the meaning of each value in the segmentations. `None` means the scheme that the
-            file names imply.
-        channel_order: Sequences in the order of their numbers, for numbered files and 4-D files.
+        label_scheme: Label scheme, the meaning of each value in the segmentations. `None` means the scheme that is
+            recognised from the file names.
+        channel_order: Sequences in the order of their numbers; only for numbered files and 4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Number of further processes that read cases.
@@ -202,12 +202,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
-        help="label scheme of the segmentations (default: the scheme that the file names imply)",
+        help="label scheme of the segmentations (default: recognised from the file names)",
     )
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
+        help="sequences in the order of their numbers, such as flair,t1,t1c,t2; only for numbered files "
+        "(CASE_0000.nii.gz) and 4-D files",
     )
     add_task(parser)
     add_allowances(parser)

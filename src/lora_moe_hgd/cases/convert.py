@@ -176,12 +176,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
-        help="label scheme of the source (default: the scheme that its file names imply)",
+        help="label scheme of the source (default: recognised from its file names)",
     )
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences of the source in the order of their numbers, for numbered files and 4-D files",
+        help="sequences of the source in the order of their numbers, such as flair,t1,t1c,t2; only for numbered files "
+        "(CASE_0000.nii.gz) and 4-D files",
     )
     parser.add_argument(
         "--target-order",

@@ -66,7 +66,8 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of their numbers, for numbered files and 4-D files, such as flair,t1,t1c,t2",
+        help="sequences in the order of their numbers, such as flair,t1,t1c,t2; only for numbered files "
+        "(CASE_0000.nii.gz) and 4-D files",
     )
     parser.add_argument(
         "--reference",
