@@ -54,7 +54,7 @@ class PairedRules:
 
     Attributes:
         least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
-        counted_mm3: True lesions below this volume are left out, and so are their matches.
+        counted_mm3: True lesions below this volume are left out of all scores, and so are their matches.
         penalty_mm: HD95 in mm of a missed or false lesion. The Dice of such a lesion is 0. `None` leaves missed and
             false lesions out of the means.
         found_dice: `lesions_missed` includes true lesions whose match has a Dice below `found_dice`. The means do not
@@ -100,11 +100,11 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    With `MergedRules`, a dilated true lesion is compared with the union of all predicted components that touch it. A
-    true lesion that no component touches is missed: its Dice is 0, and its HD95 is the penalty. A predicted component
-    that touches no true lesion is false and has the same scores as a missed lesion. True lesions that are too small
-    are ignored, and so are the components that touch them. The means are over all false lesions and all true lesions
-    that are not ignored. Without any lesion, Dice is 1 and HD95 is 0.
+    With `MergedRules`, each true lesion is compared with the union of all predicted components that touch the dilated
+    lesion. A true lesion without such a component is missed: its Dice is 0, and its HD95 is the penalty. A predicted
+    component that touches no dilated lesion is false and has the same scores as a missed lesion. True lesions that are
+    too small are ignored, and so are the components that touch them. The means are over all false lesions and all true
+    lesions that are not ignored. Without any such lesion, Dice is 1 and HD95 is 0.
 
     With `PairedRules`, each true lesion is matched with at most one predicted component. The pairs are chosen so that
     the sum of their Dice values is as large as possible. Without a penalty, the means are over the matches; if nothing
