@@ -131,7 +131,7 @@ def test_one_or_two_cases_have_neither_intervals_nor_r2(cases: str) -> None:
     assert summarise(rows)["low"].isna().all()
     assert volume_agreement(rows.assign(sequences=1))["r2_wt"].isna().all()
     text = to_markdown(rows, {})
-    assert "Means over fewer than 3 cases have no interval." in text
+    assert "without intervals: an interval needs at least 3 cases." in text
     assert "R2 needs 3 cases." in text
     assert "| 1 | 0.050 | - | 0.050 | - | 0.050 | - |" in text
     assert " to " not in text
@@ -233,7 +233,8 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
         write_comparison([tmp_path / f"{number}0", tmp_path / f"{number}1"], tmp_path / number)
         for number in ("five", "six")
     )
-    assert "Rows with fewer than 6 cases (here as few as 5) have no p value" in few
+    assert "A row has a p value only if it has at least 6 cases" in few
+    assert "The smallest row has 5 cases." in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
     assert f"for {len(table)} tests" in enough
@@ -375,12 +376,15 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
     assert (tmp_path / "scores/table.md").read_text().strip() in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("evaluate", [*arguments[:-1], "case_9"])
-    assert f"--cases names case_9, but {dummy_root} has no such case." in capsys.readouterr().err
+    assert f"--cases names cases that {dummy_root} does not contain: case_9." in capsys.readouterr().err
 
 
 def test_all_is_said_to_be_one_subset(dummy_root: Path, tmp_path: Path, capsys) -> None:
     words = ["--data", str(dummy_root), "--out", str(tmp_path / "scores"), "--cases", "case_000", "--subsets"]
-    note = "note: --subsets all is one subset, t1+t1c+t2+flair. Without --subsets, all 15 subsets are scored.\n"
+    note = (
+        "note: with --subsets all, only the subset of all sequences is scored (t1+t1c+t2+flair). Without --subsets, "
+        "all 15 subsets are scored.\n"
+    )
     run("evaluate", [*words, "all"])
     assert note in capsys.readouterr().err
     assert pd.read_csv(tmp_path / "scores/scores.csv")["subset"].unique().tolist() == ["t1+t1c+t2+flair"]
@@ -673,7 +677,7 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
     (tmp_path / "cases/case_000/T2.nii.gz").unlink()
     with pytest.raises(SystemExit):
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
-    assert "lacks a sequence of every subset in --subsets t1+t2" in capsys.readouterr().err
+    assert "has all sequences of any subset in --subsets t1+t2" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 
@@ -707,7 +711,7 @@ def test_cases_of_a_run_that_are_not_below_the_data_are_named(trained, dummy_roo
     with pytest.raises(SystemExit) as stopped:
         run("evaluate", words_of(trained, tmp_path / "cases", "--cases-of", str(trained)))
     assert stopped.value.code == 2
-    said = f"{trained}/split.csv (validation) names case_001, but {tmp_path / 'cases'} has no such case."
+    said = f"{trained}/split.csv (validation) names cases that {tmp_path / 'cases'} does not contain: case_001."
     assert said in capsys.readouterr().err
     assert scorer.news() == []
 

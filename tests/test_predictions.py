@@ -113,12 +113,22 @@ def test_a_case_without_prediction_is_told_and_the_others_are_scored(
         evaluated(dummy_root, tmp_path / "out", "--predictions", str(tmp_path / "maps"), *BRATS)
     assert stopped.value.code == 1
     said = capsys.readouterr().err
-    assert "warning: only 1 of 2 cases have a prediction from t1.\n" in said
+    assert (
+        "only 1 of 2 cases can be scored for the subset t1. The other cases lack a prediction from this subset.\n"
+        in said
+    )
     assert f"case_002: {tmp_path / 'maps'} contains no prediction of this case." in said
     rows = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(zip(rows["case_id"], rows["subset"], strict=True)) == {
         *(("case_000", "t1c+flair"), ("case_001", "t1c+flair"), ("case_001", "t1"))
     }
+    # `case_000` has a prediction, but not from T1.
+    with pytest.raises(SystemExit):
+        evaluated(dummy_root, tmp_path / "t1", "--predictions", str(tmp_path / "maps"), *BRATS, "--subsets", "t1")
+    said = capsys.readouterr().err
+    assert (
+        f"case_000: {tmp_path / 'maps'} contains no prediction of this case from any subset in --subsets t1." in said
+    )
 
 
 def test_a_changed_prediction_is_scored_again(cohort: Path, tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_a_changed_prediction_is_scored_again(cohort: Path, tmp_path: Path) -> N
     [
         (["--predictions", "{empty}", *BRATS], "{empty} contains no prediction of case_000"),
         (["--predictions", "{empty}/nowhere", *BRATS], "{empty}/nowhere is not a folder"),
-        (["--predictions", "{twice}", *BRATS], "{twice}/case_000-seg.nii.gz is also a prediction of case_000"),
+        (["--predictions", "{twice}", *BRATS], "{twice}/case_000-seg.nii.gz are both predictions of case_000"),
         (["--predictions", "{empty}", "--mirror"], "Leave out --mirror, which would have no effect"),
         (["--predictions", "{twice}", "--cases", "case_001", "--prediction-scheme", "mine"], "mine"),
         (["--predictions", "{twice}"], "brats2018 (0 background, 1 core, 2 oedema, 4 enhancing)"),

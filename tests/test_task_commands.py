@@ -102,7 +102,10 @@ def test_an_evaluation_has_the_subsets_and_regions_of_the_task(
     printed = capsys.readouterr()
     assert "| sequences | cases | old | new | mean |" in printed.out
     assert "Contribution of each sequence to the mean Dice with all two sequences (Shapley values)." in printed.out
-    assert "warning: only 1 of 2 cases have all sequences of flair+dwi." in printed.err
+    assert (
+        "warning: only 1 of 2 cases can be scored for the subset flair+dwi. The other cases lack a sequence of"
+        in printed.err
+    )
     rows = pd.read_csv(tmp_path / "scores.csv")
     assert list(dict.fromkeys(zip(rows["subset"], rows["region"], strict=True))) == [
         (subset, region) for subset in ("flair", "dwi", "flair+dwi") for region in ("old", "new")

@@ -117,7 +117,7 @@ def test_many_bad_steps_in_a_row_stop_the_run_with_a_word(tmp_path: Path, cache:
     with pytest.raises(SystemExit):
         train_from_scratch(tmp_path / "run", cache, "--epochs", "2")
     shown = capsys.readouterr().err
-    assert "The gradient was not finite (norm nan) in 2 steps in a row" in shown
+    assert "The gradient was not finite in 2 steps in a row, up to step 3 (norm nan)." in shown
     assert "Lower `optim.lr`" in shown
 
 
@@ -126,7 +126,7 @@ def test_a_finished_run_is_moved_aside_and_kept(tmp_path: Path, cache: Path, cap
     before = (tmp_path / "run/best/model.safetensors").read_bytes()
     train_from_scratch(tmp_path / "run", cache, "--epochs", "1", "--lr", "1.0e-4")
     (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
-    assert f"This run is now in {aside}, and a new run begins." in capsys.readouterr().out
+    assert f"The earlier run is now in {aside}, and a new run begins." in capsys.readouterr().out
     assert (aside / "best/model.safetensors").read_bytes() == before
     assert (tmp_path / "run/best/model.safetensors").read_bytes() != before
 

@@ -107,7 +107,8 @@ def test_a_changed_run_is_moved_aside_and_what_changed_is_said(
     assert (aside / "resume").is_dir()
     shown = capsys.readouterr().out
     assert re.search(
-        rf"contained an unfinished run with other options \({change}\)\. This run is now in {aside}", shown
+        rf"contained an earlier run \(unfinished, with other options: {change}\)\. The earlier run is now in {aside}",
+        shown,
     ), shown
 
 
@@ -136,7 +137,7 @@ def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
 def test_a_finished_run_with_the_same_options_is_moved_aside(runs: Runs, capsys) -> None:
     runs.begin(epochs_done=50, finished=True)
     runs.open()
-    assert "contained a finished run with the same options." in capsys.readouterr().out
+    assert "contained an earlier run (finished, with the same options)." in capsys.readouterr().out
     assert len(runs.aside()) == 1
 
 
@@ -173,7 +174,7 @@ def test_a_run_that_has_not_changed_can_be_continued_too(runs: Runs, capsys) -> 
             {"epochs_done": 2},
             ["--adapter", "lora"],
             {},
-            r"cannot change adapter, .* \(adapter lora\+decoder -> lora\)",
+            r"cannot change adapter, .* \(changes: adapter lora\+decoder -> lora\)",
         ),
         ({"epochs_done": 2}, ["--lora", "{r: 4}"], {}, "cannot change lora, "),
         ({"epochs_done": 2}, [], {"base_weights": "34cd"}, "cannot change base weights"),
@@ -224,7 +225,7 @@ def test_a_finished_run_is_trained_further_with_new_options(tmp_path: Path, cach
     for change in ("epochs 1 -> 3", "optim.lr 0.001 -> 0.0001", "sample.batch_size 2 -> 4"):
         assert change in shown
     assert "Resuming after step 2, in epoch 2." in shown
-    assert "the next checkpoint replaces `best`" in shown
+    assert "The next checkpoint replaces `best`, whatever its score." in shown
     steps = [row["step"] for row in read_metrics(folder) if "loss/total" in row]
     assert steps == [1, 2, 3, 4]
     (state,) = (folder / "resume").iterdir()

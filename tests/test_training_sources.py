@@ -58,8 +58,8 @@ def test_a_split_file_decides_and_unused_cases_are_said(dummy_root: Path, cache:
     data = data_of(dummy_root, cache, "--split-file", path)
     assert ids(data) == data.split == Split(train=["case_002"], validation=["case_000"])
     shown = capsys.readouterr().out
-    assert f"{path} does not use 1 case of {dummy_root}: case_001." in shown
-    assert "1 case for training, 1 for validation." in shown
+    assert f"The split file {path} does not use 1 case of {dummy_root}: case_001." in shown
+    assert "The run uses 1 case for training and 1 for validation." in shown
 
 
 def test_the_order_of_a_split_file_does_not_matter(dummy_root: Path, cache: Path, tmp_path: Path) -> None:
@@ -72,7 +72,9 @@ def test_a_case_of_a_split_file_that_is_not_there_is_an_error_before_any_case_is
 ) -> None:
     monkeypatch.delattr(CaseDataset, "_preprocess")
     path = split_file(tmp_path, case_000="fit", case_001="validate", case_777="fit", case_888="incomplete")
-    with pytest.raises(BadInputError, match=f"{path}: The split uses case_777, but {dummy_root} contains no"):
+    with pytest.raises(
+        BadInputError, match=f"{path}: The split uses cases that {dummy_root} does not contain: case_777"
+    ):
         data_of(dummy_root, tmp_path / "cache", "--split-file", path)
 
 

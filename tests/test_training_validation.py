@@ -102,7 +102,9 @@ def test_a_picture_that_cannot_be_drawn_is_said_in_one_line_and_ends_no_run(tmp_
 def test_a_subset_that_no_case_has_is_refused_with_its_name_and_the_cases(
     subsets: list[str] | None, acquired: dict, missing: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"No validation case has all sequences of {missing} .*b has t1\."):
+    with pytest.raises(
+        ValueError, match=rf"No validation case has all sequences of the subset {missing} \(.*b has t1\)\."
+    ):
         scored_subsets(subsets, acquired)
 
 

@@ -202,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
-        help="label scheme of the segmentations (default: the scheme that the file names imply)",
+        help="label scheme of the segmentations (default: recognised from the file names)",
     )
     parser.add_argument(
         "--channel-order",

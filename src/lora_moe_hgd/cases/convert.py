@@ -178,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label-scheme",
         choices=list(LABEL_SCHEMES),
-        help="label scheme of the source (default: the scheme that its file names imply)",
+        help="label scheme of the source (default: recognised from its file names)",
     )
     parser.add_argument(
         "--channel-order",

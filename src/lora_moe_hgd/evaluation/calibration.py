@@ -16,8 +16,9 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
         brain: `(D, H, W)` bool.
 
     Returns:
-        `(R, 3, NUM_BINS)`: for each region and each bin of the probability, the number of voxels, the sum of their
-        probabilities, and the number of voxels that truly belong to the region. Bins have equal width.
+        `(R, 3, NUM_BINS)` for `R` regions. The three values of a region and a bin are the number of voxels whose
+        probability is in the bin, the sum of their probabilities, and the number of those voxels that are in the true
+        region. All bins have the same width.
     """
     counts = []
     for probability, region in zip(probabilities[:, brain], truth[:, brain], strict=True):
@@ -28,12 +29,12 @@ def reliability_counts(probabilities: np.ndarray, truth: np.ndarray, brain: np.n
 
 
 def average_calibration_error(counts: np.ndarray) -> float:
-    """Average calibration error (ACE): mean over the bins of |mean probability - share of true voxels|.
+    """Average calibration error (ACE): mean over the bins of |mean probability - share of voxels in the true region|.
 
-    All bins that contain voxels have the same weight (Barfoot et al. 2024, https://arxiv.org/abs/2403.06759). The ACE
-    is therefore the mean vertical distance of the points in a reliability diagram from the diagonal. The expected
-    calibration error (ECE) would weight each bin by its number of voxels. In a brain, nearly all voxels have a
-    probability near 0, so these voxels alone would determine the ECE.
+    Each bin that contains voxels has the same weight in this mean (Barfoot et al. 2024,
+    https://arxiv.org/abs/2403.06759). The ACE is therefore the mean vertical distance of the points in a reliability
+    diagram from the diagonal. The expected calibration error (ECE) would weight each bin by its number of voxels. In a
+    brain, nearly all voxels have a probability near 0, so these voxels alone would determine the ECE.
 
     Args:
         counts: Counts of one region from `reliability_counts`, `(3, NUM_BINS)`.

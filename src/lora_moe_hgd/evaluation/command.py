@@ -1,4 +1,4 @@
-"""`lora-moe-hgd evaluate`: scores of a checkpoint or of label maps, and comparisons of earlier evaluations."""
+"""`lora-moe-hgd evaluate`: score a checkpoint or label maps, or compare earlier evaluations."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def score(argv: Sequence[str]) -> int:
     state = started_processes()
     if args.subsets == "all" and state.is_main_process and not args.quiet:
         print(
-            f"note: --subsets all is one subset, {'+'.join(names)}. Without --subsets, all {len(every_subset(names))} "
-            "subsets are scored.",
+            f"note: with --subsets all, only the subset of all sequences is scored ({'+'.join(names)}). Without "
+            f"--subsets, all {len(every_subset(names))} subsets are scored.",
             file=sys.stderr,
         )
     rules = Rules(
@@ -104,8 +104,9 @@ def score(argv: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         subsets = [subset for subset in subsets if subset in files]
+        chosen = f" from any subset in --subsets {args.subsets}" if args.subsets else ""
         bad += [
-            Finding(case.case_id, f"{args.predictions} contains no prediction of this case.", "error")
+            Finding(case.case_id, f"{args.predictions} contains no prediction of this case{chosen}.", "error")
             for case in cases
             if not scorer.possible(case, subsets)
         ]
@@ -119,7 +120,7 @@ def score(argv: Sequence[str]) -> int:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
             raise ValueError(
-                f"Each case in {args.in_path} lacks a sequence of every subset in --subsets {args.subsets}. Name "
+                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name "
                 "other subsets."
             )
         network, processor = load_checkpoint(
@@ -188,8 +189,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="compare earlier evaluations with the first of them; FOLDER is the --out-path of an evaluation, or a CSV "
-        "file of published Dice values with the columns case, wt, tc and et",
+        help="compare the first of several earlier evaluations with each of the others; FOLDER is the --out-path of "
+        "an evaluation, or a CSV file of published Dice values with the columns case, wt, tc and et",
     )
     add_out_path(parser, help="folder for tables and plots")
     parser.add_argument(
@@ -205,10 +206,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_task(parser)
     parser.add_argument(
         "--label-scheme",
-        help="label scheme of the ground truth (default: the scheme that the file names imply)",
+        help="label scheme of the ground truth (default: recognised from the file names)",
     )
     parser.add_argument(
-        "--channel-order", metavar="NAMES", help="sequences of numbered channels, such as flair,t1,t1c,t2"
+        "--channel-order",
+        metavar="NAMES",
+        help="sequences in the order of their numbers, such as flair,t1,t1c,t2; only for numbered files "
+        "(CASE_0000.nii.gz) and 4-D files",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cases", help="names of the cases to score, separated by commas (default: all)")
@@ -235,7 +239,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--convention",
         choices=list(CONVENTIONS),
         default="brats",
-        help="rule for the scores of empty regions, see docs/evaluate.md (default: brats)",
+        help="scores of a region that is empty in the prediction or in the ground truth, see docs/evaluate.md "
+        "(default: brats)",
     )
     parser.add_argument(
         "--lesion-rules",
@@ -299,7 +304,7 @@ def _options(names: Iterable[str]) -> str:
 
 
 def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles], list[Finding]]:
-    """Return the labelled cases to score, and an error for each case that cannot be scored because of its files.
+    """Return the labelled cases to score, and an error for each case that is invalid or has no segmentation.
 
     Raises:
         ValueError: If a requested case is missing, or no case can be scored.
@@ -318,7 +323,8 @@ def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles]
         missing = sorted(set(wanted) - {case.case_id for case in found})
         if missing:
             raise ValueError(
-                f"{source} names {', '.join(missing)}, but {args.in_path} has no such case." + _listed("Problems", bad)
+                f"{source} names cases that {args.in_path} does not contain: {', '.join(missing)}."
+                + _listed("Problems", bad)
             )
         # Ignore the problems of other cases.
         found, bad = [case for case in found if case.case_id in wanted], []
@@ -345,9 +351,12 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            predicted = isinstance(scorer, PredictionScorer)
-            what = f"have a prediction from {name}" if predicted else f"have all sequences of {name}"
-            print(f"warning: only {able} of {counted(len(cases), 'case')} {what}.", file=sys.stderr)
+            lacking = "a prediction from" if isinstance(scorer, PredictionScorer) else "a sequence of"
+            print(
+                f"warning: only {able} of {counted(len(cases), 'case')} can be scored for the subset {name}. The "
+                f"other cases lack {lacking} this subset.",
+                file=sys.stderr,
+            )
     if trained_on:
         print(
             printable(

@@ -35,11 +35,11 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         First, one row for each region and one row for the mean over regions, each over all common subsets. Then one
         row for each subset, over all regions. Rows without cases are left out.
 
-        Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high`, `p`, `effect`. The 95 %
-        bootstrap interval of the difference is from `low` to `high`. `p` is the two-sided p value of Wilcoxon's
-        signed-rank test, without correction for the number of rows; it is NaN for fewer than six cases. `effect` is
-        the matched-pairs rank-biserial correlation (Kerby 2014): -1 if every case is worse, 1 if every case is better,
-        NaN for one case.
+        Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high`, `p`, `effect`. `first`
+        and `second` are the mean Dice of the two evaluations. The 95 % bootstrap interval of the difference is from
+        `low` to `high`. `p` is the two-sided p value of Wilcoxon's signed-rank test, without correction for the number
+        of rows; it is NaN for fewer than six cases. `effect` is the matched-pairs rank-biserial correlation (Kerby
+        2014): -1 if every case is worse in `second`, 1 if every case is better in `second`, NaN for one case.
 
     Raises:
         ValueError: If no case and subset has a defined Dice in both evaluations.
@@ -99,10 +99,11 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def rank_biserial(difference: np.ndarray) -> float:
-    """Matched-pairs rank-biserial correlation, from -1 (every case is worse) to 1 (every case is better).
+    """Matched-pairs rank-biserial correlation, from -1 (all differences are negative) to 1 (all are positive).
 
-    The differences are ranked by absolute value, without zeros. The correlation is the sum of the ranks of positive
-    differences minus the sum of the ranks of negative differences, divided by the sum of all ranks.
+    Differences of zero are left out. The other differences are ranked by absolute value. The correlation is the sum of
+    the ranks of positive differences minus the sum of the ranks of negative differences, divided by the sum of all
+    ranks.
 
     Example:
         >>> rank_biserial(np.array([0.1, 0.2, -0.3]))
@@ -160,8 +161,9 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     if tests < len(table):
         fewest = table["cases"].min()
         parts.append(
-            f"Rows with fewer than {FEWEST_CASES} cases (here as few as {fewest}) have no p value, because no "
-            "difference could be significant. Look at the intervals and at the single cases."
+            f"A row has a p value only if it has at least {FEWEST_CASES} cases, because no difference between fewer "
+            f"cases could be significant. The smallest row has {counted(fewest, 'case')}. Look at the intervals and "
+            "at the scores of each case."
         )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "comparison.csv") as scratch:

@@ -83,8 +83,8 @@ def score_cases(
     """Score each case for those of the `subsets` that `scorer.possible` returns for the case.
 
     Scores in `out/cases` that were made from the same weights, files, rules and code are reused. An
-    exception in a case is reported, and the other cases are still scored. Under `accelerate launch` the processes
-    share the cases, and each process returns the scores of all cases.
+    exception in a case is reported, and the other cases are still scored. Under `accelerate launch`, each process
+    scores a part of the cases, and each process returns the scores of all cases.
 
     Args:
         scorer: Scorer of a network or of predictions.

@@ -1,8 +1,8 @@
 """Lesion-wise scores of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
-`MergedRules` are the rules of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics. Surfaces here
-consist of voxels, as in `metrics`. The official program finds surfaces between voxels with
-https://github.com/google-deepmind/surface-distance.
+`MergedRules` are the rules of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics. In this module,
+the surface of a lesion consists of its outermost voxels, as in `metrics`. In the official program, the surface is the
+boundary between voxels, which https://github.com/google-deepmind/surface-distance finds.
 
 The rules for 2024 use the sizes and penalties of https://github.com/rachitsaluja/BraTS-2024-Metrics with the procedure
 of 2023, so their scores differ from the official scores of 2024. The official programs of 2024 also merge predicted
@@ -33,10 +33,10 @@ _TWENTY_SIX = ndimage.generate_binary_structure(3, 3)
 
 @dataclass(frozen=True)
 class MergedRules:
-    """Rules that merge nearby true lesions, and all predicted components that touch the same lesion.
+    """Rules that merge nearby true lesions, and that merge predicted components if they touch the same true lesion.
 
     Attributes:
-        dilation: Number of dilations of the true region. Parts that touch after dilation are one lesion.
+        dilation: Number of times that the true region is dilated. Parts that touch after dilation are one lesion.
         ignored_mm3: True lesions of this volume or less are ignored.
         penalty_mm: HD95 in mm of a missed or false lesion. `None` means the diagonal of the image.
         ignored_mm3_of: Volume that replaces `ignored_mm3` for some regions, by name of the region.
@@ -54,9 +54,9 @@ class PairedRules:
 
     Attributes:
         least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
-        counted_mm3: True lesions below this volume are left out, and so are their matches.
-        penalty_mm: HD95 in mm of a missed or false lesion, whose Dice is 0. `None` leaves missed and false lesions out
-            of the means.
+        counted_mm3: True lesions below this volume are left out of all scores, and so are their matches.
+        penalty_mm: HD95 in mm of a missed or false lesion. The Dice of such a lesion is 0. `None` leaves missed and
+            false lesions out of the means.
         found_dice: `lesions_missed` includes true lesions whose match has a Dice below `found_dice`. The means do not
             depend on `found_dice`.
     """
@@ -100,17 +100,17 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of one region of a case.
 
-    With `MergedRules`, a dilated true lesion is compared with the union of all predicted components that touch it. A
-    true lesion that no component touches is missed: its Dice is 0, and its HD95 is the penalty. A predicted component
-    that touches no true lesion is false and has the same scores as a missed lesion. True lesions that are too small
-    are ignored, and so are the components that touch them. The means are over all false lesions and all true lesions
-    that are not ignored. Without any lesion, Dice is 1 and HD95 is 0.
+    With `MergedRules`, each true lesion is compared with the union of all predicted components that touch the dilated
+    lesion. A true lesion without such a component is missed: its Dice is 0, and its HD95 is the penalty. A predicted
+    component that touches no dilated lesion is false and has the same scores as a missed lesion. True lesions that are
+    too small are ignored, and so are the components that touch them. The means are over all false lesions and all true
+    lesions that are not ignored. Without any such lesion, Dice is 1 and HD95 is 0.
 
     With `PairedRules`, each true lesion is matched with at most one predicted component. The pairs are chosen so that
     the sum of their Dice values is as large as possible. Without a penalty, the means are over the matches; if nothing
     matches, Dice and NSD are 0 and HD95 is infinite. With a penalty, the means are over all false lesions and all true
-    lesions of at least `counted_mm3`; without such a true lesion, the means are NaN. Without any lesion, all means are
-    NaN.
+    lesions of at least `counted_mm3`. If no true lesion is that large, all means are NaN. All means are also NaN if
+    both masks are empty.
 
     Args:
         prediction: `(D, H, W)` bool.
@@ -121,9 +121,9 @@ def lesion_scores(
 
     Returns:
         `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
-        surface distance (NSD). The NSD is the share of a surface within the shortest voxel edge of the other surface,
-        averaged over both surfaces. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false
-        lesions.
+        surface distance (NSD). For the NSD, a voxel of one surface counts as close if its distance to the other
+        surface is at most the shortest edge of a voxel. The NSD is the mean of the two surfaces' shares of close
+        voxels. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -224,8 +224,8 @@ def _matches(
     """Match lesions and components one to one.
 
     Returns:
-        Pairs of the number of a lesion and the number of a component, both counted from 1. Number of voxels of each
-        lesion.
+        Matched pairs: the value of the lesion in `lesions` and the value of its component in `components`. Number of
+        voxels of each lesion.
     """
     shape = num_lesions + 1, num_components + 1
     places = np.ravel_multi_index((lesions.ravel(), components.ravel()), shape)
@@ -244,8 +244,8 @@ def _pair_scores(
 ) -> tuple[float, float, float]:
     """Dice, HD95 in mm and NSD of one lesion and its match.
 
-    The HD95 is the 95th percentile of the distances of both surfaces together. `metrics.region_scores` instead uses
-    the larger of two percentiles, one for each surface.
+    The HD95 here is one percentile over the distances from both surfaces. `metrics.region_scores` instead computes one
+    percentile for each surface, and takes the larger percentile.
     """
     there, back = surface_distances_mm(prediction, target, spacing_mm)
     tolerance = min(spacing_mm)

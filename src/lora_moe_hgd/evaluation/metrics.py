@@ -23,7 +23,7 @@ MEANINGS = {
     "volume_error_ml": "predicted minus true volume in mL; 0 is best",
     "lesion_dice": "mean Dice over lesions; higher is better",
     "lesion_hd95_mm": "mean HD95 over lesions in mm; lower is better",
-    "lesion_nsd": "mean NSD over lesions, within the shortest voxel edge; higher is better",
+    "lesion_nsd": "mean NSD over lesions, with the shortest voxel edge as tolerance; higher is better",
     "lesions": "number of true lesions",
     "lesions_missed": "number of true lesions that were missed; lower is better",
     "lesions_false": "number of predicted lesions that are not true; lower is better",
@@ -37,8 +37,8 @@ class Convention:
     """Values of metrics that are undefined because a mask is empty.
 
     Attributes:
-        both_empty: Value of Dice, NSD and sensitivity if both masks are empty: 1 or NaN. HD95 is 0 if this value is 1,
-            and NaN if this value is NaN.
+        both_empty: Value of Dice, NSD and sensitivity if both masks are empty. If this value is NaN, HD95 is NaN as
+            well. Otherwise, HD95 is 0.
         missed_hd95_mm: HD95 in mm if only one mask is empty. `None` means the diagonal of the image.
         eps: Number that is added to numerator and denominator of Dice.
         fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. A smaller predicted
@@ -78,10 +78,11 @@ def region_scores(
         convention: Values of undefined metrics.
 
     Returns:
-        `dice`: Dice coefficient. `hd95_mm`: 95th percentile of the distances from one surface to the other surface,
-        the larger of both directions. `nsd`: share of both surfaces within 1 mm of the other surface, the normalised
-        surface distance (https://arxiv.org/abs/1809.04430). `sensitivity`: share of the true voxels that were
-        predicted. `volume_error_ml`: predicted volume minus true volume.
+        `dice`: Dice coefficient. `hd95_mm`: the larger of two 95th percentiles, of the distances from the predicted to
+        the true surface and of the distances from the true to the predicted surface. `nsd`: normalised surface
+        distance (https://arxiv.org/abs/1809.04430), the share of both surfaces that is within 1 mm of the other
+        surface. `sensitivity`: share of the true voxels that were predicted. `volume_error_ml`: predicted volume minus
+        true volume.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.

@@ -163,5 +163,5 @@ def _prediction(folder: Path, name: str) -> Path | None:
     own = [folder / name / (stem + extension) for stem in (*stems[1:], *OWN_NAMES) for extension in EXTENSIONS]
     found = [path for path in (*beside, *own) if path.is_file()]
     if len(found) > 1:
-        raise BadInputError(found[0], f"{found[1]} is also a prediction of {name}. Remove one of these files.")
+        raise BadInputError(found[0], f"This file and {found[1]} are both predictions of {name}. Remove one of them.")
     return found[0] if found else None

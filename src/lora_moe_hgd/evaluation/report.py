@@ -41,7 +41,8 @@ LABELS = ("case_id", "subset", "sequences", "region")
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over cases with bootstrap intervals, per subset, region and metric.
 
-    The region `mean` is the mean over the regions of a case. The subset `mean` is the mean over the subsets of a case.
+    In rows with the region `mean`, the score of a case is its mean over all regions. In rows with the subset `mean`,
+    the score of a case is its mean over all subsets.
     Undefined values (NaN) are left out of each mean, and `cases` counts the cases that remain.
 
     Args:
@@ -78,8 +79,9 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
     """Contribution of each sequence to a score, averaged over all orders in which the sequences may be acquired.
 
-    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `v` is the score of a
-    subset, and 0 for the empty subset. The contributions add up to the score of all sequences together.
+    Shapley 1953: `phi_i = sum over S without i of |S|! (M - |S| - 1)! / M! (v(S + i) - v(S))`. `i` is one of `M`
+    sequences, and `S` is any set of the other sequences. `v` is the score of a subset, and 0 for the empty subset. The
+    contributions add up to the score of all sequences together.
 
     Args:
         worth: Score of every non-empty subset of the sequences.
@@ -118,14 +120,16 @@ def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[st
 
 
 def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """Agreement of predicted and true volumes by number of sequences, over cases and subsets.
+    """Agreement of predicted and true volumes, in one row for each number of sequences.
+
+    A row covers all cases and all subsets with this number of sequences.
 
     Returns:
         Columns `sequences`, and for each region `error_<region>` and `r2_<region>`. `error_<region>` is the median
         absolute error in millilitres. `r2_<region>` is the coefficient of determination,
         `1 - sum (V - P)^2 / sum (V - mean V)^2`, with the true volumes `V` and the predicted volumes `P`. R2 is
         negative if the mean of the true volumes would be a better prediction. R2 is NaN if all true volumes are equal
-        or there are fewer than three cases.
+        or if there are fewer than three cases.
     """
     table = []
     for count, group in rows.groupby("sequences"):
@@ -142,9 +146,9 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 
 
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
-    """Calibration by number of sequences: error per region, and how well the expected Dice predicts the true Dice.
+    """Calibration of the probabilities and of the expected Dice, in one row for each number of sequences.
 
-    The means of the expected and of the true Dice leave out a region if one of these two values is undefined.
+    The columns about Dice leave out each region of a case whose expected Dice or true Dice is undefined.
 
     Returns:
         Columns `sequences`, `ace_<region>` (average calibration error) for each region, `expected_dice` and `dice`
@@ -166,7 +170,11 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
 
 
 def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int, np.ndarray]:
-    """Sum `calibration.reliability_counts` over cases and subsets: `(R, 3, bins)` by number of sequences."""
+    """Sum `calibration.reliability_counts` over all cases and subsets with the same number of sequences.
+
+    Returns:
+        `(R, 3, bins)` for each number of sequences.
+    """
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
     for case_id, subset, count in places.itertuples(index=False):
@@ -190,7 +198,7 @@ def to_markdown(
         + (
             "Values are means over cases, with a 95 % bootstrap interval."
             if enough
-            else f"Values are means over cases. Means over fewer than {LEAST_CASES} cases have no interval."
+            else f"Values are means over cases, without intervals: an interval needs at least {LEAST_CASES} cases."
         ),
         dice_table(summary, task),
         "Means of the other metrics over subsets and cases, for each region.",
@@ -203,9 +211,10 @@ def to_markdown(
         ),
     ]
     parts += [
-        "Volumes by number of sequences, over cases and subsets: median absolute error in mL (lower is better), and "
-        "R2. R2 is 1 if the predicted volumes are right, and negative if the mean of the true volumes would be a "
-        "better prediction." + ("" if enough else f" R2 needs {LEAST_CASES} cases."),
+        "Volumes by number of sequences. A row covers all cases and all subsets with this number of sequences. The "
+        "error is the median absolute error in mL (lower is better). R2 is 1 if the predicted volumes are right, and "
+        "negative if the mean of the true volumes would be a better prediction."
+        + ("" if enough else f" R2 needs {LEAST_CASES} cases."),
         _table(
             ["sequences", *(f"{name} {what}" for name in regions for what in ("error mL", "R2"))],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in volume_agreement(rows, task).to_numpy()],
@@ -223,11 +232,12 @@ def to_markdown(
     if not reliability:
         return "\n\n".join(parts)
     parts += [
-        "Calibration by number of sequences: average calibration error of the probabilities (ACE; lower is better), "
-        "mean expected Dice, mean true Dice, and rank correlation of the expected and the true Dice (Spearman; 1 is "
-        "best). The ACE is the mean vertical distance of the points in the reliability diagram from the diagonal.",
+        "Calibration by number of sequences. ACE is the average calibration error of the probabilities: the mean "
+        "vertical distance of the points in the reliability diagram from the diagonal (lower is better). The expected "
+        "Dice and the true Dice are means over cases, subsets and regions. Spearman is the rank correlation of the "
+        "expected Dice with the true Dice (1 is best).",
         _table(
-            ["sequences", *(f"ACE {name}" for name in regions), "expected Dice", "Dice", "Spearman"],
+            ["sequences", *(f"ACE {name}" for name in regions), "expected Dice", "true Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],
         ),
     ]
@@ -239,7 +249,7 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _mean(row: pd.Series, usual: int) -> str:
-    """Format a mean. Dice also gets its interval. The number of cases is added if it differs from `usual`."""
+    """Format a mean. Append the interval if the metric is Dice, and the number of cases if it is not `usual`."""
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
@@ -282,7 +292,10 @@ def plot_heat_map(summary: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
-    """Bar chart of Dice by number of sequences: mean over cases and subsets, with intervals over cases."""
+    """Bar chart of the mean Dice for each number of sequences, with bootstrap intervals.
+
+    The Dice of a case is its mean over all subsets with this number of sequences. Means and intervals are over cases.
+    """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = sorted(rows["sequences"].unique())
@@ -307,7 +320,7 @@ def plot_by_count(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> Figure:
 
 
 def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR) -> Figure:
-    """Reliability diagram: share of true voxels by probability, in one panel per region.
+    """Reliability diagram: share of voxels in the true region, by predicted probability, in one panel per region.
 
     Each panel has one curve per number of sequences.
     """
@@ -321,7 +334,7 @@ def plot_reliability(pooled: Mapping[int, np.ndarray], task: Task = BRAIN_TUMOUR
             shares = probability[seen] / voxels[seen], true[seen] / voxels[seen]
             axes.plot(*shares, marker="o", label=counted(count, "sequence"))
         axes.set(title=shown(region), xlabel=f"probability, in {NUM_BINS} bins", xlim=(0, 1), ylim=(0, 1))
-    panels[0].set_ylabel("share of true voxels")
+    panels[0].set_ylabel("share of voxels in the true region")
     panels[0].legend()
     return figure
 

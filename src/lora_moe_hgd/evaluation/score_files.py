@@ -89,8 +89,8 @@ def _read_csv(path: Path, task: Task) -> pd.DataFrame:
     if "case" not in table.columns or not regions or others or table.columns.has_duplicates:
         raise ValueError(
             f"{path} has the columns {', '.join(table.columns)}. The file must have the column case and a column of "
-            f"Dice values for at least one region ({', '.join(task.regions)}). The column subset is optional. Remove "
-            "all other columns."
+            f"Dice values for at least one region ({', '.join(task.regions)}). It may also have the column subset, "
+            "but no other column."
         )
     subsets = table["subset"] if "subset" in table else ["all"] * len(table)
     table["subset"] = [subset_name(parse_subset(str(name), task.modalities), task.modalities) for name in subsets]

@@ -59,8 +59,9 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
             yield read_run_split(run)
             record = read_json(
                 run / "run.json",
-                remedy="This file records the run that trained the checkpoint. Restore the file, or copy the "
-                "checkpoint alone to another folder.",
+                remedy="This file records the run that trained the checkpoint, so it leads to the training cases. "
+                "Restore the file, or copy the checkpoint alone to another folder, where its training cases are "
+                "unknown.",
             )
             base = record["config"]["base"]
             bases += [base] if base else []

@@ -53,7 +53,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         usage="%(prog)s --config FILE [--continue] [--OPTION VALUE ...]",
         description="Train on a folder of cases or on phantoms. Options on the command line override the YAML file. "
-        "The last part of an option's name is enough, with - or _: `--num-workers 0` sets `data.num_workers`. "
+        "The last part of an option's name is enough, and - may replace _: `--num-workers 0` sets `data.num_workers`. "
         "`--data FOLDER` sets `data.root`.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -123,7 +123,7 @@ def _flatten(values: Any, options: Sequence[str], *, where: str, prefix: str = "
 
 
 def _in_one_line(message: str) -> str:
-    """Shorten an error of jsonargparse to one line, without its list of failed attempts."""
+    """Shorten an error of jsonargparse to one line, without its list of the types that it tried."""
     wrong = WRONG_TYPE.match(message)
     if wrong is None:
         return " ".join(message.split())

@@ -1,7 +1,8 @@
 """Training steps with Accelerate: one process or many, CPU or GPU, float32 or mixed precision.
 
 A training step depends only on the saved state. Each sample has its own random generator, and each batch has its own
-seed for all other random numbers. A run that is killed and resumed therefore gives bit-identical weights.
+seed for all other random numbers. A run that is killed and resumed therefore gives weights that are bit-identical to
+those of a run without interruption.
 """
 
 from __future__ import annotations
@@ -103,14 +104,14 @@ class TrainingLoop:
         return self.accelerator.unwrap_model(self.network)
 
     def step_size(self, batch: int) -> int:
-        """Number of batches in the step that begins with batch number `batch`.
+        """Number of batches in the step that begins with batch number `batch` of the epoch, counted from 0.
 
         The last step of an epoch may have fewer batches than the others.
         """
         return min(self.config.optim.accumulate, self.done.batches - batch)
 
     def progress(self, batch: int) -> float:
-        """Progress of the run from 0 to 1 in the middle of the step that begins with batch number `batch`."""
+        """Progress of the run, from 0 to 1, in the middle of the step that begins with batch `batch` of an epoch."""
         done = (batch + self.step_size(batch) / 2) / self.done.batches
         return (self.done.epoch + done) / self.config.epochs
 
@@ -139,8 +140,8 @@ class TrainingLoop:
             self.run.close()
         skipped = f" Steps skipped: {self.done.skipped}." if self.done.skipped else ""
         self.accelerator.print(
-            f"Best {self.objective.describe(self.done.best_score)}.{skipped} "
-            f"The checkpoints best and last are in {self.run.path}."
+            f"The best validation score is the {self.objective.describe(self.done.best_score)}.{skipped} "
+            f"The checkpoints `best` and `last` are in {self.run.path}."
         )
         return self.run.path / "best"
 
@@ -217,10 +218,11 @@ class TrainingLoop:
 
         Args:
             batch: The batch.
-            begin: Number of the first batch of this step in the epoch.
+            begin: Number of this step's first batch in the epoch, counted from 0.
 
         Returns:
-            The output of the network, and the norm of the gradient. The norm is NaN before the last batch of a step.
+            The output of the network, and the norm of the gradient. The norm is NaN for all batches of a step but the
+            last.
         """
         done, optim = self.done, self.config.optim
         progress = self.progress(begin)
@@ -255,9 +257,9 @@ class TrainingLoop:
             self.optimizer.step()
         if self.done.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
             raise ValueError(
-                f"The gradient was not finite (norm {norm.item()}) in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to "
-                f"step {self.done.step}. Lower `optim.lr`, or train with `--precision no`. The last saved state and "
-                f"the checkpoints are in {self.run.path}."
+                f"The gradient was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"{self.done.step + 1} (norm {norm.item()}). Lower `optim.lr`, or train with `--precision no`. The "
+                f"last saved state and the checkpoints are in {self.run.path}."
             )
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
@@ -347,14 +349,15 @@ class TrainingLoop:
             done.batch = 0
         if done.scored_on != scored_on and done.best_score > -math.inf:
             self.accelerator.print(
-                "The validation has changed, so earlier scores do not count and the next checkpoint replaces `best`."
+                "The validation has changed, so new scores cannot be compared with earlier scores. The next "
+                "checkpoint replaces `best`, whatever its score."
             )
             done.best_score = -math.inf
         self.done = replace(done, batches=batches, scored_on=scored_on)
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build fused AdamW, whose steps copy no weights. Only matrices and kernels have weight decay."""
+    """Build fused AdamW, which needs no memory for copies of weights. Only matrices and kernels have weight decay."""
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}

@@ -53,7 +53,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class RunningDice:
-    """Dice of training crops by number of present sequences and by region, over the last few batches."""
+    """Dice of the crops in the last few batches, for each region and each number of present sequences."""
 
     def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
         self.task = task
@@ -70,12 +70,12 @@ class RunningDice:
         self.overlap = self.overlap.index_add(1, present, counted)
 
     def of_regions(self) -> dict[str, float]:
-        """Dice of each region over all numbers of sequences."""
+        """Dice of each region over all crops, whatever their number of sequences."""
         both, total = self.overlap.sum(dim=1)
         return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by `region/number of sequences`. Dice without any predicted or true voxel is left out."""
+        """Dice by name, such as `wt/2_sequences`. A name is left out if its crops have no predicted or true voxel."""
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()
@@ -86,7 +86,7 @@ class RunningDice:
 
 
 def router_statistics(router_logits: tuple[Tensor, ...], experts_per_token: int) -> dict[str, float]:
-    """Share of each expert in the routing choices, and entropy of the routing probabilities, per MoE layer.
+    """Per MoE layer: share of each expert in the routing choices, and entropy of the routing probabilities.
 
     `dropped_tokens` counts choices that reached no expert. Experts have no capacity limit, so `dropped_tokens` must
     stay 0.

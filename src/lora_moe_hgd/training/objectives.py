@@ -39,7 +39,8 @@ class Objective(Protocol):
     """Interface of an objective, such as `SegmentationObjective`.
 
     Attributes:
-        sums: Running sums over the batches of this process. A saved state contains these sums.
+        sums: Running sums over the batches of this process, from which `measured` computes the values to log. A saved
+            state contains these sums.
     """
 
     sums: Tensor
@@ -138,9 +139,10 @@ class SegmentationObjective:
         return {f"train_dice/{name}": value for name, value in (dice.of_regions() | dice.by_count()).items()}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Mean Dice over the subsets, over the cases that have all sequences of a subset, and over the regions.
+        """Mean Dice over the subsets.
 
-        The processes share the cases.
+        The Dice of a subset is the mean over the regions and over the cases that have all of its sequences. Each
+        process scores a part of the cases.
         """
         own = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         scores: list[tuple[str, str, list[float]]] = []

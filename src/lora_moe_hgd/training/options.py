@@ -1,4 +1,4 @@
-"""Options of a run as a tree of dataclasses: their defaults, their rules, and the effect of a change.
+"""Options of a run as a tree of dataclasses, with their defaults, their rules, and the effect of changing an option.
 
 `None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
 is an error. An option that is not given gets its default, unless the default would have no effect.
@@ -43,7 +43,7 @@ def _refuse_idle(part: Any, prefix: str, names: tuple[str, ...], *, applies: boo
             option = name.replace("_", "-")
             raise ValueError(
                 f"`{prefix}{name}` has no effect in this run. {reason} Leave the option out. If the configuration "
-                f"file contains the option, add `--{option} null`."
+                f"file contains the option, add `--{option} null` to the command."
             )
 
 
@@ -55,9 +55,10 @@ class DataConfig:
         root: Folder of labelled cases.
         dataset: Hub id or folder of labelled cases that the library `datasets` reads, instead of `root`.
         split: Split of `dataset`; `train` by default.
-        label_scheme: Label scheme of the segmentations. The default is the scheme that the file names imply. With
+        label_scheme: Label scheme of the segmentations. By default, it is recognised from the file names. With
             `dataset`, this option is required.
-        channel_order: Sequences of numbered channels in `root`, such as `[flair, t1, t1c, t2]`.
+        channel_order: Sequences in the order of their numbers, such as `[flair, t1, t1c, t2]`; only for numbered files
+            (`CASE_0000.nii.gz`) and 4-D files in `root`.
         skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -298,7 +299,7 @@ class ValidationConfig:
     """Options of the validation: epochs, and subsets of the sequences.
 
     Attributes:
-        every: Number of epochs between validations. The last epoch is always validated.
+        every: Number of epochs from one validation to the next. The last epoch is always validated.
         subsets: Subsets of the sequences, such as `t1c+flair`; `all` means all sequences together. Each subset is
             scored on the validation cases that have all of its sequences. The default is `all`, `t1c+flair`, `t1+t2`,
             `flair` and `t1c`; for a task of your own, all sequences together and each sequence alone.
@@ -337,14 +338,14 @@ class RunConfig:
         task: YAML file of a task of your own, see docs/tasks.md. The default is the task of the base, or brain tumour
             if there is no base.
         size: Size of a network that is trained from scratch: `tiny` or `base`.
-        adapter: `lora` trains LoRA alone; `lora+decoder` trains LoRA, and stem, routers and decoder in full; `none`
-            trains all weights.
+        adapter: `lora` trains LoRA alone; `lora+decoder` trains LoRA and all weights of stem, routers and decoder;
+            `none` trains all weights.
         lora: Options of PEFT's `LoraConfig`. By default, LoRA is added to attention and experts, the rank `r` is 8,
             and alpha is twice the rank.
         epochs: Number of passes over the training cases.
         seed: Seed of initial weights, split and samples.
         output_dir: Folder of the run: `best`, `last`, logs, and the saved states from which the run is resumed.
-        save_every: Number of optimizer steps between two saved states. A state is also saved after each epoch.
+        save_every: Number of optimizer steps from one saved state to the next. A state is also saved after each epoch.
         tracker: Experiment tracker of Accelerate, such as `tensorboard` or `wandb`, or `none`.
         continue_run: Continue the run in `output_dir` although options have changed (`--continue`).
     """
@@ -433,12 +434,15 @@ class RunConfig:
         return {".".join(path): value for path, value, _ in _leaves(self)}
 
     def marked(self, mark: Mapping[str, str]) -> set[str]:
-        """Dotted names of the options with this mark, such as `NETWORK`. A mark says what a change affects."""
+        """Dotted names of the options with this mark, such as `NETWORK`.
+
+        The mark of an option says what a change of this option affects.
+        """
         return {".".join(path) for path, _, metadata in _leaves(self) if metadata == mark}
 
 
 def _leaves(part: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
-    """Path, value and metadata of each option in `part` and in the dataclasses that `part` contains."""
+    """Path, value and metadata of each option in the dataclass `part` and in the dataclasses that it contains."""
     for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         if dataclasses.is_dataclass(value):

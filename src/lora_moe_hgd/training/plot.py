@@ -102,7 +102,7 @@ def plot_router_load(rows: Rows, task: Task = BRAIN_TUMOUR) -> Figure:
             load, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest", extent=(*steps, number - 0.5, -0.5)
         )
         panel.set_yticks(range(number), names, fontsize=8)
-        panel.set_title(f"MoE layer {layer + 1}: share of each expert in the choices", fontsize=10)
+        panel.set_title(f"MoE layer {layer + 1}: share of each expert in the routing choices", fontsize=10)
         figure.colorbar(image, ax=panel)
         panel.set_xlabel("step")
     return figure

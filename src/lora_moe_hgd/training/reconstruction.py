@@ -106,7 +106,7 @@ class MaskedReconstruction(nn.Module):
 
 
 def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean absolute error over the voxels where `counted` is true; 0, with finite gradients, without such voxels."""
+    """Mean absolute error over the voxels where `counted` is true. Without such voxels: 0, with finite gradients."""
     error = (predicted.float() - target.float()).abs()
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 
@@ -179,7 +179,10 @@ class ReconstructionObjective:
         return {}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Negative mean absolute error over hidden voxels of validation crops. The processes share the crops."""
+        """Negative mean absolute error over hidden voxels of validation crops.
+
+        Each process scores a part of the crops.
+        """
         own = range(self.accelerator.process_index, len(self.held_out), self.accelerator.num_processes)
         errors = []
         shows = self.accelerator.is_main_process

@@ -98,12 +98,12 @@ class RunFolder:
         elif run["finished"] or changes:
             aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
             self.path.rename(aside)
-            kind = "a finished run" if run["finished"] else "an unfinished run"
-            differs = f"other options ({listed})" if changes else "the same options"
+            kind = "finished" if run["finished"] else "unfinished"
+            differs = f"other options: {listed}" if changes else "the same options"
             print(
-                f"The folder {self.path} contained {kind} with {differs}. This run is now in {aside}, and a new run "
-                f"begins. To continue the earlier run instead, stop the new run, delete {self.path}, rename {aside} "
-                f"to {self.path} and add `--continue`."
+                f"{self.path} contained an earlier run ({kind}, with {differs}). The earlier run is now in {aside}, "
+                f"and a new run begins. To continue the earlier run instead, stop the new run, delete {self.path}, "
+                f"rename {aside} to {self.path} and add `--continue`."
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
@@ -137,8 +137,9 @@ class RunFolder:
             )
         if fixed := sorted({*self.config.marked(NETWORK), "base weights", "task content"} & set(changes)):
             raise ValueError(
-                f"`--continue` cannot change {', '.join(fixed)}, because the weights so far would not fit "
-                f"({'; '.join(changes[name] for name in fixed)}). Begin a new run in another `--output-dir`."
+                f"`--continue` cannot change {', '.join(fixed)}, because the weights of this run would not fit "
+                f"the changed network (changes: {'; '.join(changes[name] for name in fixed)}). Begin a new run in "
+                "another `--output-dir`."
             )
         if done is not None and done.epoch >= self.config.epochs and (run["finished"] or "epochs" in changes):
             raise ValueError(

@@ -84,7 +84,8 @@ def build_data(
         split = _drawn_split(cases.case_ids, config)
     split = replace(split, contents=cases.contents())
     if show:
-        print(f"{counted(len(split.train), 'case')} for training, {len(split.validation)} for validation.")
+        used = counted(len(split.train), "case")
+        print(f"The run uses {used} for training and {len(split.validation)} for validation.")
     place = {name: index for index, name in enumerate(cases.case_ids)}
     chosen, held_out = (ChosenCases(cases, [place[name] for name in part]) for part in (split.train, split.validation))
     if data.phantom_share is None:
@@ -177,7 +178,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
     wanted = {*split.train, *split.validation}
     there = {case.case_id for case in cases}
     if missing := sorted(wanted - there):
-        raise BadInputError(path, f"The split uses {listed(missing)}, but {root} contains no such case.")
+        raise BadInputError(path, f"The split uses cases that {root} does not contain: {listed(missing)}.")
     if show and (others := sorted(there - wanted)):
         print(f"The split file {path} does not use {counted(len(others), 'case')} of {root}: {listed(others)}.")
     return [case for case in cases if case.case_id in wanted]

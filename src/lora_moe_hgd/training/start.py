@@ -77,7 +77,7 @@ def start_from(
     lines = [
         _line("sequences", old.modalities, task.modalities),
         _line("regions", old.regions, task.regions),
-        f"  weights: {kept} of {total} kept, the others new",
+        f"  weights: {kept} of {total} are kept, and the others are initialised randomly",
     ]
     return started.eval(), made, lines
 
@@ -90,7 +90,7 @@ def _places(old: tuple[str, ...], new: tuple[str, ...]) -> list[int | None]:
 def _copy(
     name: str, weight: torch.Tensor, source: dict[str, torch.Tensor], places: dict[str, list[int | None]]
 ) -> int:
-    """Copy all values of `source` that fit into the tensor `weight`, and return the number of copied values."""
+    """Copy the matching values of `source` into the tensor `weight`, and return the number of copied values."""
     expert = OWN_EXPERT.fullmatch(name)
     if expert is not None:
         place = places[EXPERT][int(expert[2])]

@@ -190,7 +190,7 @@ _FILES = (*(f"{name}.safetensors" for name in _TENSORS), "progress.json")
 
 
 def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split the state of an optimizer into tensors, named `number/key`, and values for a JSON file."""
+    """Split the state of an optimizer into tensors, with names such as `0/exp_avg`, and values for a JSON file."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in state["state"].items():

@@ -27,8 +27,8 @@ def scored_subsets(
         task: Task that defines the sequences and regions.
 
     Returns:
-        Ids of the cases that have all sequences of a subset, by the name of the subset. The list is empty for a
-        default subset that no case has.
+        Ids of the cases that have all sequences of a subset, by the name of the subset. The list of a default
+        subset is empty if no case has all of its sequences.
 
     Raises:
         ValueError: If no case has all sequences of a requested subset, or if no case has all sequences of any default
@@ -46,8 +46,8 @@ def scored_subsets(
     if empty and (subsets is not None or len(empty) == len(scored)):
         there = [f"{case} has {subset_name(has, task.modalities)}" for case, has in acquired.items()]
         raise ValueError(
-            f"No validation case has all sequences of {' or of '.join(empty)} (`validation.subsets`): "
-            f"{listed(there, separator='; ')}. Name other subsets with `--subsets`, or validate on other cases."
+            f"No validation case has all sequences of the subset {' or of '.join(empty)} "
+            f"({listed(there, separator='; ')}). Name other subsets with `--subsets`, or validate on other cases."
         )
     return scored
 

@@ -58,7 +58,7 @@ class CropDataset(Dataset):
 
 
 class SubsetCrops(CropDataset):
-    """Crops with augmented intensities, a random subset of their sequences, and their labels.
+    """Crops with labels. Each crop keeps a random subset of its sequences, and its intensities are augmented.
 
     Args:
         source: Cases to crop.

@@ -114,7 +114,8 @@ class CachedCases(Dataset):
         """Preprocess all cases that are not in the cache; return the error of each unusable case, by its index.
 
         Args:
-            num_workers: Number of worker processes that preprocess cases. With 0 or 1, no worker is used.
+            num_workers: Number of worker processes that preprocess cases. With 0 or 1, no worker is started, and this
+                process preprocesses the cases itself.
             progress: Whether to show progress and to print warnings about cases.
 
         Raises:
@@ -160,7 +161,10 @@ class CachedCases(Dataset):
         return fingerprint(kept)
 
     def _check_shared_inputs(self) -> None:
-        """Validate inputs that several cases share before any case is preprocessed. The default does nothing."""
+        """Validate the inputs that several cases share.
+
+        This method is called before any case is preprocessed. The method of the base class does nothing.
+        """
 
     def _prepare(self, index: int) -> Finding | None:
         """Preprocess a case and write it to the cache. If the case cannot be used, return the error."""
@@ -213,8 +217,8 @@ class CachedCases(Dataset):
 def folder_of_allowed(folder: Path, *, skull: bool, partial: bool) -> Path:
     """Return a separate cache folder for each combination of `--allow-skull` and `--allow-partial`.
 
-    A run without one of these options must not use a case that was cached only because of this option. The fingerprint
-    of a case does not depend on the options.
+    A run without `--allow-skull` must not use a case that is cached only because another run used `--allow-skull`. The
+    same is true of `--allow-partial`. The fingerprint of a case does not depend on these options, so the folder must.
     """
     allowed = "".join(f"-{name}" for name, is_allowed in (("skull", skull), ("partial", partial)) if is_allowed)
     return folder.with_name(folder.name + allowed)

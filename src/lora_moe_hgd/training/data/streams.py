@@ -19,7 +19,7 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a dataset that the library `datasets` streams once. Later, the cases are read from the cache.
+    """Labelled cases of a dataset that the library `datasets` streams once. Training reads them from the cache.
 
     The columns are named after the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`). The column
     `seg` contains the segmentations. All columns are of type `datasets.Nifti`, with null for a missing sequence.
@@ -56,7 +56,7 @@ class StreamedCases(CachedCases):
         return len(self.kept)
 
     def prepare_all(self, *, num_workers: int, progress: bool) -> dict[int, Finding]:
-        """Read the stream to its end. Cases that are already in the cache are not decoded.
+        """Read the stream to its end, and cache its cases. Cases that are already in the cache are not decoded.
 
         Args:
             num_workers: Has no effect, because one process reads a stream.

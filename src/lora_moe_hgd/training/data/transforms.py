@@ -70,7 +70,7 @@ def random_turn(generator: torch.Generator) -> Tensor:
 def turned_crop(
     pixel_values: Tensor, labels: Tensor, size: tuple[int, int, int], centre: Tensor, matrix: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cut out a box whose voxel at offset `o` from its centre shows the case at `centre + matrix @ o`.
+    """Cut out a box. Its voxel at the offset `o` from its centre gets the value of the case at `centre + matrix @ o`.
 
     Images are interpolated linearly inside the brain and stay zero outside. Labels come from the nearest voxel.
     """
