@@ -47,7 +47,7 @@ class Motion:
         before: Mutual information at the position that the headers give.
         after: Mutual information after the motion.
         turn_degrees: Angle of the rotation.
-        shift_mm: Distance from the centre of the reference to the point of the moving image that comes to this centre.
+        shift_mm: Length of the movement at the centre of the reference, in millimetres.
     """
 
     matrix: np.ndarray
