@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"][.!?])\s+(?=[A-Z`])|\n\s*\n|\n\s*-\s|\n(?=\s+\w+: )")
+PARAGRAPH_END = re.compile(r"\n\s*\n|\n\s*-\s|\n(?=\s+\w+: )")
+SENTENCE_END = re.compile(r"(?<=[a-z0-9)}`'\"][.!?])\s+(?=[A-Z`])")
 LEAST_WORDS = 4
 # Doctests, regular expressions and HTML are no sentences.
-CODE = re.compile(r"^(?:>>>|\.\.\.)|\(\?:|</?[a-z]+[ >]")
+CODE = re.compile(r"^(?:>>>|Example: |\.\.\.)|\(\?:|</?[a-z]+[ >]")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -27,12 +28,14 @@ class Sentence:
 
     Attributes:
         place: File, line, and the function or class, such as `src/files.py:12 replacing`.
-        heading: First line of the docstring, or the complete message, in which the sentence stands.
+        heading: First line of the docstring in which the sentence stands. It is empty outside docstrings.
+        paragraph: Paragraph, entry of a list, or message in which the sentence stands.
         text: The sentence. `{}` stands for an inserted value.
     """
 
     place: str
     heading: str
+    paragraph: str
     text: str
 
 
@@ -50,15 +53,12 @@ def _of_definition(definition: ast.AST, path: str, name: str) -> Iterator[Senten
             yield from _of_definition(node, path, f"{name}.{node.name}" if name else node.name)
         elif isinstance(node, ast.Constant | ast.JoinedStr):
             text = _text_of(node)
-            heading = (
-                docstring.splitlines()[0]
-                if docstring and inspect.cleandoc(text) == docstring
-                else " ".join(text.split())
-            )
-            for part in SENTENCE_END.split(text):
-                sentence = " ".join(part.split())
-                if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= LEAST_WORDS and not CODE.search(sentence):
-                    yield Sentence(f"{path}:{node.lineno} {name}".strip(), heading, sentence)
+            heading = docstring.splitlines()[0] if docstring and inspect.cleandoc(text) == docstring else ""
+            for part in PARAGRAPH_END.split(text):
+                paragraph = " ".join(part.split())
+                for sentence in SENTENCE_END.split(paragraph):
+                    if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= LEAST_WORDS and not CODE.search(sentence):
+                        yield Sentence(f"{path}:{node.lineno} {name}".strip(), heading, paragraph, sentence)
 
 
 def _own_nodes(definition: ast.AST) -> Iterator[ast.AST]:
@@ -86,8 +86,9 @@ def main() -> None:
     found = list(sentences(args.root))
     drawn = found if args.all else random.Random(args.seed).sample(found, args.number)
     for number, sentence in enumerate(drawn, start=1):
-        heading = f"   [{sentence.heading}]\n" if sentence.heading != sentence.text else ""
-        print(f"{number:2d} {sentence.place}\n{heading}   {sentence.text}")
+        around = dict.fromkeys([sentence.heading, sentence.paragraph])
+        shown = [f"[{text}]" for text in around if text and text != sentence.text]
+        print("\n   ".join([f"{number:2d} {sentence.place}", *shown, sentence.text]))
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def _facts(report: Mapping[str, Any], truth_note: str) -> str:
     rows = {
         "sequences used": ", ".join(report["sequences_used"]),
         "not used": ", ".join(report["sequences_not_used"]) or "none",
-        "resampled to the common grid": ", ".join(report["interpolated"]) or "none",
+        "sequences resampled to the grid of the result": ", ".join(report["interpolated"]) or "none",
         TRUTH: truth_note,
         "grid": f"{' x '.join(map(str, report['shape']))} voxels of "
         f"{' x '.join(f'{edge:g}' for edge in report['spacing_mm'])} mm",

@@ -73,7 +73,7 @@ class LoraMoeHgdConfig(PreTrainedConfig):
 
     Raises:
         ValueError: If a key is not a field of the configuration, or if two fields contradict each other. The message
-            names the rule and the value.
+            of the error names the rule and the value.
 
     Example:
         >>> LoraMoeHgdConfig(hidden_size=100, num_attention_heads=6)  # doctest: +ELLIPSIS

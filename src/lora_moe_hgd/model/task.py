@@ -300,7 +300,7 @@ class _Rules:
         return tuple(labels)
 
     def refuse_shared_words(self, words: Mapping[str, tuple[str, ...]]) -> None:
-        """Raise if a word belongs to two sequences, or to a sequence and the label map."""
+        """Raise if a word of file names stands for two sequences, or for a sequence and the label map."""
         owner: dict[str, str] = {}
         for key, own in words.items():
             for word in own:
