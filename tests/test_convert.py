@@ -384,7 +384,7 @@ def test_cases_with_and_without_labels_are_not_written_where_only_one_kind_is_re
     make_case(tmp_path / "in/case_2", seed=1)
     (tmp_path / "in/case_2/seg.nii.gz").unlink()
     refused(tmp_path / "in", tmp_path / "out", "--layout", key, "--scheme", "msd", code=2)
-    assert f"Only some cases have a ground truth: 1 of 2. {key} stores cases" in capsys.readouterr().err
+    assert f"Only some cases have a ground truth: 1 of 2. The layout {key} stores cases" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -130,7 +130,7 @@ def spoiled(kind: str, array: np.ndarray) -> np.ndarray:
         ("labels", "too few different values for an image"),
         ("head", "litres of tissue cannot be a brain"),
         ("part", "litres of tissue cannot be a brain"),
-        ("four axes", "not the shape of one volume"),
+        ("four axes", "must be one 3-D volume"),
     ],
 )
 def test_the_program_refuses_what_the_package_would_repair_or_refuse(

@@ -170,7 +170,7 @@ def test_what_cannot_be_scored_is_refused_with_a_word(
 
 def test_a_prediction_with_an_unknown_label_is_refused_by_its_name(cohort: Path, tmp_path: Path, capsys) -> None:
     truth = read_image(cohort / "case_000/seg.nii.gz").image
-    nib.save(nib.Nifti1Image(np.full(truth.shape, 7, np.uint8), truth.affine), tmp_path / "case_000.nii.gz")
+    nib.save(nib.Nifti1Image(np.full(truth.shape, 4, np.uint8), truth.affine), tmp_path / "case_000.nii.gz")
     with pytest.raises(SystemExit):
         evaluated(cohort, tmp_path / "out", "--predictions", str(tmp_path), "--cases", "case_000", *BRATS)
     said = capsys.readouterr().err

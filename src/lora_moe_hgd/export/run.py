@@ -1,8 +1,7 @@
 """Segment a case with network.onnx: `python run.py seg.nii.gz --case FOLDER`, or `--t1c FILE --flair FILE`.
 
-The program needs numpy, nibabel, scipy and onnxruntime, not the package lora-moe-hgd. The images must be
-skull-stripped and on one grid. The program refuses some cases that the package would repair. Research use, not a
-medical device.
+The program needs numpy, nibabel, scipy and onnxruntime. The images must be skull-stripped and on one grid. The program
+refuses some cases that the package lora-moe-hgd would repair. Research use, not a medical device.
 """
 
 import argparse
