@@ -74,7 +74,7 @@ def test_a_visitor_uploads_corrects_segments_looks_and_downloads(
         wait_for("Research use only. This is not a medical device.")
         files = [str(dummy_root / f"case_000/{name}.nii.gz") for name in ("T1c", "FLAIR")]
         wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "input[type=file]")).send_keys("\n".join(files))
-        wait_for("2 NIfTI files. Check the sequence of each file.")
+        wait_for("2 NIfTI files. Check that the right sequence is selected for each file.")
         wait_for("FLAIR, according to the file name")
         # The visitor leaves the FLAIR out.
         row = browser.find_element(By.CSS_SELECTOR, "input[aria-label='FLAIR.nii.gz']")

@@ -163,7 +163,7 @@ def test_a_motion_is_told_in_degrees_and_millimetres(
     moved[0, 3] = 2.5
     monkeypatch.setattr(prepare, "register", lambda *args, **more: Motion(moved, 1.0, 1.1, 0.0, 2.5))
     run("prepare", [str(dicom), str(tmp_path / "case")])
-    assert "flair to t1c: turned by 0.0 degrees and moved by 2.5 mm\n" in capsys.readouterr().out
+    assert "flair to t1c: flair was turned by 0.0 degrees and moved by 2.5 mm\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_reference_is_the_finest_sequence(edges: dict[str, float], reference
     volumes = {name: Volume(np.zeros((2, 2, 2)), np.diag([0.5, 0.5, edge, 1.0])) for name, edge in edges.items()}
     assert prepare._reference(volumes, None) == reference
     assert prepare._reference(volumes, "flair") == "flair"
-    with pytest.raises(BadInputError, match=r"The reference sequence other is missing. Choose another of t1"):
+    with pytest.raises(BadInputError, match=r"The reference sequence other is missing. Choose one of t1"):
         prepare._reference(volumes, "other")
 
 

@@ -99,7 +99,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "scanner's space": (header(space="scanner-xyz"), "orientation of the patient"),
     "no directions": (header(space_directions=None), "orientation of the patient"),
     "flat": (header(space_directions="(1,0,0) (2,0,0) (0,0,1)") + VOXELS.tobytes(), "NRRD file|affine is singular"),
-    "other encoding": (header(encoding="bzip2"), "encoded as bzip2"),
+    "other encoding": (header(encoding="bzip2"), "The encoding bzip2 is not supported"),
     "several files": (header(data_file="a%03d.raw 1 5 1"), "in several files"),
     "a list": (header(data_file="LIST"), "in several files"),
     "two data files": (header(data_file="a.raw", datafile="../b.raw"), "datafile twice"),

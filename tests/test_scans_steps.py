@@ -65,7 +65,7 @@ def test_a_stopped_preparation_goes_on_and_gives_the_same_case(
     run("prepare", [str(dicom), str(tmp_path / "at once"), *EXTRACT])
     extracted.clear()
     stopped(dicom, tmp_path / "out")
-    assert f"The finished steps are in {tmp_path / 'out' / UNFINISHED}" in capsys.readouterr().err
+    assert f"The results of the finished steps are in {tmp_path / 'out' / UNFINISHED}" in capsys.readouterr().err
     assert extracted == ["t1c", "flair"]
     run("prepare", [str(dicom), str(tmp_path / "out"), *EXTRACT])
     assert extracted == ["t1c", "flair"]

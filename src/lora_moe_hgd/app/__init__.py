@@ -1,1 +1,1 @@
-"""Web page that segments cases. The page needs the extra `app`."""
+"""Web page that segments cases. The page needs the pip extra `app`."""

@@ -16,8 +16,9 @@ MAX_UPLOAD_MB = 1000
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Serve a web page that segments cases: upload files, check the sequence of each file, look at the "
-        "result, and download it. No data leave this computer. Research use only. This is not a medical device."
+        description="Serve a web page that segments cases: upload files, check the recognised sequence of each file, "
+        "look at the result, and download it. No data leave this computer. Research use only. This is not a medical "
+        "device."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this computer)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def require_extra() -> None:
-    """Check that the extra `app` is installed.
+    """Check that the pip extra `app` is installed.
 
     Raises:
         ValueError: If the extra is missing. The error message names the command that installs it.

@@ -1,4 +1,4 @@
-"""List of the uploaded files or series. The visitor can correct the recognised sequence of each."""
+"""List of the uploaded files or series. For each of them, the visitor can correct the recognised sequence."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Row:
     """Uploaded NIfTI file, or series of an uploaded DICOM study.
 
     Attributes:
-        key: Index of the file in `Session.images`, from 0, or number of the series in the list of series, from 1.
+        key: For a file, its index in `Session.images`, from 0. For a series, its `Series.number`, from 1.
         label: File name, or description of the series.
-        why: Text that names the recognised sequence and the reason for it.
+        why: Recognised sequence and the reason, such as `T1c, according to the file name`.
         role: Sequence as which the file or series is used. `LEFT_OUT` means that it is not used.
     """
 
@@ -43,11 +43,10 @@ class Found:
     """List of the files or series that a visitor has uploaded.
 
     Attributes:
-        rows: Files or series that can be used.
+        rows: Listed files or series, at most `MAX_ROWS`.
         status: Message about all files, such as their number.
         problem: Reason why no case can be segmented yet; empty if a case can be segmented.
-        studies: For each DICOM study, its number and a description that contains the number; empty unless there are
-            several studies.
+        studies: Number and label of each DICOM study; empty unless there are several studies.
         is_study: Whether the rows are series of DICOM files.
         automatic: For each sequence, the number of the series that the package has chosen.
     """
@@ -63,7 +62,7 @@ class Found:
 def find(session: Session, task: Task, study: str | None = None) -> Found:
     """List the files or series that a visitor has uploaded.
 
-    As on the command line, DICOM files are ignored if the name of at least one NIfTI file names a sequence.
+    If the name of at least one NIfTI file shows its sequence, DICOM files are ignored, as on the command line.
 
     Args:
         session: Session that stores the visitor's files.
@@ -78,7 +77,8 @@ def find(session: Session, task: Task, study: str | None = None) -> Found:
     problem = ""
     if len(rows) > MAX_ROWS:
         problem = f'At most {MAX_ROWS} image files can be listed. Press "Delete the files" and upload fewer files.'
-    status = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}. Check the sequence of each file."
+    count = f"{len(rows)} NIfTI file{'s' if len(rows) > 1 else ''}"
+    status = f"{count}. Check that the right sequence is selected for each file."
     return Found(rows[:MAX_ROWS], "" if problem else status, problem)
 
 
@@ -142,14 +142,14 @@ def _found_in_study(folder: Path, study: str | None) -> Found:
         taken = guess.sequence and sequence_shown(guess.sequence)
         why = f"{row.plane}, {size} mm, {counted(row.shape[2], 'slice')}. {taken or 'Not used'}: {guess.why}"
         if taken and not used:
-            why += ". Another series was chosen for this sequence"
+            why += ". The app chose another series for this sequence"
         label = f"Series {row.number}: {row.acquisition.description or 'no description'}"
         rows.append(Row(str(row.number), label, why, used or LEFT_OUT))
-    status = f"A DICOM study with {len(series)} series. Check the sequence of each series."
+    status = f"A DICOM study with {len(series)} series. Check that the right sequence is selected for each series."
     if len(series) > len(rows):
         status += (
-            f" Not listed: {len(series) - len(rows)} series. The list shows only series that are volumes, and at most "
-            f"{MAX_ROWS} of them."
+            f" Not listed: {len(series) - len(rows)} series. The list shows only series with an orientation and at "
+            f"least two slices, and at most {MAX_ROWS} of them."
         )
     if unreadable:
         status += f" {unreadable_files(unreadable)}"
@@ -180,10 +180,11 @@ def sequences_chosen(rows: Sequence[Row], roles: Sequence[str], task: Task) -> d
 
 
 def scan_options(found: Found, chosen: Mapping[str, Row]) -> dict[str, Any]:
-    """Return the values of `series` and `sequences` in `scans.prepare.ScanOptions` for the visitor's choice.
+    """Return the visitor's choice as the arguments `series` and `sequences` of `scans.prepare.ScanOptions`.
 
     `series` contains only those sequences for which the visitor chose another series than the package. For the other
-    sequences, the package chooses the series again, and warns about its choice as on the command line.
+    sequences, `prepare` chooses the series again. The result therefore has the same warnings about this choice as on
+    the command line.
     """
     series = {name: row.key for name, row in chosen.items() if found.automatic.get(name) != row.key}
     return {"series": series, "sequences": tuple(chosen)}

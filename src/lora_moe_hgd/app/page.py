@@ -24,7 +24,7 @@ from .results import problem_html, result_html, step_html
 from .sessions import Session, Sessions
 from .worker import End, Job, Step, Worker, own_names
 
-SKULL = "The images show the whole head. Remove the skull and resample all sequences to one grid first (prepare)"
+SKULL = "The images show the whole head: remove the skull and resample the images to one grid before the segmentation"
 PARTIAL = "Accept images of only a part of a brain (--allow-partial)"
 QUEUE = 16
 NO_RESULT = "No result yet."
@@ -69,7 +69,8 @@ class Offered(NamedTuple):
 class Actions:
     """Actions of the page's controls.
 
-    Each public method handles one event. The argument `request` identifies the session.
+    Each public method handles one event of the page, such as a click on a button. The argument `request` identifies
+    the session.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Actions:
         self.sessions, self.worker = sessions, worker
 
     def add(self, files: Any, request: gr.Request) -> tuple[Any, ...]:
-        """Add uploaded files. Each item of `files` has the path on the server and the visitor's file name."""
+        """Add uploaded files. `files` lists the path of each file on the server and the visitor's file name."""
         session = self._session(request)
         given = files if isinstance(files, list) else [files] if files else []
         try:
@@ -152,7 +153,7 @@ class Actions:
     def stop(self, request: gr.Request) -> Any:
         """Stop the job of the session, and return the message that it was stopped.
 
-        `segment` cannot yield this message, because Gradio cancels that event when the visitor presses "Stop".
+        `segment` cannot yield this message, because Gradio cancels `segment` when the visitor presses "Stop".
         """
         session = self._session(request)
         session.stop.set()
@@ -185,7 +186,8 @@ class Actions:
             raise ValueError(found.problem or "There are no images yet. Upload images, or use the example case.")
         if listed != _token(session, study):
             raise ValueError(
-                "The images have changed in the meantime. Check the sequence of each image and segment again."
+                "The images have changed in the meantime. Check that the right sequence is selected for each image, "
+                "and segment again."
             )
         chosen = sequences_chosen(found.rows, roles[: len(found.rows)], self.task)
         paths: dict[str, Path] | None = None
@@ -224,7 +226,7 @@ class Actions:
     def _listing(self, session: Session, study: str | None = None, *, remark: str = "") -> tuple[Any, ...]:
         """New values of the controls: status, token of the list, choice of the study, result, and rows of the list.
 
-        The result is cleared, because it may belong to other files.
+        The result on the page is cleared, because it may be the result of earlier files.
         """
         with session.held():
             found, token = find(session, self.task, study), _token(session, study)
@@ -242,7 +244,10 @@ class Actions:
 
 
 def _token(session: Session, study: str | None) -> str:
-    """Token that identifies the list of files on the page. The token changes with the files and the study."""
+    """Token that identifies the list of files on the page.
+
+    The token changes when the files change, or when the visitor chooses another study.
+    """
     return f"{session.version} {study or ''}"
 
 
@@ -261,7 +266,7 @@ def build(actions: Actions) -> gr.Blocks:
         )
         gr.Markdown("## 1. Images")
         drop = gr.File(
-            label="NIfTI files, or a zip file of DICOM",
+            label="NIfTI files, or a zip file with DICOM files",
             file_count="multiple",
             height=170,
         )

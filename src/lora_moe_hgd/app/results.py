@@ -21,7 +21,7 @@ FILES = {
     "seg.dcm": "DICOM segmentation",
     "report.json": "report",
     "overlay.png": "picture",
-    "report.html": "page with all slices",
+    "report.html": "web page with all slices",
 }
 CSS = """
 .lmh-notice {padding: .6rem .9rem; border-left: 4px solid #888; background: var(--background-fill-secondary)}
@@ -101,7 +101,7 @@ def _confidence(value: float | None) -> str:
 
 
 def checkpoint_name(checkpoint: str) -> str:
-    """Name of a checkpoint for display: the name of its folder, a shipped name, or a Hub id."""
+    """Name of a checkpoint for display: the name of its folder, the name of a shipped checkpoint, or a Hub id."""
     return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
 
 

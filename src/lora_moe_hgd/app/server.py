@@ -1,4 +1,7 @@
-"""Server of the app: uploads, results, and the page of Gradio. By default, only this computer can reach the server."""
+"""Server of the app: receive uploads, send results, and serve the page, which Gradio builds.
+
+By default, only this computer can reach the server.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,7 @@ def create_app(options: AppOptions, *, only_this_computer: bool = True) -> FastA
 
     @app.get("/gradio_api/upload_progress")
     async def upload_progress(upload_id: str) -> Response:
-        """Notify the page of Gradio when an upload has ended."""
+        """Send a message to the page when an upload has ended. Gradio's script on the page waits for this message."""
 
         async def events() -> AsyncIterator[str]:
             # The upload may begin after this request, or may have ended before it.
@@ -204,7 +207,7 @@ class Guard:
         elif scope["method"] not in ("GET", "HEAD"):
             length = headers.get(b"content-length", b"")
             if _is_foreign(headers):
-                problem = "Requests of other web pages are refused.", 403
+                problem = "Requests from other web pages are refused.", 403
             elif not length.isdigit():
                 problem = "The request must state its Content-Length.", 411
             elif int(length) > self.max_bytes + MARGIN_BYTES:

@@ -53,9 +53,9 @@ class Session:
         folder: Folder of this session, which contains all files of the visitor.
         images: NIfTI files, in the order of their upload.
         size: Total size of the uploaded files, in bytes.
-        unpacked: Total size of the files from zip files, in bytes.
+        unpacked: Total size of the files that were unpacked from zip files, in bytes.
         count: Number of uploaded files. The files in a zip file are counted, but not the zip file itself.
-        version: Number of changes of the files so far.
+        version: Counter that increases whenever files are added or deleted.
         case_id: Name of the case in pictures and reports. The name never contains a file name of a visitor.
         stop: Event that, when set, stops the computation of this session.
         busy: Whether a computation is running.
@@ -88,7 +88,7 @@ class Session:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock during the `with` block, so that no other event reads or changes the files.
+        """Hold the session's lock during the `with` block, so that no other event reads or changes the files.
 
         Raises:
             ValueError: If the visitor has left.
@@ -118,7 +118,7 @@ class Session:
         """Move uploaded files into the session, and unpack zip files.
 
         Args:
-            uploads: Path and visitor's file name of each uploaded file. Afterwards, no file exists at these paths.
+            uploads: Path and visitor's file name of each uploaded file. `add` moves or deletes these files.
             max_bytes: Largest total size of all uploaded files of the session, in bytes.
 
         Returns:
@@ -208,7 +208,7 @@ class Session:
         self.images, self.size, self.unpacked, self.count, self.case_id = [], 0, 0, 0, "case"
 
     def _changed(self) -> None:
-        """Increase `version`, and stop a computation that uses the old files."""
+        """Increase `version`, and stop the computation, because it uses the earlier files."""
         self.version += 1
         self.stop.set()
 

@@ -94,7 +94,7 @@ def segment_job(job: Job, send: Callable[[Step], object]) -> None:
         found = segmenter.segment(case, progress=True)
     else:
         assert job.raw is not None
-        send(Step("Removing the skull and bringing the sequences to one grid. This takes a minute or two"))
+        send(Step("Removing the skull and resampling the images to one grid. This takes a minute or two"))
         # Import it only here, because it needs the extra `scans`.
         from ..scans.prepare import ScanOptions
 
@@ -169,7 +169,10 @@ def folders_of(job: Job) -> set[Path]:
 
 
 class Worker:
-    """Access to the process that segments. The process does one job at a time."""
+    """Controller of the process that segments: start the process, send jobs to it, and kill it.
+
+    The process does one job at a time.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

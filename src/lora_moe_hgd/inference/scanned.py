@@ -60,8 +60,8 @@ def segment_scan(
     if not segmenter.task.is_brain_tumour:
         raise ValueError(
             f"{path} contains raw images from the scanner. The package can prepare only T1, T1c, T2 and FLAIR, but "
-            f"the checkpoint is for the task {segmenter.task.name}. Remove the skull and bring all sequences to one "
-            "grid yourself."
+            f"the checkpoint is for the task {segmenter.task.name}. Remove the skull and resample all sequences to "
+            "one grid yourself."
         )
     with tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         work = Path(scratch) / "work"

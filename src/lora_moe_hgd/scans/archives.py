@@ -19,7 +19,7 @@ MAX_UNPACKED_BYTES = 16 * 1024**3
 # bombs are made, to a thousandth. Files that unpack to at most `SMALL_BYTES` in all may have any ratio.
 MAX_RATIO = 100
 SMALL_BYTES = 64 * 1024**2
-ONE_STUDY = "Give the zip file of one study, or unpack the file yourself, and give the folder."
+ONE_STUDY = "Give a zip file that contains only one study, or unpack the zip file yourself and give the folder."
 IF_TRUSTED = "If you trust the zip file, unpack the file yourself, and give the folder."
 # Errors of the decompressors for invalid bytes. The one of bzip2 also raises an `OSError` without `errno`.
 DAMAGED = (
@@ -49,8 +49,8 @@ def unpack(path: Path, target: Path, *, max_bytes: int | None = None, max_member
         Total size of the unpacked files, in bytes.
 
     Raises:
-        BadInputError: If the file is damaged or encrypted, contains links or paths that lead out of the folder,
-            unpacks to more than the limits, or does not fit on the disk.
+        BadInputError: If the file is damaged or encrypted, contains links or paths that lead out of `target`,
+            contains more than `max_members` files or `max_bytes` bytes, or does not fit on the disk.
     """
     max_bytes = MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
     max_members = MAX_MEMBERS if max_members is None else max_members
@@ -114,7 +114,8 @@ def _check(path: Path, members: list[zipfile.ZipInfo], max_bytes: int, max_membe
         if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]):
             raise BadInputError(
                 path,
-                f"The zip file contains a path that leads out of the folder, so nothing is unpacked. {IF_TRUSTED}",
+                "The zip file contains a path that leads out of the target folder, so nothing is unpacked. "
+                f"{IF_TRUSTED}",
             )
         if stat.S_ISLNK(member.external_attr >> 16):
             raise BadInputError(path, f"The zip file contains a link, so nothing is unpacked. {IF_TRUSTED}")

@@ -52,7 +52,7 @@ COMMAND_TIMEOUT_S = 3600
 
 
 def extract_brain(volume: Volume, where: str) -> np.ndarray:
-    """Find the brain with deepbet's networks, as a bool mask in the shape of the volume.
+    """Find the brain with deepbet's networks. Return a bool mask in the shape of the volume.
 
     Args:
         volume: Image with the skull, in any orientation and voxel size.
@@ -92,9 +92,9 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
     """Find the brain with a command of the user, such as HD-BET or SynthStrip.
 
     Args:
-        command: Command in which `{input}` stands for the path of the image, and `{output}` for the path of the
-            result (both `.nii.gz`). The result is a mask, or the image with zeros outside the brain. The command is
-            not run in a shell.
+        command: Command that contains `{input}` and `{output}`. These words are replaced by the paths of the image and
+            of the result, both with the extension `.nii.gz`. The result is a mask, or the image with zeros outside the
+            brain. The command is not run in a shell.
         volume: Image with the skull.
         where: Name of the image in error messages.
         scratch: Folder for two temporary files: the image, and the result of the command.
@@ -133,7 +133,8 @@ def brain_by_command(command: str, volume: Volume, where: str, scratch: Path) ->
 def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
     """Read a brain mask from a file, and resample the mask to the grid of the volume.
 
-    The mask may have any grid, but it must be in the same space as the volume, and zero outside the brain.
+    The mask may have any grid, but it must have been drawn on the volume or registered to it. The mask must be zero
+    outside the brain.
 
     Raises:
         BadInputError: If the mask cannot be read, or if it marks no voxel or every voxel of the volume.
@@ -145,7 +146,9 @@ def brain_by_mask(path: Path, volume: Volume, where: str) -> np.ndarray:
     if not brain.any() or brain.all():
         share = "no voxel" if not brain.any() else "every voxel"
         raise BadInputError(
-            where, f"The brain mask marks {share} of this image. Check that mask and image are in the same space."
+            where,
+            f"The brain mask marks {share} of this image. Give a mask that was drawn on this image or registered to "
+            "it.",
         )
     return brain
 
@@ -182,7 +185,7 @@ def _normalised(volume: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _box(coarse: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
     """Bounding box of the brain, with a margin, in a volume of `shape`; `None` if the mask is nearly empty.
 
-    `coarse` is a brain mask of the same volume with another number of voxels.
+    `coarse` is a brain mask of the same volume, resampled to another number of voxels.
     """
     box = []
     for axis in range(3):

@@ -35,7 +35,7 @@ BRIGHT_SPREADS = 3.5
 def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.ndarray, list[Finding]]:
     """Combine the masks of all sequences on one grid: a voxel is brain if at least half of the masks contain it.
 
-    Half of the masks is enough, so that a tumour that only one of several masks leaves out is kept.
+    Of two masks, one is therefore enough, because the other mask may leave out a tumour.
 
     Args:
         masks: Mask of each sequence on the reference's grid.
@@ -63,7 +63,10 @@ def agreed_brain(masks: Mapping[str, np.ndarray], reference: str) -> tuple[np.nd
 
 
 def is_stripped(volume: Volume, brain: np.ndarray) -> bool:
-    """Whether the skull has been removed: the non-zero voxels look like a brain and agree with the mask `brain`.
+    """Whether the skull has been removed.
+
+    The answer is yes if the non-zero voxels have the volume of a brain, do not look like a complete head, are hardly
+    cut off by the border of the image, and agree with the mask `brain`.
 
     Args:
         volume: Image with or without the skull.
@@ -82,7 +85,7 @@ def check_brain(brain: np.ndarray, affine: np.ndarray, where: str) -> float:
     """Return the volume of a brain mask in litres.
 
     Raises:
-        BadInputError: If the volume is impossible for a brain.
+        BadInputError: If the volume is too small or too large for a brain.
     """
     litres = np.count_nonzero(brain) * voxel_ml(affine) / 1000
     if not POSSIBLE_LITRES[0] <= litres <= POSSIBLE_LITRES[1]:
@@ -98,7 +101,7 @@ def volume_findings(brain: np.ndarray, affine: np.ndarray, where: str) -> list[F
     """Warn if the volume of a brain mask is unusual.
 
     Raises:
-        BadInputError: If the volume is impossible for a brain.
+        BadInputError: If the volume is too small or too large for a brain.
     """
     litres = check_brain(brain, affine, where)
     if not LITRES[0] <= litres <= LITRES[1]:
@@ -144,7 +147,10 @@ def cut_off_findings(head: np.ndarray, brain: np.ndarray, affine: np.ndarray, wh
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarray:
-    """Resample a mask to the grid of `reference`. A voxel there is true if at least half of it is in the mask."""
+    """Resample a mask to the grid of `reference`.
+
+    A voxel of this grid is true if the mask covers at least half of the voxel.
+    """
     found = np.zeros(reference.array.shape, dtype=bool)
     # Compute only the box of the grid that the mask reaches, with a margin of one voxel for interpolation.
     own = bounds(mask, 1)
@@ -164,7 +170,7 @@ def on_grid(mask: np.ndarray, affine: np.ndarray, reference: Volume) -> np.ndarr
 
 
 def _shifted(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Affine of a part of an array. The first voxel of the part has the index `voxels` in the full array."""
+    """Affine of the part of an array that begins at the voxel with the index `voxels`."""
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ voxels
     return moved

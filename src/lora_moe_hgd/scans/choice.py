@@ -20,7 +20,7 @@ class Choice:
     """All series of a study, and the series chosen for each sequence.
 
     Attributes:
-        rows: Every series, with the sequence that it was recognised as.
+        rows: Each series, and the result of `recognise` for this series.
         chosen: The series to use for each sequence, in channel order.
         findings: Warnings about the choice.
     """
@@ -57,8 +57,8 @@ class Choice:
 def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) -> Choice:
     """Choose a series for each sequence.
 
-    Three criteria decide, in this order: an original series is better than a derived one, a series without uneven gaps
-    is better than one with such gaps, and small voxels are better than large ones.
+    Three criteria decide, in this order: an original series is better than a derived series, even gaps between the
+    slices are better than uneven gaps, and small voxels are better than large voxels.
 
     Args:
         series: All series of one study.
@@ -103,7 +103,7 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
     findings += [
         Finding(
             found.sequence or WHOLE_CASE,
-            f"Series {row.number}: {found.why}. The sequence was recognised by the times, not by the description. "
+            f"Series {row.number}: {found.why}. The sequence was recognised by these times, not by the description. "
             f"If this is wrong, name the sequence with --series SEQUENCE={row.number}.",
         )
         for row, found in rows
@@ -114,7 +114,8 @@ def choose(series: Sequence[Series], wanted: Mapping[str, str], *, where: Path) 
         findings.append(
             Finding(
                 WHOLE_CASE,
-                f"Files of series {', '.join(damaged)} are cut off. If you need these series, copy the files again.",
+                f"Files of series {', '.join(damaged)} are cut off: their last pixels are missing. If you need these "
+                "series, copy the files again.",
             )
         )
     return Choice(tuple(rows), chosen, tuple(findings))
@@ -144,7 +145,11 @@ def parse_series(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _rank(row: Series) -> tuple[bool, bool, float, float, int]:
-    """Sort key: original before derived, then no uneven gaps, then a short longest voxel edge, then a small voxel."""
+    """Sort key, which is lowest for the best series.
+
+    Original series come before derived series, then even gaps before uneven gaps, then a short longest voxel edge
+    before a long one, then small voxels before large voxels, then low numbers before high numbers.
+    """
     volume = row.spacing_mm[0] * row.spacing_mm[1] * row.spacing_mm[2]
     derived = "DERIVED" in row.acquisition.image_type
     return derived, row.gaps > 0, round(max(row.spacing_mm), 1), round(volume, 2), row.number
@@ -159,7 +164,7 @@ def _find(series: Sequence[Series], text: str, where: Path) -> Series:
         numbers = ", ".join(str(row.number) for row in found)
         raise BadInputError(
             where,
-            f"The series UID {text} belongs to several stacks of slices. Give the number of one stack: {numbers}.",
+            f"The series with the UID {text} has several stacks of slices. Give the number of one stack: {numbers}.",
         )
     if found[0].shape[2] < 2 or found[0].plane == "none":
         # The positions of the slices are unknown without an orientation, so they would count as one.

@@ -1,4 +1,4 @@
-"""`lora-moe-hgd prepare`: write the folder of a case, made from raw images."""
+"""`lora-moe-hgd prepare`: make a case from raw images, and write the folder of the case."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .raw import require_extra
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Bring raw images of a head (DICOM, NIfTI or NRRD) to one grid, and remove the skull. The output "
-        "is the folder of a case. Every other command can read this folder."
+        description="Register raw images of a head (DICOM, NIfTI or NRRD) to each other, resample them to one grid, "
+        "and remove the skull. The output is the folder of a case. Every other command can read this folder."
     )
     parser.add_argument(
         "places", nargs="*", type=Path, metavar="RAW OUT", help="the same as --in-path RAW --out-path OUT"
@@ -38,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         choices=MODALITIES,
-        help="sequence whose grid the case gets (default: the first of t1c, t1, flair and t2 whose voxels are "
-        "about as fine as the finest)",
+        help="sequence whose grid the case gets (default: the first of t1c, t1, flair and t2 that has about the "
+        "smallest voxels of the case)",
     )
     add_scan_options(parser)
     add_quiet(parser)
@@ -95,4 +95,4 @@ def main(argv: Sequence[str]) -> None:
         replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)
     if not args.quiet:
         names = ", ".join(prepared.images)
-        print(f"The case is in {target}. Its sequences ({names}) are on the grid of {prepared.reference}.")
+        print(f"The case is in {target}. All its sequences ({names}) have the grid of {prepared.reference}.")

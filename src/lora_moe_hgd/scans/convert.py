@@ -26,11 +26,11 @@ SAME_DIRECTION = 0.999
 
 
 def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[Finding]]:
-    """Convert a series to a volume. The position of each slice comes from its own header, not from dcm2niix.
+    """Convert a series to a volume. The position of each slice comes from the header of the slice.
 
-    The gaps between slices may be uneven, or the slices shifted against each other, as with a tilted gantry. Linear
-    interpolation then gives evenly spaced slices, with a warning. (dcm2niix assumes evenly spaced slices, which can be
-    wrong by millimetres.)
+    dcm2niix assumes evenly spaced slices, which can be wrong by millimetres. If the gaps between the slices are
+    uneven, or if the slices are shifted against each other, as with a tilted gantry, the volume is interpolated
+    linearly to evenly spaced slices. A warning then says so.
 
     Args:
         series: Series to convert.
@@ -38,8 +38,8 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         scratch: Folder for intermediate files.
 
     Raises:
-        BadInputError: If dcm2niix does not make one volume of the series, or if its slices are not those of
-            the headers.
+        BadInputError: If dcm2niix does not make one volume of the series, or if the slices of this volume do
+            not match the headers.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
     source, target = folder / "dicom", folder / "nifti"
@@ -56,7 +56,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
         if total > MAX_BYTES:
             raise BadInputError(
                 sequence,
-                f"The deflated files of series {series.number} inflate to more than {in_bytes(MAX_BYTES)}. "
+                f"Without compression, the files of series {series.number} have more than {in_bytes(MAX_BYTES)}. "
                 f"{_other_series(sequence)}",
             )
     # `-g i` ignores the defaults that the user has saved for dcm2niix.
@@ -85,7 +85,7 @@ def convert(series: Series, sequence: str, scratch: Path) -> tuple[Volume, list[
 
 
 def _placed(volume: Volume, series: Series, sequence: str) -> tuple[Volume, list[Finding]]:
-    """Volume with each slice at the position that its header gives, and a warning if this needed interpolation."""
+    """Volume with each slice at the position in the slice's header, and a warning if the volume was interpolated."""
     origins = _origins(volume, series)
     if origins is None:
         raise BadInputError(

@@ -1,4 +1,4 @@
-"""Remove the face from the images for pictures: only the brain and the tissue near the brain remain."""
+"""Remove the face from images before they are shown: only the brain and the tissue near the brain remain."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def inflated(path: Path) -> bytes:
     """Read a deflated file, and return its content without compression.
 
     Raises:
-        ValueError: If the file is too large or cut off, or if it inflates to more bytes than an image would.
+        ValueError: If the file is too large or cut off, or if its uncompressed content is too large for an image.
         zlib.error: If the file is damaged.
     """
     if path.stat().st_size > MAX_BYTES:

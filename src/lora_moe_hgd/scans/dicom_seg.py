@@ -1,7 +1,7 @@
-"""Write the label map as a DICOM segmentation over the slices of the reference series.
+"""Write the label map as a DICOM segmentation that has the slices of the reference series.
 
-For each slice of the series, the label map is sampled at the positions of the pixels that the header of the slice
-gives. The order and direction of the slices therefore need no special treatment.
+The header of each slice gives the position of each pixel. The label map is sampled at these positions. The order and
+direction of the slices therefore need no special treatment.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def write_dicom_seg(
 
 
 def _completed(header: Dataset) -> Dataset:
-    """Copy of a header in which missing or invalid values are empty, where the DICOM standard allows empty values."""
+    """Copy of a header in which the elements of `MAY_BE_EMPTY` are empty if their values are missing or invalid."""
     # A shallow copy would share the elements with the header.
     completed = copy.deepcopy(header)
     for name, kind in MAY_BE_EMPTY.items():

@@ -49,7 +49,7 @@ def find_nrrd_case(folder: Path) -> CaseFiles:
     The rules for the names of NIfTI files also apply to NRRD files.
 
     Raises:
-        BadInputError: If the names do not determine the sequences.
+        BadInputError: If the file names do not show which file is which sequence.
     """
     content = sorted(folder.iterdir())
     # Each NRRD file, by the path that it would have as a NIfTI file.
@@ -152,7 +152,7 @@ def _check(path: Path, fields: dict[str, str]) -> None:
     check_size(path, shape, dtype)
     if encoding not in ENCODINGS:
         raise BadInputError(
-            path, f"The voxels are encoded as {encoding}. Save the file again with the encoding raw or gzip."
+            path, f"The encoding {encoding} is not supported. Save the file again with the encoding raw or gzip."
         )
     space = fields.get("space", "").lower()
     if space not in SPACES or not directions or "spaceorigin" not in fields:

@@ -28,13 +28,13 @@ def add_scan_options(parser: argparse._ActionsContainer) -> None:
         "--brain-mask",
         type=Path,
         metavar="FILE",
-        help="NIfTI mask of the brain in the space of the reference sequence, used instead of brain extraction",
+        help="NIfTI mask of the brain, drawn on the reference sequence or registered to it; replaces brain extraction",
     )
     parser.add_argument(
         "--brain-extraction",
         metavar="HOW",
         help="how to find the brain: deepbet, none (if no sequence has a skull), or a command with {input} and "
-        "{output} (default: deepbet for the sequences that have a skull)",
+        "{output} for the paths of image and brain mask (default: deepbet for the sequences that have a skull)",
     )
     parser.add_argument(
         "--case-id",

@@ -45,11 +45,12 @@ class ScanOptions:
         study: Study to use if there are several: its number in the list of studies, or its UID.
         series: Series to use for a sequence, such as `{"t1c": "5"}`: its number in the list of series, or its UID.
         sequences: Use only these sequences. `None` means all sequences that are found.
-        reference: Sequence whose grid the case gets. `None` means the first of t1c, t1, flair and t2 whose voxels are
-            about as fine as the finest.
+        reference: Sequence whose grid the case gets. `None` means the first of t1c, t1, flair and t2 that has
+            about the smallest voxels of the case.
         brain_extraction: `"deepbet"`, `"none"` if no sequence has a skull, or a command with `{input}` and `{output}`.
             `None` means deepbet for each sequence that has a skull.
-        brain_mask: File with the brain mask in the space of the reference, used instead of brain extraction.
+        brain_mask: File with a brain mask that was drawn on the reference or registered to it. It replaces brain
+            extraction.
         case_id: Name of the case. `None` means a digest of the study's UID for DICOM files, and the name of the folder
             for other files.
         deface: Remove the face from `Prepared.heads`.
@@ -74,16 +75,16 @@ def prepare(
     check_name: Callable[[str], object] = lambda case_id: None,
     say: Callable[[str], object] = print,
 ) -> Prepared:
-    """Bring the sequences of a study to one grid and remove the skull.
+    """Register the sequences of a study, resample them to one grid, and remove the skull.
 
     Args:
         path: Folder, zip or DICOMDIR with DICOM files, or the folder of a case with NIfTI or NRRD files.
         options: Which images to use, and how to remove the skull.
         scratch: Folder for intermediate files, which the caller removes.
         steps: Store of finished steps, from which a stopped run continues. `None` stores nothing.
-        check_name: Function that is called with the name of the case before any long step. To refuse the name, it
-            raises an error, which ends the preparation.
-        say: Function that prints a line of progress: which image is which sequence, and each step as it begins.
+        check_name: Function that is called with the name of the case before any long step. To refuse the
+            name, the function raises an error, which ends the preparation.
+        say: Function that prints the progress: which image is which sequence, and each step as it begins.
 
     Raises:
         BadInputError: If the images cannot be used.
@@ -109,7 +110,7 @@ def prepare(
     clock.lap("registration")
     if steps.reused:
         say(f"results of a stopped run are used again: {', '.join(steps.reused)}")
-    say(f"bringing the sequences to the grid of {reference}, removing the skull, and checking the result")
+    say(f"resampling the sequences to the grid of {reference}, removing the skull, and checking the result")
     like = volumes[reference]
     moved = {name: motions[name].moved(volume) if name in motions else volume for name, volume in volumes.items()}
     heads = {name: _on_reference(name, volume, like, reference) for name, volume in moved.items()}
@@ -160,7 +161,7 @@ def prepare(
 def _reference(volumes: Mapping[str, Volume], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in volumes:
-            message = f"The reference sequence {wanted} is missing. Choose another of {', '.join(volumes)}."
+            message = f"The reference sequence {wanted} is missing. Choose one of {', '.join(volumes)}."
             raise BadInputError(WHOLE_CASE, message)
         return wanted
     longest = {name: max(voxel_spacing_mm(volume.affine)) for name, volume in volumes.items()}
@@ -176,7 +177,7 @@ def _brains(
     scratch: Path,
     say: Callable[[str], object],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Find the brain on each sequence. If the user gave a mask, return only this mask, as that of the reference.
+    """Find the brain on each sequence. If the user gave a mask, return only this mask, for the reference.
 
     Returns:
         Brain masks by sequence, and the names of the sequences without skull.
@@ -223,7 +224,7 @@ def _motion(
     steps: Steps,
     say: Callable[[str], object],
 ) -> Motion:
-    """Find the motion that brings a sequence to the reference, and print the motion."""
+    """Find the rigid motion that registers a sequence to the reference, and print its size."""
     images = (volumes[reference], volumes[name])
     masks = (brains.get(reference), brains.get(name))
 
@@ -239,7 +240,8 @@ def _motion(
         )
     else:
         say(
-            f"{name} to {reference}: turned by {motion.turn_degrees:.1f} degrees and moved by {motion.shift_mm:.1f} mm"
+            f"{name} to {reference}: {name} was turned by {motion.turn_degrees:.1f} degrees and moved by "
+            f"{motion.shift_mm:.1f} mm"
         )
     return motion
 

@@ -1,4 +1,4 @@
-"""A case that was prepared from raw images, and the grid on which each sequence was scanned.
+"""A case that was prepared from raw images, and the original grid of each sequence.
 
 This module can be imported without the pip extra `scans`.
 """
@@ -28,12 +28,12 @@ BRAIN_MASK = "brain_mask.nii.gz"
 
 @dataclass(frozen=True)
 class Placement:
-    """Grid on which a sequence was scanned, and the motion of the sequence to the reference.
+    """Grid on which a sequence was scanned, and the rigid motion that registers the sequence to the reference.
 
     Attributes:
         shape: Shape of the scanned array.
         affine: Affine of the scanned array, `(4, 4)`.
-        motion: Matrix from points of the sequence to points of the reference, in millimetres (RAS), `(4, 4)`.
+        motion: Matrix that maps points of the sequence to points of the reference, in millimetres (RAS), `(4, 4)`.
     """
 
     shape: tuple[int, ...]
@@ -47,16 +47,16 @@ class Prepared:
 
     Attributes:
         case_id: Name of the case. The name does not reveal the patient, unless the user chose a name that does.
-        reference: Sequence whose grid all sequences of the case have.
+        reference: Sequence whose grid the case has.
         affine: Affine of the reference's grid, `(4, 4)`.
         images: Each sequence on the reference's grid, `(D, H, W)` float32, zero outside the brain.
         heads: Each sequence on the reference's grid, `(D, H, W)` float32, with the skull.
         brain: Brain mask on the reference's grid, `(D, H, W)` bool.
-        placements: Grid on which each sequence was scanned, and the motion of the sequence to the reference.
+        placements: Original grid of each sequence, and the rigid motion that registers the sequence to the reference.
         findings: Warnings about the images.
         report: Content of `prepare.json`.
-        headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty without
-            DICOM.
+        headers: DICOM headers of the reference's slices, without pixels, sorted by position; empty if the
+            raw images are not DICOM files.
     """
 
     case_id: str
@@ -94,7 +94,9 @@ class Prepared:
         return {name: image_on(self.affine, array) for name, array in self.heads.items()}
 
     def on_own_grid(self, sequence: str, regions: np.ndarray, scheme: LabelScheme) -> nib.Nifti1Image:
-        """Label map on the grid on which a sequence was scanned. Each voxel gets the label at its centre.
+        """Label map on the grid on which a sequence was scanned.
+
+        A voxel of this grid gets the label that the case has at the voxel's centre.
 
         Args:
             sequence: Sequence whose grid the result has.

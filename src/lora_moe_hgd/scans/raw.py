@@ -46,7 +46,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Files in a folder at any depth, in sorted order. Links to folders are not followed.
 
     Raises:
-        ValueError: If there are more than `MAX_FILES` files, which is more than any study has.
+        ValueError: If there are more than `MAX_FILES` files. No study has so many files.
     """
     count = 0
     for place, folders, names in os.walk(folder):

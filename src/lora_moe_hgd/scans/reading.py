@@ -25,11 +25,11 @@ from .studies import case_id_of, choose_study, read_studies, unreadable_files
 
 @dataclass
 class Scans:
-    """Sequences as they were scanned.
+    """Sequences of a study or a case before registration.
 
     Attributes:
         case_id: Name of the case: for DICOM files a digest of the study's UID, for other files the name of the folder.
-        volumes: Each sequence as it was scanned, in channel order.
+        volumes: Each sequence on the grid on which it was scanned, in channel order.
         findings: Warnings about the images.
         choice: All DICOM series, and the series chosen for each sequence; `None` if the files are not DICOM.
     """
@@ -57,7 +57,7 @@ def read_scans(
         study: Study to use if there are several: its number in the list of studies, or its UID.
         series: Series to use for a sequence, such as `{"t1c": "5"}`: its number in the list of series, or its UID.
         sequences: Use only these sequences. `None` means all sequences that are found.
-        say: Function that prints a line: which file or series is which sequence.
+        say: Function that prints which file or series is which sequence.
 
     Raises:
         BadInputError: If the images cannot be used.
@@ -128,7 +128,7 @@ def _read_case(path: Path, sequences: tuple[str, ...] | None, say: Callable[[str
 
 
 def _only(found: Mapping[str, Any], wanted: tuple[str, ...] | None, where: Path) -> dict[str, Any]:
-    """Return the sequences in `wanted`, or all if `wanted` is `None`, in channel order."""
+    """Return the sequences in `wanted`, in channel order. `None` means all sequences in `found`."""
     lacking = [name for name in wanted or () if name not in found]
     if lacking:
         hint = sequence_hint(lacking, MODALITIES)

@@ -25,7 +25,7 @@ class Times:
 
     Attributes:
         name: Kind of image: `t1`, `t2`, `flair`, or the name of another kind, whose series are not used.
-        why: Reason in words, which the list of series shows.
+        why: Reason in words. The list of series shows this reason.
         echo_ms: Smallest and largest echo time, in milliseconds.
         repetition_ms: Smallest and largest repetition time, in milliseconds.
         inversion_ms: Smallest and largest inversion time, in milliseconds; `None` if the header must have no
@@ -106,7 +106,7 @@ def recognise(series: Series) -> Recognised:
     if described == "other":
         return Recognised(None, "left out because of its description")
     if found.echo_ms is not None and found.repetition_ms is not None:
-        return Recognised(None, f"these times fit no sequence ({_times(found)})")
+        return Recognised(None, f"no sequence has these times ({_times(found)})")
     if described in ("t1", "t1c", "t2", "flair"):
         return Recognised(described, "recognised by its description, because the headers lack times")
     return Recognised(None, "the headers lack times, and the description names no sequence")

@@ -40,10 +40,10 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Motion:
-    """Rigid motion that brings one image to another.
+    """Rigid motion that registers one image, the moving image, to another, the reference.
 
     Attributes:
-        matrix: Matrix from points of the moving image to points of the reference, in millimetres (RAS), `(4, 4)`.
+        matrix: Matrix that maps points of the moving image to points of the reference, in millimetres (RAS), `(4, 4)`.
         before: Mutual information at the position that the headers give.
         after: Mutual information after the motion.
         turn_degrees: Angle of the rotation.
@@ -69,7 +69,7 @@ class Motion:
 def register(
     reference: Volume, moving: Volume, *, brain: np.ndarray | None = None, moving_brain: np.ndarray | None = None
 ) -> Motion:
-    """Find the rigid motion that brings `moving` to `reference`.
+    """Find the rigid motion that registers `moving` to `reference`.
 
     The result is the identity if no motion has a higher mutual information than the position that the headers give, or
     if the motion is small and raises the mutual information only a little.
@@ -102,8 +102,8 @@ def optimum(
     Args:
         reference: Fixed image, with the skull.
         moving: Moving image, with the skull.
-        brain: Brain mask of the reference, bool in its shape. With this mask, the images are compared only in the
-            brain and a margin around the brain, where the head moves as a rigid body.
+        brain: Brain mask of the reference, bool in the shape of the reference. With this mask, the images are compared
+            only in the brain and a margin around the brain, where the head moves as a rigid body.
         moving_brain: Brain mask of the moving image. With `brain` and `moving_brain`, the search also starts from the
             position at which the centres of both brains coincide.
     """

@@ -39,7 +39,7 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Series:
-    """One stack of slices: a series, or the part of a series with one echo time, orientation and size.
+    """One stack of slices: all slices of a series that have the same echo time, orientation and size.
 
     Attributes:
         number: Number of the row in the list of series, from 1.
@@ -47,8 +47,9 @@ class Series:
         study: Study instance UID.
         patient: Digest that is equal for files of one patient.
         date: Study date as `YYYYMMDD`; empty if unknown.
-        files: Paths, sorted by position along the normal.
-        positions: Centre of the first voxel of each slice in millimetres (LPS), in the same order; empty if unknown.
+        files: Paths of the files, sorted by the position of their slices along the normal of the slices.
+        positions: Centre of the first voxel of each slice in millimetres (LPS), sorted by position along the normal;
+            empty if unknown.
         cosines: Unit vectors (LPS) along which the column index and the row index grow, 6 numbers; empty if unknown.
         acquisition: Acquisition parameters.
         shape: Numbers of columns, rows and different slice positions.
@@ -56,7 +57,7 @@ class Series:
         plane: `transverse`, `sagittal` or `coronal`, with `oblique` added for a large angle to that plane; `none` if
             the headers give no orientation.
         volumes: Number of images at each slice position.
-        gaps: Number of uneven gaps: distances between neighbouring slices that differ from their median.
+        gaps: Number of uneven gaps: distances between neighbouring slices that differ from the median distance.
         cut_off: Number of files that end before their last pixel.
     """
 

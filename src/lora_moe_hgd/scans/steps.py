@@ -1,4 +1,4 @@
-"""Store the finished steps of a preparation, so that a stopped run continues after its last finished step.
+"""Store the results of finished steps of a preparation, so that a stopped run continues after its last finished step.
 
 The file name of a result contains a digest of all its inputs: voxels, affine, options, code and version. A change of
 an input changes the digest, so that a result of other inputs is never used. Only brain masks and motions are stored,
@@ -44,7 +44,9 @@ class Steps:
         self.reused: list[str] = []
 
     def brain(self, sequence: str, volume: Volume, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the mask of the brain on a volume, bool in its shape. A mask that is not stored yet is computed.
+        """Return the brain mask of a volume, bool in the shape of the volume.
+
+        A mask that is not stored yet is computed.
 
         Args:
             sequence: Name of the sequence.
@@ -72,7 +74,9 @@ class Steps:
         brains: tuple[np.ndarray | None, np.ndarray | None],
         make: Callable[[], Motion],
     ) -> Motion:
-        """Return the motion of a sequence to the reference. A motion that is not stored yet is computed.
+        """Return the rigid motion that registers a sequence to the reference.
+
+        A motion that is not stored yet is computed.
 
         Args:
             sequence: Name of the moving image.
@@ -100,7 +104,7 @@ class Steps:
 
 @contextmanager
 def steps_in(out: Path) -> Iterator[Steps]:
-    """Store steps in a hidden folder of the output folder.
+    """Store the results of finished steps in a hidden folder of the output folder.
 
     The hidden folder is removed when the `with` block ends without error.
     """
@@ -109,7 +113,10 @@ def steps_in(out: Path) -> Iterator[Steps]:
         yield Steps(folder)
     except KeyboardInterrupt:
         if folder.is_dir():
-            print(f"\nThe finished steps are in {folder}. Start the same command again to continue.", file=sys.stderr)
+            print(
+                f"\nThe results of the finished steps are in {folder}. Start the same command again to continue.",
+                file=sys.stderr,
+            )
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """List the patients, studies and series in a folder of DICOM files.
 
-The list leaves out the fields with the name, number and date of birth of a patient. A digest distinguishes patients,
-and is never written to a file.
+The list leaves out the fields with the name, number and date of birth of a patient. Patients are distinguished by a
+digest of these fields, which is never written to a file.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _slices(path: Path, header: Dataset, *, cut_off: bool) -> list[_Slice]:
 
 
 def _nested(frame: Dataset, shared: Dataset, group: str, keyword: str) -> Any:
-    """Value in a functional group of one frame, or in the group that all frames share; `None` without the group."""
+    """Value in a functional group of one frame, or in the group that all frames share; `None` if neither exists."""
     for place in (frame, shared):
         items = place.get(group)
         if items:
@@ -315,7 +315,7 @@ def _without_patient(text: str, header: Dataset) -> str:
 
 
 def _patient(header: Dataset) -> str:
-    """Digest of the patient's number, or of name and date of birth if there is no number."""
+    """Digest of the patient's number (DICOM `PatientID`), or of name and date of birth if there is no number."""
     number = str(header.get("PatientID", "") or "").strip()
     parts = [number] if number else [str(header.get(name, "") or "") for name in ("PatientName", "PatientBirthDate")]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
