@@ -143,11 +143,11 @@ def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy
         ({"sequences": "T1C,flair"}, r"must be a list .*\. Write sequences=\['t1c', 'flair'\]\. Got"),
         (
             {"sequences": ""},
-            r"must be a list such as \['t1c', 'flair'\]\. For all sequences, leave out `sequences`\. Got: ''",
+            r"must be a list such as \['t1c', 'flair'\]\. To use all sequences, leave out `sequences`\. Got: ''",
         ),
         (
             {"sequences": "all"},
-            r"must be a list such as \['t1c', 'flair'\]\. For all sequences, leave out `sequences`\. Got: 'all'",
+            r"must be a list such as \['t1c', 'flair'\]\. To use all sequences, leave out `sequences`\. Got: 'all'",
         ),
         ({"sequences": ["T1C"]}, r"Unknown sequence T1C\. Write in lower case: 't1c'\. The names are t1, t1c"),
         ({"sequences": ["T1C", "FLAIR"]}, r"Unknown sequence FLAIR, T1C\. Write in lower case: 'flair', 't1c'\."),

@@ -90,9 +90,9 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
     ("content", "message"),
     [
         ("", "The file is not valid JSON .* option --channel-order"),
-        ("[]", "does not list the sequences by number"),
-        ('{"channel_names": {"1": "T1"}}', "does not list the sequences by number"),
-        ('{"modality": ["T1"]}', "does not list the sequences by number"),
+        ("[]", "does not give each number, counted from 0"),
+        ('{"channel_names": {"1": "T1"}}', "does not give each number, counted from 0"),
+        ('{"modality": ["T1"]}', "does not give each number, counted from 0"),
         (
             '{"modality": {"0": "CT"}}',
             "the same channel twice: CT. .*Correct the file, or add the option --channel-order t1,t1c",

@@ -122,7 +122,7 @@ def test_other_images_are_left_out_and_kept_in_mind(tmp_path: Path) -> None:
     assert case.labelled().name == "x_seg.nii.gz"
     assert sorted(case.names_left_out()) == ["ADC.nii.gz", "tumor_mask.nii.gz", "x_brainmask.nii.gz"]
     assert case.mapping()[:2] == ["t1: x_t1.nii.gz", "flair: x_flair.nii.gz"]
-    assert case.mapping()[2].startswith("not used, judging by the file names: ADC.nii.gz, ")
+    assert case.mapping()[2].startswith("not used because of their names: ADC.nii.gz, ")
 
 
 def test_masks_that_end_as_sequences_are_no_sequences(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_a_cohort_is_told_in_a_line_for_each_way_of_naming(tmp_path: Path) -> No
     cases = find_cases(tmp_path)
     assert namings(cases) == [
         first,
-        "1 case: t2 *_ax_T2.nii.gz; not used, judging by the file names: *_ADC.nii.gz",
+        "1 case: t2 *_ax_T2.nii.gz; not used because of their names: *_ADC.nii.gz",
     ]
     # The commands write "files of" before each line.
     assert namings(cases, most=1) == [first, "1 other case: named in 1 other way"]

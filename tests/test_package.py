@@ -293,13 +293,13 @@ def test_a_mistyped_name_gets_the_most_similar_one(
         ),
         (
             ["evaluate", "--subsets", "t1c", "flair"],
-            "Join the sequences of one subset by plus signs, such as t1c+flair, or separate several subsets by "
-            "commas, such as t1c,flair. Write no spaces.",
+            "To use sequences together, join their names by plus signs, such as t1c+flair. To use each sequence "
+            "alone, separate the names by commas, such as t1c,flair. Write no spaces.",
         ),
         (
             ["evaluate", "--subsets", "t1c flair"],
-            "Join the sequences of one subset by plus signs, such as t1c+flair, or separate several subsets by "
-            "commas, such as t1c,flair.",
+            "To use sequences together, join their names by plus signs, such as t1c+flair. To use each sequence "
+            "alone, separate the names by commas, such as t1c,flair.",
         ),
         (["evaluate", "--subsets", "t1c+flair t2"], "Separate subsets by commas: t1c+flair,t2. Got: t1c+flair t2."),
         (["evaluate", "--subsets", "[t1+t2,flair]"], "Leave out the brackets, as in t1+t2,flair. Got: [t1+t2,flair]."),

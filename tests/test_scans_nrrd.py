@@ -148,7 +148,7 @@ def test_a_folder_with_nrrd_and_nifti_becomes_the_same_case_as_nifti_alone(
     for folder in ("a", "b"):
         run("prepare", [str(tmp_path / folder / "p7"), str(tmp_path / folder / "out")])
     printed = capsys.readouterr().out
-    assert "t1c: p7_T1_gd.nrrd\nflair: p7_flair.nii.gz\nnot used, judging by the file names: p7_adc.nhdr\n" in printed
+    assert "t1c: p7_T1_gd.nrrd\nflair: p7_flair.nii.gz\nnot used because of their names: p7_adc.nhdr\n" in printed
     assert "t1c: p7_T1_gd.nii.gz\nflair: p7_flair.nii.gz\n" in printed
     for name in SPACINGS:
         found, expected = (nib.load(tmp_path / folder / "out" / FILE_NAMES[name]) for folder in ("a", "b"))

@@ -105,7 +105,7 @@ def test_the_file_of_each_sequence_is_printed_before_the_network_is_loaded(
     assert capsys.readouterr().out.splitlines() == [
         "t1c: t1_mprage_gad.nii.gz",
         "flair: ax_t2_flair.nii.gz",
-        "not used, judging by the file names: ADC.nii.gz, brain_mask.nii.gz",
+        "not used because of their names: ADC.nii.gz, brain_mask.nii.gz",
     ]
     with pytest.raises(SystemExit):
         run("segment", ["--t2", str(tmp_path / "case/ADC.nii.gz"), *words])

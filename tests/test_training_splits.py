@@ -120,7 +120,7 @@ def test_a_folder_without_a_split_is_named(tmp_path: Path) -> None:
         ("s.csv", ROLES + "a,fit,2,16\n", None, r"lists a more than once"),
         ("s.csv", "case,role\na,fit\n", None, r"has no case for validation\."),
         ("s.csv", "case,role,fold\na,fit,1\n", 1, r"has no case for training in fold 1\."),
-        ("s.csv", "case,part,fold\na,train,1\nb,validation,1\n", 1, r"a single fold\. Leave out `data\.fold`"),
+        ("s.csv", "case,part,fold\na,train,1\nb,validation,1\n", 1, r"so it has no folds\. Leave out `data\.fold`"),
         ("s.json", "[", None, r"not valid JSON .*\. Give the `splits_final\.json` of nnU-Net, or a CSV file\."),
         ("s.json", '{"train": []}', 0, r"a list with .* for each fold"),
         ("s.json", '[{"train": ["a"]}]', 0, r"a list with .* for each fold"),

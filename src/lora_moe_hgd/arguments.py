@@ -23,8 +23,8 @@ WITH_COMMAS = ". Write a list with commas and without spaces, such as t1c,flair.
 LISTS = {
     "sequences": WITH_COMMAS,
     "channel_order": WITH_COMMAS,
-    "subsets": ". Join the sequences of one subset by plus signs, such as t1c+flair, or separate several subsets by "
-    "commas, such as t1c,flair. Write no spaces.",
+    "subsets": ". To use sequences together, join their names by plus signs, such as t1c+flair. To use each sequence "
+    "alone, separate the names by commas, such as t1c,flair. Write no spaces.",
 }
 SEQUENCES_HELP = "use only these sequences together, separated by commas, such as t1c,flair (default: all)"
 
@@ -52,9 +52,9 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message)
 
     def _refuse_bare_path(self, words: Sequence[str]) -> None:
-        """If the first word is a path without its option, such as `--in-path`, print the right command and exit.
+        """If the command line begins with a path instead of an option, print the right command and exit.
 
-        Commands without a required option, such as `app`, need no path and are not checked.
+        Commands without a required option, such as `app`, need no path, so this function does nothing for them.
         """
         option = next((name for name in ("--in-path", "--checkpoint") if name in self._option_string_actions), None)
         positional = any(not action.option_strings for action in self._actions)
@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"error: '{words[0]}' must follow an option, such as {option}. Type:\n  {command}\n")
 
     def _are_sequences(self, words: Sequence[str]) -> bool:
-        """Whether the words are names of sequences, each of which may end with a comma."""
+        """Whether each of `words` is the name of a sequence. Commas around the names are ignored."""
         # The choices of --reference are the sequences of the task.
         reference = self._option_string_actions.get("--reference")
         known = {*MODALITIES, *((reference and reference.choices) or ())}

@@ -23,8 +23,8 @@ def read_json(path: Path, *, remedy: str = "", max_bytes: int = MAX_JSON_BYTES) 
 
     Args:
         path: The file.
-        remedy: Sentences at the end of the error message: what the file is for, and what to do. Empty if the caller
-            catches the error.
+        remedy: Sentences at the end of the error message: what the file is for, and what to do. May be empty if
+            the caller catches the error, because nobody reads the message then.
         max_bytes: Largest size of the file. A larger file is not read.
 
     Raises:
@@ -121,10 +121,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files that a killed process left in `folder` when it wrote files with the given names.
+    """Remove the temporary files and folders that a killed process left in `folder`.
 
-    Temporary folders are removed as well. Do not call this function while another process writes to `folder`: the
-    temporary files of that process would be removed.
+    A temporary file is removed only if it would have become a file with one of the `names`. Do not call this function
+    while another process writes to `folder`: the temporary files of that process would be removed.
 
     Example:
         >>> import tempfile

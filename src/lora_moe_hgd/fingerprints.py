@@ -1,4 +1,4 @@
-"""Fingerprints of all inputs of a result, a score or a preprocessed case.
+"""Fingerprints (SHA-256) of the inputs from which a result, a score or a preprocessed case is computed.
 
 A stored file is reused only if its fingerprint equals the fingerprint of the current inputs. Fingerprints cover the
 complete content of the inputs. The fingerprint of a case of BraTS-Africa (9 MB) takes 10 ms on one core.
@@ -92,7 +92,7 @@ def images_fingerprint(case: FilesOfCase) -> str:
 
 
 def combined_fingerprint(contents: Mapping[str, str]) -> str:
-    """SHA-256 of the file fingerprints of all sequences, without the package's version."""
+    """SHA-256 of the file fingerprints of all sequences. Unlike in `fingerprint`, no package version is included."""
     return hashlib.sha256(json.dumps(dict(contents), sort_keys=True).encode()).hexdigest()
 
 
@@ -100,8 +100,8 @@ def combined_fingerprint(contents: Mapping[str, str]) -> str:
 def code_fingerprint(*modules: str) -> str:
     """Fingerprint of the code of `modules` and of all modules of this package that `modules` import.
 
-    Indirect imports are included. Comments, docstrings and formatting are ignored. The package's version is not
-    enough, because the code in a checkout can change while the version stays the same.
+    Indirect imports are included. Comments, docstrings and formatting are ignored. The package's version cannot
+    replace this fingerprint, because the code in a checkout can change while the version stays the same.
 
     Args:
         modules: Full names of the modules, such as the value of `__name__`.
@@ -110,7 +110,7 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def _code_of(modules: Sequence[str]) -> dict[str, str]:
-    """Code of the modules and of all modules that they import, by full name."""
+    """Map the full name of each of `modules`, and of each module of this package that they import, to its code."""
     code: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
@@ -135,7 +135,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _imports_of(tree: ast.Module, package: str) -> Iterator[str]:
-    """Full names of the modules of this package that `tree`, a module of `package`, imports."""
+    """Full names of the modules of this package that `tree` imports. Relative imports begin at `package`."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

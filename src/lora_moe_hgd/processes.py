@@ -31,7 +31,9 @@ def refuse_lone_process() -> None:
 
 
 def started_processes() -> PartialState:
-    """Return the state of the processes that share the work. Without a launcher, the current process is the only one.
+    """Return Accelerate's state: how many processes share the work, and which of them is the current process.
+
+    Without a launcher, the current process is the only one.
 
     Raises:
         ValueError: If several processes were requested but only one was started.
@@ -58,11 +60,10 @@ def device_of_process(state: PartialState, name: str | None) -> str | None:
 def main_process_first(state: PartialState) -> Iterator[None]:
     """Run the block first in the main process, then in the other processes.
 
-    The other processes may wait for hours.
-
-    Accelerate's method of the same name waits in the default process group,
-    which times out after ten minutes (NCCL) or half an hour (Gloo). This function waits in a separate process group
-    with a longer timeout. If a process dies, the other processes stop waiting at once.
+    The main process may need hours for the block, and the other processes wait. Accelerate's method of the same name
+    waits in the default process group, which times out after ten minutes (NCCL) or half an hour (Gloo). This function
+    waits in a separate process group with a longer timeout. If a process dies, the other processes stop waiting at
+    once.
 
     Raises:
         SystemExit: In every process except the main process, if the block fails in the main process. Only the main

@@ -92,10 +92,11 @@ def role_of(description: str) -> Role | None:
     """Identify a name as a sequence, as a tumour segmentation (`seg`), or as another kind of image (`other`).
 
     Args:
-        description: File name without its extension, or any other description, which may contain the patient's name.
+        description: File name without its extension, or the name of a DICOM series or of a channel. It may contain the
+            patient's name.
 
     Returns:
-        The role, or `None` if the name contains no known word or contradicts itself.
+        The role. `None` if the name contains no known word, or words that exclude each other, such as `t1` and `t2`.
 
     Example:
         >>> [role_of(name) for name in ("ax_t2_flair", "t1_mprage_gad", "FLAIR_to_T1", "ADC", "t1_t2_fused")]
@@ -187,7 +188,7 @@ def parse_sequences(text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def sequence_hint(names: Sequence[str], known: Sequence[str]) -> str:
-    """End of an error message: the known name that each unknown name probably stands for.
+    """End of an error message: for each unknown name, the known name that the user probably meant.
 
     Args:
         names: Names of sequences, or options such as `--t1ce`. Known names get no hint.
@@ -207,7 +208,7 @@ def sequence_hint(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    """Sentence with the known name that `name` probably stands for; empty if no known name is similar."""
+    """Sentence with the known name that the user probably meant by `name`; empty if no known name is similar."""
     own = f"{'--' if name.startswith('--') else ''}{role_of(name)}"
     # An option of several words, such as --no-t1, is no sequence.
     is_other_name = own in known and "-" not in name.removeprefix("--")

@@ -39,7 +39,7 @@ class Split:
 
 
 def draw_split(case_ids: Sequence[str], *, seed: int, val_fraction: float) -> Split:
-    """Draw the share `val_fraction` of the cases for validation, but at least one case and never all cases.
+    """Draw random cases for validation: the fraction `val_fraction` of all cases, but at least one and never all.
 
     Example:
         >>> draw_split(["a", "b", "c", "d"], seed=0, val_fraction=0.25)
@@ -160,9 +160,7 @@ def _read_csv(path: Path, fold: int | None) -> Split:
                 "column, or leave out `data.fold`.",
             )
         if part == "part":
-            raise BadInputError(
-                path, "This file is the split of a run, which is already a single fold. Leave out `data.fold`."
-            )
+            raise BadInputError(path, "This file is the split of a run, so it has no folds. Leave out `data.fold`.")
         validates = [row for row in trains if row["fold"] == str(fold)]
         if not validates:
             known = _listed({row["fold"] for row in trains if row["fold"]})

@@ -1,4 +1,7 @@
-"""Non-empty subsets of the sequences of a task, by name and as masks. Four sequences have 15 subsets."""
+"""Non-empty subsets of the sequences of a task.
+
+A subset has a name, such as `t1c+flair`, and a mask: one boolean for each sequence. Four sequences have 15 subsets.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +57,8 @@ def parse_subset(name: str, sequences: Sequence[str] = MODALITIES) -> Mask:
         words = re.split(r"[\s;]+", name.lower())
         if set(words) <= set(sequences):
             raise ValueError(
-                f"Join the sequences of one subset by plus signs, such as {'+'.join(words)}, or separate several "
-                f"subsets by commas, such as {','.join(words)}. Got: {name}."
+                f"To use sequences together, join their names by plus signs, such as {'+'.join(words)}. To use each "
+                f"sequence alone, separate the names by commas, such as {','.join(words)}. Got: {name}."
             )
         if all(set(word.split("+")) <= set(sequences) for word in words):
             raise ValueError(f"Separate subsets by commas: {','.join(words)}. Got: {name}.")

@@ -22,7 +22,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".npy")
 OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # Report that `lora-moe-hgd prepare` writes into the folder of a case.
 PREPARED = "prepare.json"
-NOT_USED = "not used, judging by the file names"
+NOT_USED = "not used because of their names"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add a label map under a name such as seg.nii.gz, or leave the case out."
 )
@@ -59,10 +59,11 @@ def recorded_name(report: Path) -> str | None:
 def refuse_other_case(report: Path, case_id: str) -> None:
     """Raise if a folder contains the results of another case, which would be overwritten.
 
-    Cases are distinguished by their names only.
+    A case with the same name counts as the same case.
 
     Args:
-        report: Path of `report.json` or `prepare.json` in the folder. The folder may be missing.
+        report: Path of `report.json` or `prepare.json` in the folder. If this file is missing or invalid, nothing is
+            raised.
         case_id: Name of the case whose results will be written.
 
     Raises:
@@ -77,7 +78,7 @@ def refuse_other_case(report: Path, case_id: str) -> None:
 
 
 def shared_start(names: Iterable[str]) -> str:
-    """Longest text that all names begin with and that ends after a complete word and its punctuation.
+    """Longest common start of the names that consists of complete words, each with the punctuation after it.
 
     Example:
         >>> shared_start(["p1_t1.nii", "p1_t2.nii"])
@@ -95,11 +96,12 @@ class CaseFiles:
         case_id: Name of the case, unique in its cohort and usable as the name of a folder.
         folder: Folder of the case's files.
         layout: Naming convention of the files, such as `BraTS-PED`.
-        label_schemes: Possible label schemes of the *ground truth*, the most common scheme first; empty if the file
-            names imply no scheme. The label map that inference writes may use another scheme.
+        label_schemes: Label schemes that the ground truth may have according to the file names, the most common scheme
+            first. Empty if the file names imply no scheme. A label map that `lora-moe-hgd segment` writes for this
+            case may have another scheme.
         images: Path of each sequence, in channel order.
         segmentation: Path of the ground truth; `None` if the case has none.
-        channels: Index of each sequence along the fourth axis, for 4-D files.
+        channels: Index of each sequence along the fourth axis of a 4-D file; empty for other files.
         left_out: Files whose names show that they are not sequences, such as ADC maps and brain masks.
     """
 

@@ -1,9 +1,10 @@
 """Cases whose sequences are identified by number: numbered files, and volumes of one file with four axes.
 
-Two naming conventions number the sequences, in folders such as `imagesTr` and `labelsTr`. The Medical Segmentation
-Decathlon stores the sequences along the fourth axis of one file. nnU-Net stores them in the files `<case>_0000`,
-`<case>_0001` and so on. There is no standard order of the sequences, so the command line or `dataset.json`
-gives the order. For files named `BRATS_*`, the default is the order that the Decathlon published.
+Two naming conventions identify sequences by number. Both have images in folders such as `imagesTr`, and label maps in
+folders such as `labelsTr`. The Medical Segmentation Decathlon stores the sequences along the fourth axis of one file.
+nnU-Net stores them in the files `<case>_0000`, `<case>_0001` and so on. There is no standard order of the sequences,
+so the command line or `dataset.json` gives the order. For files named `BRATS_*`, the default is the order that the
+Decathlon published.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 def order_option(task: Task) -> str:
-    """Command line option that gives the order of numbered sequences, as text for error messages."""
+    """Text for error messages: `--channel-order` with all sequences, which the user puts into the right order."""
     return f"--channel-order {','.join(task.modalities)} (put these names into the order of your data)"
 
 
@@ -53,8 +54,8 @@ def parse_channel_order(text: str, task: Task = BRAIN_TUMOUR) -> tuple[str, ...]
 def channel_of(path: Path) -> tuple[str, int | None] | None:
     """Return the case name and the sequence number of a numbered file, or `None` if the file is not numbered.
 
-    For a 4-D file of the Decathlon, only the number is `None`. In a name such as `t1_2019.nii.gz`, 2019 is not the
-    number of a sequence, so the file is not a numbered file.
+    A 4-D file of the Decathlon contains all sequences, so its number is `None`, but its case name is returned. In a
+    name such as `t1_2019.nii.gz`, 2019 is not the number of a sequence, so the file is not a numbered file.
     """
     stem = stem_of(path)
     if stem is None:
@@ -66,7 +67,11 @@ def channel_of(path: Path) -> tuple[str, int | None] | None:
 
 
 def channel_cases(folder: Path) -> dict[str, Path]:
-    """Map the name of each case with numbered sequences in `folder` to its path, as `channel_case` expects it."""
+    """Find the cases with numbered sequences in `folder`.
+
+    Returns:
+        Map from the name of each case to the path from which `channel_case` builds the case.
+    """
     cases = {}
     for file in sorted(folder.glob("*")):
         found = channel_of(file)
@@ -181,8 +186,8 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     except (OSError, LookupError, TypeError, AttributeError) as error:
         raise BadInputError(
             path,
-            f"This file does not list the sequences by number under channel_names or modality "
-            f"({type(error).__name__}). Correct the file, or add the option {order_option(task)}.",
+            f"This file does not give each number, counted from 0, the name of a sequence under channel_names or "
+            f"modality ({type(error).__name__}). Correct the file, or add the option {order_option(task)}.",
         ) from error
     order = [role_in(task, word) for word in words]
     if not set(order) <= set(task.modalities) or len(set(order)) != len(order):

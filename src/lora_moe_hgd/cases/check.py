@@ -1,4 +1,4 @@
-"""Check every case of a cohort, and list errors, warnings and counts."""
+"""Check every case of a cohort, list the errors and warnings, and count the cases."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class CheckedCohort:
         return [f"{finding.level:<8} {finding}".replace(f"{self.root}/", "") for finding in self.findings]
 
     def table(self) -> str:
-        """The errors and warnings, one per line, followed by the counts."""
+        """The errors and warnings, one per line, followed by lines with the numbers of `counts` and the file names."""
         lines = self.lines()
         counts = self.counts()
         lines.append(", ".join(counted(counts[f"{thing}s"], thing) for thing in ("case", "error", "warning")))
@@ -133,7 +133,7 @@ def check_case(
     allow_partial: bool = False,
     task: Task = BRAIN_TUMOUR,
 ) -> CheckedCase:
-    """Read a case in the same way as training, and return a summary of the case."""
+    """Read a case as `lora-moe-hgd train` reads it, and return a summary of the case."""
     try:
         reading = read_case(
             case, labels=labels, not_finite="error", allow_skull=allow_skull, allow_partial=allow_partial, task=task
@@ -161,10 +161,11 @@ def check_cohort(
 
     Args:
         root: Folder of cases.
-        labels: Whether to read the segmentation of each case, which must then exist.
+        labels: Whether to read the segmentation of each case. If it is read, a missing segmentation is an error.
         label_scheme: Label scheme, the meaning of each value in the segmentations. `None` means the scheme that the
             file names imply.
-        channel_order: Sequences by ascending file or channel number, for numbered files and 4-D files.
+        channel_order: Sequences in the order of the file numbers, or of the fourth axis. Only for numbered files and
+            4-D files.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Number of worker processes that read cases. With 0 or 1, the current process reads the cases.
@@ -191,7 +192,7 @@ def check_cohort(
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
     parser = CommandParser(
-        description="Read all cases in the same way as training, and list the errors and warnings. "
+        description="Read all cases as `lora-moe-hgd train` reads them, and list the errors and warnings. "
         "The exit code is 1 if there are errors."
     )
     which = parser.add_mutually_exclusive_group(required=True)
@@ -207,8 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences by ascending file or channel number, for numbered files and 4-D files, such as "
-        "flair,t1,t1c,t2",
+        help="sequences in the order of the file numbers, or of the fourth axis of 4-D files, such as flair,t1,t1c,t2",
     )
     add_task(parser)
     add_allowances(parser)
@@ -216,7 +216,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-workers",
         type=int,
         default=0,
-        help="number of worker processes that read cases in parallel (default: 0)",
+        help="number of worker processes that read cases in parallel; 0 and 1 read one case after another "
+        "(default: 0)",
     )
     add_quiet(parser)
     return parser

@@ -32,8 +32,9 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
     """Write a case unless its files already exist, and return whether the case was written.
 
     A `.nii.gz` file of one sequence is copied unchanged, and a `.nii` file is compressed with gzip. A volume from a
-    4-D file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. Labels are decoded
-    to regions and encoded in the new scheme. Warnings about the case are printed to standard error.
+    4-D file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. The label map is
+    rewritten in the new scheme, so that its regions stay the same. Warnings about the case are printed to standard
+    error.
 
     Args:
         case: Case to write.
@@ -43,8 +44,8 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
 
     Raises:
         BadInputError: If the case cannot be used, if the target's scheme lacks a label of the case, or if the label
-            map would have to be interpolated. The same error is raised if the target contains this case, but from
-            other files or with other settings.
+            map has another grid than the images. The same error is raised if an earlier conversion wrote this case,
+            and its source files or settings have changed since then.
         ValueError: If the target layout cannot store the case.
     """
     made = record.entry(case)
@@ -130,8 +131,8 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
     """Read the sequences in `roles`, such as `t1`, or all sequences of the case if `roles` is empty.
 
     Returns:
-        For each sequence, an array of the voxels in the data type of the file, and a float32 image of the same voxels
-        with the geometry of the file.
+        Two values for each sequence: an array and an image with the same voxels. The array has the data type of the
+        file. The image is float32 and has the geometry of the file.
 
     Raises:
         BadInputError: If several sequences are read and their grids differ.
@@ -154,7 +155,10 @@ def _volumes(case: CaseFiles, *roles: str) -> dict[str, tuple[np.ndarray, nib.Ni
 
 
 def _in_type_of(path: Path, array: np.ndarray) -> np.ndarray:
-    """Convert voxels to the data type of their file if NIfTI supports it without loss, else keep float32."""
+    """Convert float32 voxels back to the data type of their file.
+
+    The voxels stay float32 if NIfTI does not support this type, or if the conversion would change a voxel.
+    """
     kind = np.load(path, mmap_mode="r").dtype if path.suffix.lower() == ".npy" else nib.load(path).dataobj.dtype  # type: ignore[attr-defined]
     if kind not in data_type_codes:
         return array
@@ -183,12 +187,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences of the source by ascending file or channel number, for numbered files and 4-D files",
+        help="sequences of the source in the order of the file numbers, or of the fourth axis of 4-D files",
     )
     parser.add_argument(
         "--target-order",
         metavar="NAMES",
-        help="sequences of the target by ascending file number, for nnunet only (default: t1,t1c,t2,flair)",
+        help="sequences in the order of the file numbers to write, for nnunet only (default: t1,t1c,t2,flair)",
     )
     add_quiet(parser)
     add_allowances(parser)
@@ -243,8 +247,8 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
     """Return the label scheme to write.
 
     Raises:
-        ValueError: If files in the target layout are always read with another scheme, or if no scheme is given and the
-            layout has no usual scheme.
+        ValueError: If the layout has usual schemes and `name` is none of these, or if `name` is `None` and the layout
+            has no usual scheme.
     """
     known = {NUMBERED: (), STACKED: ("msd",)}.get(key) or (BY_KEY[key].label_schemes if key in BY_KEY else ())
     if name is None and not known:
@@ -254,8 +258,8 @@ def _scheme(key: str, name: str | None) -> LabelScheme:
         )
     if name is not None and known and name not in known:
         raise ValueError(
-            f"The layout {key} is always read with the label scheme {' or '.join(known)}, so --scheme cannot be "
-            f"{name}. Choose a scheme that fits, or another --layout."
+            f"Files in the layout {key} are always read with the label scheme {' or '.join(known)}, so --scheme "
+            f"cannot be {name}. Choose --scheme {' or '.join(known)}, or another --layout."
         )
     return label_scheme(name or known[0])
 

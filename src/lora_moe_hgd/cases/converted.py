@@ -1,4 +1,4 @@
-"""Content of a converted folder: the files of each case, the record of their source files, and the index."""
+"""Content of the target folder of a conversion: files of each case, record of their source files, and index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Target:
         root: Folder of the converted cases.
         key: Name of the target layout, one of `TARGETS`, such as `brats2023` or `nnunet`.
         scheme: Label scheme of the segmentations.
-        order: Sequences by ascending file or channel number, for `nnunet` and `decathlon`.
+        order: Sequences in the order of the file numbers (`nnunet`) or of the fourth axis (`decathlon`).
     """
 
     root: Path
@@ -113,7 +113,7 @@ class Record:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Map the name of each setting that all cases of the target share to the value of the setting."""
+        """Settings of the conversion, such as the layout. They are the same for all cases of the target."""
         target = self.target
         return {
             "source": str(self.source.resolve()),
@@ -156,10 +156,12 @@ class Record:
                 )
 
     def refuse_renamed(self, cases: Sequence[CaseFiles]) -> None:
-        """Raise if a case is recorded under another name. Earlier versions named cases in nested folders differently.
+        """Raise if the target contains one of `cases` under another name. It would then contain the case twice.
+
+        Earlier versions gave other names to cases in nested folders.
 
         Raises:
-            BadInputError: If a case has another name in the record, so that the target would contain the case twice.
+            BadInputError: If the record contains the source files of a case under another name.
         """
         gone = set(self.cases) - {case.case_id for case in cases}
         known = {json.dumps(self.cases[name]["sources"]): name for name in gone}
@@ -216,7 +218,7 @@ class Record:
         return len(there) == len(files)
 
     def add(self, case: CaseFiles, made: dict[str, Any]) -> None:
-        """Record the entry of a case before its files are written."""
+        """Add the entry of a case, and write the record. Call this function before writing the files of the case."""
         self.cases[case.case_id] = made
         self.target.root.mkdir(parents=True, exist_ok=True)
         with replacing(self.target.root / RECORD) as scratch:

@@ -30,8 +30,9 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: T
     Args:
         path: Folder of the case, file with four axes, or shared start of the paths of numbered files, such as
             `imagesTr/case_7`.
-        channel_order: Sequences by ascending file or channel number, for numbered files and 4-D files.
-        task: Task whose words identify the sequences in file names.
+        channel_order: Sequences in the order of the file numbers, or of the fourth axis. Only for numbered files and
+            4-D files.
+        task: Task that defines the sequences, and the words by which file names are recognised.
 
     Raises:
         BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or
@@ -98,7 +99,8 @@ def survey(
     """Return every case below `root`, and an error for each folder whose files cannot be identified.
 
     The name of a case is its path relative to `root`, joined by `_` and without a last folder `anat`:
-    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. Cases that share a folder are named after their files instead.
+    `sub-01/ses-01/anat` becomes `sub-01_ses-01`. If one folder contains several cases with numbered sequences, each
+    case has the name of its file without extension and number instead.
 
     Raises:
         BadInputError: If `root` contains no case, or if `channel_order` has no effect on any case.
@@ -155,7 +157,7 @@ def _refuse_idle_order(path: Path, channel_order: Sequence[str] | None) -> None:
 
 
 def name_of_place(root: Path, place: Path | str) -> str:
-    """Name in tables for a folder or file that is not recognised as a case: the name that a case there would have."""
+    """Name, in tables, of a folder or file that is not recognised as a case. A case there would have this name."""
     path = Path(place)
     if path.is_dir() and path.is_relative_to(root):
         return _case_id(root, path)
@@ -197,7 +199,10 @@ def _unique(
 def _together(
     root: Path, cases: Sequence[CaseFiles], findings: Sequence[Finding], task: Task
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Find patients with one folder per sequence. Remove these one-sequence cases, and return an error per patient.
+    """Find patients with one folder per sequence. Each of these folders was found as a case with one sequence.
+
+    Returns:
+        `cases` without these one-sequence cases, and `findings` with one more error for each of the patients.
 
     The Erasmus Glioma Database has one folder per sequence: `1_T1/NIFTI/T1.nii.gz` and `2_T1GD/NIFTI/T1GD.nii.gz`.
     """
@@ -256,8 +261,8 @@ def _folders(folder: Path, deepest: int, seen: set[Path], task: Task) -> Iterato
 def _seems_a_case(folder: _Folder, places: Sequence[Path], root: Path) -> bool:
     """Whether a folder without recognised sequences is probably a case with unknown file names.
 
-    The result is true if the parent folder also contains a case. The result is also true if the folder contains a file
-    that cannot be identified and either there is a case at the same depth below `root`, or `root` contains no case.
+    A folder next to a case is probably a case, except in BIDS. A folder that contains a file that cannot be identified
+    is probably a case if a case is at the same depth below `root`, or if `root` contains no case at all.
     """
     if not places:
         return not folder.is_clear

@@ -245,7 +245,10 @@ def read_names(files: Sequence[Path], task: Task = BRAIN_TUMOUR) -> NamedFiles:
 
 
 def _are_of_one_case(matches: Sequence[Match]) -> bool:
-    """Whether the files belong to one case. `*` must match the same text in all names, and no sequence."""
+    """Whether all files that fit a naming convention belong to one case.
+
+    The `*` of the patterns must match the same text in all names, and this text must not be the name of a sequence.
+    """
     roles, begins = {match.role for match in matches}, {match.begin for match in matches}
     if not roles & set(MODALITIES) or len(begins) > 1:
         return False
@@ -299,7 +302,7 @@ def _sorted_by_role(roles: Mapping[Path, str | None], sequences: Sequence[str] =
 
 
 def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
-    """Files of each sequence that are in a format that this package does not read as a case, such as MetaImage."""
+    """Map each sequence to its files in formats that must be converted first, such as MetaImage."""
     found: dict[str, list[Path]] = {}
     for file in files:
         role = role_in(task, stem_of(file, OTHER_FORMATS) or "")
@@ -366,7 +369,11 @@ def name_files(folder: Path, content: Sequence[Path], task: Task = BRAIN_TUMOUR)
 
 
 def _cases_in(files: Sequence[Path]) -> list[str]:
-    """Sorted names of patients and sessions. Only BIDS names and conventions with a prefix, such as TCGA, count."""
+    """Names of the patients and sessions in the file names, sorted.
+
+    Only BIDS names, and names with the prefix of a convention, such as `TCGA-`, identify a patient with certainty.
+    Other file names add no patient to the result.
+    """
     found = set()
     for file in files:
         bids = BIDS_CASE.match(file.name)

@@ -53,7 +53,7 @@ class ReadVolume:
 
 @dataclass(frozen=True)
 class _Content:
-    """Content of a file: an array with any number of axes, and its geometry. Array files have no header."""
+    """Content of a file: an array with any number of axes, and its geometry. `header` is `None` for a `.npy` file."""
 
     array: np.ndarray
     affine: np.ndarray
@@ -68,7 +68,9 @@ class _Content:
 
 
 def read_image(path: Path, *, npy_spacing_mm: float = 1.0) -> ReadVolume:
-    """Read one 3-D volume as float32 with nibabel's affine. Trailing axes of length one are dropped.
+    """Read one 3-D volume as float32, with the affine that nibabel computes from the header.
+
+    Trailing axes of length one are dropped.
 
     A `.npy` array has no geometry, so the array is assumed to be in RAS order, with cubic voxels of edge
     `npy_spacing_mm`.
@@ -185,7 +187,10 @@ def _read_header(path: Path, file: BinaryIO) -> nib.Nifti1Header:
 
 
 def _read_voxels(path: Path, file: BinaryIO, most_bytes: int) -> _Content:
-    """Read the header and the voxels of an open file. `most_bytes` is an upper limit of its decompressed size."""
+    """Read the header and the voxels of an open file.
+
+    The decompressed file has at most `most_bytes` bytes. If the header announces more, the file is refused.
+    """
     header = _read_header(path, file)
     findings = header_findings(header, path)
     check_header(path, header)

@@ -26,8 +26,8 @@ class CaseReading:
 
     Attributes:
         case: Files of the case.
-        settled: Result of the rules of `case_rules`: the arrays, grid and findings that the image processor needs.
-            Findings in `settled` name sequences, not files.
+        settled: The checked and resampled case from `case_rules.settle`, as the image processor needs it. Its findings
+            name sequences, not files.
         images: Each usable sequence, float32, zero outside the brain, all on one grid, in channel order.
         findings: Errors and warnings, each with the file that it concerns.
     """
@@ -39,7 +39,7 @@ class CaseReading:
 
     @property
     def reference(self) -> str:
-        """Name of the sequence whose grid all volumes of the case have."""
+        """Name of the reference sequence. All other volumes of the case were resampled to its grid."""
         return self.settled.reference
 
     @property
@@ -88,8 +88,9 @@ def read_case(
 
     Args:
         case: Files of the case.
-        labels: Whether to read the label map, which must then exist.
-        reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
+        labels: Whether to read the label map. If it is read, a missing label map is an error in the `findings`.
+        reference: Sequence to whose grid all other sequences are resampled. `None` means the first usable sequence
+            whose source states an affine, or the first usable sequence if no source states an affine.
         not_finite: `warning` or `error`, the level of the finding about NaN and infinite voxels, which are set to
             zero.
         allow_skull: Accept heads with their skull.
@@ -122,15 +123,16 @@ def read_case(
 
 
 def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOUR) -> np.ndarray:
-    """Read the regions of the ground truth on the grid of an image of the case, `(R, D, H, W)` bool.
+    """Read the ground truth, resample it to the grid of `image`, and return its regions, `(R, D, H, W)` bool.
 
     Args:
         case: Files of the case, which must have a label map.
-        image: A sequence of the case after applying the rules of `case_rules`, as in `CaseReading.images`.
+        image: Image of one sequence of the case, from `CaseReading.images`.
         task: Task that defines the names of the regions.
 
     Raises:
-        BadInputError: If the label map is missing, cannot be read or does not fit the image.
+        BadInputError: If the label map is missing, cannot be read, has invalid labels, or cannot be resampled to the
+            grid of the image.
     """
     path = case.labelled()
     settled = settle(
@@ -146,7 +148,7 @@ def read_truth(case: CaseFiles, image: nib.Nifti1Image, task: Task = BRAIN_TUMOU
 
 
 def read_volumes(case: CaseFiles) -> dict[str, Volume]:
-    """Read the sequences of a case as they are stored. Only the rules for files (`volume_rules`) apply.
+    """Read the sequences of a case as they are stored: checked by `volume_rules`, but not changed by `case_rules`.
 
     Raises:
         BadInputError: If a file cannot be read.
@@ -172,7 +174,8 @@ def read_sources(
     Args:
         sources: Dict from the name of each sequence to its path, nibabel image, MONAI `MetaTensor`, array or tensor
             `(D, H, W)`. Arrays and tensors without an affine are assumed to be in RAS order with voxels of 1 mm.
-        reference: Sequence to whose grid all other sequences are resampled. `None` means the first readable sequence.
+        reference: Sequence to whose grid all other sequences are resampled. `None` means the first usable sequence
+            whose source states an affine, or the first usable sequence if no source states an affine.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         task: Task that defines the sequences and regions.
@@ -199,14 +202,14 @@ def read_sources(
 
 
 def _image_of(source: Any, volume: Volume) -> nib.Nifti1Image:
-    """Convert the volume to an image, with the geometry of the source's header if there is one."""
+    """Convert the volume to an image. If `source` is a NIfTI image, the result has the geometry of its header."""
     if isinstance(source, nib.Nifti1Image):
         return image_like(volume.array, like=source)
     return nib.Nifti1Image(volume.array, volume.affine)
 
 
 def _images(settled: SettledCase, sources: Mapping[str, nib.Nifti1Image]) -> dict[str, nib.Nifti1Image]:
-    """Each usable sequence as an image on the common grid, with the header of the reference."""
+    """Convert each usable sequence to an image with the grid and the header of the reference sequence."""
     if not settled.arrays:
         return {}
     like = sources[settled.reference]

@@ -66,8 +66,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences by ascending file or channel number, for numbered files and 4-D files, such as "
-        "flair,t1,t1c,t2",
+        help="sequences in the order of the file numbers, or of the fourth axis of 4-D files, such as flair,t1,t1c,t2",
     )
     parser.add_argument(
         "--reference",

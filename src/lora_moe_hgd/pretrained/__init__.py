@@ -18,8 +18,8 @@ _FOLDER = Path(__file__).parent
 def shipped_names() -> list[str]:
     """Names of the shipped networks and adapters, in alphabetical order.
 
-    The list is fixed, because the folder may also contain checkpoints of the user, which are not shipped. The wheel
-    contains exactly the checkpoints in this list (`package-data` in `pyproject.toml`).
+    The names are part of the code and are not read from the folder, because the folder may also contain checkpoints of
+    the user. The wheel contains exactly the checkpoints in this list (`package-data` in `pyproject.toml`).
     """
     return ["glioma", "tiny"]
 
