@@ -44,7 +44,7 @@ def segment(
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: For an adapter: folder or Hub id of its base. `None` means the base that `adapter_config.json` names.
         label_scheme: Label scheme of the result. `input` means the scheme of the case, `None` that of the checkpoint.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.

@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences of the source by ascending file or channel number, for numbered files and 4-D files",
+        help="in the source: sequence of each channel of a 4-D file, or of each numbered file, in ascending order",
     )
     parser.add_argument(
         "--target-order",

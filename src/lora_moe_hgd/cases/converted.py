@@ -33,7 +33,7 @@ class Target:
         root: Folder of the converted cases.
         key: Name of the target layout, one of `TARGETS`, such as `brats2023` or `nnunet`.
         scheme: Label scheme of the segmentations.
-        order: Sequences by ascending file or channel number, for `nnunet` and `decathlon`.
+        order: For `nnunet` and `decathlon`: sequence of each numbered file or channel, in ascending order.
     """
 
     root: Path

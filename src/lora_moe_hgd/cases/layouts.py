@@ -30,7 +30,7 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: T
     Args:
         path: Folder of the case, file with four axes, or shared start of the paths of numbered files, such as
             `imagesTr/case_7`.
-        channel_order: Sequences by ascending file or channel number, for numbered files and 4-D files.
+        channel_order: Sequence of each channel of a 4-D file, or of each numbered file, in ascending order.
         task: Task whose words identify the sequences in file names.
 
     Raises:
