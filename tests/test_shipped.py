@@ -69,7 +69,7 @@ def test_saving_never_deletes_the_ground_truth_of_another_case(tmp_path: Path) -
     (tmp_path / "case/seg.nii.gz").write_bytes(b"truth")
     empty = np.zeros((3, 2, 2, 2))
     found = lmh.Segmentation(None, None, empty, empty, None, {}, {}, [], {}, {}, None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="folder of a case with its label map"):
+    with pytest.raises(ValueError, match="folder of a case, whose label map would be overwritten"):
         found.save(tmp_path / "case")
     assert (tmp_path / "case/seg.nii.gz").read_bytes() == b"truth"
 

@@ -113,6 +113,6 @@ def test_it_is_refused_before_the_output_folder_is_made(dummy_root: Path, tmp_pa
         shutil.copytree(dummy_root / name, tmp_path / "data" / name)
         (tmp_path / "data" / name / "FLAIR.nii.gz").unlink()
     options = ["--data", str(tmp_path / "data"), "--phantoms", "0", "--val-phantoms", "null", "--subsets", "[flair]"]
-    with pytest.raises(ValueError, match=r"all sequences of the subset flair .*case_00\d has t1\+t1c\+t2\."):
+    with pytest.raises(ValueError, match=r"all sequences of the subset flair .*case_00\d has t1\+t1c\+t2\)\."):
         small_run(tmp_path / "run", tmp_path / "cache", *options)
     assert not (tmp_path / "run").exists()

@@ -111,7 +111,7 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     """Add `--base`, the base network of an adapter."""
     parser.add_argument(
         "--base",
-        help="folder or Hub id of an adapter's base network (default: the base that adapter_config.json names)",
+        help="for an adapter: folder or Hub id of its base (default: the base that adapter_config.json names)",
     )
 
 

@@ -1,7 +1,8 @@
 """Load checkpoints by name.
 
 A checkpoint is either a complete network or a PEFT adapter of a network. The name of a checkpoint is a shipped name, a
-folder, or a Hub id. The folder `X` may also be called `X.pt`. A Hub id may end with `@` and a branch, tag or commit.
+folder, or a Hub id. If there is no file `X.pt`, the name `X.pt` means the folder `X`. A Hub id may end with `@` and a
+branch, tag or commit.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def find_base(folder: Path, base: str | Path | None = None) -> Path:
 
     Args:
         folder: Folder of the adapter.
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: Folder or Hub id of the adapter's base. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the base is not found, or is not the network on which the adapter was trained.
@@ -225,7 +226,7 @@ def _called(base: str) -> str:
 
 
 def base_reference(name: str | Path, *, adapter: Path) -> str:
-    """Name of a base for the configuration of an adapter that other computers will load.
+    """Name of a base to write into `adapter_config.json`, so that other computers find the base.
 
     Args:
         name: Name of the base.
@@ -250,7 +251,7 @@ def shipped_name(folder: Path) -> str | None:
 
 
 def base_name(name: str | Path) -> str:
-    """Name of a base that holds in every working directory: a Hub id stays unchanged, a folder becomes a full path."""
+    """Name of a base that is valid in every working directory: a Hub id as it is, or the full path of a folder."""
     folder = local_folder(name)
     return str(name) if folder is None else str(folder.resolve())
 
@@ -308,7 +309,7 @@ def _require_device(name: str) -> None:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers for the loading of weights. Downloads still show a bar."""
+    """Hide the progress bars that transformers shows while it loads weights. Downloads still show a bar."""
     before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     try:
         yield
@@ -324,7 +325,7 @@ def load_checkpoint(
     Args:
         name: Network or adapter: name of a shipped checkpoint, folder, or Hub id with or without `@` and a revision.
         device: Device of the network.
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: For an adapter: folder or Hub id of its base. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found or is a pickle file, or if an adapter was trained on another base.

@@ -1,4 +1,7 @@
-"""Model card of an adapter, for the folder of its run and for the Hub. Cards of complete networks also use `CARD`."""
+"""Model card of an adapter, for the folder of its run and for the Hub.
+
+`CARD` is the template of this card, and of the cards of complete networks.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ TUMOUR_TAG = "brain-tumor"
 SCORE = "validation_score"
 
 TRAINED = {
-    COMPOSABLE_PRESET: "Only LoRA on attention and experts was trained. Adapters of this kind can be combined.",
-    "lora+decoder": "Attention and experts were trained with LoRA, and stem, routers and decoder with all their "
-    "weights.",
+    COMPOSABLE_PRESET: "It consists of LoRA matrices for attention and experts. Such adapters can be combined with "
+    "each other.",
+    "lora+decoder": "It consists of LoRA matrices for attention and experts, and of new weights for stem, routers "
+    "and decoder.",
 }
 
 FROM_THE_HUB = """```python
@@ -42,7 +46,7 @@ CARD = """# {name}
 
 {use}
 
-Images must be skull-stripped and co-registered{as_where}. Leave out missing sequences.
+Images must be skull-stripped and co-registered{as_where}. If a sequence is missing, leave it out of the input.
 
 ## Intended use
 
@@ -89,7 +93,7 @@ TUMOUR = {
 
 
 def about_task(task: Task) -> dict[str, str]:
-    """Parts of `CARD` that depend on the task: regions, sequences, and the consequences of missing sequences."""
+    """Texts for the template `CARD` about the task: regions, sequences, and the consequences of missing sequences."""
     if task.is_brain_tumour:
         return TUMOUR
     regions = ", ".join(map(shown, task.regions))
@@ -106,7 +110,10 @@ def about_task(task: Task) -> dict[str, str]:
 
 
 def about_release(license: str | None, cost: str | None) -> dict[str, str]:
-    """Sections of `CARD` on cost and licence. A section is empty if its argument is `None`."""
+    """Sections on cost and licence for the template `CARD`.
+
+    If `cost` is `None`, the section on cost is empty. If `license` is `None`, the section on the licence is empty.
+    """
     return {
         "cost": COST.format(cost=cost.strip()) if cost else "",
         "licence": LICENCE.format(license=license) if license else "",
@@ -133,7 +140,7 @@ def adapter_card(
 
     Args:
         name: Hub id of the adapter, or a title for an adapter on this machine.
-        base: Hub id or folder of the adapted network. The card shows only the last part of a folder's path.
+        base: Hub id, shipped name or folder of the adapted network. If it is a folder, the card shows only its name.
         preset: Name of the adapter's preset, see the module `presets`.
         training_data: Paragraph on the training data.
         scores: Paragraph on the scores.
@@ -167,13 +174,13 @@ def adapter_card(
 
 
 def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Task = BRAIN_TUMOUR) -> None:
-    """Replace PEFT's empty card in the adapter's `folder` by a card that shows the validation score of the run."""
+    """Write a card with the run's validation score to the adapter's `folder`, in place of the empty card of PEFT."""
     card = adapter_card(
         "Adapter for lora-moe-hgd",
         base=base,
         preset=preset,
         training_data="The training cases that `split.csv` of the run lists.",
-        scores=f"Validation score over the validation cases, subsets of sequences and regions of the run: {score}.",
+        scores=f"Validation score of the run: {score}, over validation cases, subsets of sequences, and regions.",
         task=task,
     )
     card.data[SCORE] = score
@@ -181,6 +188,6 @@ def write_run_card(folder: Path, *, base: str, preset: str, score: str, task: Ta
 
 
 def validation_score(folder: Path) -> str:
-    """Read the validation score from the card in the adapter's `folder`; an empty string without a score."""
+    """Read the validation score from the card in the adapter's `folder`. If there is none, return an empty string."""
     path = folder / "README.md"
     return str(ModelCard.load(path, ignore_metadata_errors=True).data.get(SCORE) or "") if path.is_file() else ""

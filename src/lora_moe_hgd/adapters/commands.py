@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_device(comparing)
     add_quiet(comparing)
     comparing.add_argument(
-        "base", metavar="BASE", help="shipped name, folder or Hub id of the checkpoint to compare with"
+        "base",
+        metavar="BASE",
+        help="shipped name, folder or Hub id of the checkpoint with which the others are compared",
     )
     comparing.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="shipped name, folder or Hub id of a network or an adapter"
@@ -115,7 +117,7 @@ def compare_adapters(
 ) -> tuple[str, int]:
     """Evaluate all checkpoints, and compare all later checkpoints with the first.
 
-    Each evaluation has its own folder below `out`. An evaluation that was stopped is continued.
+    Each evaluation has its own folder below `out`. If an evaluation was stopped, a new call continues it.
 
     Args:
         names: Shipped name, folder or Hub id of each checkpoint.
@@ -125,8 +127,7 @@ def compare_adapters(
         quiet: Print only warnings and errors.
 
     Returns:
-        Text of the comparison, and the number of cases that failed. A case that fails with two checkpoints counts
-        twice.
+        Text of the comparison, and the number of cases that could not be scored, added up over the checkpoints.
 
     Raises:
         ValueError: If a checkpoint or the data cannot be used. A missing checkpoint raises the error before the first
@@ -166,6 +167,9 @@ def _option(name: str, value: str | None) -> str:
 
 
 def _short(name: str) -> str:
-    """Short name of a checkpoint: `site_a` for `runs/site_a/best/adapter`."""
+    """Short name of a checkpoint, such as `site_a` for `runs/site_a/best/adapter`.
+
+    The short name is the last part of the path that is not `best`, `last` or `adapter`.
+    """
     parts = [part for part in Path(name.partition("@")[0]).parts if part not in ("/", "best", "last", "adapter")]
     return parts[-1] if parts else "checkpoint"

@@ -1,8 +1,8 @@
 """Two presets of LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) for PEFT.
 
 Adapters of the preset `lora` can be combined with each other. The preset `lora+decoder` also trains all weights of
-stem, routers and decoder. With few training cases, `lora+decoder` segments better, but its adapters cannot be
-combined.
+stem, routers and decoder. With few training cases, `lora+decoder` segments better than `lora`, but its adapters
+cannot be combined.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def add_adapter(
         base: Name from which `network` was loaded. The name is saved with the adapter.
 
     Raises:
-        ValueError: If PEFT does not know an option, if `target_modules` matches no module, or if PEFT could not merge
-            the adapter of a matched module.
+        ValueError: If PEFT does not know an option, if `target_modules` matches no module, or if PEFT cannot merge an
+            adapter into a module that `target_modules` matches.
     """
     known = [option.name for option in dataclasses.fields(LoraConfig)]
     if unknown := sorted(set(options) - set(known)):

@@ -19,17 +19,18 @@ SETTINGS_OF_CODE = ("auto_map", "custom_pipelines")
 def save_adapter(
     network: PeftModel, folder: Path, *, processor: LoraMoeHgdImageProcessor, place: Path | None = None
 ) -> None:
-    """Save an adapter with all information that another computer needs to load it over its base.
+    """Save an adapter with all information that another computer needs to load it together with its base.
 
-    PEFT writes the adapter. The settings of the network and of the image processor are added, so that `AutoModel` and
-    `pipeline` can load the folder. `adapter_config.json` records the base by its name and by the digest of the base's
-    weights. A base that is neither shipped nor on the Hub is recorded by its path relative to the adapter's folder.
+    PEFT writes the adapter. The folder also gets the settings of the network and of the image processor, so that
+    `AutoModel` and `pipeline` can load the folder. `adapter_config.json` records the base by its name and by the
+    digest of its weights. A base that is neither shipped nor on the Hub is recorded by its path relative to the
+    adapter's folder.
 
     Args:
         network: Network with one adapter, as `add_adapter` or `get_peft_model` returned it.
         folder: Folder for the adapter.
         processor: Image processor that the adapter was trained with.
-        place: Final path of `folder`, if the folder will be moved.
+        place: Path to which the caller will move `folder`. `None` means that `folder` stays where it is.
 
     Raises:
         ValueError: If the base cannot be found.
@@ -53,7 +54,8 @@ def save_adapter(
 def record_base(folder: Path, base: str, *, place: Path) -> None:
     """Write the name and the weights' digest of `base` into the `adapter_config.json` in `folder`.
 
-    `place` is the final path of the adapter. The path of a base on this machine is recorded relative to `place`.
+    `place` is the path to which the caller will move `folder`, or `folder` itself. If the base is a folder on this
+    machine, `adapter_config.json` gets the path of the base relative to `place`.
     """
     path = folder / "adapter_config.json"
     config = read_settings(path)

@@ -1,8 +1,8 @@
 """Load several adapters of one network, switch between them, disable them, combine them and merge them.
 
 This module avoids two defects of PEFT and transformers. PEFT makes frozen adapters trainable when it switches
-adapters. If adapters are disabled and then enabled again with `enable_adapters`, transformers does not restore the
-modules of which an adapter trained all weights.
+adapters. If adapters are disabled and then enabled again with `enable_adapters` of transformers, the modules of which
+an adapter trained all weights keep the weights of the base.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load_adapters(base: str | Path | Adapted, adapters: Mapping[str, str | Path]
         >>> load_adapters("tiny", {"site.a": "runs/a/best/adapter"})
         Traceback (most recent call last):
         ...
-        ValueError: The adapter name 'site.a' is empty, has a dot or is an attribute of torch modules. Choose another.
+        ValueError: The adapter name 'site.a' is empty, has a dot or is reserved by torch modules. Choose another name.
     """
     if not adapters:
         raise ValueError("`adapters` is empty. Give at least one adapter.")
@@ -107,8 +107,8 @@ def _frozen_config(folder: Path) -> PeftConfig:
 def using_adapter(model: Adapted, name: str) -> Iterator[None]:
     """Use the adapter `name` inside the `with` block.
 
-    After the block, also after an exception, the earlier adapter is active again. The block does not change
-    which parameters are trainable.
+    After the block, also after an exception, the adapter that was active before is active again. The block does not
+    change which parameters are trainable.
 
     Raises:
         ValueError: If `model` has no such adapter.
@@ -123,10 +123,11 @@ def using_adapter(model: Adapted, name: str) -> Iterator[None]:
 def adapter_disabled(model: Adapted) -> Iterator[None]:
     """Use the base without adapters inside the `with` block.
 
-    After the block, also after an exception, the earlier adapter is active again.
+    After the block, also after an exception, the adapter that was active before is active again.
 
     Raises:
-        ValueError: If `model` has no adapter, or if an adapter trained biases, which replaced the base's biases.
+        ValueError: If `model` has no adapter, or if an adapter trained biases. Such an adapter cannot be disabled,
+            because its biases replaced those of the base.
     """
     with _put_back(model) as layers:
         for name in model.peft_config:
@@ -184,7 +185,7 @@ def merge_adapter(
     Args:
         name: Folder or Hub id of the adapter.
         scale: Strength of the adapter, from 0 (the base alone) to 1 (the full adapter).
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: Folder or Hub id of the adapter's base. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If `name` is not an adapter, if its base cannot be found, or if `scale` is not between 0 and 1.
@@ -225,7 +226,7 @@ def _adapted_layers(model: nn.Module) -> list[BaseTunerLayer | ModulesToSaveWrap
 
 @contextmanager
 def _put_back(model: Adapted) -> Iterator[list[BaseTunerLayer | ModulesToSaveWrapper]]:
-    """Yield the layers that have adapters. After the `with` block, the earlier adapters are active again."""
+    """Yield the layers that have adapters. After the `with` block, the previously active adapters are active again."""
     layers = _adapted_layers(model)
     if not layers:
         raise ValueError("`model` has no adapter. Load an adapter with `load_adapters`.")
@@ -268,7 +269,7 @@ def _activate(model: Adapted, name: str) -> None:
 def _check_name(name: str, taken: set[str]) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"The adapter name '{name}' is empty, has a dot or is an attribute of torch modules. Choose another."
+            f"The adapter name '{name}' is empty, has a dot or is reserved by torch modules. Choose another name."
         )
     if name in taken:
         raise ValueError(
@@ -310,7 +311,10 @@ def _name_of(base: str | Path | Adapted) -> str:
 
 
 def _check_base(folder: Path, given: str) -> None:
-    """Check that the adapter in `folder` was trained on the base `given`. Compare weights if possible, else names.
+    """Check that the adapter in `folder` was trained on the base `given`.
+
+    If the adapter records the digest of its base, and `given` is on this machine, the digests of the weights are
+    compared. Otherwise, the names are compared.
 
     Raises:
         ValueError: If the adapter was trained on another base.

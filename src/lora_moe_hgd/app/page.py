@@ -43,7 +43,7 @@ class AppOptions:
 
     Attributes:
         checkpoint: Checkpoint that is selected when the page opens.
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: For an adapter: folder or Hub id of its base. `None` means the base that `adapter_config.json` names.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         max_upload_mb: Largest total size of the files of a case, in megabytes.
     """

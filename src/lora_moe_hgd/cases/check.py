@@ -164,8 +164,7 @@ def check_cohort(
         labels: Whether to read the segmentation of each case. If it is read, a missing segmentation is an error.
         label_scheme: Label scheme, the meaning of each value in the segmentations. `None` means the scheme that the
             file names imply.
-        channel_order: Sequences in the order of the file numbers, or of the fourth axis. Only for numbered files and
-            4-D files.
+        channel_order: Sequence of each channel of a 4-D file, or of each numbered file, in ascending order.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
         num_workers: Number of worker processes that read cases. With 0 or 1, the current process reads the cases.
@@ -208,7 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of the file numbers, or of the fourth axis of 4-D files, such as flair,t1,t1c,t2",
+        help="sequence of each channel of a 4-D file, or of each numbered file, in ascending order, such as "
+        "flair,t1,t1c,t2",
     )
     add_task(parser)
     add_allowances(parser)

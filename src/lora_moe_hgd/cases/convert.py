@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences of the source in the order of the file numbers, or of the fourth axis of 4-D files",
+        help="in the source: sequence of each channel of a 4-D file, or of each numbered file, in ascending order",
     )
     parser.add_argument(
         "--target-order",

@@ -33,7 +33,7 @@ class Target:
         root: Folder of the converted cases.
         key: Name of the target layout, one of `TARGETS`, such as `brats2023` or `nnunet`.
         scheme: Label scheme of the segmentations.
-        order: Sequences in the order of the file numbers (`nnunet`) or of the fourth axis (`decathlon`).
+        order: For `nnunet` and `decathlon`: sequence of each numbered file or channel, in ascending order.
     """
 
     root: Path

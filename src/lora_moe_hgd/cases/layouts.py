@@ -30,9 +30,8 @@ def find_case(path: Path, *, channel_order: Sequence[str] | None = None, task: T
     Args:
         path: Folder of the case, file with four axes, or shared start of the paths of numbered files, such as
             `imagesTr/case_7`.
-        channel_order: Sequences in the order of the file numbers, or of the fourth axis. Only for numbered files and
-            4-D files.
-        task: Task that defines the sequences, and the words by which file names are recognised.
+        channel_order: Sequence of each channel of a 4-D file, or of each numbered file, in ascending order.
+        task: Task whose words identify the sequences in file names.
 
     Raises:
         BadInputError: If no sequence is found, if a file cannot be identified, if two files are the same sequence, or

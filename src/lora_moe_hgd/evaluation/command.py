@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mirror",
         action="store_true",
-        help="average the probabilities of each case and of its mirror image; takes twice as long",
+        help="average the results of each case and of its left-right mirror image; takes twice as long",
     )
     add_bf16(parser)
     parser.add_argument(

@@ -38,7 +38,7 @@ class Rules:
     """Rules for reading, segmenting and scoring cases.
 
     Attributes:
-        mirror: Average the probabilities of the case and of its left-right mirror image.
+        mirror: Average the logits of the case and of its left-right mirror image.
         bf16: Compute the network in bfloat16.
         convention: Key of `metrics.CONVENTIONS`, which defines the scores of empty regions.
         lesions: Key of `lesions.LESION_RULES`, which defines the lesion-wise scores.

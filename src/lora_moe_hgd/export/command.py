@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export a checkpoint. An adapter is merged into its base first."""
+    """Export a checkpoint. An adapter is merged into its base before the export."""
     args = build_parser().parse_args(argv)
     difference = export(args.checkpoint, args.out_path, form=args.format)
     if not args.quiet:
@@ -120,7 +120,7 @@ def preprocessing(processor: LoraMoeHgdImageProcessor) -> dict[str, Any]:
 
 
 def _check_labels(processor: LoraMoeHgdImageProcessor) -> None:
-    """Refuse a label scheme with a label that `run.py` cannot write, because `run.py` writes one label per region.
+    """Check that the label scheme has only one label per region, because `run.py` can write no other labels.
 
     Raises:
         ValueError: If two regions overlap, neither is inside the other, and the overlap has a label of its own.

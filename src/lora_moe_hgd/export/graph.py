@@ -2,7 +2,8 @@
 
 The inputs are `pixel_values (B, M, D, H, W)` float32 and `modality_mask (B, M)` bool, for B cases and M sequences. The
 output is `logits (B, R, D, H, W)` float32, for R regions. B may be any number. D, H and W must be multiples of 16
-voxels, the length of one token, and at least 32 voxels: an axis of only one token would need another graph.
+voxels, the length of one token, and at least 32 voxels, because `torch.export` would need a second graph for an axis
+of one token.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def save_onnx(network: LoraMoeHgdForSegmentation, path: Path) -> Callable[[Tenso
 def check_graph(run: Callable[[Tensor, Tensor], Tensor], network: LoraMoeHgdForSegmentation) -> float:
     """Compare the logits of a saved graph with those of its network, for every subset of the sequences.
 
-    The absent channels of the graph's input contain NaN, so a graph that reads them does not pass.
+    In the graph's input, the channels of absent sequences are NaN, so a graph that reads such a channel does not pass.
 
     Returns:
         Largest absolute difference between the logits of the graph and those of the network.

@@ -62,7 +62,7 @@ def resample(volume, shape):
 
 
 def normalise(volume, shape, clip):
-    """Robust z-scores of the brain, resampled to the network's voxel size. Voxels outside the brain are zero."""
+    """Intensities of the brain as robust z-scores, at the network's voxel size. Voxels outside the brain are zero."""
     share = resample((volume != 0).astype(np.float32), shape)
     volume = np.where(share >= 0.5, resample(volume, shape) / np.maximum(share, 0.5), 0)
     median = np.percentile(volume[volume != 0], 50, method="lower")
@@ -93,7 +93,7 @@ def windowed(session, volume, mask, settings):
 
 
 def segment(images, session, settings):
-    """Label map on the grid of the first image."""
+    """Segment the images, and return the label map on the grid of the first image."""
     first = next(iter(images.values()))
     for name, image in images.items():
         apart = np.linalg.norm((image.affine - first.affine) @ [*first.shape, 1])

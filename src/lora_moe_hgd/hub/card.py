@@ -93,7 +93,10 @@ def make_card(
     adapter: tuple[str, str] | None = None,
     task: Task = BRAIN_TUMOUR,
 ) -> ModelCard:
-    """Make the card of a network. With `adapter`, the names of base and preset, make the card of an adapter."""
+    """Make the card of a network or of an adapter.
+
+    For an adapter, `adapter` contains the name of its base and the name of its preset. For a network, it is `None`.
+    """
     scores = _scores_text(evaluation)
     if adapter is not None:
         base, preset = adapter
@@ -124,7 +127,7 @@ def make_card(
 
 
 def add_scores(card: ModelCard, name: str, evaluation: Path | None, task: Task = BRAIN_TUMOUR) -> ModelCard:
-    """Replace the scores and pictures in the card's metadata by the results of an evaluation, and return the card."""
+    """Return the card with metadata that list the scores and pictures of `evaluation`, and no earlier ones."""
     if evaluation is None:
         return card
     data = ModelCardData(

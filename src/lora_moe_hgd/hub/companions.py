@@ -37,7 +37,7 @@ def write_wheel(folder: Path) -> Path:
     """Pack the installed package into a wheel, and return the path of the wheel.
 
     The package may be installed from a clone or from a wheel, and need not be on PyPI. Other files in the package's
-    folder, such as checkpoints of the user, are left out. Equal files give equal wheels, byte by byte.
+    folder, such as checkpoints of the user, are left out. The same files always give the same wheel, byte for byte.
 
     Raises:
         ValueError: If the installation does not record its files, or if files of the package are missing.
@@ -76,7 +76,7 @@ def write_wheel(folder: Path) -> Path:
 
 
 def _package_files(installed: Distribution) -> Iterator[Path]:
-    """Files of the package: those that the build rules of the clone name, or that the installed wheel records."""
+    """Files of the package, as listed by `pyproject.toml` in a clone, or by `RECORD` of an installed wheel."""
     setuptools = _build_rules()
     if setuptools is None:
         names = (PACKAGE.name, "lora_moe_hgd_cli.py")
@@ -89,7 +89,7 @@ def _package_files(installed: Distribution) -> Iterator[Path]:
 
 
 def _build_rules() -> dict[str, Any] | None:
-    """Section `tool.setuptools` of the clone that contains the package; `None` if the package is not in a clone."""
+    """Section `tool.setuptools` in `pyproject.toml` of the clone of the package; `None` if there is no clone."""
     path = PACKAGE.parents[1] / "pyproject.toml"
     # With `pip install --target`, the folder above may belong to another project.
     if PACKAGE.parent.name != "src" or not path.is_file():
@@ -139,7 +139,7 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
     Args:
         folder: Folder for the files of the Space.
         repo: Name of the repository. The repository must be public, because the Space downloads without a token.
-        revision: Branch of the checkpoint; `None` means `main`.
+        revision: Branch of the repository; `None` means `main`.
         commit: Commit of the repository from which the Space installs the wheel. If the commit differs from that of
             the last push, the Hub builds the Space again.
         wheel: File name of the wheel in the repository.
@@ -156,6 +156,6 @@ def write_space(folder: Path, *, repo: str, revision: str | None, commit: str, w
 
 
 def _with_checkpoint(text: str, repo: str, revision: str | None) -> str:
-    """Replace the name of the checkpoint in the text of a program by the name of the repository."""
+    """Set the variable `CHECKPOINT` in the text of a program to the name of the repository."""
     name = f"{repo}@{revision}" if revision else repo
     return text.replace(CHECKPOINT, f'CHECKPOINT = "{name}"')

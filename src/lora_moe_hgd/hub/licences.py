@@ -33,7 +33,9 @@ def licence_warning(folder: Path, license: str) -> str | None:
 
 
 def _known_licence(folder: Path) -> tuple[str, str] | None:
-    """Name and licence of a checkpoint or, if no licence is recorded, of the nearest one from which it was made.
+    """Name and licence of a checkpoint, or of a checkpoint from which it was made; `None` if no licence is known.
+
+    If the licence of a checkpoint is not recorded, the checkpoint from which it was made is looked up, and so on.
 
     `LICENCES` has the licences of shipped checkpoints. The card of a pulled checkpoint names its licence.
     """

@@ -66,8 +66,8 @@ def stage(
     If the task is brain tumour, the files include a notebook, and the wheel that the notebook installs.
 
     Raises:
-        ValueError: If the evaluation belongs to other weights, if `base` does not fit the checkpoint, or if an
-            adapter's base is only on this machine.
+        ValueError: If the evaluation belongs to other weights, if `base` is given for a complete network, if `base` is
+            not the base of the adapter, or if the adapter's base is only on this machine and `base` is `None`.
     """
     if evaluation is not None and read_scores(evaluation)["about"]["checkpoint"] != checkpoint_digest(folder):
         raise ValueError(
@@ -113,7 +113,7 @@ def stage(
 
 
 def _lacks_base(folder: Path, base: str | None) -> bool:
-    """Whether an adapter's base is only on this machine, and no Hub repository of the base is named."""
+    """Whether a Hub repository of the adapter's base must still be named, because the base is only on this machine."""
     return _is_local_base(adapter_base(folder)) and not (base or hub_id(adapter_base(folder)))
 
 
@@ -271,8 +271,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="ID",
-        help="also push a Space that serves the page of `lora-moe-hgd app` with this checkpoint (default name: as "
-        "--repo)",
+        help="also push a Space that serves the page of `lora-moe-hgd app` with this checkpoint (default ID: that "
+        "of --repo)",
     )
     parser.add_argument(
         "--collection",
@@ -382,7 +382,7 @@ def _check_name(option: str, name: str) -> None:
 
 
 def _write_space(staged: Path, into: Path, *, repo: str, revision: str | None, commit: str) -> None:
-    """Write the files of a Space for a staged repository into the folder `into`."""
+    """Write the files of a Space into the folder `into`. `staged` contains the files of the repository."""
     (wheel,) = staged.glob("*.whl")
     write_space(into, repo=repo, revision=revision, commit=commit, wheel=wheel.name)
 

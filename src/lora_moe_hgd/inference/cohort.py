@@ -52,8 +52,8 @@ def segment_cohort(
 ) -> CohortCounts:
     """Write the results of each case and a summary table. Return the numbers of segmented, skipped and failed cases.
 
-    Results are written to `out/CASE`, and the table to `out/summary.csv`. A case is skipped if its results exist and
-    were made from the same weights, options, code and files. Results are written atomically, so earlier results are
+    Results are written to `out/CASE`, and the table to `out/summary.csv`. A case is skipped if it has complete results
+    from the weights, options, code and files of this run. Results are written atomically, so earlier results are
     replaced only by complete results. If a case raises an exception, the exception is printed and the other cases are
     still segmented. Under `accelerate launch`, each process segments a part of the cases.
 
@@ -89,7 +89,7 @@ def segment_cohort(
             with replacing_folder(folder) as scratch:
                 segmenter.write(ready(), scratch)
         except Exception as error:
-            kept = " Results of an earlier run are kept." if folder.exists() else ""
+            kept = " The results of an earlier run are kept." if folder.exists() else ""
             failed[case.case_id] = f"{reason_of(error)}{kept}"
             tqdm.write(printable(f"failed: {case.case_id}: {failed[case.case_id]}"), file=sys.stderr)
     failed = dict(gather_object(list(failed.items())))
@@ -132,7 +132,7 @@ def _names(cases: Sequence[CaseFiles]) -> list[str]:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise if a folder of earlier results also contains other files, because replacing it would delete them."""
+    """Refuse a folder of earlier results that contains other files, because replacing the folder would delete them."""
     others = sorted({path.name for path in folder.glob("*")} - set(RESULT_FILES))
     if others:
         raise ValueError(
@@ -144,7 +144,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _rows(
     cases: Sequence[CaseFiles], bad: Sequence[Finding], failed: Mapping[str, str], out: Path, root: Path, task: Task
 ) -> list[dict[str, Any]]:
-    """Rows of the summary table, one for each case.
+    """Rows of the summary table: one for each case, and one for each folder that is not a case.
 
     The row of a segmented case also has `confidence`, the lowest confidence of its regions, for the index page.
     """

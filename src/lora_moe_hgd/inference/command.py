@@ -66,7 +66,8 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of the file numbers, or of the fourth axis of 4-D files, such as flair,t1,t1c,t2",
+        help="sequence of each channel of a 4-D file, or of each numbered file, in ascending order, such as "
+        "flair,t1,t1c,t2",
     )
     parser.add_argument(
         "--reference",
@@ -78,13 +79,15 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--mirror",
         action="store_true",
-        help="average over the case and its left-right mirror image; takes twice as long",
+        help="average the results of the case and of its left-right mirror image; takes twice as long",
     )
     add_bf16(parser)
     parser.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"
     )
-    parser.add_argument("--uncertainty", action="store_true", help="also write uncertainty.nii.gz: entropy in bits")
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="also write uncertainty.nii.gz, the entropy of each voxel in bits"
+    )
     parser.add_argument(
         "--html",
         action="store_true",

@@ -1,4 +1,4 @@
-"""HTML page of a case: a viewer for its slices and its report, in one file that any browser opens offline."""
+"""HTML page of a case: its report and a viewer for its slices, in one file that any browser opens offline."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ def write_case_page(
 ) -> None:
     """Write an HTML page with the report and all slices in three linked planes. The page works offline.
 
-    Regions are stored without loss. Grey values between the 0.1th and the 99.95th percentile of the brain are stored
-    in 254 levels, or in 126 or 62 levels if the page would otherwise be larger than about 8 MB.
+    Regions are stored without loss. Images are stored in 254 grey levels, or in 126 or 62 levels if the page would
+    otherwise be larger than about 8 MB. The levels range at least from the 0.1th to the 99.95th percentile of the
+    brain. Values below this range get the lowest level, and values above it the highest.
 
     Args:
         path: HTML file, written atomically.
@@ -68,7 +69,7 @@ def write_case_page(
         truth: Regions of the ground truth, `(R, D, H, W)` bool on the grid of the images.
         truth_note: File name of the ground truth, or the reason why the page shows no ground truth.
         probabilities: Probabilities of the regions in [0, 1], `(R, D, H, W)`.
-        uncertainty: Entropy in bits, `(D, H, W)`.
+        uncertainty: Entropy of each voxel in bits, `(D, H, W)`.
         picture: File with a picture of the result, for browsers that cannot show slices.
     """
     affine = next(iter(images.values())).affine
@@ -158,13 +159,13 @@ def _gzip_base64(content: bytes) -> str:
 
 
 def filled_page(template: str, *, script_file: str, unpacked_script: str = "", **parts: str) -> str:
-    """Fill a template of the folder `pages` with the common style and the template's script.
+    """Fill the placeholders of a template, and add the style sheet of all pages and the template's script.
 
     The page's Content-Security-Policy allows a browser to run only `script_file` and `unpacked_script`, and forbids
     all network access.
 
     Args:
-        template: File name of the template.
+        template: File name of the template in the folder `pages`.
         script_file: File name of the template's script.
         unpacked_script: Text of a script that the template's script unpacks and adds to the page.
         parts: HTML for each placeholder of the template. Text from a case or a user must be escaped.
@@ -185,8 +186,8 @@ def _hash(text: str) -> str:
 def packed(volume: np.ndarray) -> str:
     """Compress a `(W, H, D)` uint8 volume for the page.
 
-    In the uncompressed bytes, the first axis varies fastest. Each byte is a voxel minus the mean of its three
-    predecessors, one along each axis. Compressed images are then 10 to 20 % smaller.
+    Each byte to compress is a difference: a voxel minus the mean of its three predecessors, one along each axis.
+    Differences compress to 10 to 20 % fewer bytes than voxels. The first axis varies fastest.
     """
     before = np.zeros(volume.shape, np.uint16)
     before[1:] += volume[:-1]
@@ -246,7 +247,7 @@ def _cut(volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
 
 
 def _to_own_voxels(affine: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """Matrix `(4, 4)` that converts voxel indices of the RAS-ordered box to those of the case's own array."""
+    """Matrix `(4, 4)` from voxel indices in `box`, whose axes are in RAS order, to indices in the case's own array."""
     axes, flips = orientation(affine)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
@@ -269,7 +270,7 @@ def _nifti_header(shape: tuple[int, ...], affine: np.ndarray, *, slope: float) -
 
 
 def _regions(task: Task) -> list[dict[str, Any]]:
-    """Name and colour of each region. In the voxels of a label volume, the first region is the lowest bit."""
+    """Name and colour of each region. A voxel of a label volume has one bit per region, the lowest for the first."""
     return [{"name": name, "rgb": _rgb(colour)} for name, colour in colours_of(task).items()]
 
 

@@ -55,10 +55,10 @@ def make_report(
     """Make the content of `report.json`.
 
     `files` has the file name of each sequence that was used. `left_out` lists the names of image files that were not
-    used. Volumes are in millilitres, and spacing is in millimetres along the array's own axes. `confidence` is the
+    used. Volumes are in millilitres, and spacing is in millimetres along the axes of the result. `confidence` is the
     expected Dice of each region. `reference` is the sequence whose grid the result has. `interpolated` lists the
     sequences that were resampled to this grid. `made_from` is a fingerprint of weights, options, code and files.
-    `not_written` is an empty list, to which `not_at_the_cost_of_the_result` adds files that could not be made.
+    `not_written` is an empty list, to which `errors_as_warnings` adds the names of files that could not be made.
     """
     return {
         "case_id": case_id,
@@ -91,7 +91,8 @@ def make_report(
 def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
     """Headline above the warnings of a report.
 
-    The headline names the doubtful regions if each warning is about certain regions, and not every region is doubtful.
+    If every warning is about certain regions, and together they are not about all regions, the headline names the
+    regions. Otherwise, it says that the result is doubtful.
 
     Example:
         >>> warnings = ["ET: The expected Dice is only 0.52. An expert must correct this region before use."]
@@ -113,7 +114,7 @@ def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
 
 
 @contextmanager
-def not_at_the_cost_of_the_result(name: str, report: dict[str, Any]) -> Iterator[None]:
+def errors_as_warnings(name: str, report: dict[str, Any]) -> Iterator[None]:
     """Convert an error inside the `with` block, which writes one result file, to a warning in the report.
 
     Args:

@@ -32,7 +32,7 @@ from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 INPUT_SCHEME = "input"
 
 Case = CaseFiles | Mapping[str, Any]
-"""Files of a case, or a dictionary from sequence names to images, of which at least one is in memory."""
+"""Files of a case, or a dictionary from sequence names to images. At least one of these images is in memory."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class ResultOptions:
     Attributes:
         sequences: Use only these sequences. `None` means all available sequences.
         label_scheme: Label scheme, the meaning of each value in the label map. `None` means the checkpoint's scheme.
-            `input` means the scheme of the case's own label map, as implied by the file names.
+            `input` means the scheme that the file names imply for the case's own label map.
         reference: Sequence whose grid the result has. `None` means the first sequence of the case.
         strict: Refuse cases with warnings about their images.
         allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.
@@ -123,7 +123,7 @@ class ReadyCase:
         reading: Images of the case, and warnings about them.
         scheme: Label scheme of the result.
         inputs: Output of the image processor for the case.
-        made_from: Fingerprint of all inputs of the result; `None` for a case in memory.
+        made_from: Fingerprint of everything on which the result depends; `None` for a case in memory.
         seconds: Time that reading took, in seconds.
     """
 
@@ -142,7 +142,7 @@ class CaseSegmenter:
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.
         options: Options for reading a case and for writing its result.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
-        base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
+        base: For an adapter: folder or Hub id of its base. `None` means the base that `adapter_config.json` names.
 
     Raises:
         ValueError: If the checkpoint is not found, if an option does not fit the checkpoint's task, if the device
@@ -172,8 +172,8 @@ class CaseSegmenter:
     def fingerprint(self, case: CaseFiles) -> str | None:
         """Fingerprint of everything on which a result depends: weights, options, code, and the files that are used.
 
-        The fingerprint is `None` if a file cannot be read. No stored result has the fingerprint `None`, so the case is
-        read again, and reading reports the error.
+        The fingerprint is `None` if a file cannot be read. No stored result has the fingerprint `None`. So the case
+        is not skipped, and reading it reports the error.
         """
         wanted = self.options.sequences
         try:
@@ -184,7 +184,7 @@ class CaseSegmenter:
         return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
-        """Whether `folder` contains complete results that were made from the same weights, options, code and files."""
+        """Whether `folder` contains complete results whose fingerprint is the present `fingerprint` of the case."""
         try:
             report = read_json(folder / "report.json")
             made_from, not_written = report["made_from"], report["not_written"]

@@ -22,7 +22,7 @@ from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import save_overlay
 from ..scans.prepared import Prepared
 from .page import write_case_page
-from .report import not_at_the_cost_of_the_result, write_report
+from .report import errors_as_warnings, write_report
 from .uncertainty import voxel_entropy
 
 # Files that are written only for cases of raw images.
@@ -114,8 +114,9 @@ class Segmentation:
                 `on_all` needs a case that was made from raw images.
 
         Raises:
-            ValueError: If `on_all` is set for a case that was not made from raw images, if `folder` may be the folder
-                of a case with a ground truth, or if `folder` contains the results of a case with another name.
+            ValueError: If `on_all` is set for a case that was not made from raw images, if `folder` seems to be the
+                folder of a case, whose ground truth would be overwritten, or if `folder` contains results of a case
+                with another name.
             OSError: If a file cannot be written.
         """
         folder = Path(folder)
@@ -130,8 +131,8 @@ class Segmentation:
             others = sorted({path.name for path in folder.glob("[!.]*")} - set(RESULT_FILES))
             if others:
                 raise ValueError(
-                    f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case with its label "
-                    "map. Choose another folder."
+                    f"{folder} contains seg.nii.gz and {others[0]}, so it may be the folder of a case, whose label "
+                    "map would be overwritten. Choose another folder."
                 )
         refuse_other_case(folder / "report.json", self.report["case_id"])
         report = {**self.report, "warnings": list(self.warnings), "not_written": []}
@@ -150,7 +151,7 @@ class Segmentation:
                 own = self.scan.on_own_grid(name, self.regions, self.label_scheme)
                 save_image(folder / f"seg_on_{name}.nii.gz", own)
         if self.scan is not None and self.scan.headers and self.regions.any():
-            with not_at_the_cost_of_the_result("seg.dcm", report):
+            with errors_as_warnings("seg.dcm", report):
                 # Import it only here, because it needs the extra `scans`.
                 from ..scans.dicom_seg import write_dicom_seg
 
@@ -162,7 +163,7 @@ class Segmentation:
                     algorithm=report["checkpoint"],
                 )
         images = self.images if self.scan is None else self.scan.head_images()
-        with not_at_the_cost_of_the_result("overlay.png", report):
+        with errors_as_warnings("overlay.png", report):
             save_overlay(
                 folder / "overlay.png",
                 images,
@@ -173,7 +174,7 @@ class Segmentation:
                 task=self.task,
             )
         if html:
-            with not_at_the_cost_of_the_result("report.html", report):
+            with errors_as_warnings("report.html", report):
                 truth, note = self._truth()
                 write_case_page(
                     folder / "report.html",

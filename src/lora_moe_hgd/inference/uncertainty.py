@@ -10,8 +10,8 @@ from ..model.task import BRAIN_TUMOUR, Task
 def voxel_entropy(probabilities: np.ndarray, task: Task = BRAIN_TUMOUR) -> np.ndarray:
     """Entropy of the class probabilities of each voxel, in bits, `(D, H, W)`.
 
-    For brain tumours, the classes are background, oedema, non-enhancing core and ET. Two regions of which neither
-    contains the other are assumed to be statistically independent, given the regions that contain both.
+    For brain tumours, the classes are background, oedema, non-enhancing core and ET. If neither of two regions
+    contains the other, they are assumed to be statistically independent inside the regions that contain both.
 
     Args:
         probabilities: Probabilities of the regions, `(R, D, H, W)`. A region must not have a higher probability than a

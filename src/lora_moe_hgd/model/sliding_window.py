@@ -47,7 +47,7 @@ def sliding_window_logits(
         window: Edges of a window in voxels.
         overlap: Share of a window that overlaps with the next window, in [0, 1).
         batch_size: Number of windows per call of the model.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         progress: Show a progress bar.
 
     Returns:
