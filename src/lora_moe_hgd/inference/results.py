@@ -47,7 +47,7 @@ class ResultOptions:
         strict: Refuse cases with warnings about their images.
         allow_skull: Accept images with the skull.
         allow_partial: Accept volumes that show only a part of a brain.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16.
         probabilities: Also write `probabilities.nii.gz`.
         uncertainty: Also write `uncertainty.nii.gz`.

@@ -47,7 +47,7 @@ def find_in_box(
         network: Network in evaluation mode.
         processor: Image processor, which resamples the logits to the voxels of the case.
         inputs: Output of the processor for one case. Channels that `modality_mask` marks as absent are never read.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16.
         progress: Show a progress bar.
 

@@ -47,7 +47,7 @@ def sliding_window_logits(
         window: Edges of a window in voxels.
         overlap: Share of a window that overlaps with the next window, in [0, 1).
         batch_size: Number of windows per call of the model.
-        mirror: Average over the case and its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         progress: Show a progress bar.
 
     Returns:
@@ -108,7 +108,7 @@ def sliding_window_logits(
 
 
 def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Mean of the logits of a case and of its mirror image, whose logits are mirrored back first.
+    """Compute logits for a case and its left-right mirror image, mirror the second logits back, and return the mean.
 
     Args:
         logits_of: Function that computes the logits `(1, R, D, H, W)` of a complete case.
