@@ -128,7 +128,8 @@ def slab(*radii_mm: float, bone: bool) -> dict[str, np.ndarray]:
 def test_a_head_of_which_the_field_of_view_shows_11_cm_is_refused_and_a_large_brain_is_not() -> None:
     assert messages(settled(slab(72, 93, 100, bone=True)))[0].startswith("error: t2: 2.1 litres of tissue look like")
     assert messages(settled(slab(72, 93, 100, bone=False))) == [
-        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check both."
+        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check that the "
+        "image shows the complete brain and no skull."
     ]
 
 
@@ -142,13 +143,14 @@ def test_a_part_of_a_brain_is_refused_unless_allowed() -> None:
 def test_a_brain_that_the_field_of_view_cuts_is_warned_of() -> None:
     cut = settle({"t2": Volume(brain()[:, :, 12:].copy(), AFFINE)})
     assert messages(cut) == [
-        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check both."
+        "warning: t2: The field of view cuts off a part of the brain, or the skull was not removed. Check that the "
+        "image shows the complete brain and no skull."
     ]
 
 
 def test_brains_at_different_places_and_copies_are_warned_of() -> None:
     moved = settled({"t1": brain(), "t2": brain(1, shift=0.25)})
-    assert "The brains in t1 and t2 overlap by only" in messages(moved)[0]
+    assert "The brains in t1 and t2 share only" in messages(moved)[0]
     assert "t2: The volume has exactly the same voxels as t1" in messages(settled({"t1": brain(), "t2": brain()}))[0]
 
 
@@ -180,8 +182,8 @@ def test_a_label_map_of_the_images_shape_that_lies_elsewhere_is_not_taken_as_it_
     case = settled({"t1": brain()}, label_map=Volume(labels(), moved), label_schemes=("brats2023",))
     assert case.interpolated == (LABEL_MAP,)
     moved = (
-        "label map: The grid differs from that of t1 (centres 8 mm apart). The volume was resampled by "
-        "nearest-neighbour interpolation."
+        "label map: The grid differs from the grid of t1 (centres 8 mm apart). The volume was resampled to the grid "
+        "of t1 by nearest-neighbour interpolation."
     )
     assert moved in messages(case)[0]
     # Two voxels of 4 mm along the first axis, which runs to the left.
@@ -198,7 +200,7 @@ def test_a_label_map_beside_the_brain_or_of_another_scheme_is_found() -> None:
     assert not settled(arrays, label_map=Volume(labels(), AFFINE), label_schemes=("brats2023",)).findings
     # As Decathlon numbers them, label 3 is ET in both, but 1 and 2 are swapped; in ped2024 label 1 is ET.
     wrong = settled(arrays, label_map=Volume(swapped, AFFINE), label_schemes=("ped2024",))
-    assert "is not brighter on t1c than on t1" in messages(wrong)[0]
+    assert "is not clearly brighter on t1c than on t1" in messages(wrong)[0]
 
 
 def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_their_centres() -> None:
@@ -206,8 +208,8 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
     far[0, 3] += 500
     case = settle({"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1), far)})
     assert messages(case) == [
-        "error: t2: The volume does not overlap with t1: the centres are 500 mm apart. Register the volumes to each "
-        "other first."
+        "error: t2: The volume does not overlap with t1: the centres of the two volumes are 500 mm apart. Register "
+        "the volumes to each other first."
     ]
     # Twice the voxels of half the size over the same field: nothing is apart.
     fine = np.diag([0.5, 0.5, 0.5, 1])
@@ -216,8 +218,8 @@ def test_volumes_that_do_not_overlap_are_refused_and_their_distance_is_that_of_t
         {"t1": Volume(brain(), AFFINE), "t2": Volume(brain(1).repeat(2, 0).repeat(2, 1).repeat(2, 2), AFFINE @ fine)}
     )
     assert messages(same) == [
-        "warning: t2: The grid differs from that of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
-        "The volume was resampled by linear interpolation."
+        "warning: t2: The grid differs from the grid of t1 (voxels of 2 x 2 x 2 mm instead of 4 x 4 x 4 mm). "
+        "The volume was resampled to the grid of t1 by linear interpolation."
     ]
 
 

@@ -172,13 +172,13 @@ def test_a_sequence_on_another_grid_is_brought_to_the_reference_and_named(
     assert (reading.reference, reading.interpolated) == ("t1", ["flair"])
     (finding,) = reading.findings
     assert finding.where.name == "FLAIR.nii.gz"
-    assert "The grid differs from that of t1 (voxels of 3 x 3.5 x 5 mm instead of 4 x 4 x 4 mm)" in str(finding)
+    assert "The grid differs from the grid of t1 (voxels of 3 x 3.5 x 5 mm instead of 4 x 4 x 4 mm)" in str(finding)
     like, regions = expected
     np.testing.assert_array_equal(reading.images["flair"].affine, like.images["t1"].affine)
     flair, original = (np.asarray(images["flair"].dataobj) for images in (reading.images, like.images))
     assert np.corrcoef(flair.ravel(), original.ravel())[0, 1] > 0.97
     assert dice(find_regions(reading)[0], regions[0]) > 0.85
-    with pytest.raises(BadInputError, match="The grid differs from that of t1"):
+    with pytest.raises(BadInputError, match="The grid differs from the grid of t1"):
         reading.checked(strict=True)
 
 
@@ -204,7 +204,7 @@ def test_the_reference_can_be_chosen(tmp_path, source) -> None:
 def test_headers_that_differ_by_rounding_are_one_grid_and_what_differs_is_said(tmp_path, source, expected) -> None:
     reading = read_case(find_case(changed(source, tmp_path / "case", {"T2": nudged(0.02)}))).checked()
     (finding,) = reading.findings
-    assert "The affine places voxels up to 0.02 mm away from those of t1" in finding.message
+    assert "The affine places the voxels up to 0.02 mm away from the voxels of t1" in finding.message
     np.testing.assert_array_equal(reading.images["t2"].dataobj, expected[0].images["t2"].dataobj)
     assert read_case(find_case(changed(source, tmp_path / "far", {"T2": nudged(2)}))).interpolated == ["t2"]
 
@@ -223,7 +223,7 @@ def test_the_result_has_the_references_grid_and_the_report_names_what_was_interp
     assert set(np.unique(result.dataobj)) <= {0, 1, 2, 4}
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert (report["reference"], report["interpolated"]) == ("t1c", ["flair"])
-    assert report["warnings"][0].startswith("flair: The grid differs from that of t1c")
+    assert report["warnings"][0].startswith("flair: The grid differs from the grid of t1c")
     assert "warning: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("segment", [*files, "--out-path", str(tmp_path / "strict"), "--strict"])

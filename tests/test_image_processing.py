@@ -272,7 +272,7 @@ def test_a_batch_pads_each_case_as_if_alone() -> None:
         ({"T1C": brain()}, "Unknown sequence T1C. The names are t1, t1c, t2, flair, in lower case."),
         (
             {"t1": brain(), "t2": brain((20, 26, 31))},
-            r"t2: The shape differs from that of t1 .*no affine to align the volumes",
+            r"t2: The shape differs from the shape of t1 .*without an affine the volumes cannot be aligned",
         ),
         ({"t1": np.zeros((8, 8, 8))}, "t1: All voxels are zero"),
         ({"t1": np.ones((8, 8, 8, 4))}, r"t1: A volume must have three axes, but the shape is \(8, 8, 8, 4\)"),

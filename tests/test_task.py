@@ -77,7 +77,7 @@ def test_a_damaged_task_of_a_checkpoint_is_refused(content) -> None:
         ("  t1:", "  T1: [a]", "Got: 'T1'"),
         ("[t2w, T2]", "t2w", r"`sequences.t2`: Give a list of words"),
         ("[t2w, T2]", "[t2-w]", r"`sequences.t2`: A word contains only letters and digits. Got: 't2-w'"),
-        ("[t2w, T2]", "[t2w, seg]", "`label_map`: The word `seg` is already in `sequences.t2`"),
+        ("[t2w, T2]", "[t2w, seg]", "`label_map`: The word `seg` is also in `sequences.t2`"),
         ("lesion: [1]", "lesion: []", r"`regions.lesion`: Give the labels"),
         ("lesion: [1]", "lesion: [0]", r"integers from 1 to 255, and 0 is the background. Got: 0"),
         ("lesion: [1]", "lesion: [1, 1]", "A label occurs twice: 1, 1"),

@@ -79,7 +79,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     parser.add_argument(
         "--mirror",
         action="store_true",
-        help="average the results of the case and of its left-right mirror image; takes twice as long",
+        help="average the logits of the case and of its left-right mirror image; takes twice as long",
     )
     add_bf16(parser)
     parser.add_argument(

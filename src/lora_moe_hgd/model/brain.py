@@ -1,4 +1,4 @@
-"""Separate brain and background; detect constant backgrounds, rims of noise, heads with skull, and partial brains."""
+"""Separate brain and background; detect constant backgrounds, noise around brains, skulls, and partial brains."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def head_litres(brain: np.ndarray, affine: np.ndarray) -> float:
 
 
 def cut_off_share(brain: np.ndarray) -> float:
-    """Return how much of the brain the field of view cuts off: 0 for none, 1 for a cut through the largest section.
+    """Return how much brain the field of view cuts off: 0 for none, 1 for a cut through the brain's largest section.
 
     For each face of the volume, the brain area on this face is divided by the largest area of a brain section parallel
     to this face. The result is the maximum of the six faces.

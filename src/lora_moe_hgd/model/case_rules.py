@@ -1,8 +1,8 @@
-"""Rules for cases from every source: the common grid, the brain voxels, and reasons to refuse a case.
+"""Rules for cases from every source: resample volumes to one grid, find the brain, and refuse unusable cases.
 
 `settle` takes the volumes of a case unchanged, as read from files or arrays. `settle` returns the volumes on one grid,
-with finite values that are zero outside the brain, and with a finding for each error and warning. The image processor
-and the reader of case folders both call `settle`.
+with finite values that are zero outside the brain. It also returns each error and each warning as a `Finding`. The
+image processor and the reader of case folders both call `settle`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class SettledCase:
     """A case that `settle` has checked and resampled to one grid, with all warnings and errors.
 
     Attributes:
-        arrays: Each usable sequence, `(D, H, W)` float32, zero outside the brain, in channel order.
-        affine: Affine of the common grid, voxel to millimetre, `(4, 4)`.
-        reference: Name of the sequence whose grid is the common grid.
-        interpolated: Names of the sequences that were resampled from another grid, and `label map` if it was
-            resampled.
-        labels: Label map on the common grid, uint8; `None` if there is no usable label map.
+        arrays: Volume of each sequence, by name, in channel order: `(D, H, W)` float32, zero outside the brain.
+            Sequences whose voxels or affine are unusable are left out.
+        affine: Affine of the grid to which all volumes were resampled, voxel to millimetre, `(4, 4)`.
+        reference: Name of the sequence that had this grid already.
+        interpolated: Names of the volumes that were resampled by interpolation: sequence names and `label map`.
+        labels: Label map on the grid of the sequences, uint8; `None` if there is no usable label map.
         scheme: Label scheme of the label map.
         findings: Errors and warnings.
     """
@@ -105,14 +105,14 @@ def settle(
     """Check the volumes of one case, resample them to one grid, and set the background to zero.
 
     Args:
-        volumes: Present sequences in channel order, at least one.
+        volumes: Volume of each sequence that the case has, by name, in channel order; at least one.
         label_map: Ground truth, which is resampled to the same grid as the sequences.
         label_schemes: Names of the label schemes that the label map may have; an empty list allows every scheme.
-        reference: Name of the sequence to whose grid all other volumes are resampled, or `None` for the first usable
-            sequence whose source states an affine. If no source states an affine, `reference=None` means the first
+        reference: Name of the sequence to whose grid all other volumes are resampled. `None` means the first usable
+            sequence whose file or image object states an affine. If none states an affine, `None` means the first
             usable sequence.
-        not_finite: Level (`error` or `warning`) of the finding about NaN and infinite voxels. These voxels are set to
-            zero.
+        not_finite: Whether NaN and infinite voxels give an `error` or a `warning`. In both cases, these voxels are set
+            to zero.
         allow_skull: Accept heads with their skull, with a warning.
         allow_partial: Accept volumes that show only a part of a brain, with a warning.
         task: Task that defines the regions and the label schemes.
@@ -163,7 +163,7 @@ def clean_volume(name: str, volume: Volume) -> tuple[Volume, tuple[Finding, ...]
 
 
 def result_warnings(names: Iterable[str], task: Task = BRAIN_TUMOUR) -> tuple[Finding, ...]:
-    """Return the task's warnings about missing sequences, such as that TC is unreliable without T1c."""
+    """Return the task's warnings for a case that has only the sequences `names`, for example that T1c is missing."""
     present = set(names)
     return tuple(
         Finding(WHOLE_CASE, warning) for absent, warning in task.without.items() if not present & {*absent.split("+")}
@@ -208,7 +208,7 @@ def _clean(notes: _Notes, name: str, volume: Volume, not_finite: Level) -> Volum
         found = ", ".join(f"{value:g}" for value in np.unique(array))
         notes.add(
             name,
-            f"This is a label map with the values {found}, not an image. Give the image of the sequence.",
+            f"This is a label map with the values {found}, not an image. Give the image of this sequence instead.",
             "error",
         )
         return None
@@ -245,8 +245,8 @@ def _on_reference(
         shapes = f"{volume.array.shape} and {like.array.shape}"
         notes.add(
             name,
-            f"The shape differs from that of {reference} ({shapes}), and there is no affine to align the volumes. "
-            "Give files that state an affine, such as NIfTI.",
+            f"The shape differs from the shape of {reference} ({shapes}), and without an affine the volumes cannot be "
+            "aligned. Give files that state an affine, such as NIfTI.",
             "error",
         )
         return None
@@ -259,24 +259,24 @@ def _on_reference(
     if step == "taken over":
         notes.add(
             name,
-            f"The affine places voxels up to {apart_mm:.3g} mm away from those of {reference}. The affine of "
-            f"{reference} is used for both volumes.",
+            f"The affine places the voxels up to {apart_mm:.3g} mm away from the voxels of {reference}. This small "
+            f"distance is ignored: the affine of {reference} is used for both volumes.",
         )
     if step == "interpolated":
         if not placed.array.any() and volume.array.any():
             distance = centres_apart_mm(volume, like)
             notes.add(
                 name,
-                f"The volume does not overlap with {reference}: the centres are {distance:.0f} mm apart. Register the "
-                "volumes to each other first.",
+                f"The volume does not overlap with {reference}: the centres of the two volumes are {distance:.0f} mm "
+                "apart. Register the volumes to each other first.",
                 "error",
             )
             return None
         how = "nearest-neighbour" if labels else "linear"
         notes.add(
             name,
-            f"The grid differs from that of {reference} ({_differences(volume, like)}). The volume was resampled "
-            f"by {how} interpolation.",
+            f"The grid differs from the grid of {reference} ({_differences(volume, like)}). The volume was resampled "
+            f"to the grid of {reference} by {how} interpolation.",
         )
     return placed, step == "interpolated"
 
@@ -331,7 +331,8 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         elif cut_off_share(brain) > CUT_OFF:
             notes.add(
                 name,
-                "The field of view cuts off a part of the brain, or the skull was not removed. Check both.",
+                "The field of view cuts off a part of the brain, or the skull was not removed. Check that the image "
+                "shows the complete brain and no skull.",
             )
     overlaps = {
         pair: np.count_nonzero(brains[pair[0]] & brains[pair[1]]) / np.count_nonzero(brains[pair[0]] | brains[pair[1]])
@@ -341,8 +342,8 @@ def _judge_brains(notes: _Notes, volumes: Mapping[str, Volume], allow_skull: boo
         pair = min(overlaps, key=lambda pair: overlaps[pair])
         notes.add(
             WHOLE_CASE,
-            f"The brains in {pair[0]} and {pair[1]} overlap by only {overlaps[pair]:.0%}. The result is unreliable "
-            "unless the images are registered to each other. Check the registration.",
+            f"The brains in {pair[0]} and {pair[1]} share only {overlaps[pair]:.0%} of their voxels. The result is "
+            "unreliable unless the images are registered to each other. Check the registration.",
         )
     for first, second in overlaps:
         if np.array_equal(volumes[first].array, volumes[second].array):
@@ -374,7 +375,7 @@ def _settle_labels(
 
 
 def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
-    """Add findings about labels outside the brain, and about an ET that does not enhance."""
+    """Add warnings about empty label maps, labels outside the brain, and an ET that T1c shows no brighter than T1."""
     regions = dict(zip(task.regions, case.regions, strict=True))
     whole = np.logical_or.reduce(list(regions.values()))
     if not whole.any():
@@ -385,8 +386,7 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
     if outside > 0.05:
         notes.add(
             LABEL_MAP,
-            f"A part of the {task.target} ({outside:.0%}) is outside the brain. Check that the label map belongs to "
-            "this case.",
+            f"{outside:.0%} of the {task.target} is outside the brain. Check that the label map belongs to this case.",
         )
     enhancing = regions.get("et", np.zeros_like(whole))
     if enhancing.any() and {"t1", "t1c"} <= set(case.arrays):
@@ -395,13 +395,13 @@ def _judge_labels(notes: _Notes, case: SettledCase, task: Task) -> None:
         if gain < ENHANCEMENT:
             notes.add(
                 LABEL_MAP,
-                f"With the scheme {case.scheme}, ET is not brighter on t1c than on t1. Relative to the brain, the "
-                f"difference is {gain:.2f} median absolute deviations. Check the scheme (`--label-scheme`).",
+                f"With the scheme {case.scheme}, ET is not clearly brighter on t1c than on t1: the difference is "
+                f"{gain:.2f} median absolute deviations of the brain. Check the scheme (`--label-scheme`).",
             )
 
 
 def _height(volume: np.ndarray, inside: np.ndarray, rest: np.ndarray) -> float:
-    """Median of `inside` minus median of `rest`, divided by the median absolute deviation of `rest`."""
+    """Median of `volume` in `inside` minus median in `rest`, divided by the median absolute deviation in `rest`."""
     values = volume[rest]
     if not values.size:
         return 0.0

@@ -77,7 +77,7 @@ def rounded_down(dice: float, decimals: int = 2) -> float:
 
 
 def dice_text(dice: float | None) -> str:
-    """Text of an expected Dice: two decimals, rounded down; `not found` for the value `None` of an empty region.
+    """Text of an expected Dice, rounded down to two decimals; `not found` if the Dice is `None` (empty region).
 
     Example:
         >>> dice_text(0.598), dice_text(None)

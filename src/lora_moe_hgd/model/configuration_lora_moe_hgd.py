@@ -53,19 +53,19 @@ class LoraMoeHgdConfig(PreTrainedConfig):
         expert_intermediate_size: Size of the hidden layer in an expert.
         num_free_experts: Number of routed experts that tokens of every sequence may use. In addition, each sequence
             has one routed expert of its own.
-        num_experts_per_tok: Number of routed experts per token, at most `1 + num_free_experts`.
+        num_experts_per_tok: Number of routed experts that process each token, at most `1 + num_free_experts`.
         position_grid: Grid `(depth, height, width)`, in patches, for which position embeddings are stored. For a
             volume with another number of patches, the stored embeddings are interpolated.
         hidden_state_depths: Numbers of the three blocks, counted from 1, whose outputs feed the decoder. The third of
             these numbers must be the number of the last block.
-        fusion_size: Length `d` of the vector that fuses the outputs of these three blocks for one token. The decoder
-            computes the codewords from the fused vectors.
-        codeword_size: Length `q` of a codeword, which is a vector that describes the complete image, and number of
-            channels of the decoder's features at stride 8.
+        fusion_size: Length `d` of the fused vector of a token. A linear layer fuses the outputs of the three blocks in
+            `hidden_state_depths`. The decoder computes the codewords from the fused vectors.
+        codeword_size: Length `q` of a codeword. A codeword is a vector that describes the complete image. The
+            decoder's features at stride 8 also have `q` channels.
         num_codewords: Number `n` of codewords that are computed from the image.
         num_prior_codewords: Number `k` of learned codewords. They do not depend on the image, so they can replace
             information of missing sequences.
-        refinement_channels: Number of channels of the decoder's refinement at strides 4, 2 and 1.
+        refinement_channels: Number of channels of the decoder's features at strides 4, 2 and 1.
         load_balance_coef: Weight of the load-balancing loss.
         router_z_coef: Weight of the router's z-loss.
         deep_supervision_weights: Weights of the losses at strides 8 and 4, relative to the loss at full resolution.

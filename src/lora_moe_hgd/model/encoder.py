@@ -1,8 +1,9 @@
 """Transformer over the patch tokens of all present sequences (UNETR-style, https://arxiv.org/abs/2103.10504).
 
-A sequence that a case lacks gets no tokens. Only in a compiled graph, it gets tokens, which are masked. A volume is
-one sequence of one case. Shape letters: B cases of a batch, P computed volumes of a batch, L patches of a volume, S
-slots (largest number of volumes of a case), N = S * L tokens of a case, T tokens that the experts process.
+A sequence that a case lacks gets no tokens. A compiled graph is an exception: there, an absent sequence gets tokens
+that are masked. A volume is one sequence of one case. Shape letters: B cases of a batch, P volumes of a batch that the
+stem processes, L patches of a volume, S slots (largest number of processed volumes of a case), N = S * L tokens of a
+case, T tokens that the experts process.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class TokenLayout:
     Attributes:
         grid: Number of patches along depth, height and width.
         modality_BN: Index of each token's sequence in channel order; meaningless for padding.
-        present_BN: True for tokens of present sequences, false for padding of cases with fewer sequences and for
-            tokens of absent sequences, which exist only in a compiled graph.
-        is_padded: False if `present_BN` is known to be true for all tokens, such as for a batch of one case outside a
+        present_BN: True for tokens of present sequences. False for padding, which fills up cases with fewer sequences,
+            and for tokens of absent sequences, which only a compiled graph has.
+        is_padded: False if `present_BN` is true for all tokens, so that attention needs no mask. Always true in a
             compiled graph.
         routed_T: Indices, among the `B * N` tokens, of the tokens that the experts process, or `None` if the experts
             process all tokens.
@@ -78,7 +79,7 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Group the tokens `(P, L, hidden)` of all computed volumes by case; return tokens `(B, N, hidden)` and layout."""
+    """Group the tokens `(P, L, hidden)` of all volumes by case; return tokens `(B, N, hidden)` and layout."""
     slots = presence.slots(packed)
     num_slots, num_patches = slots.values.shape[1:3]
     routed_T = None

@@ -25,9 +25,9 @@ class Finding:
         where: Subject of the finding: a sequence name, `label map`, `WHOLE_CASE`, or the path of a file or folder.
         message: Full sentences that say what is wrong and what to do.
         level: `error` if the case cannot be used; `warning` if the case can be used, but the result may be wrong.
-        names_unclear: True if the file names do not show which file is which sequence. A case with unclear file names
-            can be used if the user names the file of each sequence. The message names no option for this, because only
-            some commands have one. These commands add the option to the message.
+        names_unclear: True if the file names do not show which file contains which sequence. The user can then give
+            the file of each sequence by an option. Only some commands have such an option, so `message` does not
+            mention it. These commands add it to the message.
     """
 
     where: Path | str
@@ -51,7 +51,7 @@ def prepare_command() -> str:
 
 
 def raise_errors(findings: Iterable[Finding], *, strict: bool = False) -> None:
-    """Raise an exception for the first error among the findings, or, with `strict`, for the first warning.
+    """Raise an exception for the first error; with `strict`, and if there is no error, for the first warning.
 
     Raises:
         BadInputError: If a finding has the level `error`, or, with `strict`, if there is any finding.

@@ -48,10 +48,11 @@ class CaseGeometry:
         return voxel_ml(self.affine)
 
     def to_own_grid(self, volumes: np.ndarray) -> np.ndarray:
-        """Put volumes of the brain's bounding box into the case's own grid; voxels outside the box are zero.
+        """Extend volumes from the brain's bounding box to the case's own grid, with zeros outside the box.
 
         Args:
-            volumes: Volumes of the bounding box in canonical order, `(..., D, H, W)`, with any number of leading axes.
+            volumes: Volumes that cover the bounding box, in canonical order, `(..., D, H, W)`, with any number of
+                leading axes.
         """
         own = np.zeros((*volumes.shape[:-3], *self.shape), dtype=volumes.dtype)
         (d0, d1), (h0, h1), (w0, w1) = self.box
@@ -64,8 +65,8 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
 
     To get RAS order, apply `np.transpose(array, axes)`, then flip each axis whose flag is set.
 
-    Each anatomical axis is matched with one array axis. The two axes with the closest directions are matched first,
-    then the two closest of the remaining axes, and so on.
+    Each anatomical axis is matched with one array axis: first the pair of axes with the closest directions, then the
+    closest pair of the remaining axes, then the last pair.
 
     Raises:
         ValueError: If the affine is singular or not finite.
@@ -140,7 +141,7 @@ def _grow(mask: Tensor, radii: list[int]) -> Tensor:
 
 
 def resampled_shape(shape: Shape, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Shape:
-    """Shape of a grid with voxels of about `target_mm` over the field of view of `shape` voxels of `spacing_mm`.
+    """Shape that a volume of `shape` voxels of `spacing_mm` gets when it is resampled to voxels of about `target_mm`.
 
     Each axis has at least one voxel.
     """

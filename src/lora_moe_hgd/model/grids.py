@@ -88,14 +88,14 @@ def on_grid_of(volume: Volume, reference: Volume, *, labels: bool = False) -> tu
     """Resample a volume to the grid of a reference volume.
 
     First, the axes of the volume are brought into the order and the direction of the reference's axes, without
-    interpolation. If the corners of both arrays are now at most a quarter of a voxel apart, the values stay unchanged
-    and the volume gets the affine of the reference. If the corners are farther apart, values are interpolated
-    linearly. If the reference is coarser, values are smoothed before the interpolation. Zeros around a brain do not
-    darken its border. Label maps are resampled by nearest-neighbour interpolation.
+    interpolation. If both arrays now have the same shape, and corresponding corners are at most a quarter of a voxel
+    apart, the values stay unchanged and the volume gets the affine of the reference. Otherwise, values are
+    interpolated linearly. If the reference is coarser, values are smoothed before the interpolation. Zeros around a
+    brain do not darken its border. Label maps are resampled by nearest-neighbour interpolation.
 
     Returns:
         The volume on the reference's grid, the kind of change (`Step`), and the largest distance between corresponding
-        corners in millimetres. The distance is infinite if the shapes differ.
+        corners after the axes were reordered, in millimetres. The distance is infinite if the shapes differ.
     """
     moved, was_moved = _reoriented(volume, reference.affine)
     apart_mm = corners_apart_mm(moved, reference)
@@ -155,7 +155,7 @@ def _reoriented(volume: Volume, like: np.ndarray) -> tuple[Volume, bool]:
 
 
 def _coordinates(to_volume: np.ndarray, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Voxel coordinates in the volume, `(H, W, 3)`, of all voxels in plane number `first` of the reference."""
+    """Positions `(H, W, 3)` of the voxels in plane `first` of the reference, in voxel coordinates of the volume."""
     rows = np.arange(shape[1])[:, None, None] * to_volume[:3, 1]
     columns = np.arange(shape[2])[None, :, None] * to_volume[:3, 2]
     return first * to_volume[:3, 0] + rows + columns + to_volume[:3, 3]

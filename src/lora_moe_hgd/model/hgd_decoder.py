@@ -80,8 +80,8 @@ class HolisticallyGuidedAssembly(nn.Module):
     The inputs are the stem's features at stride 8 (`f8`), the last hidden states (`X_L`), the codebook (`C+`) and the
     mean base vector (`g`). The steps are `G = ReLU(norm(conv1(cat[f8, up(mean over sequences of X_L)])))`, `W =
     ReLU(norm(conv1(ReLU(norm(conv1(G + g))))))`, `F = (n + k)^-1/2 C+ W` and `out = ReLU(norm(conv1(cat[F, G])))`.
-    Note that the output uses `G`, not `G + g`, and that the coefficients `W` are the result of a ReLU, not of a
-    softmax.
+    Here, `conv1` has a kernel of one voxel, and `up` interpolates from stride 16 to stride 8. Note that the output
+    uses `G`, not `G + g`, and that the coefficients `W` are the result of a ReLU, not of a softmax.
     """
 
     def __init__(self, config: LoraMoeHgdConfig) -> None:
@@ -97,7 +97,7 @@ class HolisticallyGuidedAssembly(nn.Module):
         """Sum the codewords at each position of the fine features, with weights that depend on the features.
 
         Args:
-            fine: Fused stem features at stride 8, `(B, C, *S8)`.
+            fine: The stem's features at stride 8, fused over the present sequences, `(B, C, *S8)`.
             context: Last hidden state averaged over the present sequences, `(B, hidden, *S16)`.
             codebook: Codewords `C+`, `(B, q, n + k)`.
             mean_base: Mean base vector `g` of each case, `(B, q)`.

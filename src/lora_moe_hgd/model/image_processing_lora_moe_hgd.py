@@ -54,7 +54,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         intensity_clip: Robust z-scores are clipped to plus and minus this value.
         label_scheme: Name of the default label scheme, which gives each value of a label map its meaning.
             `label_scheme=None` chooses brats2023 for brain tumours, and the only scheme of any other task.
-        least_part: Connected parts of a region that are smaller than this share of its largest part are removed; 0
+        least_part: Connected parts of a region that are smaller than this share of the largest part are removed; 0
             keeps all parts.
         confidence_weights: Weights of `confidence.calibrated_dice` for each region, fitted to real cases. Without
             weights, the confidence is the Dice that the probabilities imply, which is too high.
@@ -162,8 +162,8 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
                 which already contains its label map, the label map given here is ignored.
             label_scheme: Name of the label scheme, which gives each value of a label map its meaning, or `None` for
                 the processor's default scheme.
-            spacing_mm: Voxel size in millimetres of arrays without an affine, which must be in RAS order, or `None`
-                for 1 mm.
+            spacing_mm: Voxel size of arrays without an affine, in millimetres; `None` means 1 mm. Such arrays must be
+                in RAS order.
             allow_skull: Accept heads with their skull.
             allow_partial: Accept volumes that show only a part of a brain.
             return_tensors: Type of the returned tensors; only `pt` (PyTorch) is supported.
@@ -293,9 +293,10 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Convert logits to regions and probabilities on each case's own grid (see `CaseGeometry`).
 
-        Logits are interpolated and passed through a sigmoid. The probability of a region is then limited to the
-        probability of each region that contains it: TC is at most WT, and ET is at most TC. Probabilities outside the
-        brain are set to zero. `regions_of` applies the threshold 0.5.
+        Logits are interpolated to the voxels of the case's own grid and passed through a sigmoid. The probability of a
+        region is then limited to the probability of each region that contains it: TC is at most WT, and ET is at most
+        TC. Probabilities outside the brain are set to zero. The mask of a region contains the voxels with a
+        probability above 0.5 (see `regions_of`).
 
         Args:
             outputs: Network output with `logits (B, R, D, H, W)`, or the logits themselves.
@@ -369,7 +370,7 @@ class LoraMoeHgdImageProcessor(BaseImageProcessor):
         return regions
 
     def _prepare(self, case: SettledCase) -> tuple[Tensor, CaseGeometry]:
-        """Crop to the brain's bounding box, resample and normalise; return images `(M, D, H, W)` and geometry."""
+        """Crop all sequences to the brain, resample and normalise them; return images `(M, D, H, W)` and geometry."""
         shape = next(iter(case.arrays.values())).shape
         inside = to_canonical(brain_of(case.arrays.values()), case.affine)
         bounds = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]

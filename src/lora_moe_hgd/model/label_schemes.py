@@ -53,7 +53,7 @@ class LabelScheme:
 
     @cached_property
     def _exceptions(self) -> dict[int, tuple[bool, ...]]:
-        """Map from the label of each overlap to one flag per region: true if the region is part of the overlap.
+        """Labels that mark an overlap of regions, with one flag per region: true for the regions that overlap.
 
         Only overlaps of regions that are not nested have labels of their own. `encode` writes one region after
         another, and then the voxels of these overlaps.
@@ -217,11 +217,11 @@ def detect_label_scheme(
         elif fitting:
             fit = ", ".join(scheme.name for scheme in fitting)
             remedy = (
-                f"These schemes have all labels of the map: {fit}. Choose a scheme with `--label-scheme`, or correct "
-                "the label map."
+                f"These schemes contain all labels of the label map: {fit}. Choose a scheme with `--label-scheme`, or "
+                "correct the label map."
             )
         else:
-            remedy = "No known scheme has all labels of the map. Correct the label map."
+            remedy = "No known scheme contains all labels of the label map. Correct the label map."
         raise LabelMapError(f"{subject} not among the labels of {wanted}. {remedy}")
     if not allowed and "brats2018" in schemes and 4 in values and 3 not in values:
         return schemes["brats2018"]
@@ -232,7 +232,7 @@ def detect_label_scheme(
         names = " or ".join(scheme.name for scheme in chosen)
         found = ", ".join(map(str, sorted(values - {0})))
         raise LabelMapError(
-            f"The labels {found} mean different regions in several schemes. Choose a scheme with `--label-scheme`: "
-            f"{names}."
+            f"The labels {found} fit several schemes, which assign them to different regions. Choose a scheme with "
+            f"`--label-scheme`: {names}."
         )
     return chosen[0]

@@ -41,7 +41,7 @@ class LoraMoeHgdEncoderOutput(ModelOutput):
             last hidden state has passed the final LayerNorm.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
         router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
-            tokens in the batch, without padding; in a compiled graph, padding counts, too.
+            tokens of present sequences in the batch. A compiled graph also counts tokens of absent sequences.
     """
 
     last_hidden_state: Tensor | None = None
@@ -63,7 +63,7 @@ class LoraMoeHgdSegmenterOutput(ModelOutput):
             last hidden state has passed the final LayerNorm.
         attentions: On request, the attention weights of each block, `(B, heads, N, N)`, zero for padding.
         router_logits: On request, the router logits `(T, experts)` of each block with experts. T is the number of
-            tokens in the batch, without padding; in a compiled graph, padding counts, too.
+            tokens of present sequences in the batch. A compiled graph also counts tokens of absent sequences.
         codebook: On request, the codebook of the decoder, `(B, codeword size, codewords)`.
         losses: Parts of the loss by name, not weighted; `None` without labels.
     """
@@ -95,11 +95,11 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load weights as transformers does. For the folder of an adapter, also find and load its base.
+        """Load weights as transformers does. For an adapter, also find and load its base, the network that it adapts.
 
         Raises:
-            ValueError: If the base of an adapter is not found, or if the base has other weights than the adapter
-                needs.
+            ValueError: If the network that an adapter adapts (its base) is not found, or has other weights than the
+                adapter needs.
         """
         folder = Path(str(pretrained_model_name_or_path))
         if not (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors")):
@@ -108,8 +108,8 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
             from lora_moe_hgd.loading import find_base, is_adapter, load_checkpoint
         except ImportError as error:
             raise ValueError(
-                f"{folder} contains an adapter, but not its base. Install the package lora-moe-hgd, which finds the "
-                "base."
+                f"{folder} contains an adapter, but not the network that it adapts (its base). Install the package "
+                "lora-moe-hgd, which finds the base."
             ) from error
         base: Any = find_base(folder)
         if is_adapter(base):
@@ -129,7 +129,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise the parameters of a module. Raise for an unknown type, so that every parameter is initialised."""
+        """Initialise the parameters of a module. Raise a `TypeError` if no rule for this type of module is defined."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv3d):
@@ -167,7 +167,7 @@ class LoraMoeHgdPreTrainedModel(PreTrainedModel):
         return modality_mask.bool()
 
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
-        """Return whether hidden states and attention weights are requested; `None` means as in the configuration.
+        """Return whether hidden states and attention weights are requested; replace `None` by the configured value.
 
         Raises:
             ValueError: If attention weights are requested, but the configured attention does not return them.
@@ -344,7 +344,7 @@ class LoraMoeHgdForSegmentation(LoraMoeHgdPreTrainedModel):
         bf16: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Logits `(1, R, D, H, W)` of all voxels of a case `(1, M, D, H, W)`, from overlapping windows.
+        """Compute the logits `(1, R, D, H, W)` of a complete case `(1, M, D, H, W)` in overlapping windows.
 
         With `bf16`, the network computes in bfloat16. The other arguments are those of `sliding_window_logits`.
         """

@@ -4,8 +4,8 @@ The routing is token-choice top-k (Shazeer et al. 2017, https://arxiv.org/abs/17
 all tokens. A token may use the expert of its own sequence and the free experts, so the expert of an absent sequence
 gets no tokens and has no influence.
 
-Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K experts per
-token, C = T * K choices.
+Shape letters: T tokens, D hidden size, M modalities, E routed experts (first the M reserved ones), K routed experts
+that process each token, C = T * K choices of an expert by a token.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, presen
     Args:
         router_logits_TE: Router logits, minus infinity where a token may not use an expert. The number of experts that
             a token may use must be the same for all tokens.
-        experts_per_token: Number of routed experts per token.
+        experts_per_token: Number of routed experts that process each token.
         present_T: False for tokens that the loss ignores, or `None` if it ignores no token.
 
     Returns:
@@ -144,7 +144,7 @@ def load_balancing_loss(router_logits_TE: Tensor, experts_per_token: int, presen
 
 
 def router_z_loss(router_logits_TE: Tensor, present_T: Tensor | None = None) -> Tensor:
-    """Mean squared log-sum-exp of the logits of each token (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5).
+    """Mean over the tokens of the squared log-sum-exp of the logits (ST-MoE, https://arxiv.org/abs/2202.08906, eq. 5).
 
     Experts that a token may not use have a logit of minus infinity, which adds nothing to the sum.
 
@@ -167,9 +167,10 @@ def router_losses(
 
     Args:
         router_logits: Router logits `(T, E)` of each layer with experts, at least one layer.
-        tokens: Number of tokens of each case, in the order of the rows of the logits.
+        tokens: Number of tokens of each case. The rows of `router_logits` list the tokens case by case, in the same
+            order.
         present_T: False for tokens that the losses ignore.
-        experts_per_token: Number of routed experts per token.
+        experts_per_token: Number of routed experts that process each token.
     """
     present = present_T.split(tokens)
     cases = [case for layer in router_logits for case in zip(layer.split(tokens), present, strict=True)]

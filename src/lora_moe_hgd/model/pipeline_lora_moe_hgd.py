@@ -46,11 +46,11 @@ class BrainTumorSegmentationPipeline(Pipeline):
 
         Args:
             cases: One case, a list of cases, or another iterable that a pipeline accepts.
-            **kwargs: `label_scheme`: name of the label scheme of the result (default: that of the processor).
-                `spacing_mm`: voxel size in millimetres of arrays without an affine. `allow_skull` and `allow_partial`:
-                accept heads with their skull, and partial brains. `mirror`: average the logits of the case and of its
-                left-right mirror image. `bf16`: compute in bfloat16. `on_error`: `raise` (default) stops at a case
-                that cannot be segmented, and `return` makes the error the result of this case.
+            **kwargs: `label_scheme`: name of the label scheme of the result (default: the label scheme of the
+                processor). `spacing_mm`: voxel size in millimetres of arrays without an affine. `allow_skull` and
+                `allow_partial`: accept heads with their skull, and partial brains. `mirror`: average the logits of the
+                case and of its left-right mirror image. `bf16`: compute in bfloat16. `on_error`: `raise` (default)
+                stops at a case that cannot be segmented, and `return` makes the error the result of this case.
 
         Raises:
             ValueError: If a case cannot be used and `on_error` is `raise`, if an option is invalid, or if `batch_size`

@@ -108,7 +108,7 @@ def sliding_window_logits(
 
 
 def mirrored_logits(logits_of: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Mean of the logits of a case and of its mirror image, whose logits are mirrored back first.
+    """Compute logits for a case and its left-right mirror image, mirror the second logits back, and return the mean.
 
     Args:
         logits_of: Function that computes the logits `(1, R, D, H, W)` of a complete case.

@@ -30,11 +30,11 @@ def volume_of(source: Any, *, where: str, spacing_mm: float | Sequence[float] | 
     Args:
         source: Path of a NIfTI or `.npy` file, nibabel image, `MetaTensor`, array or tensor.
         where: Name of the volume in messages.
-        spacing_mm: Voxel size in millimetres of arrays without an affine, which must be in RAS order, or `None` for 1
-            mm.
+        spacing_mm: Voxel size of arrays without an affine, in millimetres; `None` means 1 mm. Such arrays must be in
+            RAS order.
 
     Raises:
-        BadInputError: If the source has another type, or if it is not a single volume of real numbers.
+        BadInputError: If `source` has none of these types, cannot be read, or is not a single volume of real numbers.
         ImportError: If a NIfTI file is given and nibabel is not installed.
     """
     if isinstance(source, str | Path):

@@ -1,11 +1,11 @@
 """Convolutional stem that reads only the sequences that are present.
 
-A volume is one sequence of one case. The present volumes of a batch are packed along the batch axis. So an absent
-sequence costs no computation and cannot influence the result. The shapes of a compiled or exported graph cannot depend
-on the mask. Therefore a graph replaces absent volumes by zeros, computes all volumes, and masks the results of absent
-volumes. Only `presence_of` chooses between packing and masking.
+A volume is one sequence of one case. Only the present volumes of a batch are processed, packed along the batch axis.
+So an absent sequence costs no computation and cannot influence the result. The shapes of a compiled or exported graph
+cannot depend on the mask. Therefore a graph replaces absent volumes by zeros, processes all volumes, and masks the
+results of absent volumes. Only `presence_of` chooses between packing and masking.
 
-Shape letters: B cases, M modalities, P computed volumes of the whole batch, S slots for the volumes of a case
+Shape letters: B cases, M modalities, P processed volumes of the whole batch, S slots for the volumes of a case
 (`Slots`), C channels, D H W voxels.
 """
 
@@ -31,8 +31,8 @@ AUTOCAST_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 def group_norm(num_channels: int) -> nn.GroupNorm:
     """Group normalisation with up to four groups.
 
-    `eps` is large, because a volume that is constant in a crop has almost no variance, and each norm in a chain
-    multiplies its gradients by `eps ** -0.5`.
+    `eps` is large: a volume that is constant in a crop has almost no variance, so each norm multiplies its gradients
+    by about `eps ** -0.5`, and the network has many norms in a row.
     """
     return nn.GroupNorm(math.gcd(num_channels, 4), num_channels, eps=1e-3)
 
@@ -51,10 +51,10 @@ def add_per_channel(x: Tensor, values: Tensor) -> Tensor:
 
 
 class InputConv3d(nn.Conv3d):
-    """Convolution that converts its input to the type of its weights.
+    """Convolution that converts its input to the data type of its weights.
 
-    Callers cannot convert the input themselves: only during the call, the weights have the type of the computation.
-    Between calls, offloading and sharding may store the weights in another type.
+    Callers cannot convert the input themselves, because between calls, offloading and sharding may store the weights
+    in another data type than the type that the weights have during the call.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 @dataclass
 class Slots:
-    """The computed volumes of a batch, arranged by case, with the same number of slots for each case.
+    """The processed volumes of a batch, arranged by case, with the same number of slots for each case.
 
     Attributes:
         values: Features of the volumes, `(B, S, ...)`, where S is the largest number of volumes of a case.
@@ -110,14 +110,14 @@ class Slots:
 
 @dataclass
 class Presence(ABC):
-    """Case and sequence of each computed volume, sorted by case, then by sequence.
+    """Case and sequence of each processed volume, sorted by case, then by sequence.
 
     The methods combine the volumes of each case.
 
     Attributes:
         mask_BM: True where a sequence was acquired.
-        case_P: Index of each computed volume's case.
-        modality_P: Index of each computed volume's sequence in channel order.
+        case_P: Index of each processed volume's case.
+        modality_P: Index of each processed volume's sequence in channel order.
     """
 
     is_dense: ClassVar[bool]
@@ -128,7 +128,7 @@ class Presence(ABC):
 
     @abstractmethod
     def pack(self, volumes: Tensor) -> Tensor:
-        """Select the volumes to compute, `(B, M, ...) -> (P, ...)`; the values of absent volumes are not read."""
+        """Select the volumes to process, `(B, M, ...) -> (P, ...)`; the values of absent volumes are not read."""
 
     @abstractmethod
     def weigh(self, gates: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Presence(ABC):
 
     @abstractmethod
     def sum_per_case(self, packed: Tensor) -> Tensor:
-        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, in channel order, so that rounding does not vary."""
+        """Sum the volumes of each case, `(P, ...) -> (B, ...)`, always in channel order, for reproducible rounding."""
 
     @abstractmethod
     def slots(self, packed: Tensor) -> Slots:
@@ -145,7 +145,7 @@ class Presence(ABC):
 
 @dataclass
 class PackedPresence(Presence):
-    """Layout of a batch in which only the present volumes are computed.
+    """Layout of a batch in which only the present volumes are processed.
 
     Attributes:
         counts: Number of present volumes of each case, at least 1.
@@ -198,7 +198,7 @@ class PackedPresence(Presence):
 
 @dataclass
 class DensePresence(Presence):
-    """Layout of a batch in which every volume is computed, so that no shape depends on the mask.
+    """Layout of a batch in which every volume is processed, so that no shape depends on the mask.
 
     Absent volumes are replaced by zeros. The mask is applied wherever volumes of a case are combined. A case without
     any sequence gives NaN and no error, because a graph cannot check the mask.
@@ -237,7 +237,8 @@ class DensePresence(Presence):
 def presence_of(modality_mask: Tensor) -> Presence:
     """Return a `DensePresence` in a graph of `torch.compile` or `torch.export`, and a `PackedPresence` otherwise.
 
-    The choice depends only on `torch.compiler.is_compiling`, so callers need no option, and there is no graph break.
+    The choice depends only on `torch.compiler.is_compiling`. Therefore callers need no option, and the choice does not
+    split the graph.
 
     Raises:
         ValueError: If a case has no sequence at all. A graph cannot check this, and does not raise.
@@ -247,7 +248,7 @@ def presence_of(modality_mask: Tensor) -> Presence:
 
 
 class ModalityFusion(nn.Module):
-    """Mean over the present sequences of a case, weighted per voxel by a softmax over learned gates."""
+    """Weighted mean of the features of a case's present sequences, with weights from learned gates at each voxel."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -265,10 +266,12 @@ class StemOutput:
     """Output of the stem.
 
     Attributes:
-        full_resolution: Features of all sequences together at stride 1, `(B, C, D, H, W)`. `None` without a decoder.
-        skips: Fused features at strides 2, 4 and 8, each `(B, C, D/s, H/s, W/s)`. `None` without a decoder.
-        patches: One vector per computed volume and patch, `(P, hidden, D/16, H/16, W/16)`.
-        presence: Case and sequence of each computed volume.
+        full_resolution: Features at stride 1 from a convolution that reads all sequences, `(B, C, D, H, W)`. `None`
+            without a decoder.
+        skips: Features at strides 2, 4 and 8, fused over the present sequences, each `(B, C, D/s, H/s, W/s)`. `None`
+            without a decoder.
+        patches: One vector per processed volume and patch, `(P, hidden, D/16, H/16, W/16)`.
+        presence: Case and sequence of each processed volume.
     """
 
     full_resolution: Tensor | None

@@ -1,4 +1,4 @@
-"""Task of a network: the sequences it reads, and the regions it segments as sets of labels.
+"""Task of a network: the sequences that it reads, and the regions that it segments. A region is a set of labels.
 
 The task of the shipped networks is `BRAIN_TUMOUR`. A YAML file can describe another task for training and for
 `lora-moe-hgd check` (`lora_moe_hgd.task_files`). A trained network stores its task in `preprocessor_config.json`.
@@ -76,8 +76,8 @@ class Task:
             `flair` has no words, the built-in words are used.
         schemes: Label schemes by name, all with the same regions.
         label_map: Words that identify the label map in file names; if empty, the built-in words are used.
-        without: Warnings about results of cases that lack a sequence, by the name of the sequence. A key of several
-            names, joined by `+`, means a case that lacks all of the named sequences.
+        without: Warnings for cases that lack sequences, by the name of the missing sequence. Several names joined by
+            `+` mean that all of these sequences are missing.
     """
 
     name: str
@@ -231,7 +231,8 @@ def make_task(content: Mapping[str, Any], *, where: Path | str) -> Task:
         if both := sorted(set(labels) & set(others)):
             rules.refuse(
                 "other_labels",
-                f"The label {both[0]} also belongs to the region `{key}`. Remove the label from one of the two keys.",
+                f"The label {both[0]} also belongs to the region `{key}`. Remove the label from the region or from "
+                "`other_labels`.",
             )
     without = content.get("without") or {}
     if not isinstance(without, Mapping) or not all(isinstance(text, str) and text for text in without.values()):
@@ -260,7 +261,7 @@ class _Rules:
         """Check the names in the section `key` (`sequences` or `regions`); return the section."""
         values = content[key]
         if not isinstance(values, Mapping) or not values:
-            self.refuse(key, f"Give at least one name with a list of values. Got: {values!r}.")
+            self.refuse(key, f"Give at least one name with its list of words or labels. Got: {values!r}.")
         if len(values) > MOST:
             self.refuse(key, f"At most {MOST} names are allowed, but there are {len(values)}. Remove some.")
         for name in values:
@@ -307,7 +308,7 @@ class _Rules:
                 if word in owner:
                     self.refuse(
                         key,
-                        f"The word `{word}` is already in `{owner[word]}`. Remove the word from one of the two keys.",
+                        f"The word `{word}` is also in `{owner[word]}`. Remove the word from one of the two lists.",
                     )
                 owner[word] = key
 

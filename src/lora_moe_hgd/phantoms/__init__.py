@@ -1,1 +1,1 @@
-"""Synthetic cases, called phantoms: brains, tumours, contrast and the scanner."""
+"""Phantoms: synthetic cases, made by simulating brains, tumours, MRI contrast and a scanner."""

@@ -62,10 +62,10 @@ MARGIN = 6
 
 @functools.lru_cache(maxsize=32)
 def template(spacing_mm: float, label_map: Path | None = None) -> Template:
-    """Load tissue maps `(T, D, H, W)`, ventricles `(D, H, W)` and the affine of a brain at `spacing_mm`.
+    """Load a brain with voxels of `spacing_mm`: tissue maps `(T, D, H, W)`, ventricles `(D, H, W)` and affine.
 
     The T tissue maps are CSF, grey matter, white matter, and one map for each mixed structure. A mixed structure, such
-    as the thalamus, consists of grey and white matter. All maps are cropped near the brain.
+    as the thalamus, consists of grey and white matter. All maps are cropped to the brain and a margin around it.
 
     Args:
         spacing_mm: Edge of a voxel, in millimetres.
@@ -88,7 +88,7 @@ def template(spacing_mm: float, label_map: Path | None = None) -> Template:
 
 
 def read_templates(spacing_mm: float, label_maps: Sequence[Path]) -> None:
-    """Read every label map, so that an invalid label map raises before the first phantom is made.
+    """Read every label map, so that an invalid label map gives an error before the first phantom is made.
 
     Raises:
         BadInputError: If a file is not a label map of a brain.

@@ -52,7 +52,7 @@ def read_label_map(path: Path) -> tuple[Tensor, Tensor, np.ndarray]:
 
     Raises:
         BadInputError: If voxels are not 1 mm wide, if there is too little grey and white matter for a brain, or if
-            there is too little white matter in the lowest third of the brain or above it.
+            there is too little white matter in the lowest third of the brain or in the other two thirds.
     """
     image = nib.as_closest_canonical(read_image(path).image)
     sizes_mm = voxel_spacing_mm(image.affine)

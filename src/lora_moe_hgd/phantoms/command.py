@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wide",
         action="store_true",
-        help="draw from the ranges of the training data, which are far wider than the ranges of real cases; one "
-        "case in six has no tumour",
+        help="draw all properties of a case from the ranges of the training data, which are far wider than the ranges "
+        "of real cases; one case in six has no tumour",
     )
     parser.add_argument("--format", choices=["nii.gz", "npy"], default="nii.gz", help="format of the image files")
     return parser

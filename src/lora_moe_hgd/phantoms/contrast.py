@@ -76,8 +76,8 @@ def _robust_z(volume: Tensor, brain: Tensor) -> Tensor:
 def _quantile(percentiles: Percentiles, severity: float, generator: torch.Generator) -> float:
     """Draw a number from a two-piece normal distribution with the given 10th, 50th and 90th percentiles.
 
-    `severity` shifts the draw. All sequences of a case have the same `severity`, so a lesion that is bright on T2
-    tends to be bright on FLAIR.
+    A higher `severity` makes a higher number more likely. All sequences of a case have the same `severity`, so a
+    lesion that is bright on T2 tends to be bright on FLAIR.
     """
     low, median, high = percentiles
     # The 90th percentile of a normal distribution is 1.2816 standard deviations above its median.
@@ -94,7 +94,10 @@ def _levels(name: str, region: int, tumour: Tumour, style: PhantomStyle) -> Perc
 
 
 def _blood(tumour: Tumour, spacing_mm: float, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Fraction of each voxel that is blood, `(D, H, W)` in [0, 1]: none, patches of the core, or the full core."""
+    """Fraction of blood in each voxel, `(D, H, W)` in [0, 1].
+
+    A tumour has no blood, patches of blood in its core, or a core full of blood.
+    """
     if not chance(style.blood_share, generator):
         return torch.zeros(tumour.regions.shape[1:])
     noise = fractal_noise(tumour.regions.shape[1:], scales_mm=(5, 10), spacing_mm=spacing_mm, generator=generator)
@@ -147,9 +150,10 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
 def _healthy(
     name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
 ) -> tuple[Tensor, float]:
-    """Relative signal of the healthy tissue, `(D, H, W)`, and a factor for the lesion levels.
+    """Signal of the healthy tissue, without unit, `(D, H, W)`, and a factor for the signal levels of lesions.
 
-    The factor makes lesions more or less conspicuous, and balances an unusual contrast of grey and white matter.
+    The factor makes lesions more or less conspicuous. It also undoes a part of the effect that an unusual contrast of
+    grey and white matter has on lesions.
     """
     csf, grey, white = style.healthy[name]
     contrast, unit = uniform(*style.grey_white, generator), 1.0
@@ -171,7 +175,7 @@ def _healthy(
 
 
 def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: PhantomStyle) -> Tensor:
-    """Simulate a skull-stripping mask: smooth, near the brain's surface, but in some cases partly far outside."""
+    """Simulate the smooth brain mask of a skull-stripping program; some masks reach far beyond the brain in places."""
     field = gaussian_blur(anatomy.tissues.sum(dim=0), (3 / anatomy.spacing_mm,) * 3)
     waves, where = (
         smooth_noise(anatomy.shape, scale_mm=scale_mm, spacing_mm=anatomy.spacing_mm, generator=generator)
@@ -185,10 +189,10 @@ def _stripped_brain(anatomy: Anatomy, generator: torch.Generator, style: Phantom
 
 
 def _hull(anatomy: Anatomy, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return what surrounds the brain, as two arrays `(D, H, W)` in [0, 1].
+    """Return two maps of the space around the brain, `(D, H, W)` in [0, 1].
 
-    The first array is the fraction of each voxel outside the brain. The second array is the share of this fraction
-    that is not bone.
+    The first map is the fraction of each voxel outside the brain. The second map is the share of this fraction that is
+    not bone.
     """
     spacing_mm = anatomy.spacing_mm
     noise = fractal_noise(anatomy.shape, scales_mm=(8, 16), spacing_mm=spacing_mm, generator=generator)

@@ -33,7 +33,7 @@ RAGGED = 0.2
 
 
 def mni152_ventricles(fluid: Tensor, affine: np.ndarray) -> Tensor:
-    """Fraction of each voxel that belongs to a ventricle, `(D, H, W)`, from the MNI152 template's fluid at 1 mm."""
+    """Fraction of each voxel that is in a ventricle, `(D, H, W)`, from the fluid map of the MNI152 template."""
     found = torch.zeros_like(fluid)
     for points, radius_mm in AXES:
         for side in (-1, 1):
@@ -119,7 +119,7 @@ def vary_fluid(tissues: Tensor, spacing_mm: float, style: PhantomStyle, generato
 
 
 def with_fluid(tissues: Tensor, fluid: Tensor) -> Tensor:
-    """Increase CSF so that its share of the tissue in each voxel is at least `fluid`, `(D, H, W)` in [0, 1]."""
+    """Increase CSF, so that CSF is at least the share `fluid`, `(D, H, W)` in [0, 1], of the tissue in each voxel."""
     csf, grey, white = tissues
     brain = tissues.sum(dim=0)
     return _of_fluid(torch.maximum(csf, fluid * brain), grey, white, brain)
@@ -152,7 +152,7 @@ def dig_cavities(
 
 
 def random_blob(where: Tensor, radius_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Distance of each voxel, `(D, H, W)`, from the centre of a random ragged ellipsoid, scaled to 1 at its surface.
+    """Draw a ragged ellipsoid: a map `(D, H, W)` that is 0 at its centre, 1 at its surface, and above 1 outside.
 
     `where`, `(D, H, W)`, is the relative probability of each voxel to be the centre.
     """

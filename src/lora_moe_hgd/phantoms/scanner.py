@@ -1,4 +1,4 @@
-"""Simulated scanner: convert a true signal to a volume with blur, shading, contrast curve, noise and brain mask."""
+"""Simulated scanner: add blur, shading, a contrast curve and noise to a true signal; set the background to zero."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def acquire(
 
 
 def _in_slices(z: Tensor, thickness: float, generator: torch.Generator) -> Tensor:
-    """Average slices of `thickness` voxels along a random axis, most often the third, and interpolate back."""
+    """Average `z` over slices of `thickness` voxels along a random axis (mostly the third), and interpolate back."""
     if thickness <= 1:
         return z
     axis = 2 if chance(0.5, generator) else min(int(uniform(0, 3, generator)), 2)

@@ -130,7 +130,7 @@ def hull_of(brain: Tensor, spacing_mm: float) -> Tensor:
 
 
 def hull_levels(volume: Tensor, hull: Tensor, regions: Tensor) -> tuple[float, float]:
-    """Median and 97th percentile, as robust z, of the brain's outermost layer (`hull`) outside the tumour."""
+    """Robust z of the median and the 97th percentile of the brain's outermost layer (`hull`) outside the tumour."""
     outside = hull & ~regions[0]
     if not outside.any():
         return math.nan, math.nan

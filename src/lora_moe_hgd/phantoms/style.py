@@ -18,8 +18,9 @@ class PhantomStyle:
     """Ranges of everything that differs from phantom to phantom. Change single ranges with `dataclasses.replace`.
 
     Signal levels of healthy tissue have no unit, because each image is divided by the spread of its brain. Signal
-    levels of lesions are robust z-scores relative to the healthy brain of the same case. A share of phantoms, tumours
-    or sequences is the probability for one phantom, tumour or sequence.
+    levels of lesions are robust z-scores relative to the healthy brain of the same case. If a field is a share of
+    phantoms, one phantom has the property with this probability. The same holds for shares of tumours and of
+    sequences.
 
     Example:
         >>> from dataclasses import replace

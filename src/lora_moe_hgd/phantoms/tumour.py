@@ -175,7 +175,7 @@ def _satellites(anatomy: Anatomy, spread: Tensor, generator: torch.Generator, st
 def _enhancing(
     anatomy: Anatomy, core: Tensor, kind: CoreKind, generator: torch.Generator, style: PhantomStyle
 ) -> Tensor:
-    """Enhancing tumour: all parts of the core that take up contrast agent, so neither necrosis nor silent parts."""
+    """Enhancing tumour: the core without its necrosis and without patches that take up no contrast agent."""
     if kind == "solid" or chance(style.not_enhancing_share, generator):
         return torch.zeros_like(core)
     spacing_mm = anatomy.spacing_mm
