@@ -429,7 +429,7 @@ def test_adapters_are_compared_with_their_base_case_by_case(
     table = pd.read_csv(tmp_path / "comparison.csv")
     first = pd.read_csv(folders[0] / "scores.csv")
     for folder in folders[1:]:
-        assert f"Dice of {folder} (second) minus Dice of {folders[0]} (first), paired by case." in shown
+        assert f"Dice of {folder} (second) minus Dice of {folders[0]} (first), compared case by case." in shown
         row = table[(table["compared"] == str(folder)) & (table["subset"] == "mean") & (table["region"] == "mean")]
         second = pd.read_csv(folder / "scores.csv")
         assert row["cases"].item() == 2

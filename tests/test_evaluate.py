@@ -234,7 +234,7 @@ def test_few_cases_get_no_p_value_and_many_tests_are_corrected(tmp_path: Path) -
         for number in ("five", "six")
     )
     assert "A row has a p value only if it has at least 6 cases" in few
-    assert "The smallest row has 5 cases." in few
+    assert "The row with the fewest cases has 5 cases." in few
     assert pd.read_csv(tmp_path / "five/comparison.csv")["p"].isna().all()
     table = pd.read_csv(tmp_path / "six/comparison.csv")
     assert f"for {len(table)} tests" in enough
@@ -382,8 +382,8 @@ def test_evaluating_writes_tables_and_pictures(dummy_root: Path, tmp_path: Path,
 def test_all_is_said_to_be_one_subset(dummy_root: Path, tmp_path: Path, capsys) -> None:
     words = ["--data", str(dummy_root), "--out", str(tmp_path / "scores"), "--cases", "case_000", "--subsets"]
     note = (
-        "note: with --subsets all, only the subset of all sequences is scored (t1+t1c+t2+flair). Without --subsets, "
-        "all 15 subsets are scored.\n"
+        "note: --subsets all means the one subset of all sequences (t1+t1c+t2+flair). Without --subsets, all 15 "
+        "subsets are scored.\n"
     )
     run("evaluate", [*words, "all"])
     assert note in capsys.readouterr().err
@@ -677,7 +677,7 @@ def test_subsets_that_no_case_has_are_named(dummy_root, tmp_path, capsys) -> Non
     (tmp_path / "cases/case_000/T2.nii.gz").unlink()
     with pytest.raises(SystemExit):
         run("evaluate", ["--data", str(tmp_path / "cases"), "--out", str(tmp_path / "scores"), "--subsets", "t1+t2"])
-    assert "has all sequences of any subset in --subsets t1+t2" in capsys.readouterr().err
+    assert "each case lacks a sequence of each of these subsets" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 
@@ -741,7 +741,7 @@ def test_cases_that_trained_a_checkpoint_or_its_base_are_told(
         add_adapter(network, "lora", base=str(base), options={"r": 1}).save_pretrained(checkpoint)
     run("evaluate", [*words_of(trained, dummy_root), "--checkpoint", str(checkpoint)])
     known = ["case_000", "case_002"] if place == "next/best" else ["case_000"]
-    said = f"warning: This checkpoint was trained on {len(known)} of 3 cases: {', '.join(known)}."
+    said = f"warning: This checkpoint was trained on {len(known)} of 3 cases to score: {', '.join(known)}."
     captured = capsys.readouterr()
     assert said in captured.err
     assert f"Used to train the checkpoint: {len(known)} of 3 cases. Scores on training cases" in captured.out

@@ -44,7 +44,7 @@ def test_published_scores_are_compared_case_by_case(tmp_path: Path, capsys: pyte
     assert "| mean | TC | 2 | 0.500 | 0.600 | +0.100" in shown
     # One value is missing, so there is one case.
     assert "| mean | ET | 1 | 0.900 | 0.700 | -0.200 | - | - |" in shown
-    assert "Left out, because only one evaluation has these cases: 003, 004." in shown
+    assert "These cases are left out, because only one evaluation has them: 003, 004." in shown
     table = pd.read_csv(tmp_path / "out/subset_table.csv").set_index("sequences")
     assert table.loc[ALL, ["wt published", "wt own"]].tolist() == [70, 60]
 
@@ -71,7 +71,7 @@ def test_a_column_names_the_sequences_of_published_scores(tmp_path: Path) -> Non
         (["case,wt", "a,91.2"], "Dice must be between 0 and 1. Divide percentages by 100."),
         (["case,wt", "a,0.5", "a,0.6"], "no case may have two rows for the same subset"),
         (["case,wt", ",0.5"], "each row needs a case"),
-        (["case,wt", "a,good"], "a Dice is not a number"),
+        (["case,wt", "a,good"], "a Dice value is not a number"),
         (["case,subset,wt", "a,t3,0.5"], "Unknown sequence(s) t3"),
         (["case,wt", 'a,"0.5'], "is not a CSV file with one row per case"),
     ],
@@ -90,4 +90,4 @@ def test_evaluations_with_different_conventions_are_refused(tmp_path: Path) -> N
 
 def test_nothing_is_said_of_cases_if_both_have_the_same(tmp_path: Path) -> None:
     folders = [evaluation(tmp_path / name, {"a": 0.5, "b": 0.6}) for name in ("first", "second")]
-    assert "Left out" not in write_comparison(folders, tmp_path / "out")
+    assert "left out" not in write_comparison(folders, tmp_path / "out")

@@ -124,7 +124,10 @@ def test_a_record_that_is_too_large_or_damaged_is_named(runs: Runs) -> None:
         record.write_text(changed)
         for read, remedy in (
             (runs.open, "Restore the file, or choose another `--output-dir`"),
-            (lambda: trained_among([], runs.path / "best"), "Restore the file, or copy the checkpoint alone"),
+            (
+                lambda: trained_among([], runs.path / "best"),
+                "To score without knowledge of the training cases, copy the folder best ",
+            ),
             (
                 lambda: plot.main([str(runs.path)]),
                 "Restore the file\\. If the task is brain tumours, you can also copy",

@@ -58,7 +58,7 @@ def test_a_split_file_decides_and_unused_cases_are_said(dummy_root: Path, cache:
     data = data_of(dummy_root, cache, "--split-file", path)
     assert ids(data) == data.split == Split(train=["case_002"], validation=["case_000"])
     shown = capsys.readouterr().out
-    assert f"The split file {path} does not use 1 case of {dummy_root}: case_001." in shown
+    assert f"The split file {path} leaves out 1 case of {dummy_root}: case_001." in shown
     assert "The run uses 1 case for training and 1 for validation." in shown
 
 
@@ -104,7 +104,7 @@ def test_a_part_without_usable_cases_is_refused(dummy_root: Path, cache: Path, t
         ),
         (
             ["--val-fraction", "0.5"],
-            "only 1 usable case, but training needs at least 2 cases. One case is used for validation",
+            "only 1 usable case, but training needs at least 2 cases. At least one case must be for training",
         ),
     ],
 )

@@ -54,13 +54,13 @@ SUBSETS_HELP = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Score a checkpoint, or compare earlier scores; exit with code 1 if a case could not be scored."""
+    """Score a checkpoint or label maps, or compare earlier scores. If a case could not be scored, exit with code 1."""
     if score(argv):
         raise SystemExit(1)
 
 
 def score(argv: Sequence[str]) -> int:
-    """Score a checkpoint, or compare earlier scores; return the number of cases that could not be scored."""
+    """Score a checkpoint or label maps, or compare earlier scores; return the number of cases without scores."""
     args = _parse(argv)
     if args.compare:
         comparison = write_comparison(args.compare, args.out_path)
@@ -80,8 +80,8 @@ def score(argv: Sequence[str]) -> int:
     state = started_processes()
     if args.subsets == "all" and state.is_main_process and not args.quiet:
         print(
-            f"note: with --subsets all, only the subset of all sequences is scored ({'+'.join(names)}). Without "
-            f"--subsets, all {len(every_subset(names))} subsets are scored.",
+            f"note: --subsets all means the one subset of all sequences ({'+'.join(names)}). Without --subsets, all "
+            f"{len(every_subset(names))} subsets are scored.",
             file=sys.stderr,
         )
     rules = Rules(
@@ -104,7 +104,7 @@ def score(argv: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         subsets = [subset for subset in subsets if subset in files]
-        chosen = f" from any subset in --subsets {args.subsets}" if args.subsets else ""
+        chosen = f" for --subsets {args.subsets}" if args.subsets else ""
         bad += [
             Finding(case.case_id, f"{args.predictions} contains no prediction of this case{chosen}.", "error")
             for case in cases
@@ -113,15 +113,14 @@ def score(argv: Sequence[str]) -> int:
         cases = [case for case in cases if scorer.possible(case, subsets)]
         if not cases:
             raise ValueError(
-                f"{args.predictions} contains no prediction from any subset in --subsets {args.subsets}. Name other "
-                "subsets."
+                f"{args.predictions} contains no prediction for --subsets {args.subsets}. Choose other subsets."
             )
     else:
         trained_on = trained_among(cases, folder)
         if not any(set(sequences_of(subset, names)) <= set(case.images) for case in cases for subset in subsets):
             raise ValueError(
-                f"No case in {args.in_path} has all sequences of any subset in --subsets {args.subsets}. Name "
-                "other subsets."
+                f"With --subsets {args.subsets}, no case in {args.in_path} can be scored, because each case lacks a "
+                "sequence of each of these subsets. Choose other subsets."
             )
         network, processor = load_checkpoint(
             folder, device=usable_device(device_of_process(state, args.device), bf16=args.bf16), base=args.base
@@ -211,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="sequences in the order of their numbers, such as flair,t1,t1c,t2; only for numbered files "
+        help="sequences by ascending file or channel number, such as flair,t1,t1c,t2; only for numbered files "
         "(CASE_0000.nii.gz) and 4-D files",
     )
     which = parser.add_mutually_exclusive_group()
@@ -246,12 +245,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--lesion-rules",
         choices=list(LESION_RULES),
         default="gli2023",
-        help="rules of the lesion-wise scores, named after challenges (default: gli2023)",
+        help="rules of a challenge for the lesion-wise scores (default: gli2023, of the BraTS glioma challenge 2023)",
     )
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
-        help="also write subset_table.md, .tex or .csv: Dice by subset in percent, in the layout of papers",
+        help="also write the mean Dice of each subset in percent, in a table like those of papers: subset_table.md, "
+        ".tex or .csv",
     )
     add_device(parser)
     add_quiet(parser)
@@ -262,7 +262,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options.
 
     Raises:
-        ValueError: If an option has no effect in combination with the other options.
+        ValueError: If an option would have no effect together with the other options.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -287,11 +287,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _prediction_scheme(name: str | None, task: Task) -> str:
-    """Name of the label scheme of predictions. A task with a single label scheme needs no `name`.
+    """Return the name of the predictions' label scheme. If the task has only one label scheme, `name` may be `None`.
 
     Raises:
-        ValueError: If `name` is unknown, or if `name` is missing although the task has several label schemes. The
-            labels 1, 2 and 3 mean different parts of a tumour in different schemes.
+        ValueError: If `name` is unknown, or if `name` is `None` although the task has several label schemes. No scheme
+            is assumed, because the labels 1, 2 and 3 mean different parts of a tumour in different schemes.
     """
     if name is None and len(task.schemes) > 1:
         known = "".join(f"\n  {scheme}" for scheme in task.schemes.values())
@@ -307,7 +307,7 @@ def _choose_cases(args: argparse.Namespace, task: Task) -> tuple[list[CaseFiles]
     """Return the labelled cases to score, and an error for each case that is invalid or has no segmentation.
 
     Raises:
-        ValueError: If a requested case is missing, or no case can be scored.
+        ValueError: If the data lack a case that `--cases` or `--cases-of` names, or if no case can be scored.
     """
     order = args.channel_order and parse_channel_order(args.channel_order, task)
     found, bad = survey(args.in_path, channel_order=order, task=task)
@@ -343,7 +343,7 @@ def _warn(
     bad: Sequence[Finding],
     trained_on: list[str],
 ) -> None:
-    """Print all warnings that are known before the first case is read."""
+    """Print a warning for each unusable case, for each subset that some cases lack, and for training cases."""
     for finding in bad:
         print(printable(f"failed: {finding}"), file=sys.stderr)
     possible = [set(scorer.possible(case, subsets)) for case in cases]
@@ -351,17 +351,20 @@ def _warn(
         able = sum(subset in those for those in possible)
         if able < len(cases):
             name = subset_name(subset, scorer.task.modalities)
-            lacking = "a prediction from" if isinstance(scorer, PredictionScorer) else "a sequence of"
+            reason = (
+                "The other cases have no prediction from this subset."
+                if isinstance(scorer, PredictionScorer)
+                else "The other cases lack a sequence of this subset."
+            )
             print(
-                f"warning: only {able} of {counted(len(cases), 'case')} can be scored for the subset {name}. The "
-                f"other cases lack {lacking} this subset.",
+                f"warning: only {able} of {counted(len(cases), 'case')} can be scored for the subset {name}. {reason}",
                 file=sys.stderr,
             )
     if trained_on:
         print(
             printable(
-                f"warning: This checkpoint was trained on {len(trained_on)} of {counted(len(cases), 'case')}: "
-                f"{listed(trained_on)}. {TRAINED_ON_NOTE}"
+                f"warning: This checkpoint was trained on {len(trained_on)} of {counted(len(cases), 'case')} to "
+                f"score: {listed(trained_on)}. {TRAINED_ON_NOTE}"
             ),
             file=sys.stderr,
         )

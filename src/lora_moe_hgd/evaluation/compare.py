@@ -22,18 +22,19 @@ NOTHING_IN_COMMON = (
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Dice of `second` minus Dice of `first`, over the cases and subsets in both evaluations.
+    """Compare the Dice of each case in two evaluations: Dice in `second` minus Dice in `first`.
 
-    The differences are paired by case. In each row of the result, the Dice of a case is the mean over the regions and
-    subsets of this row. A value that is undefined in one evaluation is left out of both evaluations.
+    The Dice of a case, subset and region is used only if it is defined in both evaluations. Each row of the result
+    covers some subsets and regions. In this row, the Dice of a case is its mean over these subsets and regions.
 
     Args:
         first: Rows of the first `scores.csv`.
         second: Rows of the second `scores.csv`.
 
     Returns:
-        First, one row for each region and one row for the mean over regions, each over all common subsets. Then one
-        row for each subset, over all regions. Rows without cases are left out.
+        First, one row for each region and one row for all regions together. These rows cover all subsets that both
+        evaluations contain. Then, one row for each subset, which covers all regions. A region or subset without a case
+        has no row.
 
         Columns: `subset`, `region`, `cases`, `first`, `second`, `difference`, `low`, `high`, `p`, `effect`. `first`
         and `second` are the mean Dice of the two evaluations. The 95 % bootstrap interval of the difference is from
@@ -42,7 +43,7 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         2014): -1 if every case is worse in `second`, 1 if every case is better in `second`, NaN for one case.
 
     Raises:
-        ValueError: If no case and subset has a defined Dice in both evaluations.
+        ValueError: If there is no case, subset and region whose Dice is defined in both evaluations.
     """
     keys = ["case_id", "subset", "region"]
     pairs = first.merge(second, on=keys, suffixes=("_first", "_second"))[[*keys, "dice_first", "dice_second"]].dropna()
@@ -117,7 +118,7 @@ def rank_biserial(difference: np.ndarray) -> float:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> str:
-    """Compare all later evaluations with the first. Write `comparison.csv` and `comparison.md`; return the text.
+    """Compare each further evaluation with the first. Write `comparison.csv` and `comparison.md`; return the Markdown.
 
     The column `p_holm` contains the p values after Holm's correction for all tests in the table.
 
@@ -140,11 +141,13 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         tables.append(paired_differences(scores[0], other).assign(compared=str(folder)))
         only_one = sorted(set(scores[0]["case_id"]) ^ set(other["case_id"]))
         if only_one:
-            left_out[str(folder)] = f"\n\nLeft out, because only one evaluation has these cases: {listed(only_one)}."
+            left_out[str(folder)] = (
+                f"\n\nThese cases are left out, because only one evaluation has them: {listed(only_one)}."
+            )
     table = pd.concat(tables, ignore_index=True)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     parts = [
-        f"Dice of {folder} (second) minus Dice of {folders[0]} (first), paired by case.\n\n{_to_markdown(part)}"
+        f"Dice of {folder} (second) minus Dice of {folders[0]} (first), compared case by case.\n\n{_to_markdown(part)}"
         + left_out.get(folder, "")
         for folder, part in table.groupby("compared", sort=False)
     ]
@@ -162,8 +165,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         fewest = table["cases"].min()
         parts.append(
             f"A row has a p value only if it has at least {FEWEST_CASES} cases, because no difference between fewer "
-            f"cases could be significant. The smallest row has {counted(fewest, 'case')}. Look at the intervals and "
-            "at the scores of each case."
+            f"cases could be significant. The row with the fewest cases has {counted(fewest, 'case')}. Look at the "
+            "intervals and at the scores of each case instead."
         )
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "comparison.csv") as scratch:

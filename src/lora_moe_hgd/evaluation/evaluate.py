@@ -1,7 +1,7 @@
 """Scores of a checkpoint, or of label maps, over cases and subsets of the sequences.
 
 `cases/<name>.json` stores the scores of a case. An evaluation that was stopped can therefore be continued, and an
-evaluation of more cases or subsets computes only the new scores. The module `report` makes the tables.
+evaluation of more cases or subsets computes only the new scores. The module `report` makes tables from the scores.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Lesion-wise scores of the BraTS challenges since 2023: all lesions count equally, whatever their size.
 
 `MergedRules` are the rules of 2023 and 2024, from https://github.com/rachitsaluja/BraTS-2023-Metrics. In this module,
-the surface of a lesion consists of its outermost voxels, as in `metrics`. In the official program, the surface is the
-boundary between voxels, which https://github.com/google-deepmind/surface-distance finds.
+the surface of a lesion consists of its outermost voxels, as in `metrics`. In the official program,
+https://github.com/google-deepmind/surface-distance finds the surface, which is the boundary between the voxels inside
+and outside a lesion.
 
-The rules for 2024 use the sizes and penalties of https://github.com/rachitsaluja/BraTS-2024-Metrics with the procedure
-of 2023, so their scores differ from the official scores of 2024. The official programs of 2024 also merge predicted
-lesions by dilation, remove small predicted lesions, count pieces of enhancing tumour that touch the same necrosis as
-one lesion, and do not penalise false lesions in MEN-RT.
+The rules for 2024 apply the procedure of 2023 with the volumes and penalties of
+https://github.com/rachitsaluja/BraTS-2024-Metrics. Their scores therefore differ from the official scores of 2024. The
+official programs of 2024 also merge predicted lesions by dilation, remove small predicted lesions, count pieces of
+enhancing tumour that touch the same necrosis as one lesion, and do not penalise false lesions in MEN-RT.
 
 `PairedRules` are the rules of 2026. The official program of 2026 is https://pypi.org/project/brats-evaluation, which
 runs panoptica (Kofler et al. 2023, https://arxiv.org/abs/2312.02608). The test tests/test_official_metrics.py compares
@@ -36,9 +37,10 @@ class MergedRules:
     """Rules that merge nearby true lesions, and that merge predicted components if they touch the same true lesion.
 
     Attributes:
-        dilation: Number of times that the true region is dilated. Parts that touch after dilation are one lesion.
+        dilation: Number of times that the true region is dilated. Parts of the region that touch after dilation count
+            as one lesion.
         ignored_mm3: True lesions of this volume or less are ignored.
-        penalty_mm: HD95 in mm of a missed or false lesion. `None` means the diagonal of the image.
+        penalty_mm: HD95 in mm of a missed or false lesion. With `None`, it is the length of the image's diagonal.
         ignored_mm3_of: Volume that replaces `ignored_mm3` for some regions, by name of the region.
     """
 
@@ -54,11 +56,12 @@ class PairedRules:
 
     Attributes:
         least_iou: Smallest intersection over union of a match; 0 accepts any overlap.
-        counted_mm3: True lesions below this volume are left out of all scores, and so are their matches.
+        counted_mm3: A true lesion below this volume is left out of all scores, and so is the predicted component that
+            matches it.
         penalty_mm: HD95 in mm of a missed or false lesion. The Dice of such a lesion is 0. `None` leaves missed and
             false lesions out of the means.
-        found_dice: `lesions_missed` includes true lesions whose match has a Dice below `found_dice`. The means do not
-            depend on `found_dice`.
+        found_dice: A true lesion also counts in `lesions_missed` if the Dice of its match is below `found_dice`. The
+            mean scores do not depend on `found_dice`.
     """
 
     least_iou: float = 0.0
@@ -103,14 +106,15 @@ def lesion_scores(
     With `MergedRules`, each true lesion is compared with the union of all predicted components that touch the dilated
     lesion. A true lesion without such a component is missed: its Dice is 0, and its HD95 is the penalty. A predicted
     component that touches no dilated lesion is false and has the same scores as a missed lesion. True lesions that are
-    too small are ignored, and so are the components that touch them. The means are over all false lesions and all true
-    lesions that are not ignored. Without any such lesion, Dice is 1 and HD95 is 0.
+    too small are ignored, and so are the components that touch them. The mean scores are over all false lesions and
+    all true lesions that are not ignored. If there are no lesions of either kind, the mean Dice is 1 and the mean HD95
+    is 0.
 
     With `PairedRules`, each true lesion is matched with at most one predicted component. The pairs are chosen so that
-    the sum of their Dice values is as large as possible. Without a penalty, the means are over the matches; if nothing
-    matches, Dice and NSD are 0 and HD95 is infinite. With a penalty, the means are over all false lesions and all true
-    lesions of at least `counted_mm3`. If no true lesion is that large, all means are NaN. All means are also NaN if
-    both masks are empty.
+    the sum of their Dice values is as large as possible. If `penalty_mm` is `None`, the mean scores are over the
+    matched pairs; if there is no pair, the mean Dice and NSD are 0 and the mean HD95 is infinite. With a penalty, the
+    mean scores are over all false lesions and over the true lesions of at least `counted_mm3`; if no true lesion has
+    this volume, all mean scores are NaN. Whatever the penalty, all mean scores are NaN if both masks are empty.
 
     Args:
         prediction: `(D, H, W)` bool.
@@ -120,10 +124,11 @@ def lesion_scores(
         rules: Rules that define lesions, matches and means.
 
     Returns:
-        `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean normalised
-        surface distance (NSD). For the NSD, a voxel of one surface counts as close if its distance to the other
-        surface is at most the shortest edge of a voxel. The NSD is the mean of the two surfaces' shares of close
-        voxels. `lesions`, `lesions_missed`, `lesions_false`: numbers of true, missed and false lesions.
+        `lesion_dice` and `lesion_hd95_mm`: means over lesions. `lesion_nsd`, only with `PairedRules`: mean of the
+        normalised surface distance (NSD) over lesions. For the NSD, a voxel of one surface counts as close if its
+        distance to the other surface is at most the shortest edge of a voxel. Each surface has a share of close
+        voxels, and the NSD is the mean of these two shares. `lesions`, `lesions_missed`, `lesions_false`: numbers of
+        true, missed and false lesions.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -224,8 +229,8 @@ def _matches(
     """Match lesions and components one to one.
 
     Returns:
-        Matched pairs: the value of the lesion in `lesions` and the value of its component in `components`. Number of
-        voxels of each lesion.
+        The matched pairs, and the number of voxels of each lesion. A pair is the number of a lesion in `lesions` and
+        the number of its component in `components`.
     """
     shape = num_lesions + 1, num_components + 1
     places = np.ravel_multi_index((lesions.ravel(), components.ravel()), shape)
@@ -244,8 +249,8 @@ def _pair_scores(
 ) -> tuple[float, float, float]:
     """Dice, HD95 in mm and NSD of one lesion and its match.
 
-    The HD95 here is one percentile over the distances from both surfaces. `metrics.region_scores` instead computes one
-    percentile for each surface, and takes the larger percentile.
+    The HD95 here is the 95th percentile of the distances of both surfaces together. `metrics.region_scores` instead
+    computes a 95th percentile for each surface, and takes the larger one.
     """
     there, back = surface_distances_mm(prediction, target, spacing_mm)
     tolerance = min(spacing_mm)

@@ -1,4 +1,4 @@
-"""Overlap and distance of a predicted and a true region, with conventions for empty regions."""
+"""Scores of a predicted region against the true region, such as Dice and HD95, with conventions for empty regions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Convention:
     Attributes:
         both_empty: Value of Dice, NSD and sensitivity if both masks are empty. If this value is NaN, HD95 is NaN as
             well. Otherwise, HD95 is 0.
-        missed_hd95_mm: HD95 in mm if only one mask is empty. `None` means the diagonal of the image.
+        missed_hd95_mm: HD95 in mm if only one mask is empty. With `None`, it is the length of the image's diagonal.
         eps: Number that is added to numerator and denominator of Dice.
         fewest_voxels: Smallest number of voxels of a predicted region, by name of the region. A smaller predicted
             region counts as empty.
@@ -78,11 +78,11 @@ def region_scores(
         convention: Values of undefined metrics.
 
     Returns:
-        `dice`: Dice coefficient. `hd95_mm`: the larger of two 95th percentiles, of the distances from the predicted to
-        the true surface and of the distances from the true to the predicted surface. `nsd`: normalised surface
-        distance (https://arxiv.org/abs/1809.04430), the share of both surfaces that is within 1 mm of the other
-        surface. `sensitivity`: share of the true voxels that were predicted. `volume_error_ml`: predicted volume minus
-        true volume.
+        `dice`: Dice coefficient. `hd95_mm`: 95th percentile of the distances from the voxels of one surface to the
+        other surface. It is computed from both surfaces, and the larger percentile counts. `nsd`: normalised surface
+        distance (https://arxiv.org/abs/1809.04430), the share of the voxels of both surfaces whose distance to the
+        other surface is at most 1 mm. `sensitivity`: share of the true voxels that were predicted. `volume_error_ml`:
+        predicted volume minus true volume.
 
     Raises:
         ValueError: If the shapes differ, or the spacing is not three positive numbers.
@@ -143,7 +143,7 @@ def check_masks(prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence
 
 
 def missed_distance_mm(penalty_mm: float | None, shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Return the penalty, or the diagonal of the image in mm if the penalty is `None`."""
+    """Return the HD95 of a missed or false region: `penalty_mm` or, if this is `None`, the image's diagonal in mm."""
     if penalty_mm is not None:
         return penalty_mm
     return math.hypot(*(edge * spacing for edge, spacing in zip(shape, spacing_mm, strict=True)))

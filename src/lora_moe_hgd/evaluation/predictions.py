@@ -1,4 +1,7 @@
-"""Scores of label maps from any tool. Files are found by name and scored like the segmentations of a network."""
+"""Scores of label maps from any tool, which are scored like the segmentations of a network.
+
+The name of a file contains the id of its case; see `find_predictions`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class PredictionScorer:
         predictions: Files of the predictions.
         task: Task that defines the sequences and regions.
         scheme: Name of the label scheme of the predictions.
-        rules: Rules for scoring.
+        rules: Settings of the scoring, such as the convention for empty regions.
     """
 
     predictions: Predictions
@@ -108,7 +111,7 @@ def find_predictions(folder: Path, cases: Sequence[CaseFiles], task: Task) -> di
 
     Args:
         folder: Folder of the predictions.
-        cases: Cases that were segmented.
+        cases: Cases whose predictions are wanted.
         task: Task that defines the sequences and regions.
 
     Raises:

@@ -107,8 +107,8 @@ def shapley_values(worth: Mapping[frozenset[str], float]) -> dict[str, float]:
 def worth_of_sequences(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> dict[str, dict[str, float]]:
     """Contribution of each sequence to the mean Dice of each region (Shapley values).
 
-    Only cases with a defined Dice of the region in all subsets are used, so that every subset has the same cases. A
-    region without such a case is left out.
+    For a region, only cases are used whose Dice of this region is defined in every subset, so that all subsets have
+    the same cases. A region without such a case is left out.
     """
     values = {}
     for region in task.regions:
@@ -148,7 +148,8 @@ def volume_agreement(rows: pd.DataFrame, task: Task = BRAIN_TUMOUR) -> pd.DataFr
 def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Calibration of the probabilities and of the expected Dice, in one row for each number of sequences.
 
-    The columns about Dice leave out each region of a case whose expected Dice or true Dice is undefined.
+    If the expected Dice or the true Dice of a region of a case is undefined, the columns about Dice leave this value
+    out.
 
     Returns:
         Columns `sequences`, `ace_<region>` (average calibration error) for each region, `expected_dice` and `dice`
@@ -173,7 +174,7 @@ def pooled_reliability(rows: pd.DataFrame, reliability: Reliability) -> dict[int
     """Sum `calibration.reliability_counts` over all cases and subsets with the same number of sequences.
 
     Returns:
-        `(R, 3, bins)` for each number of sequences.
+        The summed counts, `(R, 3, NUM_BINS)`, by number of sequences.
     """
     pooled: dict[int, np.ndarray] = {}
     places = rows[["case_id", "subset", "sequences"]].drop_duplicates()
@@ -249,7 +250,7 @@ def _numbers(values: Iterable[float]) -> list[str]:
 
 
 def _mean(row: pd.Series, usual: int) -> str:
-    """Format a mean. Append the interval if the metric is Dice, and the number of cases if it is not `usual`."""
+    """Format a mean. For Dice, append the interval. If the number of cases is not `usual`, append it."""
     text = f"{row['mean']:.3f}"
     if row["metric"] == "dice" and not math.isnan(row["low"]):
         text += f" ({row['low']:.3f} to {row['high']:.3f})"
@@ -357,8 +358,8 @@ def write_report(
         reliability: Counts of `calibration.reliability_counts`, by case and subset.
         findings: Errors and warnings about cases, with the keys `FINDING_COLUMNS`.
         out: Folder for `scores.csv`, `findings.csv`, `table.md`, `table.json` and the plots.
-        about: Facts for `table.json`: checkpoint, data, options, number of `failed` cases, and number of cases that
-            the checkpoint was `trained_on`.
+        about: Facts for `table.json`: checkpoint, data and options; `failed`, the number of cases that were not
+            scored; `trained_on`, the number of cases that were used to train the checkpoint.
         task: Task that defines the sequences and regions.
     """
     names = task.modalities

@@ -14,10 +14,12 @@ from ..subsets import parse_subset, subset_name
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Read checkpoint and options (`about`) from the `table.json` of an evaluation; empty for a CSV file.
+    """Read the entry `about` of an evaluation's `table.json`: its checkpoint and its options.
+
+    A CSV file has no such entry, so the result is empty.
 
     Raises:
-        ValueError: If `table.json` does not name the evaluated weights.
+        ValueError: If `table.json` lacks the entry `about`, which names the evaluated weights.
     """
     path = folder / "table.json"
     return dict(read_table(path)["about"]) if path.is_file() else {}
@@ -27,12 +29,12 @@ def read_table(path: Path) -> dict[str, Any]:
     """Read the `table.json` of an evaluation.
 
     Raises:
-        ValueError: If `table.json` does not name the evaluated weights.
+        ValueError: If `table.json` lacks the entry `about`, which names the evaluated weights.
     """
     remedy = "Run `lora-moe-hgd evaluate` again."
     content: dict[str, Any] = read_json(path, remedy=remedy, max_bytes=MAX_LONG_JSON_BYTES)
     if "about" not in content:
-        raise ValueError(f"{path} does not name the evaluated weights (`about` is missing). {remedy}")
+        raise ValueError(f"{path} does not name the evaluated weights, because the entry `about` is missing. {remedy}")
     return content
 
 
@@ -62,8 +64,8 @@ def read_scores(place: Path, task: Task = BRAIN_TUMOUR) -> pd.DataFrame:
     """Read the rows of an evaluation, from its folder or from a CSV file of Dice values.
 
     A CSV file has one row per case, a column `case`, and a column with the Dice of each region. A column `subset`
-    names the sequences, such as `t1c+flair`. Without this column, all sequences were used. Empty cells are undefined
-    values.
+    names the sequences, such as `t1c+flair`. Without this column, all rows count as scores from all sequences. Empty
+    cells are undefined values.
 
     Raises:
         ValueError: If the folder contains no evaluation, or if the CSV file has wrong columns or values.
@@ -100,7 +102,7 @@ def _read_csv(path: Path, task: Task) -> pd.DataFrame:
     try:
         rows["dice"] = rows["dice"].astype(float)
     except ValueError as error:
-        raise ValueError(f"{path}: a Dice is not a number: {error}") from error
+        raise ValueError(f"{path}: a Dice value is not a number: {error}") from error
     if not rows["dice"].dropna().between(0, 1).all():
         raise ValueError(f"{path}: Dice must be between 0 and 1. Divide percentages by 100.")
     return rows.rename(columns={"case": "case_id"})

@@ -59,7 +59,7 @@ class CaseScores:
     """Scores of a case.
 
     Attributes:
-        rows: One row for each subset and region, with ids, metrics and expected Dice.
+        rows: One row for each subset and region, with case id, metrics and expected Dice.
         reliability: Counts of `calibration.reliability_counts` by subset, `(R, 3, bins)` as nested lists. A
             subset has `None` if its prediction is a label map, which has no probabilities.
         findings: Warnings about the case, as dicts of `level`, `where` and `message`.
@@ -136,7 +136,7 @@ def score_regions(
         regions: Predicted regions, `(R, D, H, W)` bool.
         truth: True regions, `(R, D, H, W)` bool.
         affine: Affine of the predicted and the true regions, `(4, 4)`.
-        rules: Rules for scoring.
+        rules: Settings of the scoring, such as the convention for empty regions.
         task: Task that defines the sequences and regions.
         confidence: Expected Dice of each region; `None` for a label map.
     """

@@ -21,9 +21,10 @@ FORMATS = {"markdown": "md", "latex": "tex", "csv": "csv"}
 def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRAIN_TUMOUR) -> str:
     """Write the mean Dice of each subset and region in percent, and a last row with the mean over the subsets.
 
-    Filled dots mark the sequences of a subset. Only cases, subsets and regions with a defined Dice in all evaluations
-    are used, so that each mean is over the same cases. If there are several evaluations, the best value of each subset
-    and region is in bold. Equal best values, after rounding, are all in bold.
+    Filled dots mark the sequences of a subset. The Dice of a case, subset and region is used only if it is defined in
+    all evaluations, so that all evaluations are compared on the same cases. If there are several evaluations, the best
+    value of each subset and region is in bold. If several values are equally good after rounding, all of them are in
+    bold.
 
     Args:
         scores: Rows of `scores.csv`, by the name of the evaluation.
@@ -31,7 +32,7 @@ def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRA
         task: Task that defines the sequences and regions.
 
     Raises:
-        ValueError: If no case and subset has a defined Dice in all evaluations.
+        ValueError: If there is no case, subset and region whose Dice is defined in all evaluations.
     """
     means = _means(scores, task)
     subsets = [name for name in (*_names(task), "mean") if name in means.index.get_level_values("subset")]
@@ -51,7 +52,7 @@ def _names(task: Task) -> list[str]:
 
 
 def _means(scores: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFrame:
-    """Mean Dice in percent over the common cases, one row per subset and region, one column per evaluation."""
+    """Mean Dice in percent over the cases in all evaluations, by subset and region (row) and evaluation (column)."""
     keys = ["case_id", "subset", "region"]
     tables = [rows.set_index(keys)[["dice"]].set_axis([name], axis=1) for name, rows in scores.items()]
     common = reduce(lambda first, second: first.join(second, how="inner"), tables).dropna()
@@ -94,7 +95,7 @@ def _markdown(heads: list[tuple[str, str]], cells: Mapping[str, list[str]], task
 
 
 def _latex(heads: list[tuple[str, str]], cells: Mapping[str, list[str]], task: Task) -> str:
-    """LaTeX `tabular` for the package booktabs."""
+    """LaTeX `tabular` that needs the package booktabs."""
     networks = list(dict.fromkeys(network for _, network in heads))
     sequences = [_escaped(sequence_shown(name)) for name in task.modalities]
     width = len(sequences)

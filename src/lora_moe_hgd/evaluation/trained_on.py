@@ -13,12 +13,12 @@ from ..splits import FILE_NAME, Split, read_run_split
 
 
 def trained_among(cases: Sequence[CaseFiles], checkpoint: Path) -> list[str]:
-    """Return the sorted ids of the cases on which a checkpoint or one of its bases was trained.
+    """Return the sorted ids of the cases on which a checkpoint, or a base that its training started from, was trained.
 
     `RUN/split.csv` lists the training cases of checkpoints of a run, such as `RUN/best` and `RUN/best/adapter`. A
     shipped checkpoint has its own `split.csv`. The training cases of other checkpoints are unknown. The training cases
-    of a base are included if the base is a folder on this machine. A case is recognised by its id or by the content of
-    its images.
+    of a base are also found if the base is a folder on this machine. A case is recognised by its id or by the content
+    of its images.
 
     Args:
         cases: Cases that may be training cases.
@@ -43,7 +43,7 @@ def _content_of(case: CaseFiles) -> str | None:
 
 
 def _splits_of(checkpoint: Path) -> Iterator[Split]:
-    """Yield the split into training and validation cases of each run that trained a checkpoint or one of its bases."""
+    """Yield the split of each run that trained a checkpoint, or a base that its training started from."""
     seen: set[Path] = set()
     waiting = [checkpoint]
     while waiting:
@@ -59,9 +59,9 @@ def _splits_of(checkpoint: Path) -> Iterator[Split]:
             yield read_run_split(run)
             record = read_json(
                 run / "run.json",
-                remedy="This file records the run that trained the checkpoint, so it leads to the training cases. "
-                "Restore the file, or copy the checkpoint alone to another folder, where its training cases are "
-                "unknown.",
+                remedy="This file records the run that trained the checkpoint, and is needed to find its training "
+                "cases. Restore the file. To score without knowledge of the training cases, copy the folder "
+                f"{folder.name} to a place outside the run.",
             )
             base = record["config"]["base"]
             bases += [base] if base else []

@@ -57,7 +57,8 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
         style: Ranges of the random properties of phantoms.
 
     Raises:
-        ValueError: Before the first step, if the data, the base or the output folder cannot be used.
+        ValueError: If the data, the base checkpoint or the output folder cannot be used. This is checked before the
+            first step.
     """
     accelerator = build_accelerator(config)
     set_seed(config.seed)
@@ -84,7 +85,7 @@ def train(config: RunConfig, *, build: Build | None = None, style: PhantomStyle 
 
 
 def _made_from(config: RunConfig, accelerator: Accelerator, data: RunData, task: Task) -> dict[str, Any]:
-    """Fingerprints of all inputs of a run other than its options and case ids."""
+    """Inputs of a run besides options and case ids, by name: version, content of files, and number of processes."""
     return {
         "package version": version("lora-moe-hgd"),
         "base weights": None if config.base is None else weights_digest(checkpoint_folder(config.base))[:16],
@@ -137,8 +138,8 @@ def build_network(config: RunConfig) -> tuple[Network, LoraMoeHgdImageProcessor]
     """Build the network to train, including its adapter, and the processor.
 
     Raises:
-        ValueError: If the base cannot be used, or if an adapter is requested although the task has other sequences or
-            regions than the base.
+        ValueError: If the base checkpoint cannot be used, or if an adapter is requested although the task has other
+            sequences or regions than the base.
     """
     given = None if config.task is None else read_task(config.task)
     if config.base is None:

@@ -140,7 +140,7 @@ class TrainingLoop:
             self.run.close()
         skipped = f" Steps skipped: {self.done.skipped}." if self.done.skipped else ""
         self.accelerator.print(
-            f"The best validation score is the {self.objective.describe(self.done.best_score)}.{skipped} "
+            f"Best validation score: {self.objective.describe(self.done.best_score)}.{skipped} "
             f"The checkpoints `best` and `last` are in {self.run.path}."
         )
         return self.run.path / "best"
@@ -263,7 +263,7 @@ class TrainingLoop:
             )
 
     def _measure_step(self, output: Any, norm: Tensor, begin: int) -> dict[str, float]:
-        """Values to log after a step: losses and Dice of all processes, router statistics of the first process."""
+        """Values to log after a step: losses and Dice over all processes, router statistics of this process alone."""
         means = self.accelerator.reduce(self.losses / self.step_size(begin), reduction="mean").tolist()
         self.losses = torch.zeros((), device=self.accelerator.device)
         return {
@@ -339,7 +339,7 @@ class TrainingLoop:
         self._take_up(state.progress)
 
     def _take_up(self, done: Progress) -> None:
-        """Resume from the progress of a saved state. Options may have changed since this state was saved."""
+        """Continue from `done`, the progress in a saved state. Options may have changed since the state was saved."""
         batches, scored_on = self.done.batches, self.done.scored_on
         self.accelerator.print(f"Resuming after step {done.step}, in epoch {done.epoch + 1}.")
         if done.batch and done.batches != batches:
@@ -357,7 +357,10 @@ class TrainingLoop:
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build fused AdamW, which needs no memory for copies of weights. Only matrices and kernels have weight decay."""
+    """Build AdamW with weight decay for matrices and kernels only.
+
+    The fused version is used, because it makes no temporary copies of the weights.
+    """
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
@@ -380,7 +383,7 @@ def batch_seed(seed: int, epoch: int, batch: int, process: int) -> int:
 
 
 def _with_waiting_time(batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """For each batch, yield the seconds of waiting for the batch, and the batch."""
+    """Yield the seconds of waiting for a batch together with this batch."""
     since = time.perf_counter()
     for batch in batches:
         yield time.perf_counter() - since, batch

@@ -1,7 +1,8 @@
 """Measurements of a run in the file `metrics.jsonl`, which is written in addition to any tracker of Accelerate.
 
-Each line is a JSON object with `step` and values by name. When a run is resumed, lines of later steps are removed
-first, so that no step appears twice. Values named `time/...` or `memory/...` depend on the machine.
+Each line is a JSON object with `step` and values by name. When a run is resumed from a saved state, the lines of steps
+after this state are removed, so that no step appears twice. Values named `time/...` or `memory/...` depend on the
+machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class MetricsLog:
 
     Args:
         folder: Folder of the run.
-        step: Step after which the run is resumed. Lines of later steps are removed.
+        step: Last step before the run is resumed. The lines of later steps are removed, because the run repeats these
+            steps.
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
@@ -53,7 +55,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class RunningDice:
-    """Dice of the crops in the last few batches, for each region and each number of present sequences."""
+    """Dice of training crops by region and number of sequences; recent batches count more than older ones."""
 
     def __init__(self, device: torch.device, task: Task = BRAIN_TUMOUR) -> None:
         self.task = task
@@ -61,7 +63,7 @@ class RunningDice:
         self.overlap = torch.zeros(2, len(task.modalities), len(task.regions), device=device)
 
     def update(self, logits: Tensor, labels: Tensor, modality_mask: Tensor) -> None:
-        """Add a batch: logits and labels `(B, R, D, H, W)`, and the mask of present sequences `(B, M)`."""
+        """Add a batch: logits and labels `(B, R, D, H, W)`, and the mask of the sequences of each crop, `(B, M)`."""
         predicted, truth = logits.detach() > 0, labels.bool()
         axes = (2, 3, 4)
         counted = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).float()
@@ -75,7 +77,10 @@ class RunningDice:
         return dict(zip(self.task.regions, (2 * both / total.clamp(min=1)).tolist(), strict=True))
 
     def by_count(self) -> dict[str, float]:
-        """Dice by name, such as `wt/2_sequences`. A name is left out if its crops have no predicted or true voxel."""
+        """Dice for each region and number of sequences, under names such as `wt/2_sequences`.
+
+        The Dice is left out if the crops with this number have neither a predicted nor a true voxel of the region.
+        """
         both, total = self.overlap
         return {
             f"{region}/{count + 1}_sequences": (2 * both[count, index] / total[count, index]).item()

@@ -54,11 +54,14 @@ class Objective(Protocol):
         ...
 
     def measured(self, sums: Tensor) -> dict[str, float]:
-        """Values to log, from the sums over all processes. The progress bar shows the values `train_dice/...`."""
+        """Compute the values to log from the total of `sums` over all processes.
+
+        The progress bar shows the values whose names begin with `train_dice/`.
+        """
         ...
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Score the validation cases, print and log the parts of the score, and return the score; higher is better."""
+        """Score the validation cases, print and log details, and return one score; a higher score is better."""
         ...
 
     def segmenter(self, network: Any) -> PeftModel | LoraMoeHgdForSegmentation:
@@ -81,7 +84,8 @@ class SegmentationObjective:
         run: Folder of the run. A picture of each validation is written to this folder.
 
     Raises:
-        ValueError: If no validation case has all sequences of a subset that must be scored.
+        ValueError: If no validation case has all sequences of a subset in `validation.subsets` or, without this
+            option, of any default subset.
     """
 
     def __init__(

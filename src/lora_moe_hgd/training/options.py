@@ -1,4 +1,4 @@
-"""Options of a run as a tree of dataclasses, with their defaults, their rules, and the effect of changing an option.
+"""Options of a run as a tree of dataclasses: defaults, rules, and what a change of each option does to a run.
 
 `None`, which is `null` on the command line and in YAML, means "not given". An option that is given but has no effect
 is an error. An option that is not given gets its default, unless the default would have no effect.
@@ -57,8 +57,8 @@ class DataConfig:
         split: Split of `dataset`; `train` by default.
         label_scheme: Label scheme of the segmentations. By default, it is recognised from the file names. With
             `dataset`, this option is required.
-        channel_order: Sequences in the order of their numbers, such as `[flair, t1, t1c, t2]`; only for numbered files
-            (`CASE_0000.nii.gz`) and 4-D files in `root`.
+        channel_order: Sequences by ascending file or channel number, such as `[flair, t1, t1c, t2]`; only for numbered
+            files (`CASE_0000.nii.gz`) and 4-D files in `root`.
         skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
@@ -70,7 +70,7 @@ class DataConfig:
         val_fraction: Share of the cases that is used for validation, at least one case; 0.2 by default.
         folds: Number of folds of a cross-validation over the cases. The seed assigns the cases to folds.
         fold: Number of the fold that is used for validation. With `folds`, the folds are numbered from 0. With
-            `split_file`, the file numbers the folds.
+            `split_file`, it is the number that the fold has in the file.
         split_file: CSV file or nnU-Net's `splits_final.json` that assigns cases to training and validation.
         val_on_train: Validate on the training cases, to see whether a network can overfit.
         cache_dir: Folder of preprocessed cases and phantoms.
@@ -124,19 +124,16 @@ class DataConfig:
             self.root is None or self.dataset is None,
             f"`data.root` ({self.root}) and `data.dataset` ({self.dataset}) exclude each other. Omit one option.",
         )
-        self._refuse_idle("split", applies=self.dataset is not None, reason="Only `data.dataset` has splits.")
+        self._refuse_idle(
+            "split", applies=self.dataset is not None, reason="The option applies only to `data.dataset`."
+        )
         self._refuse_idle(
             *("channel_order", "skip_bad"),
             applies=self.root is not None,
             reason="The option applies only to the cases in `data.root`.",
         )
         self._refuse_idle(
-            "label_scheme",
-            applies=self.has_cases,
-            reason="Phantoms have their own labels, and the run has no cases (`data.root` or `data.dataset`).",
-        )
-        self._refuse_idle(
-            *("allow_skull", "allow_partial"),
+            *("label_scheme", "allow_skull", "allow_partial"),
             applies=self.has_cases,
             reason="The option applies only to cases (`data.root` or `data.dataset`).",
         )
@@ -153,7 +150,7 @@ class DataConfig:
         )
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values depend on the task.
+        """Check the options whose allowed values depend on the task.
 
         Raises:
             ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.
@@ -228,7 +225,8 @@ class SampleConfig:
         crop_size: Edges of a crop in voxels, multiples of 16.
         crops_per_case: Number of crops of each case in an epoch.
         batch_size: Number of crops in a batch of one process.
-        spacing_mm: Voxel size of the training samples. The default is the base's voxel size, or 1.5 mm without a base.
+        spacing_mm: Voxel size of the training samples. The default is the voxel size of the base checkpoint, or 1.5 mm
+            without `base`.
     """
 
     crop_size: tuple[int, int, int] = (64, 64, 64)
@@ -296,7 +294,7 @@ class OptimConfig:
 
 @dataclass
 class ValidationConfig:
-    """Options of the validation: epochs, and subsets of the sequences.
+    """Options of the validation: after which epochs, and for which subsets of the sequences.
 
     Attributes:
         every: Number of epochs from one validation to the next. The last epoch is always validated.
@@ -380,8 +378,8 @@ class RunConfig:
         )
         _require(
             (self.base is None) != (self.size is None),
-            "Set either `base`, to start from a checkpoint, or `size`, to train from scratch. Set the other of these "
-            f"two options to null. Here `base` is {self.base} and `size` is {self.size}.",
+            f"Either `base` or `size` must be null, but not both. Here `base` is {self.base} and `size` is "
+            f"{self.size}. Set `size` to null to start from a checkpoint, or `base` to null to train from scratch.",
         )
         _require(
             self.objective == "segment" or self.adapter == "none",
@@ -399,7 +397,7 @@ class RunConfig:
             "sample.",
             ("spacing_mm",),
             applies=self.adapter == "none",
-            reason=f"With `adapter: {self.adapter}`, the samples have the voxel size of the base.",
+            reason=f"With `adapter: {self.adapter}`, the base checkpoint determines the voxel size.",
         )
         _refuse_idle(
             self.validation,
@@ -418,7 +416,9 @@ class RunConfig:
             self.fit_to(BRAIN_TUMOUR)
 
     def fit_to(self, task: Task) -> None:
-        """Check the options whose values depend on the task. A run checks these options again after loading its base.
+        """Check the options whose allowed values depend on the task.
+
+        `train` calls this method after it has loaded the base checkpoint, which may define the task.
 
         Raises:
             ValueError: If a sequence or label scheme is unknown, or if an option has no effect with this task.
@@ -442,7 +442,7 @@ class RunConfig:
 
 
 def _leaves(part: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Mapping[str, str]]]:
-    """Path, value and metadata of each option in the dataclass `part` and in the dataclasses that it contains."""
+    """Yield the names that lead to each option in `part`, such as `("data", "root")`, its value and its metadata."""
     for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         if dataclasses.is_dataclass(value):

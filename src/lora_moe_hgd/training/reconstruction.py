@@ -106,7 +106,7 @@ class MaskedReconstruction(nn.Module):
 
 
 def masked_error(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean absolute error over the voxels where `counted` is true. Without such voxels: 0, with finite gradients."""
+    """Mean absolute error over the voxels where `counted` is true; 0, with finite gradients, if there are none."""
     error = (predicted.float() - target.float()).abs()
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 
@@ -120,8 +120,9 @@ def draw_hidden(acquired: Tensor, grid: tuple[int, int, int], generator: torch.G
         generator: Random generator of the draws.
 
     Returns:
-        Mask of visible sequences, `(M,)`: half of the acquired sequences, rounded up. Mask of hidden patches,
-        `(M, *grid)`: the share `HIDDEN_PATCHES` of the patches of each sequence.
+        Two boolean masks. The first, `(M,)`, is true for the visible sequences, which are a random half of the
+        acquired sequences, rounded up. The second, `(M, *grid)`, is true for the hidden patches, which are a random
+        share `HIDDEN_PATCHES` of the patches of each sequence.
     """
     present = torch.where(acquired)[0]
     order = torch.randperm(len(present), generator=generator)
@@ -179,7 +180,7 @@ class ReconstructionObjective:
         return {}
 
     def validate(self, network: nn.Module, *, epoch: int, log: Log) -> float:
-        """Negative mean absolute error over hidden voxels of validation crops.
+        """Minus the mean absolute error over hidden voxels of validation crops, so that a higher score is better.
 
         Each process scores a part of the crops.
         """

@@ -107,7 +107,7 @@ class RunFolder:
             )
 
     def _changes(self, run: Mapping[str, Any], split: Split, made_from: Mapping[str, Any]) -> dict[str, str]:
-        """Describe each changed input that influences the result, by the name of the input."""
+        """Describe each changed input that influences the result, such as `epochs 3 -> 5`, by name of the input."""
         ignored = self.config.marked(NOTHING)
         pairs = [
             *((name, _value(run["config"], name), value) for name, value in _as_json(self.config.values()).items()),
@@ -127,7 +127,7 @@ class RunFolder:
         """Check that the run in the folder can be continued.
 
         Raises:
-            ValueError: If the run cannot be continued, with the reason and the remedy.
+            ValueError: If the run cannot be continued. The message names the reason and the remedy.
         """
         done = newest_progress(self.path / STATES)
         if run["finished"] and done is None:
@@ -164,7 +164,7 @@ class RunFolder:
         return read_state(self.path / STATES)
 
     def picture_path(self, epoch: int) -> Path:
-        """Path for the picture of the validation after an epoch. The folder of pictures is created."""
+        """Create the folder of pictures, and return the path for the picture of the validation after this epoch."""
         folder = self.path / "pictures"
         folder.mkdir(exist_ok=True)
         return folder / f"epoch_{epoch:03d}.png"
@@ -177,7 +177,10 @@ class RunFolder:
         *,
         score: str,
     ) -> None:
-        """Replace the checkpoint `name` by the merged network, its processor and, in `adapter/`, the adapter alone.
+        """Replace the checkpoint `name`.
+
+        A checkpoint contains the network with the adapter merged into its weights, the processor and, in `adapter/`,
+        the adapter alone.
 
         Raises:
             OSError: If the checkpoint cannot be written, as on a full disk. The previous checkpoint is kept.
@@ -213,7 +216,7 @@ class RunFolder:
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to the form that a JSON file returns, with lists instead of tuples."""
+    """Convert values to what they become when JSON is written and read again: tuples become lists."""
     return json.loads(json.dumps(dict(values)))
 
 

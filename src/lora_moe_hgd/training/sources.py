@@ -180,7 +180,7 @@ def _named_cases(cases: list[CaseFiles], split: Split, path: Path, root: Path, *
     if missing := sorted(wanted - there):
         raise BadInputError(path, f"The split uses cases that {root} does not contain: {listed(missing)}.")
     if show and (others := sorted(there - wanted)):
-        print(f"The split file {path} does not use {counted(len(others), 'case')} of {root}: {listed(others)}.")
+        print(f"The split file {path} leaves out {counted(len(others), 'case')} of {root}: {listed(others)}.")
     return [case for case in cases if case.case_id in wanted]
 
 
@@ -195,7 +195,11 @@ def _drawn_split(case_ids: Sequence[str], config: RunConfig) -> Split:
         return Split(list(case_ids), list(case_ids))
     least = data.folds or 2
     if len(case_ids) < least:
-        purpose = f"Each of the {data.folds} folds needs a case." if data.folds else "One case is used for validation."
+        purpose = (
+            f"Each of the {data.folds} folds needs at least one case."
+            if data.folds
+            else "At least one case must be for training, and one for validation."
+        )
         raise ValueError(
             f"{data.root or data.dataset} contains only {counted(len(case_ids), 'usable case')}, but training needs "
             f"at least {counted(least, 'case')}. {purpose}"

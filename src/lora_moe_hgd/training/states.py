@@ -1,7 +1,7 @@
 """Saved states from which a run is resumed. Each state is written atomically, and verified before it is used.
 
-The folder of a state, such as `step-00000120`, contains weights, average and optimizer as safetensors,
-`progress.json`, and `manifest.json` with the hashes of all files.
+The folder of a state, such as `step-00000120`, contains the weights, their moving average and the optimizer as
+safetensors, `progress.json`, and `manifest.json` with the hashes of all files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Progress:
     Attributes:
         epoch: Number of complete epochs.
         batch: Number of completed batches in the current epoch.
-        batches: Number of batches of an epoch.
+        batches: Number of batches in an epoch.
         step: Number of optimizer steps, including skipped steps.
         skipped: Number of steps that were skipped because their gradient was not finite.
         skipped_in_a_row: Number of skipped steps since the last step that updated the weights.

@@ -21,8 +21,8 @@ def scored_subsets(
     """Find the validation cases on which each subset can be scored.
 
     Args:
-        subsets: Names of subsets, such as `t1c+flair`, which must all be scored. `None` means `default_subsets`, of
-            which at least one must be scored.
+        subsets: Names of subsets, such as `t1c+flair`. Each of them needs a validation case that has all of its
+            sequences. `None` means `default_subsets`, of which at least one needs such a case.
         acquired: Acquired sequences of each validation case, by case id.
         task: Task that defines the sequences and regions.
 

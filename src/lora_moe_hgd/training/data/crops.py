@@ -37,7 +37,7 @@ class CropDataset(Dataset):
         self.progress = 0.0
 
     def begin_epoch(self, epoch: int, *, progress: float) -> None:
-        """Set the epoch and the progress of the run, on which the random draws depend."""
+        """Set the epoch, and the progress of the run from 0 to 1. The random choices for a crop depend on both."""
         self.epoch, self.progress = epoch, progress
 
     def __len__(self) -> int:

@@ -78,8 +78,8 @@ class CachedCases(Dataset):
 
     Args:
         processor: Image processor that preprocesses the cases.
-        cache_dir: Folder for preprocessed cases. Each version of the package and of its code for preprocessing has its
-            own subfolder.
+        cache_dir: Folder for preprocessed cases. A new version of the package, or a change of its code for
+            preprocessing, uses a new subfolder.
     """
 
     def __init__(self, processor: LoraMoeHgdImageProcessor, cache_dir: Path) -> None:
@@ -92,7 +92,7 @@ class CachedCases(Dataset):
 
     @property
     def case_ids(self) -> list[str]:
-        """Ids of all cases, in order."""
+        """Ids of all cases, in the order of their indices."""
         return [self._case_id(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Case:
@@ -210,7 +210,7 @@ class CachedCases(Dataset):
         raise NotImplementedError
 
     def _kept_at(self, index: int) -> Path:
-        """Path of the preprocessed case. The path changes whenever an input of the preprocessing changes."""
+        """Path of the preprocessed case. If an input of the preprocessing changes, the path changes, too."""
         raise NotImplementedError
 
 
@@ -283,7 +283,7 @@ class PhantomDataset(CachedCases):
 
 
 class CaseDataset(CachedCases):
-    """Cases on disk. Cases without a segmentation get empty labels, for objectives that read no labels.
+    """Cases on disk. A case without a segmentation, which only masked pre-training accepts, gets labels of zeros.
 
     Args:
         cases: Files of the cases.
@@ -378,11 +378,11 @@ class ChosenCases:
 
 
 class MixedCases:
-    """Cases of several sources, mixed by shares. Every case appears at least once.
+    """Cases of several sources, repeated so that each source has a given share. Every case appears at least once.
 
     Args:
         sources: Sources to mix, none of them empty.
-        shares: Share of each source. The shares are positive and add up to 1.
+        shares: Share of each source among all cases. The shares are positive and add up to 1.
     """
 
     def __init__(self, sources: Sequence[CaseSource], shares: Sequence[float]) -> None:

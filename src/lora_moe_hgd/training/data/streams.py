@@ -1,4 +1,4 @@
-"""Preprocessed cases of a dataset that the library `datasets` streams once."""
+"""Preprocessed cases of a dataset that the library `datasets` streams, with one pass over the stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from .datasets import CachedCases, folder_of_allowed
 
 
 class StreamedCases(CachedCases):
-    """Labelled cases of a dataset that the library `datasets` streams once. Training reads them from the cache.
+    """Labelled cases of a dataset that the library `datasets` streams.
+
+    One pass over the stream fills the cache. Training reads the cases from the cache.
 
     The columns are named after the sequences (for brain tumours `t1`, `t1c` or `t1ce`, `t2` and `flair`). The column
     `seg` contains the segmentations. All columns are of type `datasets.Nifti`, with null for a missing sequence.
@@ -63,8 +65,8 @@ class StreamedCases(CachedCases):
             progress: Whether to show progress and to print warnings about cases.
 
         Returns:
-            An empty dictionary. A case that cannot be used raises an error instead, because users cannot easily find
-            a case by its index in a stream.
+            Always an empty dictionary. The first case that cannot be used raises an error, because users cannot easily
+            find a case by its index in a stream.
 
         Raises:
             ValueError: If the dataset lacks a column or contains no case, or if a case cannot be used.
@@ -161,7 +163,10 @@ def _sequence(column: str) -> str:
 
 
 def _version(file: Mapping[str, Any]) -> str:
-    """Fingerprint of a streamed file: hash of its content, or its address on the Hub, which contains the commit."""
+    """Fingerprint of a streamed file: the hash of its content, or its address if the file is only on the Hub.
+
+    The address contains the commit, so it changes with the file.
+    """
     if file["bytes"] is not None:
         return hashlib.sha256(file["bytes"]).hexdigest()
     local = Path(file["path"])
