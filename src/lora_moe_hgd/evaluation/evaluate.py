@@ -142,7 +142,10 @@ def _made_from(scorer: Scorer, case: CaseFiles) -> str:
 
 
 def _known(path: Path, made_from: str) -> CaseScores:
-    """Load the stored scores of a case. Return empty scores if none are stored or if an input has changed."""
+    """Load the stored scores of a case.
+
+    Return empty scores if none are stored, or if weights, files, rules or code have changed since.
+    """
     try:
         content = read_json(path, max_bytes=MAX_LONG_JSON_BYTES)
         if content["made_from"] == made_from:

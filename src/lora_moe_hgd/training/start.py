@@ -44,7 +44,8 @@ def start_from(
         task: The new task.
 
     Returns:
-        The network, its processor, and lines of text that list kept and new sequences, regions and weights.
+        The network, its processor, and lines of text that say which sequences and regions are kept or new, and how
+        many weights are kept.
     """
     old = processor.segmentation_task
     settings = {name: getattr(network.config, name) for name in LoraMoeHgdConfig.__annotations__}
@@ -83,7 +84,7 @@ def start_from(
 
 
 def _places(old: tuple[str, ...], new: tuple[str, ...]) -> list[int | None]:
-    """Index of each new name in `old`; `None` for a name that `old` lacks."""
+    """Index in `old` of each name in `new`; `None` for a name that `old` lacks."""
     return [old.index(name) if name in old else None for name in new]
 
 

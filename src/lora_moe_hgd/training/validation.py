@@ -53,7 +53,7 @@ def scored_subsets(
 
 
 def describe_subsets(scored: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
-    """Describe for each subset how many validation cases have all of its sequences, and which cases do not."""
+    """Describe for each subset how many validation cases have all of its sequences, and name the other cases."""
     lines = []
     for name, able in scored.items():
         lacking = [case for case in cases if case not in able]
