@@ -70,7 +70,7 @@ class CaseScores:
     findings: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, other: CaseScores) -> None:
-        """Add the scores of other subsets of the same case."""
+        """Add the scores of the same case for other subsets of its sequences."""
         self.rows += other.rows
         self.reliability |= other.reliability
         self.findings = other.findings
