@@ -87,8 +87,8 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 def _set_up_pytorch() -> None:
     """Set environment variables that make PyTorch faster on a CPU, before PyTorch is imported.
 
-    Waiting threads of OpenMP give their core to other programs, unless the user has set another policy. By default,
-    waiting threads run a busy loop. Then two runs on the same two cores take three times as long (lab/busy_cores.py).
+    By default, waiting threads of OpenMP run a busy loop. Here, they give their core to other programs, unless the
+    user has set another policy. Two programs on the same cores then take a third of the time (lab/busy_cores.py).
     Large tensors get huge pages of memory, if Linux offers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

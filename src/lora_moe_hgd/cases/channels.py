@@ -177,7 +177,9 @@ def _order_of_dataset(folder: Path, task: Task) -> tuple[str, ...] | None:
     try:
         # The first version of nnU-Net and the Decathlon list all cases in this file.
         content = read_json(
-            path, remedy=f"Correct the file, or add the option {order_option(task)}.", max_bytes=MAX_LONG_JSON_BYTES
+            path,
+            remedy=f"Correct this file, or give {order_option(task)}.",
+            max_bytes=MAX_LONG_JSON_BYTES,
         )
         names = content.get("channel_names") or content["modality"]
         words = [str(names[str(number)]) for number in range(len(names))]

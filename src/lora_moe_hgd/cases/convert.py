@@ -32,9 +32,9 @@ def convert_case(case: CaseFiles, record: Record, *, allow_skull: bool = False, 
     """Write a case unless its files already exist, and return whether the case was written.
 
     A `.nii.gz` file of one sequence is copied unchanged, and a `.nii` file is compressed with gzip. A volume from a
-    4-D file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. The label map is
-    rewritten in the new scheme, so that its regions stay the same. Warnings about the case are printed to standard
-    error.
+    4-D file or a numpy file keeps its geometry, and also its data type if NIfTI supports that type. The labels
+    are renumbered to the label scheme of the target, so the regions stay the same. Warnings about the case are printed
+    to standard error.
 
     Args:
         case: Case to write.

@@ -49,8 +49,9 @@ class Target:
             number: Number of the case, for layouts that name cases by number.
 
         Raises:
-            ValueError: If the target layout cannot store the case: its files would be read as another layout, a
-                sequence of a 4-D file is missing, or no sequence of the case is in `order`.
+            ValueError: If the target layout cannot store the case. Reasons are that the names of the files would be
+                recognised as those of another layout, that the case lacks a sequence which a 4-D file must have, or
+                that no sequence of the case is in `order`.
         """
         roles = [*case.images, *(["seg"] if case.segmentation else [])]
         if self.key in BY_KEY:

@@ -27,7 +27,7 @@ def subset_table(scores: Mapping[str, pd.DataFrame], form: str, task: Task = BRA
     bold.
 
     Args:
-        scores: Rows of `scores.csv`, by the name of the evaluation.
+        scores: Name of each evaluation, and the rows of its `scores.csv`.
         form: Format of the table, a key of `FORMATS`.
         task: Task that defines the sequences and regions.
 

@@ -30,7 +30,7 @@ def write_cohort_index(path: Path, rows: Sequence[Mapping[str, Any]], task: Task
         task: Task that defines the names of the regions.
     """
     numbers = [*(f"{shown(region)}, mL" for region in task.regions), "lowest expected Dice"]
-    heads = ["case", "sequences", *numbers, "warnings", "text of the warnings"]
+    heads = ["case", "sequences", *numbers, "number of warnings", "warnings"]
     choices = [f'<option value="{2 + number}">{html.escape(name)}</option>' for number, name in enumerate(numbers)]
     page = filled_page(
         "cohort.html",

@@ -167,7 +167,7 @@ def filled_page(template: str, *, script_file: str, unpacked_script: str = "", *
     Args:
         template: File name of the template in the folder `pages`.
         script_file: File name of the template's script.
-        unpacked_script: Text of a script that the template's script unpacks and adds to the page.
+        unpacked_script: Text of a second script. The page contains it compressed, and the first script unpacks it.
         parts: HTML for each placeholder of the template. Text from a case or a user must be escaped.
     """
     style, script = ((PAGES / name).read_text("utf-8") for name in ("page.css", script_file))

@@ -66,10 +66,10 @@ def constant_fills(array: np.ndarray) -> dict[float, np.ndarray]:
 
 
 def dark_rim(array: np.ndarray) -> np.ndarray | None:
-    """Mask of the dark noise that surrounds the brain, `(D, H, W)`; `None` if there is little or no such noise.
+    """Mask of the dark, non-zero background around a stripped brain, `(D, H, W)`; `None` if it is small or missing.
 
-    Such noise has two sources. Brain extraction with a wide margin leaves a rim of noise around the brain. Resampling
-    with ringing fills the complete background with noise.
+    A stripped image should be zero there. This noise has two sources. Brain extraction with a wide margin leaves a rim
+    of noise around the brain. Resampling with ringing fills the complete background with noise.
     """
     foreground = array != 0
     if np.count_nonzero(array < 0) > 0.25 * np.count_nonzero(foreground):

@@ -93,10 +93,10 @@ class ResidualBlock3d(GradientCheckpointingLayer):
 
 @dataclass
 class Slots:
-    """The processed volumes of a batch, arranged by case, with the same number of slots for each case.
+    """Features of the sequences of a batch, by case. Each case has S slots. A slot holds one sequence or is empty.
 
     Attributes:
-        values: Features of the volumes, `(B, S, ...)`, where S is the largest number of volumes of a case.
+        values: Features of the volumes, `(B, S, ...)`, where S is the largest number of sequences of a case.
         modality_BS: Index of each slot's sequence in channel order; meaningless for empty slots.
         present_BS: True where a slot holds a volume of a present sequence.
         filled: Case index and slot index of each volume, each `(P,)`; `None` if all slots hold a volume.

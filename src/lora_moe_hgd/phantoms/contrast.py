@@ -150,9 +150,9 @@ def lesion_shares(tumour: Tumour, spacing_mm: float, generator: torch.Generator,
 def _healthy(
     name: str, anatomy: Anatomy, mimics: Mimics, generator: torch.Generator, style: PhantomStyle
 ) -> tuple[Tensor, float]:
-    """Signal of the healthy tissue, without unit, `(D, H, W)`, and a factor for the signal levels of lesions.
+    """Signal of the healthy tissue, without unit, `(D, H, W)`, and a number that multiplies the signal of lesions.
 
-    The factor makes lesions more or less conspicuous. It also undoes a part of the effect that an unusual contrast of
+    The number makes lesions more or less conspicuous. It also undoes a part of the effect that an unusual contrast of
     grey and white matter has on lesions.
     """
     csf, grey, white = style.healthy[name]
