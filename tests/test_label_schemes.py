@@ -44,7 +44,7 @@ def test_labels_stored_as_floats_are_read_if_they_are_nearly_integers() -> None:
 
 def test_an_unknown_label_is_refused_with_the_schemes_that_fit() -> None:
     with pytest.raises(
-        ValueError, match=r"label 4 is not among .* of brats2023 \(.*labels of the map: brats2018, gli2024"
+        ValueError, match=r"label 4 is not among .* of brats2023 \(.*labels of the label map: brats2018, gli2024"
     ):
         label_scheme("brats2023").decode(np.array([0, 1, 2, 4]))
 

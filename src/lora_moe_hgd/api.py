@@ -45,8 +45,7 @@ def segment(
         sequences: Use only these sequences. `None` means all available sequences.
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
-        label_scheme: Name of the label scheme, which gives each number in the resulting label map its meaning. `None`
-            means the scheme of the checkpoint. `input` means the scheme that the case's file names imply.
+        label_scheme: Scheme of the label map. `None`: that of the checkpoint; `input`: that of the case's file names.
         mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
@@ -54,10 +53,8 @@ def segment(
         deface: For a DICOM study, remove the face from `overlay.png` and `report.html`, which `save` writes.
 
     Returns:
-        Object with the nibabel image `label_map`, and the arrays `regions` (masks) and `probabilities`. Both arrays
-        have the shape `(R, D, H, W)` for R regions (WT, TC and ET for brain tumours). The image and the arrays are on
-        the grid of the case's first sequence. `volumes_ml` and `confidence` are dicts with one value per region, and
-        `warnings` is a list of texts. `save(folder)` writes the files that `lora-moe-hgd segment` writes.
+        Object with the nibabel image `label_map`, arrays `regions` (masks) and `probabilities`, each `(R, D, H, W)` for
+        R regions, and `volumes_ml`, `confidence` and `warnings`. `save(folder)` writes the files of the command.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.
