@@ -53,8 +53,8 @@ def segment(
         deface: For a DICOM study, remove the face from `overlay.png` and `report.html`, which `save` writes.
 
     Returns:
-        Object with the nibabel image `label_map`, arrays `regions` (masks) and `probabilities`, each `(R, D, H, W)` for
-        R regions, and `volumes_ml`, `confidence` and `warnings`. `save(folder)` writes the files of the command.
+        Object with the nibabel image `label_map`, arrays `regions` (masks) and `probabilities`, both `(R, D, H, W)`
+        for R regions, and `volumes_ml`, `confidence` and `warnings`. `save(folder)` writes the files of the command.
 
     Raises:
         ValueError: If the case, the checkpoint or an option cannot be used. The error message names cause and remedy.

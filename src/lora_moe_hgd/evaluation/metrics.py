@@ -20,7 +20,7 @@ MEANINGS = {
     "hd95_mm": "95th percentile of the surface distances (HD95) in mm; lower is better",
     "nsd": f"share of the surfaces within {NSD_TOLERANCE_MM:g} mm of each other (NSD); higher is better",
     "sensitivity": "share of the true voxels that were predicted; higher is better",
-    "volume_error_ml": "predicted minus true volume in mL; 0 is best",
+    "volume_error_ml": "predicted minus true volume in mL; 0 is best, but errors may cancel",
     "lesion_dice": "mean Dice over lesions; higher is better",
     "lesion_hd95_mm": "mean HD95 over lesions in mm; lower is better",
     "lesion_nsd": "mean NSD over lesions, with the shortest voxel edge as tolerance; higher is better",

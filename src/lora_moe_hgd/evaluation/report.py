@@ -23,7 +23,7 @@ from .calibration import NUM_BINS, average_calibration_error
 from .metrics import MEANINGS
 
 NUM_RESAMPLES = 2000
-# An interval or an R2 of fewer cases would be meaningless.
+# An interval, an R2 or a rank correlation of fewer cases would be meaningless.
 LEAST_CASES = 3
 CONFIDENCE = 0.95
 
@@ -163,7 +163,8 @@ def trust(rows: pd.DataFrame, reliability: Reliability, task: Task = BRAIN_TUMOU
     for count in sorted(pooled):
         group = cases[cases["sequences"] == count]
         errors = {f"ace_{name}": average_calibration_error(pooled[count][i]) for i, name in enumerate(task.regions)}
-        varies = group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
+        enough = group["case_id"].nunique() >= LEAST_CASES
+        varies = enough and group["dice"].nunique() > 1 and group["expected_dice"].nunique() > 1
         rank = stats.spearmanr(group["dice"], group["expected_dice"]).statistic if varies else math.nan
         means = {name: group[name].mean() for name in ("expected_dice", "dice")}
         table.append({"sequences": count, **errors, **means, "spearman": rank})
@@ -236,7 +237,7 @@ def to_markdown(
         "Calibration by number of sequences. ACE is the average calibration error of the probabilities: the mean "
         "vertical distance of the points in the reliability diagram from the diagonal (lower is better). The expected "
         "Dice and the true Dice are means over cases, subsets and regions. Spearman is the rank correlation of the "
-        "expected Dice with the true Dice (1 is best).",
+        "expected Dice with the true Dice (1 is best)." + ("" if enough else f" It needs {LEAST_CASES} cases."),
         _table(
             ["sequences", *(f"ACE {name}" for name in regions), "expected Dice", "true Dice", "Spearman"],
             [[f"{count:.0f}", *_numbers(values)] for count, *values in trust(rows, reliability, task).to_numpy()],

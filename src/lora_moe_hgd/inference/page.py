@@ -306,7 +306,8 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
         cells = "".join(f'<td class="number">{text}</td>' for text in (*(f"{volume:.1f}" for volume in volumes), dice))
         rows.append(f"<tr><td>{label}</td>{cells}</tr>")
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    table = f"<table><caption>Volumes of the regions in mL</caption><tr>{head}</tr>{''.join(rows)}</table>"
+    caption = "Volumes in mL" + ("" if truth_ml is None else ". The expected Dice does not use the ground truth.")
+    table = f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(rows)}</table>"
     return f'<div class="wide">{table}</div>'
 
 
