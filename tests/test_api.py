@@ -196,6 +196,9 @@ def test_a_folder_of_cases_is_counted_and_the_way_to_segment_them_is_named(dummy
     with pytest.raises(ValueError, match=f"This folder contains {count} cases, but `segment` takes one") as refused:
         lmh.segment(dummy_root)
     assert f"`lora-moe-hgd segment --in-path {dummy_root} --out-path OUT`" in str(refused.value)
+    # A traceback shows no other error, whose advice would be wrong here.
+    assert refused.value.__suppress_context__
+    assert refused.value.__cause__ is None
 
 
 def test_a_confidence_below_the_limit_stays_below_it_when_it_is_rounded(
