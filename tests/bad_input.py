@@ -679,3 +679,8 @@ def beyond(folder: Path) -> list[Finding]:
 @attempt(NAMES, "a single file as a case")
 def single_file(folder: Path) -> list[Finding]:
     return judge(folder / "x_t2.nii.gz")
+
+
+@attempt(NAMES, "two files given for each other's sequence")
+def given_for_another(folder: Path) -> list[Finding]:
+    return read_case(given_case({"t1c": folder / "x_flair.nii.gz", "flair": folder / "x_t1ce.nii.gz"})).findings

@@ -122,6 +122,25 @@ def test_what_is_odd_about_a_case_comes_back(found: lmh.Segmentation, dummy_root
     assert warning == "t1c: 1 voxel is not finite (NaN or infinite). NaN and infinity are treated as zero."
 
 
+def test_files_given_for_each_others_sequence_get_a_warning_everywhere(
+    dummy_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t1c, flair = (dummy_root / "case_000" / name for name in ("T1c.nii.gz", "FLAIR.nii.gz"))
+    advice = "Check which sequence the image shows. Then give the file for this sequence, or rename the file."
+    of_t1c = f"The file was given for t1c, but its name, FLAIR.nii.gz, says flair. {advice}"
+    of_flair = f"The file was given for flair, but its name, T1c.nii.gz, says t1c. {advice}"
+    run("segment", ["--t1c", str(flair), "--flair", str(t1c), "--out-path", str(tmp_path)])
+    printed = capsys.readouterr().err
+    assert f"warning: {flair}: {of_t1c}\n" in printed
+    assert f"warning: {t1c}: {of_flair}\n" in printed
+    warnings = [f"t1c: {of_t1c}", f"flair: {of_flair}"]
+    assert {*warnings} <= {*json.loads((tmp_path / "report.json").read_text())["warnings"]}
+    assert {*warnings} <= {*lmh.segment({"t1c": str(flair), "flair": t1c}).warnings}
+    mixed = lmh.segment({"t1c": flair, "flair": nib.load(t1c)}).warnings
+    assert warnings[0] in mixed
+    assert warnings[1] not in mixed
+
+
 def test_files_and_volumes_in_memory_may_be_mixed(found: lmh.Segmentation, dummy_root: Path, tmp_path: Path) -> None:
     folder = dummy_root / "case_000"
     mixed = lmh.segment({"t1": nib.load(folder / "T1.nii.gz"), "t1c": None, "flair": str(folder / "FLAIR.nii.gz")})
@@ -177,6 +196,9 @@ def test_a_folder_of_cases_is_counted_and_the_way_to_segment_them_is_named(dummy
     with pytest.raises(ValueError, match=f"This folder contains {count} cases, but `segment` takes one") as refused:
         lmh.segment(dummy_root)
     assert f"`lora-moe-hgd segment --in-path {dummy_root} --out-path OUT`" in str(refused.value)
+    # A traceback shows no other error, whose advice would be wrong here.
+    assert refused.value.__suppress_context__
+    assert refused.value.__cause__ is None
 
 
 def test_a_confidence_below_the_limit_stays_below_it_when_it_is_rounded(

@@ -135,7 +135,10 @@ def test_json_holds_what_the_table_shows(cohort: Path, capsys) -> None:
 
 def test_labels_can_be_left_out_or_named(cohort: Path, capsys) -> None:
     (cohort / "a/x_seg.nii.gz").unlink()
-    assert "This case has no ground truth" in check(capsys, str(cohort / "a"))[1]
+    remedies = "or leave the case out. Or add --no-labels if you only segment."
+    for words in ([], ["--json"]):
+        (said,) = (line for line in check(capsys, str(cohort / "a"), *words)[1].splitlines() if "no ground" in line)
+        assert remedies in said
     assert check(capsys, str(cohort / "a"), "--no-labels")[0] == 0
     code, text = check(capsys, str(cohort / "b"), "--label-scheme", "msd")
     assert code == 1
@@ -161,6 +164,8 @@ def test_training_refuses_bad_cases_with_all_their_names_and_nan_among_them(coho
         "b: This case has no ground truth",
     ):
         assert words in str(refused.value)
+    # Training has no such option.
+    assert "--no-labels" not in str(refused.value)
     errors = [finding for finding in check_cohort(cohort).findings if finding.level == "error"]
     assert len(errors) == 4
     assert all(str(finding) in str(refused.value) for finding in errors)

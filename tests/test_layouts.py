@@ -10,6 +10,7 @@ import pytest
 
 from lora_moe_hgd.cases.case_files import given_case, namings
 from lora_moe_hgd.cases.layouts import find_case, find_cases, survey
+from lora_moe_hgd.cases.naming import said_otherwise
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
 from lora_moe_hgd.model.findings import BadInputError
 from lora_moe_hgd.model.task import BRAIN_TUMOUR
@@ -422,6 +423,31 @@ def test_files_given_one_by_one_make_a_case_whatever_they_are_called(tmp_path: P
     assert list(case.images) == ["t1c", "flair"]
     assert (case.case_id, case.label_schemes, case.segmentation) == ("p_brain 7", (), None)
     assert case.mapping() == ["t1c: brain 7.nii.gz", "flair: scan.nii"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("t1c X-t2f, flair X-t1c", {"t1c": "flair", "flair": "t1c"}),
+        ("t1 p1_T1c, t1c p1_T1", {"t1": "t1c", "t1c": "t1"}),
+        ("t1c T1", {"t1c": "t1"}),
+        ("t1c t1_mprage_nativ", {"t1c": "t1"}),
+        ("t2 ax_t2_flair", {"t2": "flair"}),
+        ("t1 sub-01_ce-gd_T1w, t2 sub-01_T2w", {"t1": "t1c"}),
+        # Right, silent or unclear names. `KM` is a patient here, although it is also a word for contrast agent.
+        ("t1 X-t1n, t1c X-t1c, t2 X-t2w, flair X-t2f", {}),
+        ("t1c brain 7, flair scan", {}),
+        ("t1c t1_t2_fused, t2 ADC, flair lesion_mask", {}),
+        ("t1c t1_mprage_sag", {}),
+        ("t1 KM_T1, t1c KM_T1_post", {}),
+        ("flair FLAIR_to_T1", {}),
+    ],
+)
+def test_a_name_contradicts_the_sequence_it_was_given_for_only_if_it_is_clear(
+    given: str, said: dict[str, str]
+) -> None:
+    words = (pair.split(" ", 1) for pair in given.split(", "))
+    assert said_otherwise({sequence: Path(f"{name}.nii.gz") for sequence, name in words}) == said
 
 
 @pytest.mark.parametrize(

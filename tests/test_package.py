@@ -343,7 +343,10 @@ def test_a_word_that_belongs_to_no_list_gets_no_advice_about_lists(
     [
         (["segment", "my case"], "segment --in-path 'my case' --out-path FOLDER"),
         (["segment", "case", "--html", "--out-path", "o"], "segment --in-path case --html --out-path o"),
+        (["segment", "case", "my out", "--html"], "segment --in-path case --out-path 'my out' --html"),
         (["evaluate", "data", "--out=o"], "evaluate --in-path data --out=o"),
+        (["evaluate", "data", "o"], "evaluate --in-path data --out-path o"),
+        (["export", "tiny", "o"], "export --checkpoint tiny --out-path o --format FORMAT"),
         (["push", "runs/best"], "push --checkpoint runs/best"),
         (["export", "tiny"], "export --checkpoint tiny --out-path FOLDER --format FORMAT"),
     ],

@@ -80,8 +80,9 @@ def segment(
         found = _found(case, segmenter.task)
     except BadInputError as error:
         if isinstance(case, Mapping) or not is_raw(Path(case)):
-            if not isinstance(case, Mapping):
-                _refuse_cohort(Path(case), segmenter.task)
+            # The advice of `error` is wrong for a folder of cases, so do not show `error`.
+            if not isinstance(case, Mapping) and (cohort := _cohort_error(Path(case), segmenter.task)):
+                raise cohort from None
             if error.finding.names_unclear:
                 files = ", ".join(f"'{name}': FILE" for name in segmenter.task.modalities)
                 remedy = f"Or give `segment` a dict with the path of each sequence: {{{files}}}."
@@ -103,22 +104,19 @@ def example_case() -> Path:
     return Path(__file__).parent / "example" / EXAMPLE_ID
 
 
-def _refuse_cohort(folder: Path, task: Task) -> None:
-    """Raise if a folder contains cases.
-
-    Raises:
-        BadInputError: If the folder contains at least one case. The error message says how to segment all of them.
-    """
+def _cohort_error(folder: Path, task: Task) -> BadInputError | None:
+    """Return an error that says how to segment all cases in a folder; `None` if the folder contains no case."""
     try:
         cases, _ = survey(folder, task=task)
     except BadInputError:
-        return
-    if cases:
-        raise BadInputError(
-            folder,
-            f"This folder contains {counted(len(cases), 'case')}, but `segment` takes one case. Give the path of one "
-            f"case, or segment all cases with `lora-moe-hgd segment --in-path {folder} --out-path OUT`.",
-        )
+        return None
+    if not cases:
+        return None
+    return BadInputError(
+        folder,
+        f"This folder contains {counted(len(cases), 'case')}, but `segment` takes one case. Give the path of one "
+        f"case, or segment all cases with `lora-moe-hgd segment --in-path {folder} --out-path OUT`.",
+    )
 
 
 def _found(case: str | Path | Mapping[str, Any], task: Task) -> Case:

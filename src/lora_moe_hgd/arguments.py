@@ -61,6 +61,11 @@ class CommandParser(argparse.ArgumentParser):
         needs_options = any(action.required for action in self._actions)
         if not words or words[0].startswith("-") or option is None or positional or not needs_options:
             return
+        words = list(words)
+        outputs = {"--out-path", "--out"} & {*self._option_string_actions}
+        two_paths = len(words) > 1 and not words[1].startswith("-")
+        if two_paths and outputs and not outputs & {word.partition("=")[0] for word in words}:
+            words.insert(1, "--out-path")
         given = {word.partition("=")[0] for word in words}
         needed = [
             word

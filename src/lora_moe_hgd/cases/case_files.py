@@ -23,6 +23,8 @@ OTHER_FORMATS = (*CONVERTED_BY_NIBABEL, *CONVERTED_BY_ITK)
 # Report that `lora-moe-hgd prepare` writes into the folder of a case.
 PREPARED = "prepare.json"
 NOT_USED = "not used because of their names"
+# `CaseFiles.layout` of a case whose files the user gave one by one, each for its sequence.
+GIVEN = "given"
 NO_GROUND_TRUTH = (
     "This case has no ground truth. Add a label map under a name such as seg.nii.gz, or leave the case out."
 )
@@ -208,4 +210,4 @@ def given_case(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> CaseFil
     folder = next((name for name in above if name != "anat" and without_sequence(name, task)), "")
     if not re.match(rf"{re.escape(folder)}(?![^\W_])", own):
         own = f"{folder}_{own}" if folder and own else folder or own
-    return CaseFiles(safe_name(own or first.name), first.parent, "given", (), paths, None)
+    return CaseFiles(safe_name(own or first.name), first.parent, GIVEN, (), paths, None)

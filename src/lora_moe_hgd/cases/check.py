@@ -8,7 +8,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
 from ..model.task import BRAIN_TUMOUR, Task
 from ..task_files import read_task
-from .case_files import CaseFiles, namings
+from .case_files import NO_GROUND_TRUTH, CaseFiles, namings
 from .channels import parse_channel_order
 from .layouts import survey
 from .reading import read_case
@@ -244,9 +244,19 @@ def main(argv: Sequence[str]) -> None:
         progress=not (args.json or args.quiet),
         task=task,
     )
+    cohort = replace(cohort, cases=tuple(_with_option(checked) for checked in cohort.cases))
     if args.json:
         print(json.dumps(cohort.to_dict(), indent=2))
     elif text := "\n".join(cohort.lines()) if args.quiet else cohort.table():
         print(text)
     if cohort.counts()["errors"]:
         raise SystemExit(1)
+
+
+def _with_option(checked: CheckedCase) -> CheckedCase:
+    """Add `--no-labels` to the error about a missing ground truth. Only this command has the option."""
+    message = f"{NO_GROUND_TRUTH} Or add --no-labels if you only segment."
+    findings = (
+        replace(found, message=message) if found.message == NO_GROUND_TRUTH else found for found in checked.findings
+    )
+    return replace(checked, findings=tuple(findings))

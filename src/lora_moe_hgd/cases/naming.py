@@ -301,6 +301,33 @@ def _sorted_by_role(roles: Mapping[Path, str | None], sequences: Sequence[str] =
     )
 
 
+def said_otherwise(images: Mapping[str, Path], task: Task = BRAIN_TUMOUR) -> dict[str, str]:
+    """Find the files whose names clearly say another sequence than the one for which the user gave them.
+
+    Args:
+        images: Path of each sequence.
+        task: Task that defines the sequences.
+
+    Returns:
+        For each such sequence, the sequence that the file's name says. A name such as `t1_mprage` contradicts T1c only
+        within a naming convention or beside a file whose name says T1c: clinics often do not write the contrast agent
+        into the name.
+    """
+    named = read_names(list(images.values()), task)
+    said = {file: role for role, files in named.roles.items() if role in task.modalities for file in files}
+    contrast_is_named = named.layout is not None or "t1c" in said.values()
+    return {
+        name: said[file]
+        for name, file in images.items()
+        if said.get(file, name) != name and (contrast_is_named or name != "t1c" or not _may_be_t1c(file))
+    }
+
+
+def _may_be_t1c(file: Path) -> bool:
+    """Whether the name would be that of T1c if it also contained a word for contrast agent."""
+    return role_of(f"{stem_of(file)}_gad") == "t1c"
+
+
 def in_other_formats(files: Iterable[Path], task: Task = BRAIN_TUMOUR) -> dict[str, list[Path]]:
     """Map each sequence to its files in formats that must be converted first, such as MetaImage."""
     found: dict[str, list[Path]] = {}

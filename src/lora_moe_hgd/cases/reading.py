@@ -16,7 +16,8 @@ from ..model.grids import Volume
 from ..model.label_schemes import LabelScheme
 from ..model.sources import volume_of, volume_of_image
 from ..model.task import BRAIN_TUMOUR, Task
-from .case_files import CaseFiles
+from .case_files import GIVEN, CaseFiles, safe_name
+from .naming import said_otherwise
 from .nifti import ReadVolume, image_like, read_image, read_stack
 
 
@@ -103,8 +104,9 @@ def read_case(
         return CaseReading(case, SettledCase({}, np.eye(4), ""), findings=[Finding(case.folder, message, "error")])
     read = _read_images(case, findings)
     label_map = _read_labels(case, findings) if labels else None
+    doubts = _doubtful_names(case.images, task) if case.layout == GIVEN else {}
     settled = settle(
-        {name: _volume(case.images[name], volume) for name, volume in read.items()},
+        {name: _volume(case.images[name], volume, *doubts.get(name, ())) for name, volume in read.items()},
         label_map=None if label_map is None else _volume(case.labelled(), label_map),
         label_schemes=case.label_schemes,
         reference=reference,
@@ -183,6 +185,7 @@ def read_sources(
     sources = {name: sources[name] for name in task.modalities if name in sources}
     paths = {name: Path(source) for name, source in sources.items() if isinstance(source, str | Path)}
     case = CaseFiles("case", Path(), "memory", (), paths, None)
+    doubts = _doubtful_names(paths, task)
     findings: list[Finding] = []
     volumes: dict[str, Volume] = {}
     images: dict[str, nib.Nifti1Image] = {}
@@ -190,7 +193,7 @@ def read_sources(
         try:
             if name in paths:
                 read = read_image(paths[name])
-                volumes[name], images[name] = _volume(paths[name], read), read.image
+                volumes[name], images[name] = _volume(paths[name], read, *doubts.get(name, ())), read.image
             else:
                 volumes[name] = volume_of(source, where=name)
                 images[name] = _image_of(source, volumes[name])
@@ -243,9 +246,21 @@ def _read_labels(case: CaseFiles, findings: list[Finding]) -> ReadVolume | None:
         return None
 
 
-def _volume(path: Path, read: ReadVolume) -> Volume:
+def _doubtful_names(images: Mapping[str, Path], task: Task) -> dict[str, list[str]]:
+    """Warnings about files whose names say another sequence than the one for which the user gave them."""
+    return {
+        name: [
+            f"The file was given for {name}, but its name, {safe_name(images[name].name)}, says {said}. Check which "
+            "sequence the image shows. Then give the file for this sequence, or rename the file."
+        ]
+        for name, said in said_otherwise(images, task).items()
+    }
+
+
+def _volume(path: Path, read: ReadVolume, *doubts: str) -> Volume:
+    """Convert a file that was read. `doubts` are further warnings about it."""
     volume = volume_of_image(read.image, where=str(path))
     # An array file has no header, so a warning about a missing orientation in the header would not help.
     oddities = () if path.suffix.lower() == ".npy" else volume.oddities
     messages = [finding.message for finding in read.findings]
-    return replace(volume, oddities=tuple(dict.fromkeys([*messages, *oddities])))
+    return replace(volume, oddities=(*doubts, *dict.fromkeys([*messages, *oddities])))
