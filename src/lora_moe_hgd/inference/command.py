@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
 from ..sequence_names import parse_sequences
 from .cohort import INDEX, SUMMARY, CohortCounts, segment_cohort
+from .report import print_warning
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
@@ -231,7 +231,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             check_name=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
-            warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
+            warn=print_warning,
         )
         found.save(args.out_path, **asked, on_all=args.on == "all")
     if not args.quiet:
