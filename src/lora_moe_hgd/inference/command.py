@@ -292,13 +292,12 @@ def _print_cohort(counts: CohortCounts, folder: Path) -> None:
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
+    # If nothing was found, a warning has already said so.
     if found.report[f"{found.task.target}_found"]:
         for name, volume in found.volumes_ml.items():
             dice = found.confidence[name]
             label = "" if dice is None else "expected Dice "
             print(f"{shown(name)}: {volume:.1f} mL, {label}{dice_text(dice)}")
-    else:
-        print(f"No {found.task.target} was found.")
     print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in RESULT_FILES if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")
