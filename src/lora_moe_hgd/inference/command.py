@@ -23,7 +23,7 @@ from ..arguments import (
 from ..cases.case_files import CaseFiles, given_case, namings, refuse_other_case
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
-from ..files import counted
+from ..files import counted, volume_text
 from ..loading import checkpoint_folder, checkpoint_task
 from ..model.confidence import dice_text
 from ..model.findings import BadInputError, Finding, prepare_command, raise_errors
@@ -297,7 +297,7 @@ def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> 
         for name, volume in found.volumes_ml.items():
             dice = found.confidence[name]
             label = "" if dice is None else "expected Dice "
-            print(f"{shown(name)}: {volume:.1f} mL, {label}{dice_text(dice)}")
+            print(f"{shown(name)}: {volume_text(volume)} mL, {label}{dice_text(dice)}")
     print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in RESULT_FILES if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -13,7 +13,7 @@ import numpy as np
 from ..cases.case_files import CaseFiles, refuse_other_case, safe_name
 from ..cases.nifti import save_image, write_image
 from ..cases.reading import read_truth
-from ..files import counted
+from ..files import counted, volume_text
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.geometry import CaseGeometry
@@ -84,7 +84,7 @@ class Segmentation:
         return self.geometry.to_own_grid(self.probabilities_in_box)
 
     def __repr__(self) -> str:
-        volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
+        volumes = ", ".join(f"{shown(name)} {volume_text(volume)} mL" for name, volume in self.volumes_ml.items())
         doubt = f"; {counted(len(self.warnings), 'warning')}, see .warnings" if self.warnings else ""
         return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes}{doubt})"
 
