@@ -465,7 +465,7 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
         "case_id": "case",
         "warnings": [],
         "tumour_found": True,
-        "volumes_ml": {"wt": 12.34, "tc": 5.0, "et": 0.0},
+        "volumes_ml": {"wt": 12.34, "tc": 0.04, "et": 0.0},
         "confidence": {"wt": 0.91, "tc": 0.52, "et": None},
         "sequences_used": ["t1c"],
         "label_scheme": {"name": "brats2023", "core": 1},
@@ -476,6 +476,9 @@ def test_a_doubtful_result_never_looks_calm(tmp_path: Path) -> None:
     assert "is doubtful" not in calm
     assert "The result can still be wrong" in calm
     assert "0.52, low" in calm
+    assert "<td>12.3 mL</td>" in calm
+    assert "<td>&lt; 0.1 mL</td>" in calm
+    assert "<td>0.0 mL</td>" in calm
     assert "CC BY" not in calm
     example = result_html(report | {"case_id": "BraTS-SSA-00041-000"}, ["seg.nii.gz"], "results/x", BRAIN_TUMOUR)
     assert "Images: BraTS-Africa (doi 10.7937/v8h6-8x67), CC BY 4.0" in example

@@ -90,12 +90,27 @@ def test_a_folder_that_is_no_case_is_called_by_its_path(cohort: Path, tmp_path: 
     shutil.copy(tmp_path / "data/second/ses-1/T2.nii.gz", tmp_path / "data/second/ses-1/other_T2w.nii.gz")
     monkeypatch.setattr(CaseSegmenter, "is_done", lambda self, case, folder: False)
     monkeypatch.setattr(CaseSegmenter, "loaded", None)
-    monkeypatch.setattr(CaseSegmenter, "write", lambda self, case, folder: 1 / 0)
+    monkeypatch.setattr(CaseSegmenter, "write", lambda self, case, folder, **options: 1 / 0)
     with pytest.raises(SystemExit):
         run("segment", ["--in-path", str(tmp_path / "data"), "--out-path", str(tmp_path / "out")])
     rows = table(tmp_path / "out")
     assert sorted(rows) == ["first_ses-1", "second_ses-1"]
     assert "Several files may be t2" in rows["second_ses-1"]["message"]
+
+
+def test_each_warning_of_a_cohort_is_a_line_that_names_its_case(cohort: Path, tmp_path: Path, capsys) -> None:
+    root = tmp_path / "cohort"
+    root.mkdir()
+    for case in ("case_000", "case_001"):
+        (root / case).symlink_to(cohort / case)
+    run("segment", ["--in-path", str(root), "--out-path", str(tmp_path / "out"), "--sequences", "flair"])
+    # A terminal overwrites what stands before a carriage return.
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    rows = table(tmp_path / "out")
+    assert all(row["warnings"] for row in rows.values())
+    for case, row in rows.items():
+        for warning in row["warnings"].split("; "):
+            assert f"warning: {case}: {warning}" in lines
 
 
 def test_each_session_of_bids_gets_a_folder_and_a_row(cohort: Path, tmp_path: Path, capsys) -> None:
@@ -309,7 +324,7 @@ def test_another_order_of_channels_is_another_result(tmp_path: Path) -> None:
 def test_whatever_a_case_raises_the_others_go_on(
     cohort: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, stage: str
 ) -> None:
-    def copied(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+    def copied(self: CaseSegmenter, case: CaseFiles, folder: Path, **options: object) -> None:
         if stage == "write" and case.case_id == "case_001":
             raise error
         shutil.copytree(results / case.case_id, folder, dirs_exist_ok=True)
@@ -341,7 +356,7 @@ def test_the_next_case_is_read_while_a_case_is_segmented_and_no_further_one(
         was_read[case.case_id].set()
         return case
 
-    def segmented(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+    def segmented(self: CaseSegmenter, case: CaseFiles, folder: Path, **options: object) -> None:
         number = int(case.case_id.removeprefix("case_"))
         following = list(was_read.values())[number + 1 :]
         assert all(event.wait(timeout=60) for event in following[:1])
@@ -358,7 +373,7 @@ def test_the_next_case_is_read_while_a_case_is_segmented_and_no_further_one(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_user_who_stops_a_cohort_stops_it(cohort: Path, tmp_path: Path, monkeypatch, stop: type) -> None:
-    def stopped(self: CaseSegmenter, case: CaseFiles, folder: Path) -> None:
+    def stopped(self: CaseSegmenter, case: CaseFiles, folder: Path, **options: object) -> None:
         raise stop
 
     monkeypatch.setattr(CaseSegmenter, "read", lambda self, case: case)
@@ -389,7 +404,10 @@ def test_a_picture_that_fails_costs_no_result_and_is_not_tried_again(
         assert row["status"] == "done"
         assert f"overlay.png {said}" in row["warnings"]
         assert f"report.html {said}" in row["warnings"]
-    assert f"warning: overlay.png {said}" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    for case in ("case_000", "case_001"):
+        assert f"warning: {case}: overlay.png {said}" in lines
+        assert f"warning: {case}: report.html {said}" in lines
     assert {path.name for path in (out / "case_000").iterdir()} == {"report.json", "seg.nii.gz"}
     monkeypatch.delattr(CaseSegmenter, "write")
     run("segment", words)

@@ -234,6 +234,9 @@ def test_maps_and_ground_truth_are_shown_if_there_are_any(page: Path, tmp_path: 
     volumes = [f"{region.sum() * 0.003:.1f}" for region in truth]
     assert f"region segmentation ground truth expected Dice WT 12.3 {volumes[0]} 0.91 TC 5.6 {volumes[1]} 0.52" in text
     assert len({*volumes, "12.3", "5.6", "0.0"}) == 6
+    tiny = REPORT | {"volumes_ml": {"wt": 12.34, "tc": 0.04, "et": 0.0}}
+    write_case_page(tmp_path / "tiny", images, regions, tiny)
+    assert '</label></td><td class="number">&lt; 0.1</td>' in (tmp_path / "tiny").read_text()
 
 
 def test_the_page_of_the_example_case_names_its_source_and_licence(tmp_path: Path) -> None:
@@ -272,7 +275,7 @@ def test_a_noisy_case_of_usual_size_has_a_page_of_less_than_8_megabytes(tmp_path
 
 
 def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
-    done = {"status": "done", "sequences": "t1c+flair", "wt_ml": 2.0, "tc_ml": 1.0, "et_ml": 0.5}
+    done = {"status": "done", "sequences": "t1c+flair", "wt_ml": 2.0, "tc_ml": 1.0, "et_ml": 0.04}
     rows = [
         done | {"case": "calm", "warnings": [], "confidence": 0.9},
         done | {"case": "unsure #1?", "warnings": [], "confidence": 0.2},
@@ -293,6 +296,7 @@ def test_a_cohort_is_sorted_by_what_needs_a_look(tmp_path: Path) -> None:
     assert "not found" in text
     assert "No tumour was found." in text
     assert "1.00" not in text
+    assert text.count('data-value="0.04">&lt; 0.1</td>') == 4
 
 
 def test_html_is_written_where_it_is_asked_for(dummy_root: Path, tmp_path: Path) -> None:

@@ -39,19 +39,21 @@ def segmented(dicom: Path, tmp_path_factory: pytest.TempPathFactory, small_shipp
 
 
 def test_a_folder_of_dicom_files_becomes_a_case(dicom: Path, tmp_path: Path, capsys) -> None:
-    run("prepare", [str(dicom), str(tmp_path / "case")])
+    case = tmp_path / "a case"
+    run("prepare", [str(dicom), str(case)])
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"Next: lora-moe-hgd segment --in-path '{case}' --out-path RESULTS"
     assert "1*" in printed
     assert "3 slices only" in printed
     files = {FILE_NAMES["t1c"], FILE_NAMES["flair"], BRAIN_MASK, PREPARED}
-    assert {path.name for path in (tmp_path / "case").iterdir()} == files
-    images = {name: nib.load(tmp_path / "case" / FILE_NAMES[name]) for name in ("t1c", "flair")}
+    assert {path.name for path in case.iterdir()} == files
+    images = {name: nib.load(case / FILE_NAMES[name]) for name in ("t1c", "flair")}
     assert np.array_equal(images["t1c"].affine, images["flair"].affine)
     assert images["t1c"].header.get_zooms() == pytest.approx(SPACINGS["t1c"])
-    report = json.loads((tmp_path / "case" / PREPARED).read_text())
+    report = json.loads((case / PREPARED).read_text())
     assert report["reference"] == "t1c"
     assert report["sequences"]["flair"]["plane"] == "sagittal"
-    run("segment", ["--in-path", str(tmp_path / "case"), "--out-path", str(tmp_path / "out")])
+    run("segment", ["--in-path", str(case), "--out-path", str(tmp_path / "out")])
     assert (tmp_path / "out/seg.nii.gz").is_file()
     # Its name is that of the study, not that of the folder.
     assert report["case_id"].startswith("study-")

@@ -91,6 +91,7 @@ def test_a_finished_preparation_is_made_again_only_if_something_changed(
     run("prepare", words)
     printed = capsys.readouterr().out
     assert f"{out} already contains this case" in printed
+    assert printed.splitlines()[-1] == f"Next: lora-moe-hgd segment --in-path {out} --out-path RESULTS"
     assert f"delete {out / PREPARED}" in printed
     assert (extracted, content(out)) == ([], made)
     run("prepare", [*words, "--sequences", "flair"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +21,7 @@ from lora_moe_hgd.cases.layouts import find_case
 from lora_moe_hgd.cases.reading import read_case
 from lora_moe_hgd.inference import results
 from lora_moe_hgd.inference.results import CaseSegmenter, ResultOptions, choose_sequences
+from lora_moe_hgd.inference.segmentation import Segmentation
 from lora_moe_hgd.inference.uncertainty import voxel_entropy
 from lora_moe_hgd.model.confidence import expected_dice, rounded_down
 from lora_moe_hgd.model.configuration_lora_moe_hgd import MODALITIES
@@ -204,6 +207,21 @@ def test_the_summary_shows_the_numbers_of_the_report(dummy_root: Path, tmp_path:
         assert float(line.split()[-1]) == rounded_down(dice)
 
 
+def test_the_volume_of_a_tiny_region_is_not_printed_as_zero(
+    dummy_root: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    write = CaseSegmenter.write
+
+    def tiny(*words: Any, **options: Any) -> Segmentation:
+        return replace(write(*words, **options), volumes_ml={"wt": 12.34, "tc": 0.05, "et": 0.04})
+
+    monkeypatch.setattr(CaseSegmenter, "write", tiny)
+    run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "\nTC: 0.1 mL, expected Dice " in printed
+    assert "\nET: < 0.1 mL, expected Dice " in printed
+
+
 def test_label_numbers_do_not_depend_on_file_names_unless_asked(dummy_root: Path, tmp_path: Path, capsys) -> None:
     options = ["--in-path", str(dummy_root / "case_000"), "--sequences", "flair,t1c"]
     for name, scheme in (("default", []), ("input", ["--label-scheme", "input"])):
@@ -230,9 +248,9 @@ def test_a_case_without_tumour_is_said_to_have_none(dummy_root: Path, tmp_path: 
     monkeypatch.setattr(LoraMoeHgdForSegmentation, "segment_volume", nothing)
     run("segment", ["--in-path", str(dummy_root / "case_000"), "--out-path", str(tmp_path)])
     said = capsys.readouterr()
-    assert "No tumour was found." in said.out
+    assert "No tumour was found." not in said.out
     missed = "No tumour was found. Look at the images: the program can miss a tumour."
-    assert f"warning: {missed}" in said.err
+    assert said.err.count(f"warning: {missed}\n") == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["tumour_found"] is False
     assert report["warnings"] == [missed]

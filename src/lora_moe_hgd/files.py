@@ -184,6 +184,16 @@ def counted(count: int, thing: str, things: str | None = None) -> str:
     return f"{count} {thing if count == 1 else things or f'{thing}s'}"
 
 
+def volume_text(volume_ml: float) -> str:
+    """Text of a volume in millilitres with one decimal, without the unit. A tiny volume is not shown as 0.0.
+
+    Example:
+        >>> volume_text(12.34), volume_text(0.04), volume_text(0.0)
+        ('12.3', '< 0.1', '0.0')
+    """
+    return "< 0.1" if 0 < volume_ml < 0.05 else f"{volume_ml:.1f}"
+
+
 def install_command(extra: str) -> str:
     """Text for messages: the command that installs an extra of this package.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from .files import counted, replacing
+from .files import counted, replacing, volume_text
 from .masks import bounds, largest_part
 from .model.brain import brain_of
 from .model.geometry import canonical_spacing_mm, canonical_view
@@ -234,7 +234,7 @@ def _legend(task: Task, volumes_ml: Mapping[str, float] | None) -> list[Line2D]:
 
     lines = []
     for region, (name, colour) in zip(task.regions, colours_of(task).items(), strict=True):
-        label = name if volumes_ml is None else f"{name} {volumes_ml[region]:.1f} mL"
+        label = name if volumes_ml is None else f"{name} {volume_text(volumes_ml[region])} mL"
         lines.append(Line2D([], [], color=colour, linewidth=2, label=label))
     return lines
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..files import volume_text
 from ..inference.report import EXAMPLE_ID, EXAMPLE_SOURCE, KEYS, NO_WARNINGS, doubt_headline
 from ..model.confidence import LOW_CONFIDENCE, dice_text
 from ..model.task import Task, shown
@@ -68,7 +69,8 @@ def result_html(report: Mapping[str, Any], files: Collection[str], address: str,
     else:
         head = f'<p class="lmh-notice">{NO_WARNINGS}</p>'
     rows = "".join(
-        f"<tr><th>{shown(name)}</th><td>{volume:.1f} mL</td><td>{_confidence(report['confidence'][name])}</td></tr>"
+        f"<tr><th>{shown(name)}</th><td>{html.escape(volume_text(volume))} mL</td>"
+        f"<td>{_confidence(report['confidence'][name])}</td></tr>"
         for name, volume in report["volumes_ml"].items()
     )
     table = (

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ def segment_cohort(
             _refuse_other_files(folder)
             refuse_other_case(folder / "report.json", case.case_id)
             with replacing_folder(folder) as scratch:
-                segmenter.write(ready(), scratch)
+                segmenter.write(ready(), scratch, warn=partial(_print_line, f"warning: {case.case_id}"))
         except Exception as error:
             kept = " The results of an earlier run are kept." if folder.exists() else ""
             failed[case.case_id] = f"{reason_of(error)}{kept}"
-            tqdm.write(printable(f"failed: {case.case_id}: {failed[case.case_id]}"), file=sys.stderr)
+            _print_line(f"failed: {case.case_id}", failed[case.case_id])
     failed = dict(gather_object(list(failed.items())))
     if state.is_main_process:
         for finding in bad:
@@ -109,6 +110,11 @@ def segment_cohort(
         skipped=len(cases) - len(numbers_left),
         failed=len(failed) + len(bad),
     )
+
+
+def _print_line(start: str, message: object) -> None:
+    """Print a message about a case on a line of its own, above the progress bar."""
+    tqdm.write(printable(f"{start}: {message}"), file=sys.stderr)
 
 
 def _read_ahead(segmenter: CaseSegmenter, cases: Sequence[CaseFiles]) -> Iterator[Callable[[], ReadyCase]]:

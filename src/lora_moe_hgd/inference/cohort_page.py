@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..files import counted, printable, replacing
+from ..files import counted, printable, replacing, volume_text
 from ..model.confidence import dice_text
 from ..model.task import BRAIN_TUMOUR, Task, shown
 from .page import filled_page
@@ -68,7 +68,7 @@ def _row(row: Mapping[str, Any], task: Task) -> str:
         empty = "<td></td>" + _number(None, "") * (len(task.regions) + 2)
         return f'<tr class="failed"><td>{name}</td>{empty}<td>failed: {html.escape(row["message"])}</td></tr>'
     link = f'<a href="{quote(row["case"])}/report.html">{name}</a>'
-    volumes = [_number(row[f"{region}_ml"], f"{row[f'{region}_ml']:.1f}") for region in task.regions]
+    volumes = [_number(row[f"{region}_ml"], volume_text(row[f"{region}_ml"])) for region in task.regions]
     confidence, warnings = row["confidence"], row["warnings"]
     cells = [
         f"<td>{link}</td>",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..arguments import (
 from ..cases.case_files import CaseFiles, given_case, namings, refuse_other_case
 from ..cases.channels import parse_channel_order
 from ..cases.layouts import find_case, survey
-from ..files import counted
+from ..files import counted, volume_text
 from ..loading import checkpoint_folder, checkpoint_task
 from ..model.confidence import dice_text
 from ..model.findings import BadInputError, Finding, prepare_command, raise_errors
@@ -34,6 +33,7 @@ from ..scans.options import add_scan_options, given_scan_options
 from ..scans.raw import is_raw, require_extra
 from ..sequence_names import parse_sequences
 from .cohort import INDEX, SUMMARY, CohortCounts, segment_cohort
+from .report import print_warning
 from .results import INPUT_SCHEME, CaseSegmenter, ResultOptions, choose_sequences
 from .scanned import segment_scan
 from .segmentation import RESULT_FILES, Segmentation
@@ -231,7 +231,7 @@ def _segment_study(args: argparse.Namespace, options: ResultOptions) -> None:
             check_name=partial(refuse_other_case, args.out_path / "report.json"),
             progress=not args.quiet,
             say=(lambda line: None) if args.quiet else partial(print, flush=True),
-            warn=lambda finding: print(f"warning: {finding}", file=sys.stderr),
+            warn=print_warning,
         )
         found.save(args.out_path, **asked, on_all=args.on == "all")
     if not args.quiet:
@@ -292,13 +292,12 @@ def _print_cohort(counts: CohortCounts, folder: Path) -> None:
 
 
 def _print_result(found: Segmentation, folder: Path, options: ResultOptions) -> None:
+    # If nothing was found, a warning has already said so.
     if found.report[f"{found.task.target}_found"]:
         for name, volume in found.volumes_ml.items():
             dice = found.confidence[name]
             label = "" if dice is None else "expected Dice "
-            print(f"{shown(name)}: {volume:.1f} mL, {label}{dice_text(dice)}")
-    else:
-        print(f"No {found.task.target} was found.")
+            print(f"{shown(name)}: {volume_text(volume)} mL, {label}{dice_text(dice)}")
     print(f"Label scheme: {found.label_scheme}.")
     names = [name for name in RESULT_FILES if (folder / name).is_file()]
     print(f"Results are in {folder}: {', '.join(names)}.")

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from ..files import printable, replacing
+from ..files import printable, replacing, volume_text
 from ..masks import bounds
 from ..model.brain import brain_of
 from ..model.confidence import dice_text
@@ -303,7 +303,8 @@ def _region_table(report: Mapping[str, Any], task: Task, truth_ml: Sequence[floa
         swatch = f'<svg class="swatch" aria-hidden="true"><rect fill="{colour}"/></svg>'
         label = f"<label>{box}{swatch}{html.escape(shown(region))}</label>"
         volumes = [report["volumes_ml"][region], *([] if truth_ml is None else [truth_ml[number]])]
-        cells = "".join(f'<td class="number">{text}</td>' for text in (*(f"{volume:.1f}" for volume in volumes), dice))
+        texts = [*map(volume_text, volumes), dice]
+        cells = "".join(f'<td class="number">{html.escape(text)}</td>' for text in texts)
         rows.append(f"<tr><td>{label}</td>{cells}</tr>")
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     caption = "Volumes in mL" + ("" if truth_ml is None else ". The expected Dice does not use the ground truth.")

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -113,20 +113,28 @@ def doubt_headline(report: Mapping[str, Any], task: Task) -> str:
     return f"{' and '.join(doubtful)} {'is' if len(doubtful) == 1 else 'are'} doubtful"
 
 
+def print_warning(warning: object) -> None:
+    """Print a warning to standard error."""
+    print(f"warning: {warning}", file=sys.stderr)
+
+
 @contextmanager
-def errors_as_warnings(name: str, report: dict[str, Any]) -> Iterator[None]:
+def errors_as_warnings(
+    name: str, report: dict[str, Any], warn: Callable[[str], object] = print_warning
+) -> Iterator[None]:
     """Convert an error inside the `with` block, which writes one result file, to a warning in the report.
 
     Args:
         name: Name of the file that the block writes, such as `overlay.png`.
         report: Report of the result. If the block fails, the warning is added to its list `warnings`, and `name` to
             its list `not_written`.
+        warn: Function that is called with the warning.
     """
     try:
         yield
     except Exception as error:
         message = f"{name} could not be made ({reason_of(error)}). The segmentation itself is complete."
-        print(f"warning: {message}", file=sys.stderr)
+        warn(message)
         report["warnings"].append(message)
         report["not_written"].append(name)
 

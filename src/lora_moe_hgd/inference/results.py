@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from ..model.label_schemes import LabelScheme, label_scheme
 from ..model.modeling_lora_moe_hgd import LoraMoeHgdForSegmentation
 from ..model.task import Task
 from ..sequence_names import sequence_hint
-from .report import make_report
+from .report import make_report, print_warning
 from .segment import find_in_box
 from .segmentation import RESULT_FILES, SCAN_FILES, Segmentation
 
@@ -302,13 +301,31 @@ class CaseSegmenter:
             task=self.task,
         )
 
-    def write(self, ready: ReadyCase, folder: Path, *, progress: bool = False) -> Segmentation:
-        """Segment a case that `read` returned, print its warnings, and save the requested files to `folder`."""
-        found = self.segment_ready(
-            ready, progress=progress, warn=lambda finding: print(f"warning: {finding}", file=sys.stderr)
-        )
+    def write(
+        self,
+        ready: ReadyCase,
+        folder: Path,
+        *,
+        progress: bool = False,
+        warn: Callable[[object], object] = print_warning,
+    ) -> Segmentation:
+        """Segment a case that `read` returned, and save the requested files to `folder`.
+
+        Args:
+            ready: Case that `read` returned.
+            folder: Output folder.
+            progress: Show a progress bar.
+            warn: Function that is called with each warning. The default prints it to standard error.
+        """
+        found = self.segment_ready(ready, progress=progress, warn=warn)
         options = self.options
-        found.save(folder, probabilities=options.probabilities, uncertainty=options.uncertainty, html=options.html)
+        found.save(
+            folder,
+            probabilities=options.probabilities,
+            uncertainty=options.uncertainty,
+            html=options.html,
+            warn=warn,
+        )
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from ..cases.case_files import CaseFiles, refuse_other_case, safe_name
 from ..cases.nifti import save_image, write_image
 from ..cases.reading import read_truth
-from ..files import counted
+from ..files import counted, volume_text
 from ..model.configuration_lora_moe_hgd import MODALITIES
 from ..model.findings import BadInputError
 from ..model.geometry import CaseGeometry
@@ -22,7 +22,7 @@ from ..model.task import BRAIN_TUMOUR, Task, shown
 from ..pictures import save_overlay
 from ..scans.prepared import Prepared
 from .page import write_case_page
-from .report import errors_as_warnings, write_report
+from .report import errors_as_warnings, print_warning, write_report
 from .uncertainty import voxel_entropy
 
 # Files that are written only for cases of raw images.
@@ -84,7 +84,7 @@ class Segmentation:
         return self.geometry.to_own_grid(self.probabilities_in_box)
 
     def __repr__(self) -> str:
-        volumes = ", ".join(f"{shown(name)} {volume:.1f} mL" for name, volume in self.volumes_ml.items())
+        volumes = ", ".join(f"{shown(name)} {volume_text(volume)} mL" for name, volume in self.volumes_ml.items())
         doubt = f"; {counted(len(self.warnings), 'warning')}, see .warnings" if self.warnings else ""
         return f"Segmentation({self.report['case_id']} from {' + '.join(self.images)}: {volumes}{doubt})"
 
@@ -96,6 +96,7 @@ class Segmentation:
         uncertainty: bool = False,
         html: bool = False,
         on_all: bool = False,
+        warn: Callable[[str], object] = print_warning,
     ) -> None:
         """Write `seg.nii.gz`, `overlay.png` and `report.json`, like `lora-moe-hgd segment`.
 
@@ -112,6 +113,8 @@ class Segmentation:
                 the case has one, and the maps that `probabilities` and `uncertainty` request.
             on_all: Also write the label map on the original grid of each sequence, such as `seg_on_t1c.nii.gz`.
                 `on_all` needs a case that was made from raw images.
+            warn: Function that is called with a warning for each file that cannot be made. The default prints it to
+                standard error.
 
         Raises:
             ValueError: If `on_all` is set for a case that was not made from raw images, if `folder` seems to be the
@@ -151,7 +154,7 @@ class Segmentation:
                 own = self.scan.on_own_grid(name, self.regions, self.label_scheme)
                 save_image(folder / f"seg_on_{name}.nii.gz", own)
         if self.scan is not None and self.scan.headers and self.regions.any():
-            with errors_as_warnings("seg.dcm", report):
+            with errors_as_warnings("seg.dcm", report, warn):
                 # Import it only here, because it needs the extra `scans`.
                 from ..scans.dicom_seg import write_dicom_seg
 
@@ -163,7 +166,7 @@ class Segmentation:
                     algorithm=report["checkpoint"],
                 )
         images = self.images if self.scan is None else self.scan.head_images()
-        with errors_as_warnings("overlay.png", report):
+        with errors_as_warnings("overlay.png", report, warn):
             save_overlay(
                 folder / "overlay.png",
                 images,
@@ -174,8 +177,8 @@ class Segmentation:
                 task=self.task,
             )
         if html:
-            with errors_as_warnings("report.html", report):
-                truth, note = self._truth()
+            with errors_as_warnings("report.html", report, warn):
+                truth, note = self._truth(warn)
                 write_case_page(
                     folder / "report.html",
                     images,
@@ -190,7 +193,7 @@ class Segmentation:
                 )
         write_report(folder / "report.json", report)
 
-    def _truth(self) -> tuple[np.ndarray | None, str]:
+    def _truth(self, warn: Callable[[str], object]) -> tuple[np.ndarray | None, str]:
         """Return the regions and the file name of the ground truth, or `None` and the reason why none is shown."""
         if self.case is None or self.case.segmentation is None:
             return None, "none"
@@ -198,5 +201,5 @@ class Segmentation:
         try:
             return read_truth(self.case, next(iter(self.images.values())), self.task), name
         except BadInputError as error:
-            print(f"warning: The page does not show the ground truth. {error}", file=sys.stderr)
+            warn(f"The page does not show the ground truth. {error}")
             return None, f"{name}, not shown. {error.finding.message}"

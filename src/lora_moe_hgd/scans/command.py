@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -74,12 +75,14 @@ def main(argv: Sequence[str]) -> None:
         case_id=args.case_id,
     )
     say = (lambda line: None) if args.quiet else partial(print, flush=True)
+    following = f"Next: {shlex.join(['lora-moe-hgd', 'segment', '--in-path', str(target)])} --out-path RESULTS"
     made_from = inputs_fingerprint(source, target, options)
     if is_finished(target, made_from):
         say(
             f"{target} already contains this case, made from the same files with the same options. Nothing was done. "
             f"To prepare the case again, delete {target / PREPARED}."
         )
+        say(following)
         return
     with steps_in(target) as steps, tempfile.TemporaryDirectory(prefix="lora-moe-hgd-") as scratch:
         prepared = prepare(
@@ -93,6 +96,6 @@ def main(argv: Sequence[str]) -> None:
         for finding in prepared.findings:
             print(f"warning: {finding}", file=sys.stderr)
         replace(prepared, report={**prepared.report, "made_from": made_from}).save(target)
-    if not args.quiet:
-        names = ", ".join(prepared.images)
-        print(f"The case is in {target}. All its sequences ({names}) have the grid of {prepared.reference}.")
+    names = ", ".join(prepared.images)
+    say(f"The case is in {target}. All its sequences ({names}) have the grid of {prepared.reference}.")
+    say(following)
