@@ -42,7 +42,7 @@ sequences has a score for only one of the 15 subsets.
 We did not run the networks of **published** columns. The authors of these networks scored them with their own code.
 
 **Trained from scratch alike, for half an hour of one processor thread, the network of this package is ahead of
-SegResNet, DynUNet and SwinUNETR (one seed). At equal steps, DynUNet and SwinUNETR are ahead of it**:
+SegResNet, DynUNet, UNETR and SwinUNETR. At equal steps, DynUNet and SwinUNETR are ahead of it**:
 [docs/peers.md](../../docs/peers.md).
 These three networks have no column here, because nobody has trained them to the end for a row of this benchmark.
 """
