@@ -17,8 +17,8 @@ from pathlib import Path
 PARAGRAPH_END = re.compile(r"\n\s*\n|\n\s*-\s|\n(?=\s+\w+: )")
 SENTENCE_END = re.compile(r"(?<=[a-z0-9)}`'\"][.!?])\s+(?=[A-Z`])")
 LEAST_WORDS = 4
-# Doctests, regular expressions and HTML are no sentences.
-CODE = re.compile(r"^(?:>>>|Example: |\.\.\.)|\(\?:|</?[a-z]+[ >]")
+# Doctests, regular expressions, HTML and single words are no sentences.
+CODE = re.compile(r"^(?:\S+$|>>>|Example: |\.\.\.)|\(\?:|</?[a-z]+[ >]")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
