@@ -215,7 +215,7 @@ def test_results_are_replaced_by_whole_ones_only(cohort: Path, results: Path, tm
     row = table(out)["case_000"]
     assert row["status"] == "failed"
     assert "lacks t2" in row["message"]
-    assert "The results of an earlier run are kept." in row["message"]
+    assert "The folder of the case keeps the results of an earlier run." in row["message"]
     np.testing.assert_array_equal(segmentations(out)["case_000"], segmentations(results)["case_000"])
 
 

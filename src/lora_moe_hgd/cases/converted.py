@@ -182,7 +182,7 @@ class Record:
             remove_leftovers(folder, names)
 
     def entry(self, case: CaseFiles) -> dict[str, Any]:
-        """Build the entry of a case. In layouts that name cases by number, a recorded case keeps its number.
+        """Build the entry of the record about a case. A case that has a number in the record keeps this number.
 
         Raises:
             ValueError: If the target layout cannot store the case.

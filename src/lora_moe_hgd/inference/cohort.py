@@ -90,7 +90,7 @@ def segment_cohort(
             with replacing_folder(folder) as scratch:
                 segmenter.write(ready(), scratch, warn=partial(_print_line, f"warning: {case.case_id}"))
         except Exception as error:
-            kept = " The results of an earlier run are kept." if folder.exists() else ""
+            kept = " The folder of the case keeps the results of an earlier run." if folder.exists() else ""
             failed[case.case_id] = f"{reason_of(error)}{kept}"
             _print_line(f"failed: {case.case_id}", failed[case.case_id])
     failed = dict(gather_object(list(failed.items())))
