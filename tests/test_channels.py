@@ -89,7 +89,7 @@ def test_without_an_order_numbered_files_are_refused(numbered: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "The file is not valid JSON .* option --channel-order"),
+        ("", "The file is not valid JSON .* --channel-order"),
         ("[]", "does not give each number, counted from 0"),
         ('{"channel_names": {"1": "T1"}}', "does not give each number, counted from 0"),
         ('{"modality": ["T1"]}', "does not give each number, counted from 0"),
