@@ -187,7 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--channel-order",
         metavar="NAMES",
-        help="in the source: sequence of each channel of a 4-D file, or of each numbered file, in ascending order",
+        help="sequences of the cases to convert: of each channel of a 4-D file, or of each numbered file, in "
+        "ascending order",
     )
     parser.add_argument(
         "--target-order",

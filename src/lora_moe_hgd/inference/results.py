@@ -135,7 +135,7 @@ class ReadyCase:
 
 
 class CaseSegmenter:
-    """Segmenter of cases with one checkpoint. The checkpoint is loaded when the first case needs it.
+    """Segment cases, all with the same checkpoint, which is loaded when the first case needs it.
 
     Args:
         checkpoint: Name of a shipped checkpoint, or folder or Hub id of a network or an adapter.

@@ -79,7 +79,16 @@ class TokenLayout:
 
 
 def layout_tokens(packed: Tensor, presence: Presence, grid: tuple[int, int, int]) -> tuple[Tensor, TokenLayout]:
-    """Group the tokens `(P, L, hidden)` of all volumes by case; return tokens `(B, N, hidden)` and layout."""
+    """Group the tokens of P volumes, L tokens each, by case. Cases with fewer volumes than others are padded.
+
+    Args:
+        packed: Tokens of all volumes, `(P, L, hidden)`.
+        presence: Case and sequence of each volume.
+        grid: Number of patches of a volume along each axis; L is their product.
+
+    Returns:
+        Tokens `(B, N, hidden)`, and where each of them comes from.
+    """
     slots = presence.slots(packed)
     num_slots, num_patches = slots.values.shape[1:3]
     routed_T = None
