@@ -78,7 +78,11 @@ def crop_jobs(
 
 
 def print_times(seconds: dict[str, list[float]]) -> None:
-    """Print the seconds of each job, and the ratio to the first job of `YARDSTICK` that ends with the same word."""
+    """Print the seconds of each job, and their ratio to those of `YARDSTICK`.
+
+    Only jobs of the same kind are compared. The kind is the last part of a job's name, such as `forward`. If
+    `YARDSTICK` has several jobs of a kind, the first one counts.
+    """
     print("| what | minimum s | median s | ratio of minima |\n|---|---|---|---|")
     for name, values in seconds.items():
         kind = name.rsplit(", ", 1)[1]

@@ -46,7 +46,7 @@ def segment(
         device: Device such as `cpu` or `cuda:0`. `None` means a GPU if there is one.
         base: Folder or Hub id of an adapter's base network. `None` means the base that `adapter_config.json` names.
         label_scheme: Scheme of the label map. `None`: that of the checkpoint; `input`: that of the case's file names.
-        mirror: Average the results of the case and of its left-right mirror image, which takes twice as long.
+        mirror: Average the logits of the case and of its left-right mirror image, which takes twice as long.
         bf16: Compute the network in bfloat16, which is faster on most GPUs and on recent processors.
         allow_skull: Accept images with the skull, which are refused by default.
         allow_partial: Accept volumes that show only a part of a brain, which are refused by default.

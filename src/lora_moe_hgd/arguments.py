@@ -125,6 +125,25 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="device such as cpu or cuda:0 (default: a GPU if there is one)")
 
 
+def add_channel_order(parser: argparse._ActionsContainer) -> None:
+    """Add `--channel-order`."""
+    parser.add_argument(
+        "--channel-order",
+        metavar="NAMES",
+        help="for numbered files (CASE_0000.nii.gz) and 4-D files only: sequence of each file or channel, in "
+        "ascending order, such as flair,t1,t1c,t2",
+    )
+
+
+def add_mirror(parser: argparse._ActionsContainer) -> None:
+    """Add `--mirror`."""
+    parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="average the logits of the case and of its left-right mirror image; takes twice as long",
+    )
+
+
 def add_bf16(parser: argparse._ActionsContainer) -> None:
     """Add `--bf16`."""
     parser.add_argument(

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..arguments import CommandParser, add_allowances, add_in_path, add_quiet, add_task
+from ..arguments import CommandParser, add_allowances, add_channel_order, add_in_path, add_quiet, add_task
 from ..files import counted, listed, reason_of
 from ..model.findings import Finding
 from ..model.label_schemes import LABEL_SCHEMES
@@ -204,12 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=list(LABEL_SCHEMES),
         help="label scheme of the segmentations (default: recognised from the file names)",
     )
-    parser.add_argument(
-        "--channel-order",
-        metavar="NAMES",
-        help="sequence of each channel of a 4-D file, or of each numbered file, in ascending order, such as "
-        "flair,t1,t1c,t2",
-    )
+    add_channel_order(parser)
     add_task(parser)
     add_allowances(parser)
     parser.add_argument(

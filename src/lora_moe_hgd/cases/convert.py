@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.nifti1 import data_type_codes
 from tqdm import tqdm
 
-from ..arguments import CommandParser, add_allowances, add_in_path, add_out_path, add_quiet
+from ..arguments import CommandParser, add_allowances, add_channel_order, add_in_path, add_out_path, add_quiet
 from ..files import new_folder, reason_of, replacing
 from ..model.case_rules import LABEL_MAP
 from ..model.configuration_lora_moe_hgd import MODALITIES
@@ -184,12 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=list(LABEL_SCHEMES),
         help="label scheme of the source (default: recognised from its file names)",
     )
-    parser.add_argument(
-        "--channel-order",
-        metavar="NAMES",
-        help="sequences of the cases to convert: of each channel of a 4-D file, or of each numbered file, in "
-        "ascending order",
-    )
+    add_channel_order(parser)
     parser.add_argument(
         "--target-order",
         metavar="NAMES",

@@ -399,7 +399,7 @@ def _cases_in(files: Sequence[Path]) -> list[str]:
     """Names of the patients and sessions in the file names, sorted.
 
     Only BIDS names, and names with the prefix of a convention, such as `TCGA-`, identify a patient with certainty.
-    Other file names add no patient to the result.
+    Files with other names are ignored.
     """
     found = set()
     for file in files:

@@ -15,9 +15,11 @@ from ..arguments import (
     CommandParser,
     add_allowances,
     add_bf16,
+    add_channel_order,
     add_checkpoint,
     add_device,
     add_in_path,
+    add_mirror,
     add_out_path,
     add_quiet,
     add_task,
@@ -207,12 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--label-scheme",
         help="label scheme of the ground truth (default: recognised from the file names)",
     )
-    parser.add_argument(
-        "--channel-order",
-        metavar="NAMES",
-        help="sequences by ascending file or channel number, such as flair,t1,t1c,t2; only for numbered files "
-        "(CASE_0000.nii.gz) and 4-D files",
-    )
+    add_channel_order(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cases", help="names of the cases to score, separated by commas (default: all)")
     which.add_argument(
@@ -228,11 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_allowances(parser)
     parser.add_argument("--subsets", help=SUBSETS_HELP)
-    parser.add_argument(
-        "--mirror",
-        action="store_true",
-        help="average the results of each case and of its left-right mirror image; takes twice as long",
-    )
+    add_mirror(parser)
     add_bf16(parser)
     parser.add_argument(
         "--convention",

@@ -14,9 +14,11 @@ from ..arguments import (
     CommandParser,
     add_allowances,
     add_bf16,
+    add_channel_order,
     add_checkpoint,
     add_device,
     add_in_path,
+    add_mirror,
     add_out_path,
     add_quiet,
 )
@@ -63,12 +65,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
         help="label numbers of seg.nii.gz; `input` means the scheme of the case's own label map (default: the "
         "checkpoint's scheme)",
     )
-    parser.add_argument(
-        "--channel-order",
-        metavar="NAMES",
-        help="sequence of each channel of a 4-D file, or of each numbered file, in ascending order, such as "
-        "flair,t1,t1c,t2",
-    )
+    add_channel_order(parser)
     parser.add_argument(
         "--reference",
         choices=task.modalities,
@@ -76,11 +73,7 @@ def build_parser(task: Task = BRAIN_TUMOUR) -> argparse.ArgumentParser:
     )
     parser.add_argument("--strict", action="store_true", help="refuse cases with warnings about their images")
     add_allowances(parser)
-    parser.add_argument(
-        "--mirror",
-        action="store_true",
-        help="average the logits of the case and of its left-right mirror image; takes twice as long",
-    )
+    add_mirror(parser)
     add_bf16(parser)
     parser.add_argument(
         "--probabilities", action="store_true", help="also write probabilities.nii.gz, one volume per region"

@@ -183,7 +183,7 @@ class CaseSegmenter:
         return fingerprint(self.weights, asdict(self.options), files, code_fingerprint(__name__))
 
     def is_done(self, case: CaseFiles, folder: Path) -> bool:
-        """Whether `folder` contains complete results whose fingerprint is the present `fingerprint` of the case."""
+        """Whether `folder` contains complete results with the fingerprint that the case has now."""
         try:
             report = read_json(folder / "report.json")
             made_from, not_written = report["made_from"], report["not_written"]

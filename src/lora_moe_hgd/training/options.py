@@ -57,8 +57,8 @@ class DataConfig:
         split: Split of `dataset`; `train` by default.
         label_scheme: Label scheme of the segmentations. By default, it is recognised from the file names. With
             `dataset`, this option is required.
-        channel_order: Sequences by ascending file or channel number, such as `[flair, t1, t1c, t2]`; only for numbered
-            files (`CASE_0000.nii.gz`) and 4-D files in `root`.
+        channel_order: For numbered files (`CASE_0000.nii.gz`) and 4-D files in `root` only: sequence of each file or
+            channel, in ascending order, such as `[flair, t1, t1c, t2]`.
         skip_bad: Leave out cases of `root` that cannot be used, instead of refusing to start.
         allow_skull: Accept heads with their skull.
         allow_partial: Accept volumes that show only a part of a brain.
